@@ -37,9 +37,14 @@ def run_script(main: Callable[[list[str] | None], int], name: str) -> int:
         return 130
 
 
+_warned: set[str] = set()
+
+
 def warn(message: str) -> None:
-    """One line on stderr for something the program went on in spite of."""
-    print(f"warning: {message}", file=sys.stderr, flush=True)
+    """One line on stderr for something the program went on in spite of; the same line only once."""
+    if message not in _warned:
+        _warned.add(message)
+        print(f"warning: {' '.join(message.split())}", file=sys.stderr, flush=True)
 
 
 def warn_counted(names: list[str], message: str) -> None:

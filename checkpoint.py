@@ -1,0 +1,321 @@
+"""Checkpoints: their names and contents, the N best of a fold, the kfold tree, safe reading, a run's state."""
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import pickle
+import re
+import time
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import config
+from utils import UserError, atomic_write, new_folder, timestamp
+
+FORMAT = 1
+PREFIX = "kfold-ensemble-"
+VALIDATION = "validation.npz"  # every epoch's probabilities of the fold's held-out people
+
+
+# ------------------------------------------------------------------------------------------------ names and contents
+
+
+@dataclass(frozen=True)
+class Info:
+    """What is needed to use a checkpoint's weights alone."""
+
+    model: str
+    task: str
+    transform: str
+    backbone: str
+    image_size: int
+    padding: int | None  # image size that the convolutions' padding was made for; None: the library's default
+    fold: int
+    epoch: int  # counted from 1
+    macro_f1: float  # of the held-out people, in the task's classes
+    loss: float
+    scores: dict[str, float] = field(default_factory=dict)
+    held_out: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file of weights. `info` is None for a bare state dict whose name does not tell enough either."""
+
+    path: Path
+    weights: dict[str, Tensor]
+    info: Info | None
+
+
+NAME = re.compile(
+    r"Fold(?P<fold>\d+)_(?P<model>\w+?)_task\((?P<task>[^)]+)\)ep\((?P<epoch>\d+)\)f1\((?P<f1>[^)]+)\)"
+    r"bs\((?P<batch_size>\d+)\)loss\((?P<loss>[^)]+)\)lr\((?P<lr>[^)]+)\)trans\((?P<transform>[^)]+)\)"
+    r"optim\((?P<optim>[^)]+)\)crit\((?P<loss_type>[^)]+)\)seed\((?P<seed>\d+)\)\.pth"
+)
+
+
+def file_name(info: Info, settings: config.TrainSettings) -> str:
+    """The long name that tells a checkpoint's story."""
+    return (
+        f"Fold{info.fold:02d}_{info.model}_task({info.task})ep({info.epoch})f1({info.macro_f1:.4f})"
+        f"bs({settings.batch_size})loss({info.loss:.4f})lr({settings.lr!r})trans({info.transform})"
+        f"optim({settings.optim_type})crit({settings.loss_type})seed({settings.seed}).pth"
+    )
+
+
+def info_from_name(name: str) -> Info | None:
+    """What an older file's name tells; its backbone, size and padding are the recipe's. None for another name."""
+    match = NAME.fullmatch(name)
+    model = match and config.MODELS.get(match["model"])
+    if not match or not model or match["task"] not in config.TASKS or match["transform"] not in config.TRANSFORMS:
+        return None
+    try:
+        f1, loss = float(match["f1"]), float(match["loss"])
+    except ValueError:
+        return None
+    return Info(
+        match["model"], match["task"], match["transform"], model.backbone, 224, None, int(match["fold"]),
+        int(match["epoch"]), f1, loss,
+    )  # fmt: skip
+
+
+def write(path: Path, weights: dict[str, Tensor], info: Info) -> None:
+    """Save weights and what is needed to use them, as plain types and tensors, under the final name at once."""
+    plain = {"format": FORMAT, "info": dataclasses.asdict(info), "state_dict": {k: v.cpu() for k, v in weights.items()}}
+    with atomic_write(path) as file:
+        torch.save(plain, file)
+
+
+def safe_load(path: Path) -> dict[str, Any]:
+    """A dictionary from a torch file, unpickling nothing but plain types and tensors. Raises UserError."""
+    try:
+        try:
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except (RuntimeError, ValueError):  # the format before torch 1.6 cannot be mapped
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: cannot be read safely as weights ({first}); use another file") from None
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path}: holds a {type(loaded).__name__}, not weights; use a checkpoint or a state dict")
+    return loaded
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else (
+            hashlib.sha256(file.read()).hexdigest()
+        )  # fmt: skip
+
+
+def read(path: Path) -> Checkpoint:
+    """A checkpoint, or a bare state dict described by its name where that tells enough. Raises UserError."""
+    loaded = safe_load(path)
+    if "state_dict" not in loaded:
+        weights, info = loaded, info_from_name(path.name)
+    else:
+        weights, info = loaded["state_dict"], _checked_info(loaded.get("info"), path)
+    if not isinstance(weights, dict) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
+        raise UserError(f"{path}: holds no state dict; use a checkpoint or a state dict")
+    return Checkpoint(path, weights, info)
+
+
+def _checked_info(plain: Any, path: Path) -> Info:
+    kinds = {"str": str, "int": int, "float": float, "int | None": (int, type(None)), "dict[str, float]": dict,
+             "list[str]": list}  # fmt: skip
+    if not isinstance(plain, dict):
+        raise UserError(f"{path}: its metadata is missing; use another file")
+    for member in dataclasses.fields(Info):
+        value = plain.get(member.name)
+        if not isinstance(value, kinds[str(member.type)]):  # type: ignore[arg-type]
+            raise UserError(f"{path}: its metadata gives {member.name} as {value!r}; use another file")
+    info = Info(**{member.name: plain[member.name] for member in dataclasses.fields(Info)})
+    known = (("model", config.MODELS), ("task", config.TASKS), ("transform", config.TRANSFORMS))
+    for name, registry in known:
+        if getattr(info, name) not in registry:
+            raise UserError(f"{path}: its {name} {getattr(info, name)!r} is unknown here; add it to config.py")
+    config.backbone_entry(info.backbone)
+    return info
+
+
+# ------------------------------------------------------------------------------------------------ a fold while it runs
+
+
+@dataclass
+class Kept:
+    """One of a fold's best checkpoints."""
+
+    file: str
+    epoch: int
+    macro_f1: float
+
+    @property
+    def rank(self) -> tuple[float, int]:
+        """Sorts the best first: higher macro F1, then the earlier epoch."""
+        return (-self.macro_f1, self.epoch)
+
+
+@dataclass
+class FoldState:
+    """All that a fold's next epoch goes on from, beside the weights and the optimizer's state."""
+
+    fold: int
+    epoch: int = 0  # epochs that are complete
+    kept: list[Kept] = field(default_factory=list)
+    history: list[dict[str, float]] = field(default_factory=list)  # a row per epoch
+    probabilities: dict[str, list[np.ndarray]] = field(default_factory=dict)  # task -> [images, classes] per epoch
+
+
+def keep_best(folder: Path, kept: list[Kept], new: Kept, weights: dict[str, Tensor], info: Info, top: int) -> None:
+    """Save the new checkpoint if it is among the `top` best, and only then delete what it displaces; updates `kept`."""
+    ranked = sorted([*kept, new], key=lambda k: k.rank)
+    if new in ranked[top:]:
+        return
+    write(folder / new.file, weights, info)
+    for displaced in ranked[top:]:
+        (folder / displaced.file).unlink(missing_ok=True)
+    kept[:] = ranked[:top]
+
+
+def write_validation(folder: Path, state: FoldState, files: list[str]) -> None:
+    """Keep every epoch's validation probabilities: one array [epochs, images, classes] per task, and the file names."""
+    arrays = {f"probs_{task}": np.stack(rows) for task, rows in state.probabilities.items()}
+    with atomic_write(folder / VALIDATION) as file:
+        np.savez_compressed(file, files=np.array(files), **arrays)  # type: ignore[arg-type]
+    columns = list(state.history[0])
+    with atomic_write(folder / "history.csv", "w") as file:
+        file.write(",".join(columns) + "\n")
+        file.writelines(",".join(f"{row[c]:.8g}" for c in columns) + "\n" for row in state.history)
+
+
+def read_validation(folder: Path, task: str) -> tuple[list[str], np.ndarray] | None:
+    """(file names, [epochs, images, classes]) of a fold, None where it has none."""
+    try:
+        with np.load(folder / VALIDATION, allow_pickle=False) as arrays:
+            return arrays["files"].tolist(), arrays[f"probs_{task}"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{folder / VALIDATION}: damaged ({error}); remove {folder} to train it again") from None
+
+
+# ------------------------------------------------------------------------------------------------------- the tree
+
+
+def open_tree(settings: config.TrainSettings) -> Path:
+    """The folder of a run: new, or that of --run-name whose settings agree. Raises UserError where they do not."""
+    parent, name = Path(settings.save_path), PREFIX + settings.model_type
+    if settings.run_name is None:
+        return new_folder(parent, name if not (parent / name).exists() else f"{name}_{timestamp()}")
+    if not re.fullmatch(r"[\w.-]+", settings.run_name):
+        raise UserError(f"--run-name {settings.run_name!r}: use letters, digits, dots, hyphens and underscores")
+    tree = parent / f"{name}_{settings.run_name}"
+    if not tree.is_dir():
+        return new_folder(parent, tree.name)
+    before = read_run(tree).get("settings")
+    if not isinstance(before, dict):
+        raise UserError(f"{tree}: has no run.json with settings; choose another --run-name")
+    now = result_settings(settings)
+    for key, value in now.items():
+        if before.get(key) != value:
+            raise UserError(
+                f"--run-name {settings.run_name}: {tree} was trained with --{key.replace('_', '-')} "
+                f"{before.get(key)}, not {value}; choose another --run-name"
+            )
+    return tree
+
+
+def result_settings(settings: config.TrainSettings) -> dict[str, Any]:
+    """The settings that a run's result hangs on."""
+    free = ("workers", "dry_run", "save_path", "run_name", "device")
+    return {key: value for key, value in dataclasses.asdict(settings).items() if key not in free}
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file whole or not at all."""
+    with atomic_write(path, "w") as file:
+        json.dump(content, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+
+
+def read_run(tree: Path) -> dict[str, Any]:
+    """run.json of a tree; empty where there is none (older trees). Raises UserError for a damaged one."""
+    try:
+        content = json.loads((tree / "run.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{tree / 'run.json'}: damaged ({error}); restore or remove it") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{tree / 'run.json'}: holds no settings; restore or remove it")
+    return content
+
+
+def fold_folders(tree: Path) -> list[Path]:
+    """fold00, fold01 ... of a tree."""
+    return sorted(p for p in tree.glob("fold*") if p.is_dir() and re.fullmatch(r"fold\d+", p.name))
+
+
+def started(tree: Path) -> float:
+    """When a tree's run began, in seconds since 1970; older trees tell it by their folder's time."""
+    when = read_run(tree).get("started")
+    try:
+        return time.mktime(time.strptime(str(when)[:19], "%Y-%m-%dT%H:%M:%S"))
+    except ValueError:
+        return tree.stat().st_mtime
+
+
+def trees_below(parent: Path) -> list[Path]:
+    """The kfold trees in a folder that hold a checkpoint, the newest first."""
+    trees = [p for p in parent.glob(f"{PREFIX}*") if p.is_dir() and any(p.glob("fold*/*.pth"))]
+    return sorted(trees, key=lambda p: (started(p), p.name), reverse=True)
+
+
+def find_tree(root: str | None) -> Path:
+    """The tree to use: the newest under ./saved_models, or the one that `root` is or holds. Raises UserError."""
+    parent = Path(root or "./saved_models")
+    if root and not parent.is_dir():
+        raise UserError(f"--root {root}: no such folder; name a kfold-ensemble-* folder")
+    if root and fold_folders(parent):
+        return parent
+    trees = trees_below(parent)
+    if not trees:
+        raise UserError(f"{parent}: no {PREFIX}*/fold00 with a checkpoint in it; train first, or name a tree with --root")
+    if root and len(trees) > 1:
+        raise UserError(f"--root {root}: holds {len(trees)} trees ({', '.join(t.name for t in trees)}); name one of them")
+    return trees[0]
+
+
+def read_described(path: Path) -> tuple[Checkpoint, Info]:
+    """A checkpoint that tells what it is. Raises UserError for one that does not."""
+    found = read(path)
+    if found.info is None:
+        raise UserError(f"{path}: a bare state dict whose name does not tell its model and task; name it as train.py does")
+    return found, found.info
+
+
+def ranked_members(folder: Path) -> list[tuple[Checkpoint, Info]]:
+    """A fold's checkpoints, the best by validation macro F1 first."""
+    found = [read_described(path) for path in sorted(folder.glob("*.pth")) if not path.name.startswith(".")]
+    return sorted(found, key=lambda pair: (-pair[1].macro_f1, pair[1].epoch, pair[0].path.name))
+
+
+def member_name(path: Path, tree: Path) -> str:
+    """fold00/Fold00_...: a checkpoint's name within its tree."""
+    return path.relative_to(tree).as_posix()
+
+
+def disk_free(path: Path) -> int:
+    """Bytes free where `path` is or will be."""
+    there = next(p for p in (path, *path.absolute().parents) if p.exists())
+    stat = os.statvfs(there)
+    return stat.f_bavail * stat.f_frsize

@@ -1,0 +1,506 @@
+"""Label tables, registries, settings and argument parsers. Free of torch, so that `--help` and refusals are quick.
+
+A new task, model, backbone, loss, optimizer or transform is one entry in its registry here: the command line,
+the help, the checks and the tests pick it up. A `target` is "module:attribute", imported when it is first used.
+"""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import math
+import os
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
+
+from utils import UserError
+
+# ------------------------------------------------------------------------------------------------ labels
+
+MASKS = ("wear", "incorrect", "not_wear")
+GENDERS = ("male", "female")
+AGE_GROUPS = ("under 30", "30 to 59", "60 and over")
+GROUP_STARTS = (30, 60)  # the age in years at which the next age group starts
+PHOTO_SIZE = (384, 512)  # width, height in pixels of the competition's photographs, to which crops refer
+
+
+def age_group(years: float) -> int:
+    """0 under 30, 1 from 30 to 59, 2 from 60, by the age rounded to whole years."""
+    whole = math.floor(years + 0.5)
+    return sum(whole >= start for start in GROUP_STARTS)
+
+
+def main_class(mask: int, gender: int, years: float) -> int:
+    """The competition's class 0..17."""
+    return 6 * mask + 3 * gender + age_group(years)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a photograph is labelled with. `label(mask, gender, years)` gives the class, or the value of a regression."""
+
+    label: Callable[[int, int, float], float]
+    classes: tuple[str, ...]  # names of the classes; empty for a regression
+    help: str
+    from_main: tuple[int, ...] = ()  # this task's class for each of the 18, so that a `main` model answers it by summing
+    judged_as: str = ""  # a regression's F1 is that of this task, after `label(0, 0, value)` of it
+
+    @property
+    def regression(self) -> bool:
+        return not self.classes
+
+    @property
+    def outputs(self) -> int:
+        """Width of a head for this task."""
+        return max(len(self.classes), 1)
+
+
+TASKS: dict[str, Task] = {
+    "main": Task(
+        main_class,
+        tuple(f"{m}, {g}, {a}" for m in MASKS for g in GENDERS for a in AGE_GROUPS),
+        "18 classes: 6*mask + 3*gender + age group",
+        from_main=tuple(range(18)),
+    ),
+    "mask": Task(lambda m, g, y: m, MASKS, "mask worn, worn incorrectly, not worn", tuple(c // 6 for c in range(18))),
+    "ageg": Task(lambda m, g, y: age_group(y), AGE_GROUPS, "age group", tuple(c % 3 for c in range(18))),
+    "age": Task(lambda m, g, y: y, (), "age in years (regression)", judged_as="ageg"),
+    "gender": Task(lambda m, g, y: g, GENDERS, "male, female", tuple(c // 3 % 2 for c in range(18))),
+}
+
+
+def judged(task: str) -> str:
+    """The task whose classes the macro F1 of `task` is counted in: itself, or a regression's groups."""
+    return TASKS[task].judged_as or task
+
+
+# -------------------------------------------------------------------------------------------- registries
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network. Its target is built as target(backbone, heads), heads: {task: outputs}, all sharing one backbone."""
+
+    target: str
+    backbone: str
+    families: tuple[str, ...] = ()  # backbone families that fit; empty: any
+    heads: tuple[str, ...] = ()  # tasks trained at once; empty: the one task that is asked for
+    alias: str = ""
+    help: str = ""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Source of a 1000-way network. build: target(name, padding_size) -> module; weights: target(name) -> its state dict."""
+
+    target: str
+    weights: str
+    family: str
+
+
+@dataclass(frozen=True)
+class Loss:
+    target: str
+    regression: bool
+    help: str
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """target(parameter groups, lr, weight_decay); its default rates on ImageNet weights and from scratch."""
+
+    target: str
+    lr_pretrained: float
+    lr_scratch: float
+    weight_decay: float
+    help: str
+
+
+@dataclass(frozen=True)
+class Transform:
+    """target(image_size) -> augmentation.Forms. `sees`: the field of view of its validation form and of its test views."""
+
+    target: str
+    sees: str
+    random_view: bool  # whether every test view is another one
+    help: str
+
+
+MODELS: dict[str, Model] = {
+    "VanillaEfficientNet": Model(
+        "model:VanillaEfficientNet", "efficientnet-b3", ("efficientnet", "timm"), help="EfficientNet and a linear head"
+    ),
+    "VanillaResNet": Model("model:VanillaResNet", "resnet50", ("resnet", "timm"), help="ResNet and a linear head"),
+}
+
+BACKBONES: dict[str, Backbone] = {
+    **{
+        f"efficientnet-b{i}": Backbone("model:efficientnet", "model:efficientnet_weights", "efficientnet")
+        for i in range(8)
+    },
+    "efficientnet-lite0": Backbone("model:efficientnet_lite0", "model:efficientnet_lite0_weights", "efficientnet"),
+    **{f"resnet{n}": Backbone("model:resnet", "model:resnet_weights", "resnet") for n in (18, 34, 50, 101, 152)},
+}
+
+LOSSES: dict[str, Loss] = {
+    "labelsmoothingloss": Loss("loss:LabelSmoothingLoss", False, "smoothing 0.2 spread over the other classes"),
+    "focalloss": Loss("loss:FocalLoss", False, "gamma 5"),
+    "crossentropyloss": Loss("loss:CrossEntropyLoss", False, "plain cross entropy"),
+    "mseloss": Loss("loss:MSELoss", True, "squared error, for age"),
+    "smoothl1loss": Loss("loss:SmoothL1Loss", True, "Huber's error, for age"),
+}
+
+OPTIMIZERS: dict[str, Optimizer] = {
+    "adam": Optimizer("optim:adam", 0.001, 0.005, 0.0, "Adam"),
+    "adamp": Optimizer("optim:adamp", 0.001, 0.005, 0.01, "AdamP of the adamp package"),
+    "sgd": Optimizer("optim:sgd", 0.005, 0.005, 0.0, "plain SGD"),
+    "momentum": Optimizer("optim:momentum", 0.005, 0.005, 0.0, "SGD with momentum 0.9"),
+}
+
+TRANSFORMS: dict[str, Transform] = {
+    "base": Transform("augmentation:base", "the middle 224 pixels", False, "resized and cropped, no other change"),
+    "random": Transform("augmentation:random", "the middle 224 pixels", False, "random crops and RandAugment"),
+    "tta": Transform("augmentation:tta", "the middle 384 pixels", True, "as random; each test view is another crop"),
+}
+
+SCHEDULES = {"cosine": "annealed to 0, restarting after each cycle", "none": "constant"}
+PRECISIONS = {
+    "auto": "bf16 on a GPU that has it, else fp16 there, fp32 on a CPU",
+    "fp32": "32 bit",
+    "bf16": "bfloat16 autocast",
+    "fp16": "float16 autocast with a gradient scaler",
+}
+METHODS = {"softvoting": "three means of the probabilities", "hardvoting": "majority of the votes"}
+METHOD_ALIASES = {"soft": "softvoting", "hard": "hardvoting"}
+AUTO = "auto"  # --transform-type: the form that the checkpoint's own validation used
+
+
+def resolve(target: str) -> Any:
+    """Import "module:attribute"."""
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def backbone_entry(name: str) -> Backbone:
+    """The registry's entry. Raises UserError for a name it does not have."""
+    if name in BACKBONES:
+        return BACKBONES[name]
+    raise UserError(f"--backbone {name}: unknown; choose from {', '.join(BACKBONES)}")
+
+
+def trained_heads(model: str, task: str) -> tuple[str, ...]:
+    """The tasks a model trains at once: its own heads, or the one asked for."""
+    return MODELS[model].heads or (task,)
+
+
+# ------------------------------------------------------------------------------------- options and parsers
+
+
+@dataclass(frozen=True)
+class Range:
+    """A number from `low` to `high`, both included unless `above` (then low itself is out)."""
+
+    kind: type
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+
+    def __call__(self, text: str) -> float:
+        try:
+            value = self.kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no {'whole ' if self.kind is int else ''}number") from None
+        if not self.low <= value <= self.high or (self.above and value == self.low):
+            least = f"{'above' if self.above else 'at least'} {self.low:g}"
+            most = f" and at most {self.high:g}" if self.high < math.inf else ""
+            raise argparse.ArgumentTypeError(f"{text} is out of range: it must be {least}{most}")
+        return value
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """One name of a registry, in any case; an alias (of the registry's entry, or given) stands for its name."""
+
+    names: Collection[str]
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def __call__(self, text: str) -> str:
+        known = {name.casefold(): name for name in self.names} | {a.casefold(): n for a, n in self.aliases.items()}
+        if isinstance(self.names, Mapping):
+            entries = {getattr(entry, "alias", ""): name for name, entry in self.names.items()}
+            known |= {alias.casefold(): name for alias, name in entries.items() if alias}
+        if text.casefold() not in known:
+            raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(self.names)}")
+        return known[text.casefold()]
+
+
+def option(
+    group: str,
+    help: str,
+    default: Any = None,
+    kind: Callable[[str], Any] = str,
+    shown: str | None = None,
+    metavar: str | None = None,
+    const: Any = None,
+) -> Any:
+    """A settings field that is also a command-line option. `shown`: how the help words the default; `const`: the
+    value of the option given without one."""
+    meta = {"group": group, "help": help, "kind": kind, "shown": shown, "metavar": metavar, "const": const}
+    return dataclasses.field(default=default, metadata=meta)
+
+
+DATA, MODEL, TRAINING, FOLDS, MACHINE, VOTING = (
+    "data", "model", "training", "folds and checkpoints", "machine", "views and votes",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MachineSettings:
+    """Where and how fast; nothing here changes what is computed beyond rounding."""
+
+    device: str = option(MACHINE, "auto, cpu, cuda, cuda:1, mps ...", "auto", metavar="NAME")
+    workers: int | None = option(MACHINE, "processes that read photographs", None, Range(int, 0), "by the processors")
+    threads: int | None = option(MACHINE, "torch's threads", None, Range(int, 1), "the processors")
+    precision: str = option(MACHINE, "arithmetic of the network", "auto", Choice(PRECISIONS))
+
+
+@dataclass(frozen=True)
+class TrainSettings(MachineSettings):
+    """Everything `train.py` is asked for; `completed()` fills what depends on other options."""
+
+    task: str = option(DATA, "what to learn", "main", Choice(TASKS))
+    train_root: str = option(DATA, "folder of labelled photographs", "./input/data/train", metavar="DIR")
+    valid_root: str | None = option(
+        DATA, "another such folder: validates a single split; with --cv above 1 scored once, by the final ensemble",
+        metavar="DIR",
+    )  # fmt: skip
+    age_filter: int | None = option(
+        DATA, "count people of this age and more as '60 and over' in the training labels", None, Range(int, 30, 60),
+        metavar="AGE",
+    )  # fmt: skip
+    transform_type: str = option(DATA, "crops and augmentation", "random", Choice(TRANSFORMS))
+    image_size: int = option(DATA, "side in pixels of what the network sees", 224, Range(int, 16, 2048))
+    model_type: str = option(MODEL, "network", "VanillaEfficientNet", Choice(MODELS))
+    backbone: str | None = option(
+        MODEL, f"1000-way network below the head ({', '.join(BACKBONES)})", None, str.lower, "the model's own", "NAME"
+    )
+    pretrained: str = option(
+        MODEL, "where the backbone's weights come from: imagenet, none, or a state dict's PATH", "imagenet",
+        metavar="SOURCE",
+    )  # fmt: skip
+    load_state_dict: str | None = option(MODEL, "train on from this checkpoint", metavar="PATH")
+    epochs: int = option(TRAINING, "passes over the training people", 30, Range(int, 1))
+    batch_size: int = option(TRAINING, "photographs in a step", 32, Range(int, 2))
+    optim_type: str = option(TRAINING, "optimizer", "adam", Choice(OPTIMIZERS))
+    loss_type: str | None = option(
+        TRAINING, "loss", None, Choice(LOSSES), "labelsmoothingloss; smoothl1loss for age"
+    )
+    lr: float | None = option(
+        TRAINING, "learning rate (0.005 wrecks pretrained weights under Adam)", None, Range(float, 0, above=True),
+        "0.001 for adam and adamp on pretrained weights, else 0.005",
+    )  # fmt: skip
+    lr_scheduler: str = option(TRAINING, "learning rate over time", "cosine", Choice(SCHEDULES))
+    cycle_epochs: float | None = option(
+        TRAINING, "length of cosine's cycle in epochs", None, Range(float, 0, above=True), "the whole run"
+    )
+    warmup_epochs: float = option(TRAINING, "epochs of linear warm-up", 0.0, Range(float, 0))
+    backbone_lr_scale: float = option(TRAINING, "the backbone's learning rate as a part of --lr", 1.0, Range(float, 0))
+    weight_decay: float | None = option(
+        TRAINING, "weight decay", None, Range(float, 0), "0.01 for adamp, else 0"
+    )
+    clip_grad: float | None = option(
+        TRAINING, "largest norm of the gradient", None, Range(float, 0, above=True), "no clipping"
+    )
+    seed: int = option(TRAINING, "seed of every random draw but the split", 42, Range(int, 0))
+    cv: int = option(FOLDS, "folds; 1 = a single split, one of ten folds held out", 1, Range(int, 1))
+    split_seed: int = option(FOLDS, "seed of the split into folds", 42, Range(int, 0, 2**32 - 1))
+    save_path: str = option(FOLDS, "where the tree of checkpoints goes", "./saved_models", metavar="DIR")
+    run_name: str | None = option(
+        FOLDS, "suffix of the tree's name; naming a run that is there completes it", None, shown="none, or the time",
+        metavar="NAME",
+    )  # fmt: skip
+    save_top: int = option(FOLDS, "checkpoints kept per fold, by validation macro F1", 3, Range(int, 1))
+    dry_run: bool = option(MACHINE, "read, split, run one batch, estimate time and disk, and stop", False)
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        return trained_heads(self.model_type, self.task)
+
+    def completed(self) -> TrainSettings:
+        """Fill the defaults that hang on other options, and refuse what does not go together (UserError)."""
+        optimizer = OPTIMIZERS[self.optim_type]
+        from_weights = self.pretrained != "none" or self.load_state_dict is not None
+        filled = dataclasses.replace(
+            self,
+            backbone=self.backbone or MODELS[self.model_type].backbone,
+            loss_type=self.loss_type or ("smoothl1loss" if TASKS[self.task].regression else "labelsmoothingloss"),
+            lr=self.lr if self.lr is not None else optimizer.lr_pretrained if from_weights else optimizer.lr_scratch,
+            weight_decay=optimizer.weight_decay if self.weight_decay is None else self.weight_decay,
+        )
+        check_training(filled)
+        return filled
+
+    def explain_lr(self, given: float | None) -> str:
+        """Which learning rate the run takes, and why."""
+        if given is not None:
+            return f"learning rate {given:g} (--lr)"
+        completed = self.completed()
+        start = "from scratch" if self.pretrained == "none" and not self.load_state_dict else "on pretrained weights"
+        why = "" if completed.lr == 0.005 else ": 0.005 wrecks them under this optimizer"
+        return f"learning rate {completed.lr:g} (the default of {self.optim_type} {start}{why})"
+
+
+def check_training(s: TrainSettings) -> None:
+    """Refuse settings that do not go together, naming the option and the remedy."""
+    task, loss, model = TASKS[s.task], LOSSES[s.loss_type or ""], MODELS[s.model_type]
+    if task.regression and model.heads:
+        able = [name for name, entry in MODELS.items() if not entry.heads]
+        raise UserError(f"--task {s.task}: {s.model_type} has no head for it; use --model-type {' or '.join(able)}")
+    if task.regression != loss.regression:
+        fits = [name for name, entry in LOSSES.items() if entry.regression == task.regression]
+        raise UserError(f"--loss-type {s.loss_type}: does not fit --task {s.task}; use {', '.join(fits)}")
+    entry = backbone_entry(s.backbone or "")
+    if model.families and entry.family not in model.families:
+        fits = [name for name, b in BACKBONES.items() if b.family in model.families]
+        raise UserError(f"--backbone {s.backbone}: does not fit {s.model_type}; use one of {', '.join(fits)}")
+    grouped = [t for t in s.heads if TASKS[t].classes and TASKS[t].label(0, 0, 59) != TASKS[t].label(0, 0, 60)]
+    if s.age_filter is not None and not grouped:
+        raise UserError(f"--age-filter {s.age_filter}: --task {s.task} has no age groups to filter; leave it out")
+    if s.lr_scheduler == "none" and s.cycle_epochs is not None:
+        raise UserError("--cycle-epochs: only --lr-scheduler cosine has cycles; leave it out")
+    if s.cycle_epochs is not None and s.cycle_epochs + s.warmup_epochs > s.epochs:
+        raise UserError(f"--cycle-epochs {s.cycle_epochs:g}: longer than the {s.epochs} epochs; make it shorter")
+    if s.warmup_epochs >= s.epochs:
+        raise UserError(f"--warmup-epochs {s.warmup_epochs:g}: must be fewer than --epochs {s.epochs}")
+
+
+@dataclass(frozen=True)
+class PredictSettings(MachineSettings):
+    """What both submit scripts share."""
+
+    task: str = option(DATA, "what to answer", "main", Choice(TASKS))
+    data_root: str | None = option(
+        DATA, "evaluation folder, or its folder of images", None,
+        shown="./input/data/images, else ./input/data/eval/images", metavar="DIR",
+    )  # fmt: skip
+    save_path: str = option(DATA, "where the folder of predictions goes", "./prediction", metavar="DIR")
+    answers: str | None = option(DATA, "true classes (ImageID,ans), to score against", metavar="CSV")
+    batch_size: int = option(MACHINE, "photographs in a forward pass", 32, Range(int, 1))
+
+
+@dataclass(frozen=True)
+class SingularSettings(PredictSettings):
+    """Everything `submit_singular.py` is asked for."""
+
+    model_type: str | None = option(
+        MODEL, "network of the checkpoint to look for", None, Choice(MODELS), "VanillaEfficientNet"
+    )
+    load_state_dict: str | None = option(
+        MODEL, "checkpoint", None, shown="the best of the newest tree under ./saved_models that answers the task",
+        metavar="PATH",
+    )  # fmt: skip
+    transform_type: str = option(
+        DATA, "crop; auto: as the checkpoint's validation saw it", "base", Choice([*TRANSFORMS, AUTO])
+    )
+
+    def completed(self) -> SingularSettings:
+        return self
+
+
+@dataclass(frozen=True)
+class EnsembleSettings(PredictSettings):
+    """Everything `submit_ensemble.py` is asked for."""
+
+    root: str | None = option(
+        MODEL, "tree of checkpoints, or a folder that holds one", None,
+        shown="the newest kfold-ensemble-* under ./saved_models", metavar="DIR",
+    )  # fmt: skip
+    from_probs: str | None = option(
+        VOTING, "folder of an earlier prediction: vote again on its probs.npz, without a forward pass", metavar="DIR"
+    )
+    transform_type: str | None = option(
+        DATA, "crop; auto, or nothing after the option: as each checkpoint's validation saw it", None,
+        Choice([*TRANSFORMS, AUTO]), "base; tta where --tta is above 1", const=AUTO,
+    )  # fmt: skip
+    top_k: int | None = option(VOTING, "best checkpoints OF EACH FOLD that vote", None, Range(int, 1), "3")
+    tta: int | None = option(VOTING, "views of each photograph, each another crop", None, Range(int, 1), "1")
+    method: str = option(VOTING, "how to vote (soft, hard)", "softvoting", Choice(METHODS, METHOD_ALIASES))
+
+    def completed(self) -> EnsembleSettings:
+        """Fill what hangs on other options, and refuse what does not go together (UserError)."""
+        if self.from_probs is not None:
+            for given, name in ((self.root, "root"), (self.transform_type, "transform-type"), (self.tta, "tta"),
+                                (self.data_root, "data-root")):  # fmt: skip
+                if given is not None:
+                    raise UserError(f"--{name}: --from-probs votes on stored probabilities; leave --{name} out")
+            return self
+        tta = self.tta or 1
+        transform = self.transform_type or ("tta" if tta > 1 else "base")
+        if tta > 1 and transform != AUTO and not TRANSFORMS[transform].random_view:
+            raise UserError(f"--tta {tta}: --transform-type {transform} shows every view alike; use --transform-type tta")
+        return dataclasses.replace(self, tta=tta, transform_type=transform, top_k=self.top_k or 3)
+
+
+S = TypeVar("S", bound=MachineSettings)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see --help)")
+
+
+def build_parser(settings: type[MachineSettings], prog: str, description: str) -> argparse.ArgumentParser:
+    """The parser of a settings class: an option per field, in groups, each with its choices and default."""
+    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
+    groups: dict[str, Any] = {}
+    for field in sorted(dataclasses.fields(settings), key=lambda f: f.metadata["group"] == MACHINE):
+        meta = field.metadata
+        group = groups.setdefault(meta["group"], None) or parser.add_argument_group(meta["group"])
+        groups[meta["group"]] = group
+        flag = "--" + field.name.replace("_", "-")
+        if field.default is False:
+            group.add_argument(flag, action="store_true", help=meta["help"])
+            continue
+        kind = meta["kind"]
+        metavar = meta["metavar"]
+        if isinstance(kind, Choice):
+            metavar = "{" + ",".join(kind.names) + "}"
+        elif metavar is None:
+            metavar = "N" if isinstance(kind, Range) and kind.kind is int else "X"
+        shown = meta["shown"] or ("none" if field.default is None else f"{field.default}")
+        extra = {"nargs": "?", "const": meta["const"]} if meta["const"] is not None else {}
+        text = f"{meta['help']} (default: {shown})".replace("%", "%%")
+        group.add_argument(flag, type=kind, default=field.default, metavar=metavar, help=text, **extra)
+    return parser
+
+
+def parse(settings: type[S], argv: Sequence[str] | None, prog: str, description: str) -> S:
+    """Command line -> settings as asked for (call `completed()` on them). Underscores in option names are hyphens.
+
+    Raises UserError for an unknown option, a shortened one, or a value out of range.
+    """
+    words = [hyphenated(word) for word in (sys.argv[1:] if argv is None else argv)]
+    os.environ.setdefault("COLUMNS", "120")
+    return settings(**vars(build_parser(settings, prog, description).parse_args(words)))
+
+
+def hyphenated(word: str) -> str:
+    """`--model_type=X` -> `--model-type=X`; values are left alone."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def options_table(settings: type[MachineSettings], prog: str) -> str:
+    """The options of a script as a Markdown table, for the README."""
+    rows = ["| option | values | default | meaning |", "|---|---|---|---|"]
+    for action in build_parser(settings, prog, "")._actions:
+        if isinstance(action, argparse._HelpAction):
+            continue
+        meaning, _, default = (action.help or "").replace("%%", "%").partition(" (default: ")
+        values = "" if action.nargs == 0 else str(action.metavar).strip("{}").replace(",", ", ")
+        rows.append(f"| `{action.option_strings[0]}` | {values} | {default.removesuffix(')')} | {meaning} |")
+    return "\n".join(rows)

@@ -1,0 +1,453 @@
+"""The driver of a run: folds, epochs, the best checkpoints of each fold, out-of-fold scores."""
+from __future__ import annotations
+
+import dataclasses
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+import augmentation
+import checkpoint
+import config
+import dataset
+import engine
+import ensemble
+import loss
+import metrics
+import model as models
+import optim
+from utils import UserError, atomic_write, choose_device, derive_seed, set_threads, warn
+
+SPLIT_OF = 10  # a single split holds out one fold of so many
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all folds of a run share."""
+
+    settings: config.TrainSettings
+    table: pd.DataFrame  # a row per photograph, with the fold that holds its person out (-1: none)
+    compute: engine.Compute
+    weights: dict[str, torch.Tensor] | None  # of the pretrained backbone
+    start: checkpoint.Checkpoint | None  # trained on from here
+    tree: Path
+
+    @property
+    def folds(self) -> list[int]:
+        return list(range(self.settings.cv))
+
+    def held_out(self, fold: int) -> np.ndarray:
+        """Row numbers of the photographs that a fold is validated on."""
+        return np.flatnonzero(self.table["fold"] == fold)
+
+    def truth(self, rows: np.ndarray, task: str | None = None) -> np.ndarray:
+        """Unaltered labels of rows."""
+        return self.table[task or self.settings.task].to_numpy()[rows]
+
+
+class Diverged(Exception):
+    """A loss that is no number any more; ends its fold."""
+
+
+class Clock:
+    """How long the rest of a run will take, from the epochs that it has seen."""
+
+    def __init__(self, epochs: int) -> None:
+        self.left, self.done, self.start = epochs, 0, time.monotonic()
+
+    def epoch_over(self) -> str:
+        """Count an epoch; the time left as h:mm:ss."""
+        self.done, self.left = self.done + 1, self.left - 1
+        return duration((time.monotonic() - self.start) / self.done * self.left)
+
+    def fold_over(self, epochs: int) -> None:
+        """Leave out epochs that will not be trained."""
+        self.left -= epochs
+
+
+def duration(seconds: float) -> str:
+    """3725 -> 1:02:05."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+# -------------------------------------------------------------------------------------------------------- set-up
+
+
+def load_table(s: config.TrainSettings) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """(photographs with their `fold`, photographs of a --valid-root that is only scored at the end or None)."""
+    table = dataset.read_train(s.train_root)
+    outside = dataset.read_train(s.valid_root) if s.valid_root else None
+    if outside is not None:
+        both = sorted(set(table["person"]) & set(outside["person"]))
+        if both:
+            raise UserError(f"--valid-root {s.valid_root}: {len(both)} people are in --train-root too ({both[0]}); part them")
+        if s.cv == 1:
+            return pd.concat([table.assign(fold=-1), outside.assign(fold=0)], ignore_index=True), None
+    people = table["person"].nunique()
+    if people < 2:
+        raise UserError(f"{s.train_root}: holds {people} person; a split needs at least two")
+    folds = dataset.assign_folds(table, s.cv if s.cv > 1 else min(SPLIT_OF, people), s.split_seed)
+    fold = table["person"].map(folds)
+    return table.assign(fold=fold if s.cv > 1 else fold.where(fold == 0, -1)), outside
+
+
+def set_up(s: config.TrainSettings) -> tuple[Study, pd.DataFrame | None]:
+    """Read, check and split everything, before the first folder is made."""
+    device = choose_device(s.device)
+    set_threads(s.threads)
+    precision = engine.choose_precision(s.precision, device)
+    compute = engine.Compute(device, precision, dataset.choose_workers(s.workers, device), s.batch_size)
+    start = checkpoint.read(Path(s.load_state_dict)) if s.load_state_dict else None
+    weights = models.backbone_weights(s.backbone or "", s.pretrained) if start is None else None
+    table, outside = load_table(s)
+    study = Study(s, table, compute, weights, start, Path())
+    make_model(study, 0)  # weights that do not fit are refused before a folder is made
+    return study, outside
+
+
+def describe(study: Study) -> dict[str, Any]:
+    """Counts of the data, for run.json and the first lines."""
+    table, task = study.table, config.TASKS[study.settings.task]
+    counts = table[config.judged(study.settings.task)].value_counts()
+    names = config.TASKS[config.judged(study.settings.task)].classes
+    return {
+        "photographs": len(table),
+        "people": int(table["person"].nunique()),
+        "people_per_fold": {str(f): int(table.loc[table["fold"] == f, "person"].nunique()) for f in study.folds},
+        "photographs_per_class": {name: int(counts.get(number, 0)) for number, name in enumerate(names)},
+        "regression": task.regression,
+    }
+
+
+def write_start(study: Study) -> None:
+    """run.json and folds.csv of a run that begins."""
+    versions = {name: __import__(name).__version__ for name in ("torch", "torchvision", "numpy", "pandas", "PIL")}
+    machine = {"system": platform.platform(), "processors": torch.get_num_threads(), "device": str(study.compute.device)}
+    if study.compute.device.type == "cuda":
+        machine["gpu"] = torch.cuda.get_device_name(study.compute.device)
+    content = {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        "command": sys.argv,
+        "settings": dataclasses.asdict(study.settings),
+        "chosen": {"precision": study.compute.precision, "workers": study.compute.workers,
+                   "threads": torch.get_num_threads()},
+        "versions": {"python": platform.python_version(), **versions},
+        "machine": machine,
+        "data": describe(study),
+    }  # fmt: skip
+    people = study.table.drop_duplicates("person")[["person", "gender", "ageg", "fold"]]
+    with atomic_write(study.tree / "folds.csv", "w") as file:
+        people.assign(fold=people["fold"].map(lambda f: "" if f < 0 else f)).to_csv(file, index=False)
+    checkpoint.write_json(study.tree / "run.json", content)
+
+
+# ------------------------------------------------------------------------------------------------------ one fold
+
+
+def make_model(study: Study, fold: int) -> torch.nn.Module:
+    """A fold's network before its first step."""
+    s = study.settings
+    torch.manual_seed(derive_seed("weights", s.seed, fold))
+    network = models.build(s.model_type, s.task, s.backbone or "", s.image_size)
+    if study.weights is not None:
+        source = f"--pretrained {s.pretrained}"
+        models.load_weights(models.trunk_of(network), study.weights, source)
+    if config.TASKS[s.task].regression:
+        training = study.table.loc[study.table["fold"] != fold, s.task]
+        models.start_at(network, float(training.mean()))
+    if study.start is not None:
+        models.load_weights(network, study.start.weights, f"--load-state-dict {s.load_state_dict}")
+    return network
+
+
+@dataclass
+class Fold:
+    """One fold in training: its people, its learner, and the views it trains and validates by."""
+
+    number: int
+    learner: engine.Learner
+    recipe: engine.Recipe
+    training: dataset.Photos
+    batches: dataset.Batches
+    validation: dataset.Photos
+    rows: np.ndarray  # held-out photographs
+    labels: dict[str, torch.Tensor]
+
+
+def prepare_fold(study: Study, number: int) -> Fold:
+    """Network, optimizer, schedule, photographs and labels of a fold."""
+    s, table, device = study.settings, study.table, study.compute.device
+    network = make_model(study, number).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = optim.make_optimizer(
+        s.optim_type, models.parameter_groups(network, s.backbone_lr_scale), s.lr or 0.0, s.weight_decay or 0.0
+    )
+    scaler = torch.amp.GradScaler(device.type, enabled=study.compute.precision == "fp16")
+    rows = study.held_out(number)
+    rest = np.flatnonzero(table["fold"] != number)
+    batches = dataset.Batches(rest.tolist(), s.batch_size, ("fold", s.seed, number), pairs=True)
+    factor = optim.schedule(s.lr_scheduler, len(batches), s.epochs, s.warmup_epochs, s.cycle_epochs)
+    recipe = engine.Recipe(
+        s.heads, loss.make_loss(s.loss_type or ""), lambda step: (s.lr or 0.0) * factor(step), s.clip_grad,
+        (s.seed, number),
+    )  # fmt: skip
+    made = augmentation.forms(s.transform_type, s.image_size)
+    training = augmentation.View(made.train, ("train", s.seed, number))
+    names, paths = table["file"].tolist(), table["path"].tolist()
+    labels = {t: v.to(device) for t, v in dataset.label_tensors(table, s.heads, s.age_filter).items()}
+    return Fold(
+        number, engine.Learner(network, optimizer, scaler), recipe, dataset.Photos(names, paths, [training]), batches,
+        dataset.Photos(names, paths, [augmentation.View(made.valid)]), rows, labels,
+    )  # fmt: skip
+
+
+def train_fold(study: Study, number: int, clock: Clock) -> checkpoint.FoldState:
+    """All epochs of a fold, its best checkpoints kept. Raises Diverged, the best so far staying where they are."""
+    s = study.settings
+    fold = prepare_fold(study, number)
+    folder = study.tree / f"fold{number:02d}"
+    folder.mkdir(exist_ok=True)
+    state = checkpoint.FoldState(number)
+    absent = metrics.absent_classes(s.task, study.truth(fold.rows))
+    if absent:
+        warn(f"fold {number}: {len(absent)} classes are not among the held-out people ({absent[0]}, ...): "
+             "macro F1 leaves them out unless they are predicted")  # fmt: skip
+    loader = dataset.loader(fold.training, fold.batches, study.compute.workers, study.compute.device)
+    held_out = sorted(set(study.table["person"].iloc[fold.rows]))
+    files = study.table["file"].iloc[fold.rows].tolist()
+    while state.epoch < s.epochs:
+        fold.batches.epoch = state.epoch
+        step = state.epoch * len(fold.batches)
+        trained = engine.train_epoch(
+            fold.learner, fold.recipe, loader, fold.labels, config.judged(s.task), study.compute, step
+        )
+        answers = engine.predict(
+            [fold.learner.model], [[0]], fold.validation, validated_tasks(s), study.compute, fold.rows.tolist(),
+            f"validating fold {number}",
+        )  # fmt: skip
+        scores, mean_loss = judge_epoch(study, fold, answers[s.task][0, 0])
+        if not np.isfinite([trained[0], mean_loss]).all():
+            raise Diverged(
+                f"fold {number}, epoch {state.epoch + 1}: the loss is {trained[0]} in training, {mean_loss} in "
+                f"validation, at a learning rate of {fold.recipe.rate(step):g}; try a smaller --lr, or --clip-grad 1"
+            )
+        state.epoch += 1
+        for task, array in answers.items():
+            state.probabilities.setdefault(task, []).append(array[0, 0])
+        state.history.append(epoch_row(state.epoch, trained, scores, mean_loss, fold.recipe.rate(step), s.task))
+        info = checkpoint.Info(
+            s.model_type, s.task, s.transform_type, s.backbone or "", s.image_size, s.image_size, number, state.epoch,
+            scores.macro_f1, mean_loss, score_dict(scores), held_out,
+        )  # fmt: skip
+        new = checkpoint.Kept(checkpoint.file_name(info, s), state.epoch, scores.macro_f1)
+        checkpoint.keep_best(folder, state.kept, new, fold.learner.model.state_dict(), info, s.save_top)
+        checkpoint.write_validation(folder, state, files)
+        print(epoch_line(state, s, scores, clock.epoch_over()), flush=True)
+    return state
+
+
+def validated_tasks(s: config.TrainSettings) -> list[str]:
+    """The task trained for first, then the model's other heads."""
+    return [s.task, *(head for head in s.heads if head != s.task)]
+
+
+def judge_epoch(study: Study, fold: Fold, answers: np.ndarray) -> tuple[metrics.Scores, float]:
+    """Scores and loss of a fold's answers [images, classes] against the unaltered labels."""
+    task = study.settings.task
+    truth = study.truth(fold.rows)
+    kind = torch.float32 if config.TASKS[task].regression else torch.int64
+    labels = torch.tensor(truth, dtype=kind)
+    mean_loss = loss.loss_of_probabilities(fold.recipe.criterion.cpu(), task, torch.from_numpy(answers), labels)
+    return metrics.score(task, ensemble.decide(task, answers), truth), mean_loss
+
+
+def score_dict(scores: metrics.Scores) -> dict[str, float]:
+    """Scores as plain numbers."""
+    named = {"macro_f1": scores.macro_f1, "accuracy": scores.accuracy, "rmse": scores.rmse, "mae": scores.mae}
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def epoch_row(
+    epoch: int, trained: tuple[float, float, float], scores: metrics.Scores, mean_loss: float, rate: float, task: str
+) -> dict[str, float]:
+    """An epoch's line in history.csv."""
+    row = {"epoch": float(epoch), "train_loss": trained[0], "valid_loss": mean_loss, **score_dict(scores)}
+    if not config.TASKS[task].regression:
+        row["train_accuracy"] = trained[1]
+    return row | {"lr": rate, "images_per_second": trained[2]}
+
+
+def epoch_line(state: checkpoint.FoldState, s: config.TrainSettings, scores: metrics.Scores, left: str) -> str:
+    """What the user reads after each epoch."""
+    row = state.history[-1]
+    return (
+        f"fold {state.fold}  epoch {state.epoch:>2}/{s.epochs}  loss {row['train_loss']:.4f} train "
+        f"{row['valid_loss']:.4f} valid  {scores.line()}  lr {row['lr']:.2e}  "
+        f"{row['images_per_second']:.1f} images/s  left {left}"
+    )
+
+
+# -------------------------------------------------------------------------------------------- the run, out of fold
+
+
+@dataclass(frozen=True)
+class Held:
+    """What one fold said of its held-out people in every epoch."""
+
+    fold: int
+    rows: np.ndarray
+    answers: np.ndarray  # [epochs, images, classes]
+    curve: np.ndarray  # macro F1 of each epoch
+
+
+def held(study: Study, fold: int, answers: np.ndarray) -> Held:
+    """A fold's answers with their curve."""
+    rows, task = study.held_out(fold), study.settings.task
+    truth = study.truth(rows)
+    curve = [metrics.score(task, ensemble.decide(task, epoch), truth).macro_f1 for epoch in answers]
+    return Held(fold, rows, answers, np.array(curve))
+
+
+def others_best(curves: np.ndarray) -> list[int]:
+    """For each fold the epoch (from 0) at which the mean curve of the OTHER folds [folds, epochs] is best.
+
+    So a fold's own held-out people have no say in which of its epochs they are scored by.
+    """
+    total = curves.sum(0)
+    return [int(np.argmax(total - own)) for own in curves]
+
+
+def pooled(study: Study, folds: Sequence[Held], epochs: Sequence[int]) -> metrics.Scores:
+    """Scores of all held-out people together, each fold's answers taken from the given epoch."""
+    task = study.settings.task
+    answers = np.concatenate([f.answers[epoch] for f, epoch in zip(folds, epochs, strict=True)])
+    truth = np.concatenate([study.truth(f.rows) for f in folds])
+    return metrics.score(task, ensemble.decide(task, answers), truth)
+
+
+def summary(study: Study, folds: Sequence[Held], failed: dict[int, str]) -> list[str]:
+    """The closing table of a run, with the out-of-fold scores."""
+    lines = ["", f"{'fold':>4}  {'people':>6}  {'best epoch':>10}  {'macro F1':>8}  {'accuracy':>8}  {'last F1':>8}"]
+    best = [int(np.argmax(f.curve)) for f in folds]
+    for f, epoch in zip(folds, best, strict=True):
+        people = study.table["person"].iloc[f.rows].nunique()
+        scores = pooled(study, [f], [epoch])
+        lines.append(f"{f.fold:>4}  {people:>6}  {epoch + 1:>10}  {scores.macro_f1:>8.4f}  {scores.accuracy:>8.4f}  "
+                     f"{f.curve[-1]:>8.4f}")  # fmt: skip
+    lines += [f"{fold:>4}  failed: {why}" for fold, why in failed.items()]
+    if len(folds) == 1:
+        lines.append("A single split: its best epoch was chosen on the people that score it, so expect less; "
+                     "--cv 5 gives an out-of-fold score.")  # fmt: skip
+    if len(folds) > 1:
+        top = np.array([f.curve.max() for f in folds])
+        lines.append(f"mean macro F1 of the folds' best epochs {top.mean():.4f}, standard deviation {top.std(ddof=1):.4f}")
+        chosen = others_best(np.stack([f.curve for f in folds]))
+        honest, selected = pooled(study, folds, chosen), pooled(study, folds, best)
+        lines.append(f"out-of-fold, {sum(len(f.rows) for f in folds)} photographs:")
+        lines.append(f"  headline  {honest.line()}  (each fold's epoch chosen by the other folds)")
+        lines.append(f"  selected  {selected.line()}  (each fold's own best epoch: optimistic)")
+    return lines
+
+
+def score_outside(study: Study, outside: pd.DataFrame) -> str:
+    """The final ensemble, all kept checkpoints of all folds, on people whom no choice has seen."""
+    s = study.settings
+    members = [pair for folder in checkpoint.fold_folders(study.tree) for pair in checkpoint.ranked_members(folder)]
+    networks = [ensemble_member(study, found, info) for found, info in members]
+    view = augmentation.View(augmentation.forms(s.transform_type, s.image_size).valid)
+    photos = dataset.Photos(outside["file"].tolist(), outside["path"].tolist(), [view])
+    answers = engine.predict(networks, [[0]] * len(networks), photos, [s.task], study.compute)[s.task]
+    decided = ensemble.decide(s.task, ensemble.arithmetic(answers))
+    scores = metrics.score(s.task, decided, outside[s.task].to_numpy())
+    return f"--valid-root, scored once by the ensemble of {len(networks)} checkpoints: {scores.line()}"
+
+
+def ensemble_member(study: Study, found: checkpoint.Checkpoint, info: checkpoint.Info) -> torch.nn.Module:
+    """A checkpoint's network on the run's device."""
+    network = models.rebuild(info, found.weights, str(found.path))
+    moved: torch.nn.Module = network.to(study.compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return moved
+
+
+def run(settings: config.TrainSettings) -> int:
+    """Train all folds. Returns the exit code: 0, or 1 where a fold failed."""
+    study, outside = set_up(settings)
+    data = describe(study)
+    print(f"{data['photographs']} photographs of {data['people']} people; held out per fold: "
+          f"{', '.join(map(str, data['people_per_fold'].values()))} people")  # fmt: skip
+    print(f"{settings.model_type} on {settings.backbone}, {settings.image_size} px, {study.compute.precision} on "
+          f"{study.compute.device}, {torch.get_num_threads()} threads, {study.compute.workers} workers")  # fmt: skip
+    if settings.dry_run:
+        print(*estimate(study), sep="\n")
+        return 0
+    study = dataclasses.replace(study, tree=checkpoint.open_tree(settings))
+    if not (study.tree / "run.json").is_file():
+        write_start(study)
+    print(f"checkpoints: {study.tree}", flush=True)
+    clock = Clock(settings.epochs * len(study.folds))
+    done: list[Held] = []
+    failed: dict[int, str] = {}
+    for number in study.folds:
+        before = finished(study, number)
+        if before is not None:
+            clock.fold_over(settings.epochs)
+            print(f"fold {number}: complete already")
+            done.append(held(study, number, before))
+            continue
+        try:
+            state = train_fold(study, number, clock)
+            done.append(held(study, number, np.stack(state.probabilities[settings.task])))
+        except Diverged as error:
+            failed[number] = str(error)
+            warn(str(error))
+    if done:
+        print(*summary(study, done, failed), sep="\n")
+    if outside is not None and done:
+        print(score_outside(study, outside))
+    return 1 if failed else 0
+
+
+def finished(study: Study, number: int) -> np.ndarray | None:
+    """The answers [epochs, images, classes] of a fold that an earlier process completed; a fold begun is cleared."""
+    folder = study.tree / f"fold{number:02d}"
+    stored = checkpoint.read_validation(folder, study.settings.task)
+    files = study.table["file"].iloc[study.held_out(number)].tolist()
+    if stored is not None and len(stored[1]) == study.settings.epochs:
+        if stored[0] != files:
+            raise UserError(f"{folder}: was trained on other photographs; choose another --run-name")
+        return stored[1]
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    return None
+
+
+def estimate(study: Study) -> list[str]:
+    """One batch of training, and what it says of the whole run's time and disk."""
+    s = study.settings
+    fold = prepare_fold(study, 0)
+    batches = dataset.Batches(fold.batches.indices[: s.batch_size], s.batch_size)
+    seconds = 0.0
+    for _ in range(2):  # the first batch pays for what happens once
+        before = time.monotonic()
+        loader = dataset.loader(fold.training, batches, 0, study.compute.device)
+        engine.train_epoch(fold.learner, fold.recipe, loader, fold.labels, config.judged(s.task), study.compute, 0)
+        seconds = time.monotonic() - before
+    per_photo = seconds / len(batches.indices)
+    people = len(study.table) - len(fold.rows) + len(fold.rows) / 3  # a validation pass has no backward
+    size = sum(t.numel() * t.element_size() for t in fold.learner.model.state_dict().values())
+    disk = size * s.save_top * s.cv / 2**30
+    free = checkpoint.disk_free(Path(s.save_path)) / 2**30
+    return [
+        f"dry run: one batch of {len(batches.indices)} took {seconds:.2f} s ({1 / per_photo:.1f} images/s)",
+        f"the run: about {duration(per_photo * people * s.epochs * s.cv)} for {s.cv} folds x {s.epochs} epochs",
+        f"disk: about {disk:.2f} GiB of checkpoints, {free:.1f} GiB free",
+    ]

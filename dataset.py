@@ -1,0 +1,333 @@
+"""A folder -> one table (a row per photograph); people -> folds; photographs -> batches of pixels."""
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image, ImageOps
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+import augmentation
+import config
+from utils import UserError, derive_seed, seeded, usable_processors, warn, warn_counted
+
+EXTENSIONS = {".jpg", ".jpeg", ".png"}
+SHOT = r"(?P<shot>incorrect_mask|mask[1-5]|normal)"
+FOLDER_SHOT = re.compile(SHOT, re.IGNORECASE)
+FLAT_SHOT = re.compile(rf"(?P<person>.+)_{SHOT}", re.IGNORECASE)
+PERSON = re.compile(r"(?P<id>.+)_(?P<gender>male|female)_(?P<race>[^_]*)_(?P<age>\d+)", re.IGNORECASE)
+SHOTS_PER_PERSON = 7
+
+
+# ----------------------------------------------------------------------------------------- reading a training root
+
+
+def nfc(text: str) -> str:
+    """One spelling for a name, however the file system stores its accents."""
+    return unicodedata.normalize("NFC", text)
+
+
+def is_photo(name: str) -> bool:
+    """Whether a file's name is a photograph's; macOS's `._*` and other hidden files are not."""
+    return not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS
+
+
+def read_train(root: str | Path) -> pd.DataFrame:
+    """One row per photograph of a training root: file, path, person, shot, mask, gender, age and a column per task.
+
+    `file` is relative to the root and in NFC, `path` is what to open, `age` is in years. A person is its folder's
+    name (or the part before the shot in a flat folder). Sorted by person and shot. Raises UserError.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; name the folder of labelled photographs with --train-root")
+    images = root / "images" if (root / "images").is_dir() else root
+    tables = [p for p in (root / "train.csv", root.parent / "train.csv" if root.name == "images" else None) if p]
+    table_path = next((p for p in tables if p.is_file()), None)
+    found = list_photos(root, images)
+    labels = label_people(found["person"].unique(), table_path, images)
+    rows = found.merge(labels, on="person", how="inner")
+    if rows.empty:
+        raise UserError(f"{images}: no labelled photographs; expected folders like 000001_female_Asian_45/mask1.jpg")
+    counts = rows.groupby("person").size()
+    warn_counted(sorted(counts[counts < SHOTS_PER_PERSON].index), "people with fewer than 7 photographs")
+    rows["mask"] = rows["shot"].map(lambda shot: 0 if shot.startswith("mask") else 1 if shot != "normal" else 2)
+    rows = rows.sort_values(["person", "shot", "file"], ignore_index=True)
+    for name, task in config.TASKS.items():
+        triples = zip(rows["mask"], rows["gender"], rows["years"], strict=True)
+        rows[name] = np.array([task.label(m, g, y) for m, g, y in triples], float if task.regression else np.int64)
+    return rows
+
+
+def list_photos(root: Path, images: Path) -> pd.DataFrame:
+    """Every photograph below `images`, in folders of people or flat: person, shot, file, path. Raises UserError."""
+    rows: list[tuple[str, str, str, str]] = []
+    strange: list[str] = []
+    try:
+        for entry in sorted(images.iterdir()):
+            if entry.name.startswith("."):
+                continue
+            names = [(p, FOLDER_SHOT.fullmatch(p.stem)) for p in sorted(entry.iterdir())] if entry.is_dir() else [
+                (entry, FLAT_SHOT.fullmatch(entry.stem))
+            ]  # fmt: skip
+            for path, match in names:
+                if not is_photo(path.name):
+                    continue
+                if match is None:
+                    strange.append(str(path.relative_to(root)))
+                    continue
+                person = nfc(entry.name if entry.is_dir() else match["person"])
+                rows.append((person, match["shot"].lower(), nfc(path.relative_to(root).as_posix()), str(path)))
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be listed ({error.strerror}); check its permissions") from None
+    if not rows:
+        raise UserError(f"{images}: no photographs in it; expected folders like 000001_female_Asian_45/mask1.jpg")
+    warn_counted(strange, "photographs left out, their names tell no mask state (incorrect_mask, mask1..5, normal)")
+    return pd.DataFrame(rows, columns=["person", "shot", "file", "path"])
+
+
+def label_people(people: Sequence[str], table: Path | None, images: Path) -> pd.DataFrame:
+    """person, gender, years of all people: by the table where there is one, else by their folders' names."""
+    named = {person: PERSON.fullmatch(person) for person in people}
+    if table is None:
+        warn(f"{images.parent}: no train.csv; gender and age are read from the names of {len(people)} people")
+        nameless = [person for person, match in named.items() if match is None]
+        if nameless:
+            raise UserError(
+                f"{images / nameless[0]}: the name tells no gender and age, and there is no train.csv; "
+                "name it like 000001_female_Asian_45 or add the table"
+            )
+        rows = [(p, gender_code(m["gender"]), float(m["age"])) for p, m in named.items() if m]
+        return pd.DataFrame(rows, columns=["person", "gender", "years"])
+    labels = read_people(table)
+    missing = [p for p in labels["person"] if p not in named]
+    if missing:
+        row = int(labels.index[labels["person"] == missing[0]][0]) + 2
+        raise UserError(
+            f"{table}: row {row}: {images / missing[0]} is not there ({len(missing)} of {len(labels)} people are "
+            "missing); restore the photographs or remove the rows"
+        )
+    listed = set(labels["person"])
+    warn_counted([p for p in people if p not in listed], f"people left out, {table.name} has no row for them")
+    told = {p: (gender_code(m["gender"]), float(m["age"])) for p, m in named.items() if m}
+    rows = zip(labels["person"], labels["gender"], labels["years"], strict=True)
+    differ = [p for p, gender, years in rows if p in told and told[p] != (gender, years)]
+    warn_counted(differ, f"people whose folder's name and {table.name} disagree; the table is taken")
+    return labels
+
+
+def gender_code(text: str) -> int:
+    """0 male, 1 female. Raises ValueError for anything else."""
+    return config.GENDERS.index(text.strip().lower())
+
+
+def read_people(table: Path) -> pd.DataFrame:
+    """train.csv -> person (its path, NFC), gender (0, 1), years; row r of it is line r + 2. Raises UserError."""
+    raw = read_csv(table, ("gender", "age", "path"))
+    rows: list[tuple[str, int, float]] = []
+    seen: dict[str, int] = {}
+    for number, row in enumerate(raw.itertuples(index=False), start=2):
+        person = nfc(row.path.strip())
+        if not person or person in seen:
+            problem = f"the path {person!r} is that of row {seen[person]} too" if person else "the path is empty"
+            raise UserError(f"{table}: row {number}: {problem}; a person's path must be there once")
+        seen[person] = number
+        try:
+            rows.append((person, gender_code(row.gender), float(row.age)))
+        except ValueError:
+            raise UserError(
+                f"{table}: row {number}: gender {row.gender!r}, age {row.age!r}: expected male or female and years; "
+                "correct the row"
+            ) from None
+        if not 0 <= rows[-1][2] <= 120:
+            raise UserError(f"{table}: row {number}: an age of {row.age} years; correct the row")
+    return pd.DataFrame(rows, columns=["person", "gender", "years"])
+
+
+def read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """A CSV as text, with at least these columns and one row. Raises UserError."""
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
+    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
+        raise UserError(f"{path}: cannot be read as CSV ({str(error).splitlines()[0]}); mend the file") from None
+    missing = [c for c in columns if c not in table.columns]
+    if missing:
+        raise UserError(f"{path}: no column {missing[0]!r} (found: {', '.join(table.columns)}); expected {columns}")
+    if table.empty:
+        raise UserError(f"{path}: no rows below the header; fill the table")
+    return table
+
+
+# ------------------------------------------------------------------------------------------------ people -> folds
+
+
+def assign_folds(table: pd.DataFrame, folds: int, split_seed: int) -> dict[str, int]:
+    """Person -> fold, all photographs of a person in one; stratified by gender and age group.
+
+    People are sorted by name, shuffled within each stratum and dealt out one by one, each stratum going on where
+    the last one stopped: every stratum and every total is balanced to within one person, however small.
+    """
+    people = table.drop_duplicates("person").sort_values("person")
+    if folds > len(people):
+        raise UserError(f"--cv {folds}: there are only {len(people)} people; use at most --cv {len(people)}")
+    draw = np.random.RandomState(split_seed)  # noqa: NPY002 - numpy promises this stream never changes
+    strata = people.groupby(["gender", "ageg"], sort=True)["person"]
+    dealt = [person for _, stratum in strata for person in stratum.to_numpy()[draw.permutation(len(stratum))]]
+    return {person: position % folds for position, person in enumerate(dealt)}
+
+
+def label_tensors(table: pd.DataFrame, tasks: Sequence[str], age_filter: int | None = None) -> dict[str, torch.Tensor]:
+    """{task: labels of every row}: int64 classes, float32 values of a regression.
+
+    `age_filter` (training labels only): whoever is that old or older counts as 60 where age groups matter.
+    """
+    years = table["years"].to_numpy(float)
+    grouped = years if age_filter is None else np.where(years >= age_filter, np.maximum(years, 60), years)
+    labels = {}
+    for name in tasks:
+        task = config.TASKS[name]
+        ages = years if task.regression else grouped
+        values = [task.label(m, g, y) for m, g, y in zip(table["mask"], table["gender"], ages, strict=True)]
+        labels[name] = torch.tensor(values, dtype=torch.float32 if task.regression else torch.int64)
+    return labels
+
+
+# -------------------------------------------------------------------------------------- reading an evaluation root
+
+
+def read_eval(data_root: str | None) -> tuple[list[str], list[str]]:
+    """(names, paths) of the photographs to answer, in info.csv's order, or sorted by name. Raises UserError."""
+    defaults = [Path("./input/data/images"), Path("./input/data/eval/images")]
+    root = Path(data_root) if data_root else next((p for p in defaults if p.is_dir()), defaults[-1])
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; name the evaluation folder or its images with --data-root")
+    images = root / "images" if (root / "images").is_dir() else root
+    info = next((p for p in (root / "info.csv", root.parent / "info.csv") if p.is_file()), None)
+    there = {nfc(p.name): str(p) for p in sorted(images.iterdir()) if is_photo(p.name)}
+    if info is None:
+        if not there:
+            raise UserError(f"{images}: no photographs in it, and no info.csv; name the folder with --data-root")
+        return list(there), list(there.values())
+    names = [nfc(name.strip()) for name in read_csv(info, ("ImageID",))["ImageID"]]
+    seen: set[str] = set()
+    for number, name in enumerate(names, start=2):
+        if name not in there or name in seen:
+            problem = f"is in an earlier row too (row {names.index(name) + 2})" if name in seen else f"is not in {images}"
+            raise UserError(f"{info}: row {number}: {name!r} {problem}; correct the row or restore the photograph")
+        seen.add(name)
+    return names, [there[name] for name in names]
+
+
+def read_answers(path: str, names: Sequence[str], task: str) -> np.ndarray:
+    """True labels of `names` for a task from a CSV (ImageID,ans; ans is the 18-class answer; age needs a column `age`)."""
+    spec = config.TASKS[task]
+    column = "age" if spec.regression else "ans"
+    table = read_csv(Path(path), ("ImageID", column))
+    answers = dict(zip(map(nfc, table["ImageID"]), table[column], strict=True))
+    lost = [name for name in names if name not in answers]
+    if lost:
+        raise UserError(f"{path}: no answer for {lost[0]!r} ({len(lost)} of {len(names)} lack one); use its own answers")
+    try:
+        values = np.array([float(answers[name]) for name in names])
+        if spec.regression:
+            return values
+        if not spec.from_main:
+            return values.astype(np.int64)
+        return np.array([spec.from_main[int(value)] for value in values], np.int64)
+    except (ValueError, IndexError):
+        raise UserError(f"{path}: column {column!r} holds something else than this task's answers; correct it") from None
+
+
+# ---------------------------------------------------------------------------------------- photographs -> batches
+
+
+def read_photo(path: str) -> Image.Image:
+    """An upright RGB image, whatever the file's format, mode or EXIF orientation. Raises UserError naming the file."""
+    try:
+        with Image.open(path) as file:
+            photo = ImageOps.exif_transpose(file)
+            if photo.mode.startswith("I"):  # 16 bits a channel: Pillow's own conversion would clip it to white
+                photo = Image.fromarray((np.asarray(photo) >> 8).astype(np.uint8))
+            return photo.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: cannot be read as a photograph ({error}); mend or remove it") from None
+
+
+class Photos(Dataset[tuple[int, list[torch.Tensor], bool]]):
+    """Item (epoch, i) -> (i, one uint8 [height, width, 3] per view, whether the photograph had to be scaled).
+
+    Each photograph is decoded once, whatever the number of views. A view's random draws hang on its key, the epoch
+    and the photograph's name alone, so neither workers nor order change them.
+    """
+
+    def __init__(self, names: Sequence[str], paths: Sequence[str], views: Sequence[augmentation.View]) -> None:
+        self.names, self.paths, self.views = list(names), list(paths), list(views)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[int, list[torch.Tensor], bool]:
+        epoch, i = key
+        photo = read_photo(self.paths[i])
+        seen = []
+        for view in self.views:
+            with seeded(*view.key, epoch, self.names[i]):
+                seen.append(torch.from_numpy(augmentation.pixels(view.form(photo))))
+        return i, seen, photo.size != config.PHOTO_SIZE
+
+
+class Batches(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index): the epoch travels with the index, for persistent workers never hear of a new one.
+
+    shuffle: parts of the seed (with the epoch) of each epoch's order, or None for the order as it is. A last batch
+    of one joins the batch before it where `pairs` is set, for BatchNorm cannot train on a single photograph.
+    """
+
+    def __init__(
+        self, indices: Sequence[int], size: int, shuffle: tuple[Any, ...] | None = None, pairs: bool = False
+    ) -> None:
+        self.indices, self.size, self.shuffle, self.pairs = list(indices), size, shuffle, pairs
+        self.epoch = 0
+        self.start = 0  # batches of this epoch to leave out, because they were trained on before
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch."""
+        whole = -(-len(self.indices) // self.size)
+        return whole - 1 if self.pairs and len(self.indices) % self.size == 1 and whole > 1 else whole
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = torch.as_tensor(self.indices)
+        if self.shuffle is not None:
+            generator = torch.Generator().manual_seed(derive_seed("order", *self.shuffle, self.epoch))
+            order = order[torch.randperm(len(order), generator=generator)]
+        keys = [(self.epoch, int(i)) for i in order]
+        for number in range(self.start, len(self)):
+            end = (number + 1) * self.size if number < len(self) - 1 else len(keys)
+            yield keys[number * self.size : end]
+
+
+def loader(photos: Photos, batches: Batches, workers: int, device: torch.device) -> DataLoader[Any]:
+    """A DataLoader over those batches, in their order. Its own generator keeps torch's global one untouched."""
+    return DataLoader(
+        photos,
+        batch_sampler=batches,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+        prefetch_factor=4 if workers else None,
+        generator=torch.Generator(),
+    )
+
+
+def choose_workers(asked: int | None, device: torch.device) -> int:
+    """Worker processes: as asked; else every processor but one beside an accelerator (at most 16), two beside a CPU."""
+    if asked is not None:
+        return asked
+    processors = usable_processors()
+    return min(16, max(1, processors - 1)) if device.type != "cpu" else min(2, processors)

@@ -1,0 +1,158 @@
+"""Train one epoch; and ONE function from photographs to probabilities, for validation, test views and submissions."""
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+import augmentation
+import config
+import dataset
+import metrics
+import model as models
+import optim
+from utils import derive_seed, progress, warn_counted
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and how the network runs."""
+
+    device: torch.device
+    precision: str  # fp32, bf16 or fp16
+    workers: int
+    batch_size: int
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """torch's mixed precision, where one is asked for."""
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=HALF[self.precision])
+
+    def to_network(self, pixels: Tensor) -> Tensor:
+        """uint8 [batch, height, width, 3] -> normalised float32 [batch, 3, height, width], channels last in memory."""
+        images = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float()
+        mean, deviation = (
+            torch.tensor(values, device=self.device).view(1, 3, 1, 1) * 255
+            for values in (augmentation.IMAGENET_MEAN, augmentation.IMAGENET_DEVIATION)
+        )
+        return (images - mean) / deviation
+
+
+def warn_resized(names: list[str]) -> None:
+    """One warning for the photographs that are not the competition's size."""
+    warn_counted(sorted(set(names)), "photographs of another size than 384x512, scaled to cover the crop")
+
+
+def choose_precision(asked: str, device: torch.device) -> str:
+    """`auto`: bf16 on a GPU that has it, else fp16 there; fp32 elsewhere."""
+    if asked != "auto":
+        return asked
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+@dataclass
+class Learner:
+    """What training changes: the weights, the optimizer's state, the scaler of half-precision gradients."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What an epoch of training follows."""
+
+    heads: tuple[str, ...]  # tasks trained; the first sum of their losses
+    criterion: nn.Module
+    rate: Callable[[int], float]  # learning rate of each step of the whole run
+    clip_grad: float | None
+    seed: tuple[object, ...]  # what dropout's draws derive from, with the epoch and the step
+
+
+def train_epoch(
+    learner: Learner, recipe: Recipe, loader: Any, labels: dict[str, Tensor], judge: str, compute: Compute, step: int
+) -> tuple[float, float, float]:
+    """One pass over the loader's batches, from the run's step number `step` on.
+
+    labels: {task: labels of every photograph}, on the device. Returns (mean loss, accuracy of `judge`, photographs
+    a second). Nothing here waits for the device before the last step is queued.
+    """
+    learner.model.train()
+    running = metrics.RunningLoss(compute.device)
+    resized: list[str] = []
+    start = time.perf_counter()
+    for index, views, scaled in progress(loader, f"epoch {loader.batch_sampler.epoch + 1}"):
+        # Dropout draws from the global generator: seeded by the step, an epoch can be taken up in its middle.
+        torch.manual_seed(derive_seed("step", *recipe.seed, step))
+        resized += [loader.dataset.names[i] for i in index[scaled].tolist()]
+        index = index.to(compute.device, non_blocking=True)
+        images = compute.to_network(views[0])
+        with compute.autocast():
+            outputs = learner.model(images)
+        losses = [recipe.criterion(outputs[head].float(), labels[head][index]) for head in recipe.heads]
+        loss = torch.stack(losses).sum()
+        optim.set_rate(learner.optimizer, recipe.rate(step))
+        learner.optimizer.zero_grad(set_to_none=True)
+        learner.scaler.scale(loss).backward()
+        if recipe.clip_grad is not None:
+            learner.scaler.unscale_(learner.optimizer)
+            nn.utils.clip_grad_norm_(learner.model.parameters(), recipe.clip_grad)
+        learner.scaler.step(learner.optimizer)
+        learner.scaler.update()
+        shown = judge if judge in outputs else recipe.heads[-1]
+        running.add(loss, outputs[shown], labels[shown][index])
+        step += 1
+    mean, accuracy, count = running.read()
+    warn_resized(resized)
+    return mean, accuracy, count / (time.perf_counter() - start)
+
+
+@torch.inference_mode()
+def predict(
+    networks: Sequence[nn.Module],
+    plan: Sequence[Sequence[int]],
+    photos: dataset.Photos,
+    tasks: Sequence[str],
+    compute: Compute,
+    indices: Sequence[int] | None = None,
+    label: str = "predicting",
+) -> dict[str, np.ndarray]:
+    """Photographs -> {task: float32 probabilities [members, views, images, classes]} (values, for a regression).
+
+    plan[m][v]: which of the photographs' views member m reads in its pass v. Every photograph is decoded once and
+    all members see each batch. `indices`: which photographs (all), in the result's order.
+    """
+    indices = range(len(photos)) if indices is None else indices
+    batches = dataset.Batches(indices, compute.batch_size)
+    loader = dataset.loader(photos, batches, compute.workers, compute.device)
+    shape = (len(networks), len(plan[0]), len(indices))
+    answers = {t: torch.zeros(*shape, config.TASKS[t].outputs, device=compute.device) for t in tasks}
+    for network in networks:
+        network.eval()
+    resized: list[str] = []
+    done = 0
+    for index, views, scaled in progress(loader, label):
+        images = [compute.to_network(view) for view in views]
+        for m, (network, row) in enumerate(zip(networks, plan, strict=True)):
+            for v, which in enumerate(row):
+                with compute.autocast():
+                    outputs = network(images[which])
+                for task, array in answers.items():
+                    array[m, v, done : done + len(index)] = models.probabilities(outputs, task)
+        resized += [photos.names[i] for i in index[scaled].tolist()]
+        done += len(index)
+    warn_resized(resized)
+    return {task: array.cpu().numpy() for task, array in answers.items()}

@@ -1,0 +1,78 @@
+"""Votes and decisions: pure functions of probabilities [members, views, images, classes]. No model in sight.
+
+For a regression the last axis holds one value (years), and the same functions give means and the median of values.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+import config
+
+FLOOR = 1e-12  # a probability of 0 from one member must not veto all others in a geometric mean
+
+
+def _passes(probabilities: np.ndarray) -> np.ndarray:
+    """[members, views, images, classes] -> float64 [members * views, images, classes]."""
+    members, views, images, classes = probabilities.shape
+    return probabilities.astype(np.float64).reshape(members * views, images, classes)
+
+
+def arithmetic(probabilities: np.ndarray) -> np.ndarray:
+    """Mean over members and views -> [images, classes]."""
+    mean: np.ndarray = _passes(probabilities).mean(0)
+    return mean
+
+
+def geometric(probabilities: np.ndarray) -> np.ndarray:
+    """Geometric mean over members and views, in log space with a floor; normalised where there are classes."""
+    mean = np.exp(np.log(np.maximum(_passes(probabilities), FLOOR)).mean(0))
+    return mean if mean.shape[1] == 1 else mean / mean.sum(1, keepdims=True)
+
+
+def weighted_mean(probabilities: np.ndarray, weights: Sequence[float]) -> np.ndarray:
+    """Mean weighted by member (each checkpoint's validation F1) -> [images, classes]. Equal weights if all are 0."""
+    each = np.asarray(weights, float)
+    each = each / each.sum() if each.sum() > 0 else np.full(len(each), 1 / len(each))
+    combined: np.ndarray = np.tensordot(each, probabilities.astype(np.float64).mean(1), axes=1)
+    return combined
+
+
+def majority(probabilities: np.ndarray) -> np.ndarray:
+    """The class [images] that most passes (members x views) answer; ties: the larger summed probability, then the
+    lowest class. Values (one column): their median."""
+    passes = _passes(probabilities)
+    if passes.shape[2] == 1:
+        median: np.ndarray = np.median(passes[:, :, 0], axis=0)
+        return median
+    classes = passes.shape[2]
+    votes = (passes.argmax(2)[:, :, None] == np.arange(classes)).sum(0)
+    sums = np.where(votes == votes.max(1, keepdims=True), passes.sum(0), -np.inf)
+    winner: np.ndarray = sums.argmax(1)
+    return winner
+
+
+def decide(task: str, answers: np.ndarray) -> np.ndarray:
+    """[images, classes] -> the likeliest class of each, the lowest on a tie; a regression's values as they are."""
+    decided: np.ndarray = answers[:, 0] if config.TASKS[task].regression else answers.argmax(1)
+    return decided
+
+
+def vote(method: str, task: str, probabilities: np.ndarray, weights: Sequence[float]) -> dict[str, np.ndarray]:
+    """{name of the file: answers [images]} of a method: three for softvoting, one for hardvoting."""
+    if method == "hardvoting":
+        return {"hardvoting": majority(probabilities)}
+    means: dict[str, Callable[[], np.ndarray]] = {
+        "arithmetic": lambda: arithmetic(probabilities),
+        "geometric": lambda: geometric(probabilities),
+        "weighted_mean": lambda: weighted_mean(probabilities, weights),
+    }
+    return {name: decide(task, mean()) for name, mean in means.items()}
+
+
+def answer_from_main(probabilities: np.ndarray, task: str) -> np.ndarray:
+    """[..., 18] probabilities of `main` -> [..., classes] of a task that `main` knows."""
+    index = np.array(config.TASKS[task].from_main)
+    columns = [probabilities[..., index == c].sum(-1) for c in range(config.TASKS[task].outputs)]
+    return np.stack(columns, axis=-1)

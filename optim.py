@@ -1,0 +1,86 @@
+"""Optimizers, and the learning rate as a pure function of the step."""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from adamp import AdamP
+from torch import Tensor
+from torch.optim import Optimizer
+
+import config
+
+Groups = list[dict[str, Any]]
+
+
+def _fused(groups: Groups) -> bool:
+    """Whether torch has a one-call step for where the parameters are."""
+    return groups[0]["params"][0].device.type in ("cpu", "cuda")
+
+
+def adam(groups: Groups, lr: float, weight_decay: float) -> Optimizer:
+    """Adam, Kingma and Ba 2015, arXiv:1412.6980."""
+    return torch.optim.Adam(groups, lr=lr, weight_decay=weight_decay, fused=_fused(groups))
+
+
+class AnyLayoutAdamP(AdamP):
+    """The package's AdamP for weights in any memory layout: its `view` refuses channels-last ones."""
+
+    def _channel_view(self, x: Tensor) -> Tensor:
+        return x.reshape(x.size(0), -1)
+
+    def _layer_view(self, x: Tensor) -> Tensor:
+        return x.reshape(1, -1)
+
+
+def adamp(groups: Groups, lr: float, weight_decay: float) -> Optimizer:
+    """AdamP, Heo et al. 2021, arXiv:2006.08217."""
+    optimizer: Optimizer = AnyLayoutAdamP(groups, lr=lr, betas=(0.9, 0.999), weight_decay=weight_decay)
+    return optimizer
+
+
+def sgd(groups: Groups, lr: float, weight_decay: float) -> Optimizer:
+    """Plain SGD."""
+    return torch.optim.SGD(groups, lr=lr, weight_decay=weight_decay, fused=_fused(groups))
+
+
+def momentum(groups: Groups, lr: float, weight_decay: float) -> Optimizer:
+    """SGD with momentum 0.9."""
+    return torch.optim.SGD(groups, lr=lr, momentum=0.9, weight_decay=weight_decay, fused=_fused(groups))
+
+
+def make_optimizer(name: str, groups: Groups, lr: float, weight_decay: float) -> Optimizer:
+    """A registered optimizer over parameter groups, each with its `scale` of the learning rate."""
+    made: Optimizer = config.resolve(config.OPTIMIZERS[name].target)(groups, lr, weight_decay)
+    return made
+
+
+def rate_factor(step: int, warmup: int, cycle: int) -> float:
+    """The part of the learning rate that step 0, 1, 2 ... takes.
+
+    Linear warm-up over `warmup` steps, then cosine annealing from 1 to 0 over `cycle` steps, again and again
+    (SGDR, Loshchilov and Hutter 2017, arXiv:1608.03983). cycle 0: constant after the warm-up.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    if not cycle:
+        return 1.0
+    return (1 + math.cos(math.pi * ((step - warmup) % cycle) / cycle)) / 2
+
+
+def schedule(
+    name: str, steps_per_epoch: int, epochs: int, warmup_epochs: float, cycle_epochs: float | None
+) -> Callable[[int], float]:
+    """The factor of the learning rate as a function of the step, counted over the whole run."""
+    warmup = round(warmup_epochs * steps_per_epoch)
+    whole = steps_per_epoch * epochs - warmup
+    cycle = 0 if name == "none" else whole if cycle_epochs is None else max(1, round(cycle_epochs * steps_per_epoch))
+    return lambda step: rate_factor(step, warmup, cycle)
+
+
+def set_rate(optimizer: Optimizer, lr: float) -> None:
+    """Give every group its own scale of this rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["scale"]

@@ -1,0 +1,22 @@
+#!/usr/bin/env python3
+"""Train one model on one task, with folds in which no person is on both sides; keep each fold's best checkpoints."""
+from __future__ import annotations
+
+import sys
+
+import config
+import utils
+
+
+def main(argv: list[str] | None = None) -> int:
+    asked = config.parse(config.TrainSettings, argv, "train.py", __doc__ or "")
+    settings = asked.completed()
+    print(settings.explain_lr(asked.lr), flush=True)
+
+    import crossval  # torch is loaded only once the settings are known to be good
+
+    return crossval.run(settings)
+
+
+if __name__ == "__main__":
+    sys.exit(utils.run_script(main, "train.py"))
