@@ -4,13 +4,54 @@ For a regression the last axis holds one value (years), and the same functions g
 """
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 import config
+from utils import UserError, warn
 
 FLOOR = 1e-12  # a probability of 0 from one member must not veto all others in a geometric mean
+
+
+@dataclass(frozen=True)
+class Probabilities:
+    """The currency after the model: an array with the names of its axes."""
+
+    task: str
+    array: np.ndarray  # float32 [members, views, images, classes]; values in the last axis for a regression
+    members: list[str]
+    folds: list[int]
+    weights: list[float]  # each member's validation macro F1
+    images: list[str]
+
+    def select(self, keep: Sequence[int]) -> Probabilities:
+        """Only these members."""
+        return dataclasses.replace(
+            self, array=self.array[list(keep)], members=[self.members[k] for k in keep],
+            folds=[self.folds[k] for k in keep], weights=[self.weights[k] for k in keep],
+        )  # fmt: skip
+
+    def answering(self, task: str) -> Probabilities:
+        """The same for a task that these probabilities know. Raises UserError for another."""
+        if task == self.task:
+            return self
+        if self.task != "main" or not config.TASKS[task].from_main:
+            raise UserError(f"--task {task}: the stored probabilities answer {self.task}; use --task {self.task}")
+        return dataclasses.replace(self, task=task, array=answer_from_main(self.array, task))
+
+    def top(self, k: int) -> Probabilities:
+        """The k best members of each fold; says so where a fold has fewer."""
+        keep: list[int] = []
+        for fold in sorted(set(self.folds)):
+            ranked = sorted((m for m, f in enumerate(self.folds) if f == fold), key=lambda m: -self.weights[m])
+            if len(ranked) < k:
+                warn(f"--top-k {k}: fold {fold} holds {len(ranked)}; all of them vote")
+            keep += ranked[:k]
+        return self.select(keep)
+
 
 
 def _passes(probabilities: np.ndarray) -> np.ndarray:

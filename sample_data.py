@@ -14,37 +14,84 @@ import os
 import random
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
 
-VERSION = 1  # raise it when the drawing changes, so that an older output is not taken for this one
+VERSION = 1  # raise it when the drawing changes: an older output is then not taken for this one
 MARKER = "sample_data.json"
 WIDTH, HEIGHT = 384, 512
 SHOTS = ["incorrect_mask", "mask1", "mask2", "mask3", "mask4", "mask5", "normal"]
 EXTENSIONS = [".jpg"] * 22 + [".jpeg", ".png", ".JPG"]
 SKINS = [(250, 222, 200), (240, 204, 176), (226, 184, 150), (206, 160, 124), (178, 132, 98)]
-HAIRS = [(28, 24, 26), (44, 34, 32), (66, 46, 36), (96, 64, 44), (122, 66, 46), (158, 122, 84), (150, 146, 144),
-         (70, 66, 84), (196, 170, 128)]
+HAIRS = [(28, 24, 26), (44, 34, 32), (66, 46, 36), (96, 64, 44), (122, 66, 46), (158, 122, 84), (196, 170, 128)]
+MASKS = [(240, 242, 244), (150, 196, 226), (34, 34, 40), (214, 226, 232)]
+INK, WHITE = (34, 26, 26), (248, 246, 242)
 
-Color = tuple[int, int, int]
+Color = tuple[int, ...]
 Points = list[tuple[float, float]]
+
+
+class Person(NamedTuple):
+    """A person; seed starts the numbers of face, hair and clothes, drawn anew and alike for each picture."""
+
+    gender: str
+    age: int
+    seed: str
+
+
+class Pen:
+    """Draws smooth shapes in face units: eyes on y = 0, cheeks at x = -1 and 1, chin at y = 1.3."""
+
+    def __init__(self, picture: Image.Image, place: tuple[float, float, float], roll: float, turn: tuple[float, float]):
+        self.draw = ImageDraw.Draw(picture, "RGBA")
+        (self.x, self.y, self.unit), self.turn = place, turn
+        self.cos, self.sin = self.unit * math.cos(roll), self.unit * math.sin(roll)
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        """Turn face units to pixels; the face is a ball, so that its middle moves most as the head turns."""
+        depth = math.sqrt(max(0.0, 1 - x * x / 1.1 - y * y / 2.6))
+        x, y = x + self.turn[0] * depth, y + self.turn[1] * depth
+        return self.x + x * self.cos - y * self.sin, self.y + x * self.sin + y * self.cos
+
+    def curve(self, points: Points, closed: bool) -> Points:
+        """Lay a smooth (Catmull-Rom) curve through the points."""
+        p, out = [self.at(x, y) for x, y in points], []
+        p = [p[-1], *p, p[0], p[1]] if closed else [p[0], *p, p[-1]]
+        for a, b, c, d in zip(p, p[1:], p[2:], p[3:], strict=False):
+            for t in (0.0, 0.2, 0.4, 0.6, 0.8):
+                k = 2 * t * t - t - t**3, 2 - 5 * t * t + 3 * t**3, t + 4 * t * t - 3 * t**3, t**3 - t * t
+                out.append(((k[0] * a[0] + k[1] * b[0] + k[2] * c[0] + k[3] * d[0]) / 2,
+                            (k[0] * a[1] + k[1] * b[1] + k[2] * c[1] + k[3] * d[1]) / 2))
+        return out if closed else [*out, p[-1]]
+
+    def area(self, points: Points, color: Color, alpha: float = 1) -> None:
+        """Fill a closed shape."""
+        self.draw.polygon(self.curve(points, True), fill=(*color, round(255 * alpha)))
+
+    def line(self, points: Points, color: Color, width: float, alpha: float = 1) -> None:
+        """Draw a line."""
+        if alpha > 0.02:
+            self.draw.line(self.curve(points, False), (*color, round(255 * alpha)), max(1, round(width * self.unit)))
+
+    def dot(self, x: float, y: float, size: float, color: Color, alpha: float = 1) -> None:
+        """Draw a disc."""
+        (x, y), r = self.at(x, y), size * self.unit
+        self.draw.ellipse((x - r, y - r, x + r, y + r), fill=(*color, round(255 * alpha)))
 
 
 def blend(first: Color, second: Color, part: float) -> Color:
     """Mix two colours; part 0 is the first, 1 the second."""
-    r, g, b = (round(x + (y - x) * part) for x, y in zip(first, second))
-    return r, g, b
+    return tuple(round(x + (y - x) * part) for x, y in zip(first, second, strict=True))
 
 
 def any_color(rng: random.Random) -> Color:
-    """Draw a colour for clothes, masks and backgrounds, pale and dark ones included."""
+    """Draw a colour for clothes, masks and backgrounds."""
     gray = rng.randrange(20, 245)
-    return blend((gray, gray, gray), (rng.randrange(256), rng.randrange(256), rng.randrange(256)), rng.random() * 0.7)
+    return blend((gray, gray, gray), tuple(rng.randrange(256) for _ in range(3)), rng.random() * 0.5)
 
 
 def ramp(value: float, start: float, end: float) -> float:
@@ -52,288 +99,179 @@ def ramp(value: float, start: float, end: float) -> float:
     return min(1.0, max(0.0, (value - start) / (end - start)))
 
 
-@dataclass
-class Person:
-    """What stays the same over a person's pictures."""
-
-    number: int
-    gender: str
-    age: int
-    seed: str  # of the random numbers of face, hair and clothes: each picture draws them anew and gets the same
-
-
-class Pen:
-    """Draws smooth shapes in face units: eyes on y = 0, cheeks at x = -1 and 1, chin at y = 1.3."""
-
-    def __init__(self, picture: Image.Image, x: float, y: float, unit: float, roll: float, yaw: float, pitch: float):
-        scale = picture.width / WIDTH
-        self.draw = ImageDraw.Draw(picture, "RGBA" if picture.mode == "RGB" else None)
-        self.x, self.y, self.unit, self.yaw, self.pitch = x * scale, y * scale, unit * scale, yaw, pitch
-        self.cos, self.sin = math.cos(roll), math.sin(roll)
-
-    def at(self, x: float, y: float, flat: bool = False) -> tuple[float, float]:
-        """Turn face units to pixels; what is not flat lies on a ball and moves as the head turns."""
-        if not flat:
-            depth = math.sqrt(max(0.0, 1 - x * x / 1.1 - y * y / 2.6))
-            x, y = x + self.yaw * depth, y + self.pitch * depth
-        return (self.x + self.unit * (x * self.cos - y * self.sin), self.y + self.unit * (x * self.sin + y * self.cos))
-
-    def curve(self, points: Points, flat: bool, closed: bool) -> Points:
-        """Lay a smooth (Catmull-Rom) curve through the points."""
-        p = [self.at(x, y, flat) for x, y in points]
-        p = [p[-1], *p, p[0], p[1]] if closed else [p[0], *p, p[-1]]
-        out = []
-        for (ax, ay), (bx, by), (cx, cy), (dx, dy) in zip(p, p[1:], p[2:], p[3:]):
-            for t in (0.0, 0.2, 0.4, 0.6, 0.8):
-                k, m, n, o = -t + 2 * t * t - t**3, 2 - 5 * t * t + 3 * t**3, t + 4 * t * t - 3 * t**3, t**3 - t * t
-                out.append(((k * ax + m * bx + n * cx + o * dx) / 2, (k * ay + m * by + n * cy + o * dy) / 2))
-        return out if closed else [*out, p[-1]]
-
-    def area(self, points: Points, color: Color, alpha: float = 1, flat: bool = False) -> None:
-        """Fill a smooth closed shape."""
-        self.draw.polygon(self.curve(points, flat, True), fill=(*color, round(255 * alpha)))
-
-    def line(self, points: Points, color: Color, width: float, alpha: float = 1, flat: bool = False) -> None:
-        """Draw a smooth line."""
-        if alpha > 0.02:
-            pixels = max(1, round(width * self.unit))
-            self.draw.line(self.curve(points, flat, False), fill=(*color, round(255 * alpha)), width=pixels)
-
-    def dot(self, x: float, y: float, size: float, color: Color, alpha: float = 1, flat: bool = False) -> None:
-        """Draw a filled circle."""
-        (cx, cy), r = self.at(x, y, flat), size * self.unit
-        self.draw.ellipse((cx - r, cy - r, cx + r, cy + r), fill=(*color, round(255 * alpha)))
+def flip(points: Points, side: int = -1) -> Points:
+    """Move a shape to the other side of the face."""
+    return [(side * x, y) for x, y in points]
 
 
 def mirrored(points: Points) -> Points:
     """Close a shape whose right half is given from top to bottom."""
-    return points + [(-x, y) for x, y in reversed(points) if x > 0]
+    return points + flip([point for point in reversed(points) if point[0] > 0])
 
 
 def draw_place(rng: random.Random) -> Image.Image:
-    """Draw a blurred room or street."""
+    """Draw a blurred background of blobs and boxes."""
     small = Image.new("RGB", (WIDTH // 4, HEIGHT // 4), any_color(rng))
     draw = ImageDraw.Draw(small)
-    kind, second = rng.randrange(4), any_color(rng)
-    if kind == 1:  # curtain, shelf
-        step = rng.randrange(6, 30)
-        for x in range(0, 130, step):
-            draw.rectangle((x, 0, x + step * rng.uniform(0.2, 0.8), 128), fill=second)
-    elif kind == 2:  # horizon
-        draw.rectangle((0, rng.randrange(20, 110), 96, 128), fill=second)
-    for _ in range(rng.randrange(0, 14) if kind else 0):
-        x, y, w, h = rng.randrange(-20, 96), rng.randrange(-20, 128), rng.randrange(4, 50), rng.randrange(4, 60)
-        (draw.ellipse if rng.random() < 0.4 else draw.rectangle)((x, y, x + w, y + h), fill=any_color(rng))
-    return small.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 4))).resize((WIDTH * 2, HEIGHT * 2), Image.BILINEAR)
-
-
-def draw_body(pen: Pen, rng: random.Random, skin: Color, neck: float) -> None:
-    """Draw neck, shoulders and clothes."""
-    cloth, second, kind, wide = any_color(rng), any_color(rng), rng.randrange(4), rng.uniform(1.7, 2.3)
-    pen.area(mirrored([(0, 0.6), (neck, 0.7), (neck, 1.5), (neck + 0.3, 1.9), (0, 2.3)]), blend(skin, (90, 50, 40), 0.25),
-             flat=True)
-    pen.area(mirrored([(0, 2.15 if kind < 2 else 1.8), (neck * 0.9, 1.72), (wide * 0.6, 1.85), (wide, 2.3), (wide + 0.3, 4),
-                       (wide, 7), (0, 7)]), cloth, flat=True)
-    if kind == 1:  # shirt collar
-        for side in (-1, 1):
-            pen.area([(side * neck, 1.6), (side * 0.02, 2.12), (side * 0.3, 2.45), (side * (neck + 0.25), 1.85)], second, flat=True)
-    elif kind == 2:  # roll neck
-        pen.area(mirrored([(0, 1.5), (neck + 0.06, 1.42), (neck + 0.1, 1.9), (0, 2.05)]), blend(cloth, (0, 0, 0), 0.12), flat=True)
-    if rng.random() < 0.3:
-        for y in range(5):
-            pen.line([(-wide + 0.05, 2.6 + y * 0.4), (0, 2.7 + y * 0.4), (wide - 0.05, 2.6 + y * 0.4)], second, 0.12, flat=True)
+    for _ in range(rng.randrange(9)):
+        x, y = rng.randrange(-30, 96), rng.randrange(-30, 128)
+        shape = draw.ellipse if rng.random() < 0.4 else draw.rectangle
+        shape((x, y, x + rng.randrange(4, 70), y + rng.randrange(4, 130)), fill=any_color(rng))
+    small = small.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 4)))
+    return small.resize((WIDTH * 2, HEIGHT * 2), Image.Resampling.BILINEAR)
 
 
 def draw_mask(pen: Pen, rng: random.Random, shot: str) -> None:
     """Draw a mask: over nose, mouth and chin, or (incorrect_mask) under the nose or under the chin."""
-    cloth, second, kind = any_color(rng), any_color(rng), rng.randrange(3)
-    if rng.random() < 0.4:  # the usual ones are white, pale blue or black
-        cloth = rng.choice([(236, 238, 240), (164, 200, 222), (40, 40, 44)])
+    cloth, kind = any_color(rng) if rng.random() < 0.15 else rng.choice(MASKS), rng.randrange(3)
     top, bottom, wide = rng.uniform(0.14, 0.34), rng.uniform(1.34, 1.48), rng.uniform(0.84, 0.95)
-    if shot == "incorrect_mask" and rng.random() < 0.7:
-        top, bottom = rng.uniform(0.62, 0.7), rng.uniform(1.42, 1.6)
-    elif shot == "incorrect_mask":
-        top, bottom, wide = rng.uniform(1.06, 1.14), rng.uniform(1.62, 1.74), wide * 0.86
-    middle, drop = (top + bottom) / 2, 0.06 if kind else 0.12
-    strap, dark = blend(cloth, (255, 255, 255), 0.5), blend(cloth, (0, 0, 0), 0.3)
+    if shot == "incorrect_mask":
+        top, bottom, wide = (0.66, 1.5, wide) if rng.random() < 0.7 else (1.1, 1.68, wide * 0.86)
+        top, bottom = top + rng.uniform(-0.04, 0.04), bottom + rng.uniform(-0.06, 0.06)
+    middle, dark = (top + bottom) / 2, blend(cloth, (0, 0, 0), 0.3)
     for side in (-1, 1):
-        pen.line([(side * wide, top + 0.16), (side * 1.0, min(top, 0.1))], strap, 0.035)
-        pen.line([(side * wide * 0.9, bottom - 0.3), (side * 1.02, max(0.4, top - 0.2))], strap, 0.035)
-    low = [(wide, top + drop), (wide * 0.97, middle), (wide * (0.72, 0.5, 0.62)[kind], bottom - 0.12), (0, bottom)]
-    shape = mirrored([(0, top - (0.02, 0.1, 0.06)[kind]), (wide * 0.5, top + 0.03), *low])
+        pen.line([(side * wide, top + 0.16), (side, min(top, 0.1))], blend(cloth, WHITE, 0.5), 0.035)
+        pen.line([(side * wide * 0.9, bottom - 0.3), (side, max(0.4, top - 0.2))], blend(cloth, WHITE, 0.5), 0.035)
+    shape = mirrored([(0, top - (0.02, 0.1, 0.06)[kind]), (wide * 0.5, top + 0.03), (wide, top + 0.09),
+                      (wide * 0.97, middle), (wide * (0.72, 0.5, 0.62)[kind], bottom - 0.12), (0, bottom)])
     pen.area(shape, cloth)
-    if kind == 0:  # pleats
-        for part in (0.3, 0.5, 0.7):
-            y = top + (bottom - top) * part
-            pen.line([(-wide * 0.9, y), (0, y + 0.04), (wide * 0.9, y)], dark, 0.025, 0.7)
-    elif kind == 1:  # seam
-        pen.line([(0, top - 0.05), (0.05, middle), (0, bottom)], dark, 0.025, 0.7)
-    elif rng.random() < 0.7:  # pattern
-        for i in range(24):
-            x, y = (i % 6 - 2.5) * wide * 0.28, top + 0.2 + (i // 6) * (bottom - top) * 0.2
-            pen.dot(x, y, 0.05, second)
     pen.line(shape + shape[:1], dark, 0.02, 0.5)
+    second = any_color(rng)
+    for part in (-1, 0, 1):  # pleats, a seam, or dots
+        y = middle + part * (bottom - top) * 0.2
+        if kind == 0:
+            pen.line([(-wide * 0.9, y), (0, y + 0.04), (wide * 0.9, y)], dark, 0.025, 0.7)
+        elif kind == 1:
+            pen.line([(0, top - 0.05), (0.05, middle), (0, bottom)], dark, 0.025, 0.7)
+        for column in range(6 if kind == 2 else 0):
+            pen.dot((column - 2.5) * wide * 0.28, y, 0.05, second)
 
 
-def draw_person(person: Person, shot: str, seed: str) -> Image.Image:
+def draw_person(person: Person, shot: str) -> Image.Image:
     """Draw one picture: look holds the person's own numbers, rng those of the picture."""
-    look, rng = random.Random(f"{person.seed}/look"), random.Random(seed)
-    picture = draw_place(rng)
-    x, y, unit = WIDTH / 2 + rng.gauss(0, 14), HEIGHT / 2 - 12 + rng.gauss(0, 14), rng.uniform(72, 98)
-    yaw, pitch, roll, smile = rng.gauss(0, 0.09), rng.gauss(0, 0.06), rng.gauss(0, 0.07), rng.uniform(-0.01, 0.1)
-    body = Pen(picture, x, y, unit, roll * 0.3, 0, 0)
-    pen = Pen(picture, x, y, unit, roll, yaw, pitch)
+    look, rng = random.Random(f"{person.seed}/look"), random.Random(f"{person.seed}/{shot}")
+    female, picture = person.gender == "female", draw_place(rng)
+    place = WIDTH + rng.gauss(0, 20), HEIGHT - 24 + rng.gauss(0, 20), rng.uniform(160, 204)
+    roll, smile = rng.gauss(0, 0.07), rng.uniform(-0.01, 0.1)
+    flat, pen = Pen(picture, place, roll, (0, 0)), Pen(picture, place, roll, (rng.gauss(0, 0.09), rng.gauss(0, 0.06)))
+    # Each sign has its own noise around one noisy value per person, so that the groups overlap.
+    lean, years = (1 if female else -1) * look.uniform(0.65, 1.2), person.age + look.gauss(0, 2)
 
-    # Each sign of gender and age has its own noise around a common, noisy value: the groups overlap.
-    female = person.gender == "female"
-    lean = (1 if female else -1) * look.uniform(0.55, 1.2)
-    looks_like = person.age + look.gauss(0, 2.5)
+    def gendered() -> float:
+        return ramp(lean + look.gauss(0, 0.4), -1.2, 1.2)
 
-    def gender_sign() -> float:
-        return ramp(lean + look.gauss(0, 0.45), -1.2, 1.2)
+    def aged(start: float, end: float) -> float:
+        return ramp(years + look.gauss(0, 3), start, end)
 
-    def age_sign(start: float, end: float) -> float:
-        return ramp(looks_like + look.gauss(0, 4), start, end)
-
-    skin = blend(*look.sample(SKINS, 2), look.random())
-    shade, red = blend(skin, (96, 48, 36), 0.55), blend(skin, (170, 60, 60), 0.45)
+    skin = blend(look.choice(SKINS), look.choice(SKINS), look.random())
     hair = blend(look.choice(HAIRS[:6]), look.choice(HAIRS), 0.4 * look.random())
-    styles = ["long", "bob", "tied", "short"]
-    style = look.choices(styles, (52, 25, 13, 10) if female else (4, 8, 8, 80))[0]
-    gray = 0.0 if look.random() < 0.3 else age_sign(38, 68) * look.uniform(0.4, 1)
-    brow_gray = 0.6 * age_sign(48, 72) * (gray > 0)
-    silver = blend((205, 205, 208), (170, 168, 168), look.random())
-    jaw, neck = 0.88 - 0.2 * gender_sign() + 0.06 * age_sign(40, 70), 0.6 - 0.18 * gender_sign()
+    shade, red, silver = blend(skin, (80, 36, 26), 0.68), blend(skin, (190, 40, 50), 0.6), (198, 196, 196)
+    style = look.choices(("long", "bob", "tied", "short"), (60, 25, 8, 7) if female else (3, 5, 4, 88))[0]
+    gray = look.uniform(0.6, 1) * aged(42, 64) * (look.random() > 0.15)  # some dye their hair
+    length = {"long": look.uniform(1.6, 2.6), "bob": look.uniform(0.9, 1.35)}.get(style, 0)
+    volume = look.uniform(0.05, 0.2)
+    jaw, neck, wide = 0.9 - 0.22 * gendered(), 0.6 - 0.18 * gendered(), look.uniform(1.7, 2.3)
+    chin = look.uniform(0.3, 0.4) + 0.35 * (jaw - 0.75)
 
     def strands(upper: Points, lower: Points, count: int) -> None:
-        """Hair lines between two curves; the grey ones are drawn among them."""
+        """Hair from one curve to another, the grey ones among the rest."""
         for i in range(count):
-            place = (i + look.random()) / count * (len(upper) - 1)
-            k, t = int(place), place - int(place)
-            ends = [((1 - t) * c[k][0] + t * c[k + 1][0], (1 - t) * c[k][1] + t * c[k + 1][1]) for c in (upper, lower)]
-            (ax, ay), (bx, by) = ends
-            color = silver if look.random() < gray else blend(hair, look.choice([(0, 0, 0), (255, 255, 255)]), 0.16)
-            bend = look.gauss(0, 0.03)
-            pen.line([(ax, ay), ((ax + bx) / 2 + bend, (ay + by) / 2 - 0.03), (bx, by)], color, 0.028, 0.85, flat=True)
+            k, t = divmod((i + look.random()) / count * (len(upper) - 1), 1)
+            pairs = [(c[int(k)], c[int(k) + 1]) for c in (upper, lower)]
+            ends = [((1 - t) * a[0] + t * b[0], (1 - t) * a[1] + t * b[1]) for a, b in pairs]
+            color = silver if look.random() < gray else blend(hair, look.choice([INK, WHITE]), 0.16)
+            flat.line(ends, color, 0.034, 0.9)
 
-    # Hair behind the head.
-    volume = look.uniform(0.05, 0.2)
-    length = {"long": look.uniform(1.6, 2.6), "bob": look.uniform(0.9, 1.35)}.get(style, 0.0)
+    # Hair behind the head, neck, clothes, head.
     if length:
-        wide = 1.08 + volume * 0.8
-        pen.area(mirrored([(0, -1.35), (wide, -0.4), (wide + 0.04, length * 0.6), (wide - 0.08, length), (0, length - 0.1)]),
-                 blend(hair, (0, 0, 0), 0.2), flat=True)
-    if style == "tied" and look.random() < 0.6:
-        pen.dot(look.uniform(-0.4, 0.4), -1.5, 0.36, hair, flat=True)
-
-    draw_body(body, look, skin, neck)
-
-    # Head, with a soft shadow on one side.
+        back = [(0, -1.35), (1.08 + volume, -0.4), (1.1 + volume, length * 0.6), (1 + volume, length)]
+        flat.area(mirrored([*back, (0, length - 0.1)]), blend(hair, INK, 0.3))
+    elif style == "tied":
+        flat.dot(look.uniform(-0.4, 0.4), -1.5, 0.36, hair)
+    flat.area(mirrored([(0, 0.6), (neck, 0.7), (neck, 1.5), (neck + 0.3, 1.9), (0, 2.3)]), blend(skin, INK, 0.25))
+    cloth, collar = any_color(look), look.choice((1.5, 1.8, 2.2))
+    flat.area(mirrored([(0, collar), (neck, min(1.72, collar - 0.08)), (wide * 0.6, 1.85), (wide, 2.3), (wide + 0.3, 4),
+                        (wide, 7), (0, 7)]), cloth)
+    stripe, stripes = any_color(look), look.choice((0, 0, 4))
+    for y in range(stripes):
+        flat.line([(-wide + 0.05, 2.6 + y * 0.4), (0, 2.7 + y * 0.4), (wide - 0.05, 2.6 + y * 0.4)], stripe, 0.12)
+    light = rng.choice((-1, 1))
     for side in (-1, 1):
-        pen.area([(side * 0.93, -0.1), (side * 1.08, -0.12), (side * 1.1, 0.15), (side * 1.0, 0.42), (side * 0.9, 0.3)],
-                 blend(skin, shade, 0.3), flat=True)
-    chin = look.uniform(0.3, 0.4) + 0.35 * (jaw - 0.75)
-    face = mirrored([(0, -1.2), (0.6, -1.08), (0.94, -0.6), (0.97, 0), (0.93, 0.45), (jaw, 0.88), (chin, 1.22), (0, 1.3)])
-    pen.area(face, skin, flat=True)
-    light_side = rng.choice((-1, 1))
-    for step in range(4):
-        inner = 0.9 - step * 0.09
-        pen.area([(light_side * 0.9, -0.65), (light_side * 0.97, 0), (light_side * jaw, 0.88), (light_side * chin, 1.22),
-                  (light_side * inner * jaw * 0.85, 0.8), (light_side * inner, 0)], shade, 0.1, flat=True)
+        ear = [(0.93, -0.1), (1.08, -0.12), (1.1, 0.15), (1.0, 0.42), (0.9, 0.3)]
+        flat.area(flip(ear, side), blend(skin, shade, 0.3))
+    cheek = [(0.94, -0.6), (0.97, 0), (0.93, 0.45), (jaw, 0.88), (chin, 1.22)]
+    flat.area(mirrored([(0, -1.2), (0.6, -1.08), *cheek, (0, 1.3)]), skin)
+    for inner in (0.63, 0.72, 0.81, 0.9):  # a soft shadow on one cheek
+        flat.area(flip([*cheek, (inner * jaw * 0.85, 0.8), (inner, 0)], light), shade, 0.08)
 
-    # Eyes and brows.
-    eye_high = 0.07 + 0.05 * gender_sign() + look.gauss(0, 0.008)
-    thick, lash, wing = 0.13 - 0.085 * gender_sign(), 0.03 + 0.035 * gender_sign(), 0.09 * gender_sign()
-    droop, bags, feet = age_sign(30, 70), age_sign(28, 66), age_sign(32, 64)
-    brow_color = blend(blend(hair, (40, 30, 28), 0.5), silver, brow_gray)
-    arch, raised = 0.02 + 0.1 * gender_sign(), rng.uniform(-0.03, 0.04)
-    iris, gaze = blend((40, 26, 20), (96, 60, 36), look.random()), rng.gauss(0, 0.03)
+    # Eyes and brows, then lines of age, nose and mouth.
+    high, arch, thick = 0.08 + 0.04 * gendered(), 0.02 + 0.1 * gendered(), 0.15 - 0.11 * gendered()
+    lash, wing = 0.025 + 0.05 * gendered(), 0.12 * gendered()
+    droop, bags, feet, frown, fold = aged(30, 70), aged(28, 66), aged(32, 64), aged(40, 65), aged(30, 60)
+    brow, gaze = blend(blend(hair, INK, 0.5), silver, 0.8 * aged(48, 66) * (gray > 0)), rng.gauss(0, 0.03)
+    high *= (1 - 0.3 * droop) * rng.uniform(0.9, 1.1)
     for side in (-1, 1):
-        def eye(points: Points, side: int = side) -> Points:
-            return [(side * (0.43 + px), py) for px, py in points]
-
-        high = eye_high * (1 - 0.3 * droop) * rng.uniform(0.85, 1.1)
-        lid = eye([(-0.23, 0.03), (-0.1, -high), (0.08, -high), (0.24, 0.07 * droop - 0.03)])
-        pen.area(lid + eye([(0.08, high * 0.8), (-0.1, high * 0.8)]), (246, 244, 240))
-        pen.dot(side * 0.43 + gaze, 0, min(0.1, high * 1.1), iris)
-        pen.dot(side * 0.43 + gaze + 0.03, -0.03, 0.022, (255, 255, 255), 0.8)
-        pen.line(lid, (30, 22, 22), lash)
-        pen.line(eye([(0.18, -0.05), (0.24 + wing, -0.04 - wing)]), (30, 22, 22), lash, 0.9 if wing > 0.035 else 0)
-        pen.line(eye([(-0.2, -0.07), (0, -high - 0.09), (0.24, -0.08 + 0.1 * droop)]), shade, 0.025, 0.5 + 0.4 * droop)
-        pen.area(eye([(-0.25, -0.31 - thick / 2), (0.02, -0.32 - arch - thick / 2), (0.3, -0.26), (0.02, -0.32 - arch + thick / 2),
-                      (-0.25, -0.31 + thick / 2)]), brow_color, 0.9)
-        # Ageing around the eyes: bags below, crow's feet beside.
-        pen.area(eye([(-0.22, 0.15), (0.02, 0.2), (0.24, 0.13), (0.05, 0.3), (-0.1, 0.29)]), shade, 0.4 * bags)
-        pen.line(eye([(-0.24, 0.16), (-0.05, 0.3), (0.2, 0.22)]), shade, 0.04, bags)
-        for i in range(3):
-            pen.line(eye([(0.3, 0.02 + 0.03 * i), (0.5, -0.12 + 0.13 * i)]), shade, 0.035, ramp(feet * 3 - i, 0, 1.2))
-    # Ageing on the forehead and beside the mouth.
-    lines = age_sign(28, 66) * 4
+        lid = [(0.2, 0.03), (0.33, -high), (0.51, -high), (0.67, 0.07 * droop - 0.03)]
+        pen.area(flip([*lid, (0.51, high * 0.8), (0.33, high * 0.8)], side), WHITE)
+        pen.dot(side * 0.43 + gaze, 0, min(0.1, high * 1.1), (58, 38, 28))
+        pen.dot(side * 0.43 + gaze + 0.03, -0.03, 0.022, WHITE)
+        pen.area(flip([(0.18, -0.31 - thick / 2), (0.45, -0.32 - arch - thick / 2), (0.73, -0.26),
+                       (0.45, -0.32 - arch + thick / 2), (0.18, -0.31 + thick / 2)], side), brow, 0.9)
+        pen.area(flip([(0.21, 0.15), (0.45, 0.2), (0.67, 0.13), (0.48, 0.3), (0.33, 0.29)], side), shade, 0.4 * bags)
+        for points, color, width, alpha in (
+            (lid, INK, lash, 1),
+            ([(0.61, -0.05), (0.67 + wing, -0.04 - wing)], INK, lash, ramp(wing, 0.03, 0.05)),
+            ([(0.23, -0.07), (0.43, -high - 0.09), (0.67, 0.1 * droop - 0.08)], shade, 0.025, 0.5 + 0.4 * droop),
+            ([(0.19, 0.16), (0.38, 0.3), (0.63, 0.22)], shade, 0.055, bags),
+            ([(0.08, -0.38), (0.07, -0.2)], shade, 0.05, frown),
+            ([(0.2, 0.45), (0.36, 0.65), (0.4, 0.85)], shade, 0.05, fold),
+            ([(0.73, 0.02), (0.93, -0.12)], shade, 0.045, ramp(feet, 0, 0.4)),
+            ([(0.73, 0.05), (0.93, 0.01)], shade, 0.045, ramp(feet, 0.3, 0.7)),
+            ([(0.73, 0.08), (0.93, 0.14)], shade, 0.045, ramp(feet, 0.6, 1)),
+        ):
+            pen.line(flip(points, side), color, width, alpha)
+    lines = aged(26, 64) * 4
     for i in range(4):
-        wave, half = look.gauss(0, 0.02), look.uniform(0.35, 0.55)
-        pen.line([(-half, -0.54 - 0.1 * i), (0, -0.57 - 0.1 * i + wave), (half, -0.54 - 0.1 * i)], shade, 0.04,
-                 ramp(lines - i, 0, 1))
-    frown = age_sign(40, 65)
-    for side in (-1, 1):
-        pen.line([(side * 0.08, -0.38), (side * 0.07, -0.2)], shade, 0.035, frown)
-        pen.line([(side * 0.2, 0.45), (side * 0.36, 0.65), (side * 0.4, 0.85)], shade, 0.04, age_sign(30, 60))
-    for _ in range(8):
-        spot = look.uniform(-0.85, 0.85), look.uniform(-0.6, 0.6)
-        pen.dot(*spot, look.uniform(0.02, 0.04), shade, 0.6 * (age_sign(52, 70) if look.random() < 0.7 else 0))
-
-    # Nose, mouth, stubble.
-    nose, lips = look.uniform(0.13, 0.19), gender_sign()
+        half, y = look.uniform(0.35, 0.55), -0.54 - 0.1 * i
+        pen.line([(-half, y), (0, y - 0.03), (half, y)], shade, 0.05, ramp(lines - i, 0, 1))
+    nose, full = look.uniform(0.13, 0.19), 0.05 + 0.05 * gendered()
     pen.area([(-0.05, 0), (0.07, 0), (nose, 0.48), (0, 0.56), (-0.03, 0.3)], shade, 0.22)
-    pen.line([(-nose, 0.46), (-nose * 0.6, 0.55), (0, 0.52), (nose * 0.6, 0.55), (nose, 0.46)], shade, 0.035)
-    if not female and look.random() < 0.55:
-        for _ in range(150):
-            angle, ring = look.uniform(-1.75, 1.75), look.uniform(0.75, 0.97)
-            pen.dot(math.sin(angle) * ring * 0.92, 0.35 + math.cos(angle) * ring * 0.92, 0.013, (50, 40, 38), 0.5, flat=True)
-    full = 0.05 + 0.05 * lips
-    pen.area([(-0.3, 0.86 - smile), (-0.08, 0.86 - full), (0, 0.88 - full), (0.08, 0.86 - full), (0.3, 0.86 - smile),
-              (0, 0.88 + full * 1.5)], blend(red, (180, 50, 60), 0.3 * lips))
-    pen.line([(-0.3, 0.86 - smile), (0, 0.88), (0.3, 0.86 - smile)], blend(red, (60, 20, 20), 0.5), 0.025)
+    pen.line([(-nose, 0.46), (-nose * 0.6, 0.55), (0, 0.52), (nose * 0.6, 0.55), (nose, 0.46)], shade, 0.04)
+    for _ in range(150 if not female and look.random() < 0.55 else 0):  # stubble
+        angle, ring = look.uniform(-1.75, 1.75), look.uniform(0.69, 0.89)
+        flat.dot(math.sin(angle) * ring, 0.35 + math.cos(angle) * ring, 0.013, INK, 0.5)
+    corner, mouth = (0.3, 0.86 - smile), [(0.08, 0.86 - full), (0.3, 0.86 - smile), (0, 0.88 + full * 1.5)]
+    pen.area([(0, 0.88 - full), *mouth, *flip(mouth[1::-1])], red)
+    pen.line([corner, (0, 0.88), *flip([corner])], INK, 0.025, 0.5)
 
-    # Hair in front: the outer line of the head down to the hairline, which climbs with age.
-    recede = age_sign(30, 75) * (0.32 if style == "short" else 0.12) * look.uniform(0.3, 1.2)
-    fringe = look.random() < 0.2 and recede < 0.16
-    side_low = {"long": 1.2, "bob": 0.8, "tied": -0.15, "short": look.uniform(-0.15, 0.15)}[style]
-    part, base = look.uniform(-0.5, 0.5), -0.45 if fringe else -0.8 + look.gauss(0, 0.04)
-    outer: Points = []
-    inner_line: Points = []
-    for k in range(17):
-        u = (k - 8) / 8
-        angle = u * math.pi / 2
-        outer.append((math.sin(angle) * (1.03 + volume * 0.7), -0.2 - math.cos(angle) * (1.15 + volume)))
-        line_y = base + 0.45 * abs(u) ** 4 - recede * (0.25 + math.exp(-((abs(u) - 0.55) / 0.2) ** 2))
-        if style in ("long", "bob") and not fringe:
-            line_y = max(-1.2, line_y - 0.3 * math.exp(-(((u - part) / 0.25) ** 2)) + 0.15)
-        inner_line.append((math.sin(angle) * 0.93, line_y))
-    ends: list[Points] = []
-    for side in (-1, 1):
-        low = [(side * (1.04 + volume * 0.7), side_low * 0.5), (side * 1.02, side_low), (side * 0.9, side_low * 0.6 - 0.1)]
-        ends.append(low)
-    pen.area(outer + ends[1] + inner_line[::-1] + ends[0][::-1], hair, flat=True)
-    strands(outer, inner_line, 46)
-    if length:
-        for side in (-1, 1):
-            pen.area([(side * 0.95, -0.5), (side * (1.03 + volume), -0.3), (side * (1.1 + volume * 0.7), length - 0.1),
-                      (side * 0.94, length - 0.05), (side * 0.95, 0.3)], hair, flat=True)
-            strands([(side * 0.95, -0.4), (side * (1.05 + volume), -0.4)],
-                    [(side * 0.98, length - 0.15), (side * (1.08 + volume * 0.7), length - 0.15)], 9)
-    rings, has_rings = any_color(look), look.random() < (0.5 if female else 0.04)
-    if has_rings:
-        for side in (-1, 1):
-            pen.dot(side * 1.03, 0.5, 0.07, rings, flat=True)
-            pen.dot(side * 1.03, 0.5, 0.03, (255, 255, 255), flat=True)
+    # Hair in front, from the outer line of the head to the hairline, which climbs with age.
+    recede = aged(30, 75) * (0.36 if style == "short" else 0.16) * look.uniform(0.5, 1.2)
+    base = -0.45 if look.random() < 0.12 and recede < 0.16 else -0.8 + look.gauss(0, 0.04)  # some have a fringe
+    part, low = look.uniform(-0.5, 0.5), {"long": 1.2, "bob": 0.8}.get(style, look.uniform(-0.15, 0.15))
+    top: Points = []
+    hairline: Points = []
+    for k in range(-8, 9):
+        x, u = math.sin(k * math.pi / 16), k / 8
+        bare = recede * (0.25 + math.exp(-(((abs(u) - 0.55) / 0.2) ** 2)))
+        bare += 0.25 * math.exp(-(((u - part) / 0.25) ** 2)) * (length > 0 and base < -0.5)  # a parting
+        top.append((x * (1.03 + volume * 0.7), -0.2 - math.cos(k * math.pi / 16) * (1.15 + volume)))
+        hairline.append((x * 0.93, max(-1.2, base + 0.45 * u**4 - bare)))
+    side_hair = [(1.04 + volume * 0.7, low * 0.5), (1.02, low), (0.9, low * 0.6 - 0.1)]
+    flat.area([*top, *side_hair, *hairline[::-1], *flip(side_hair[::-1])], hair)
+    strands(top, hairline, 46)
+    for side in (-1, 1) if length else ():
+        lock = [(0.95, -0.4), (1.05 + volume, -0.4), (1.08 + volume, length), (0.98, length)]
+        flat.area(flip(lock, side), hair)
+        strands(flip(lock[:2], side), flip(lock[:1:-1], side), 9)
+    jewel, rings, glasses = any_color(look), look.random() < (0.5 if female else 0.04), look.random() < 0.2
+    for side in (-1, 1) if rings else ():
+        flat.dot(side * 1.03, 0.5, 0.07, jewel)
     if shot != "normal":
         draw_mask(pen, rng, shot)
-    if look.random() < 0.2:  # glasses
-        for side in (-1, 1):
-            rim = [(side * (0.43 + 0.31 * math.cos(a)), 0.02 + 0.23 * math.sin(a)) for a in (i * 0.785 for i in range(9))]
-            pen.line(rim, (50, 46, 50), 0.035)
-            pen.line([(side * 0.74, -0.02), (side * 1.0, -0.08)], (50, 46, 50), 0.035)
-        pen.line([(-0.13, 0), (0, -0.03), (0.13, 0)], (50, 46, 50), 0.035)
+    for side in (-1, 1) if glasses else ():
+        rim = [(0.43 + 0.31 * math.cos(a), 0.02 + 0.23 * math.sin(a)) for a in (i * math.pi / 4 for i in range(9))]
+        for points in (rim, [(0.74, -0.02), (1, -0.08)], [(0.13, 0), (0, -0.03)]):
+            pen.line(flip(points, side), INK, 0.035)
     return photograph(picture, rng)
 
 
@@ -342,84 +280,62 @@ def photograph(picture: Image.Image, rng: random.Random) -> Image.Image:
     picture = picture.reduce(2)
     if rng.random() < 0.3:
         picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.1)))
-    level = rng.uniform(0.65, 1.25)
+    level = rng.uniform(0.75, 1.2)
     grid = np.array([[level * rng.uniform(0.75, 1.2) for _ in range(3)] for _ in range(3)], dtype=np.float32)
-    light = np.asarray(Image.fromarray(grid).resize(picture.size, Image.BILINEAR))
+    light = np.asarray(Image.fromarray(grid).resize(picture.size, Image.Resampling.BILINEAR))
     noise = np.random.default_rng(rng.getrandbits(64)).standard_normal((HEIGHT, WIDTH), dtype=np.float32)
-    noise *= 1.5 * 8 ** rng.random()
+    noise *= 1.5 * 7 ** rng.random()
     bands = [np.asarray(band) * light * np.float32(rng.uniform(0.92, 1.08)) + noise for band in picture.split()]
     return Image.merge("RGB", [Image.fromarray(band.clip(0, 255).astype(np.uint8)) for band in bands])
 
 
-def draw_age(rng: random.Random, group: int) -> int:
-    """Draw an age evenly within a group."""
-    return rng.randint(*((18, 29), (30, 59), (60, 70))[group])
-
-
 def make_person(number: int, kind: str, balance: str, seed: int) -> Person:
-    """Deal gender and age: the six cells in turn (even), or the competition archive's shares (real)."""
+    """Deal gender and age: the six cells in turn (even), or the shares of the competition's archive (real)."""
     own = f"{seed}/{kind}/{number}"
     rng = random.Random(f"{own}/age")
     if balance == "even":
-        return Person(number, ("male", "female")[number % 2], draw_age(rng, number // 2 % 3), own)
-    gender = "female" if rng.random() < 0.61 else "male"
-    group = rng.choices((0, 1, 2), (47, 45, 7))[0]
-    young = 18 + min(11, int(rng.expovariate(0.7)))
+        low, high = ((18, 29), (30, 59), (60, 70))[number // 2 % 3]
+        return Person(("male", "female")[number % 2], rng.randint(low, high), own)
+    young = 18 + min(11, int(rng.expovariate(0.7)))  # most are 18 to 20
     middle = rng.choices((rng.randint(30, 49), rng.randint(50, 56), rng.randint(57, 59)), (25, 35, 40))[0]
-    return Person(number, gender, (young, middle, 60)[group], own)
-
-
-def write_rows(path: Path, header: list[str], rows: list[list[str]]) -> None:
-    """Write a CSV file."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([header, *rows])
-
-
-def true_class(person: Person, shot: str) -> int:
-    """The class, 6 * mask + 3 * gender + age group."""
-    mask = {"incorrect_mask": 1, "normal": 2}.get(shot, 0)
-    return 6 * mask + 3 * (person.gender == "female") + (person.age >= 30) + (person.age >= 60)
-
-
-def save(picture: Image.Image, path: Path, rng: random.Random) -> None:
-    """Save at a quality drawn by chance, so that a file's size says nothing about what it shows."""
-    if path.suffix == ".png":
-        picture.save(path, compress_level=1)
-    else:
-        picture.save(path, "JPEG", quality=rng.randint(70, 95))
+    age = rng.choices((young, middle, 60), (47, 45, 7))[0]
+    return Person("female" if rng.random() < 0.61 else "male", age, own)
 
 
 def draw_all(out: Path, people: int, eval_people: int, seed: int, balance: str) -> None:
     """Draw every picture and write the tables."""
-    images = out / "train" / "images"
-    train: list[list[str]] = []
+    tables: dict[str, list[list[str]]] = {
+        "train/train.csv": [["id", "gender", "race", "age", "path"]],
+        "eval/info.csv": [["ImageID", "ans"]],
+        "eval/answers.csv": [["ImageID", "ans"]],
+    }
     answers: list[list[str]] = []
-    bar = tqdm(total=len(SHOTS) * (people + eval_people), unit="picture", disable=not sys.stderr.isatty())
-    for number in range(people):
-        person = make_person(number, "train", balance, seed)
-        name = f"{number + 1:06d}_{person.gender}_Asian_{person.age}"
-        train.append([f"{number + 1:06d}", person.gender, "Asian", str(person.age), name])
-        (images / name).mkdir(parents=True)
-        suffix = random.Random(f"{person.seed}/file").choice(EXTENSIONS)
-        for shot in SHOTS:
-            own = f"{person.seed}/{shot}"
-            save(draw_person(person, shot, own), images / name / (shot + suffix), random.Random(f"{own}/quality"))
-            bar.update()
     (out / "eval" / "images").mkdir(parents=True)
-    for number in range(eval_people):
-        person = make_person(number, "eval", balance, seed)
+    numbers = [("train", i) for i in range(people)] + [("eval", i) for i in range(eval_people)]
+    for kind, number in tqdm(numbers, unit="person", disable=not sys.stderr.isatty()):
+        person = make_person(number, kind, balance, seed)
+        group = 3 * (person.gender == "female") + (person.age >= 30) + (person.age >= 60)
+        row = [f"{number + 1:06d}", person.gender, "Asian", str(person.age)]
+        folder = out / "train" / "images" / "_".join(row)
+        files = random.Random(f"{person.seed}/files")
+        suffix = files.choice(EXTENSIONS)
+        if kind == "train":
+            folder.mkdir(parents=True)
+            tables["train/train.csv"].append([*row, folder.name])
         for shot in SHOTS:
-            own = f"{person.seed}/{shot}"
-            name = hashlib.sha1(own.encode()).hexdigest() + ".jpg"
-            save(draw_person(person, shot, own), out / "eval" / "images" / name, random.Random(f"{own}/quality"))
-            answers.append([name, str(true_class(person, shot))])
-            bar.update()
-    bar.close()
+            path = folder / (shot + suffix)
+            if kind == "eval":
+                path = out / "eval" / "images" / (hashlib.sha1(f"{person.seed}/{shot}".encode()).hexdigest() + ".jpg")
+                mask = {"incorrect_mask": 1, "normal": 2}.get(shot, 0)
+                answers.append([path.name, str(6 * mask + group)])
+            # Quality is drawn by chance, so that a file's size says nothing about what it shows.
+            draw_person(person, shot).save(path, quality=files.randint(70, 95), compress_level=1)
     answers.sort()  # by hash: the order gives nothing away
-    rows = [[name, "0"] for name, _ in answers]
-    write_rows(out / "train" / "train.csv", ["id", "gender", "race", "age", "path"], train)
-    write_rows(out / "eval" / "info.csv", ["ImageID", "ans"], rows)
-    write_rows(out / "eval" / "answers.csv", ["ImageID", "ans"], answers)
+    tables["eval/answers.csv"] += answers
+    tables["eval/info.csv"] += [[name, "0"] for name, _ in answers]
+    for name, rows in tables.items():
+        with (out / name).open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 def digest_of(folder: Path) -> str:

@@ -1,0 +1,54 @@
+#!/usr/bin/env python3
+"""Turn a tree of checkpoints into a submission: the best of each fold vote, with as many views as asked for."""
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import config
+import utils
+
+if TYPE_CHECKING:
+    import ensemble
+
+
+def stored(settings: config.EnsembleSettings) -> tuple[str, ensemble.Probabilities]:
+    """(name of the earlier prediction, its probabilities for this task and --top-k)."""
+    import submission
+
+    folder = Path(settings.from_probs or "")
+    probs = submission.load(folder).answering(settings.task)
+    return f"revote_{folder.resolve().name}", probs.top(settings.top_k) if settings.top_k else probs
+
+
+def predicted(settings: config.EnsembleSettings) -> tuple[str, ensemble.Probabilities]:
+    """(name of the tree, probabilities of its members)."""
+    import checkpoint
+    import dataset
+    import submission
+
+    tree = checkpoint.find_tree(settings.root)
+    views, transform = settings.tta or 1, settings.transform_type or "base"
+    members = submission.members_of(tree, settings.top_k or 3)
+    names, paths = dataset.read_eval(settings.data_root)
+    print(f"tree: {tree}: {len(members)} members x {views} views ({transform}) of {len(names)} photographs", flush=True)
+    compute = submission.compute_for(settings)
+    return tree.resolve().name, submission.run_members(members, settings.task, transform, views, names, paths, compute)
+
+
+def main(argv: list[str] | None = None) -> int:
+    settings = config.parse(config.EnsembleSettings, argv, "submit_ensemble.py", __doc__ or "").completed()
+
+    import ensemble
+    import submission
+
+    name, probs = stored(settings) if settings.from_probs else predicted(settings)
+    voted = ensemble.vote(settings.method, probs.task, probs.array, probs.weights)
+    folder = submission.output_folder(settings.save_path, name, settings.task)
+    submission.write_prediction(folder, voted, probs, settings.answers)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(utils.run_script(main, "submit_ensemble.py"))

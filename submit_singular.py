@@ -1,0 +1,37 @@
+#!/usr/bin/env python3
+"""Turn one checkpoint into a submission: a CSV with a row per evaluation photograph."""
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import config
+import utils
+
+
+def main(argv: list[str] | None = None) -> int:
+    settings = config.parse(config.SingularSettings, argv, "submit_singular.py", __doc__ or "").completed()
+
+    import checkpoint
+    import dataset
+    import ensemble
+    import submission
+
+    wanted = settings.model_type or "VanillaEfficientNet"
+    path = Path(settings.load_state_dict or submission.best_checkpoint(settings.task, wanted))
+    print(f"checkpoint: {path}", flush=True)
+    found, info = checkpoint.read_described(path)
+    if settings.model_type not in (None, info.model):
+        raise utils.UserError(f"--model-type {settings.model_type}: {path} holds a {info.model}; leave the option out")
+    member = submission.Member(path.name, info, found)
+    names, paths = dataset.read_eval(settings.data_root)
+    compute = submission.compute_for(settings)
+    probs = submission.run_members([member], settings.task, settings.transform_type, 1, names, paths, compute)
+    answers = ensemble.decide(probs.task, ensemble.arithmetic(probs.array))
+    folder = submission.output_folder(settings.save_path, f"{path.parent.parent.name}_{path.parent.name}", settings.task)
+    submission.write_prediction(folder, {"submission": answers}, probs, settings.answers)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(utils.run_script(main, "submit_singular.py"))
