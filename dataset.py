@@ -116,8 +116,8 @@ def label_people(people: Sequence[str], table: Path | None, images: Path) -> pd.
     listed = set(labels["person"])
     warn_counted([p for p in people if p not in listed], f"people left out, {table.name} has no row for them")
     told = {p: (gender_code(m["gender"]), float(m["age"])) for p, m in named.items() if m}
-    rows = zip(labels["person"], labels["gender"], labels["years"], strict=True)
-    differ = [p for p, gender, years in rows if p in told and told[p] != (gender, years)]
+    tabled = zip(labels["person"], labels["gender"], labels["years"], strict=True)
+    differ = [p for p, gender, years in tabled if p in told and told[p] != (gender, years)]
     warn_counted(differ, f"people whose folder's name and {table.name} disagree; the table is taken")
     return labels
 
@@ -176,7 +176,7 @@ def assign_folds(table: pd.DataFrame, folds: int, split_seed: int) -> dict[str, 
     people = table.drop_duplicates("person").sort_values("person")
     if folds > len(people):
         raise UserError(f"--cv {folds}: there are only {len(people)} people; use at most --cv {len(people)}")
-    draw = np.random.RandomState(split_seed)  # noqa: NPY002 - numpy promises this stream never changes
+    draw = np.random.RandomState(split_seed)  # numpy promises that this stream never changes
     strata = people.groupby(["gender", "ageg"], sort=True)["person"]
     dealt = [person for _, stratum in strata for person in stratum.to_numpy()[draw.permutation(len(stratum))]]
     return {person: position % folds for position, person in enumerate(dealt)}

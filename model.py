@@ -166,7 +166,7 @@ def trunk_of(model: nn.Module) -> nn.Module:
 def start_at(model: nn.Module, value: float) -> None:
     """Let a regression's head answer this value before training, so that no epoch is spent on finding its level."""
     with torch.no_grad():
-        model.get_submodule("linear").bias.fill_(value)  # type: ignore[operator, union-attr]
+        model.get_submodule("linear").bias.fill_(value)  # type: ignore[operator]
 
 
 def load_weights(module: nn.Module, weights: StateDict, source: str) -> None:

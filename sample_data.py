@@ -232,8 +232,8 @@ def draw_person(person: Person, shot: str) -> Image.Image:
             pen.line(flip(points, side), color, width, alpha)
     lines = aged(26, 64) * 4
     for i in range(4):
-        half, y = look.uniform(0.35, 0.55), -0.54 - 0.1 * i
-        pen.line([(-half, y), (0, y - 0.03), (half, y)], shade, 0.05, ramp(lines - i, 0, 1))
+        half, up = look.uniform(0.35, 0.55), -0.54 - 0.1 * i
+        pen.line([(-half, up), (0, up - 0.03), (half, up)], shade, 0.05, ramp(lines - i, 0, 1))
     nose, full = look.uniform(0.13, 0.19), 0.05 + 0.05 * gendered()
     pen.area([(-0.05, 0), (0.07, 0), (nose, 0.48), (0, 0.56), (-0.03, 0.3)], shade, 0.22)
     pen.line([(-nose, 0.46), (-nose * 0.6, 0.55), (0, 0.52), (nose * 0.6, 0.55), (nose, 0.46)], shade, 0.04)
