@@ -219,12 +219,16 @@ def open_tree(settings: config.TrainSettings) -> Path:
     if not re.fullmatch(r"[\w.-]+", settings.run_name):
         raise UserError(f"--run-name {settings.run_name!r}: use letters, digits, dots, hyphens and underscores")
     tree = parent / f"{name}_{settings.run_name}"
-    if not tree.is_dir():
-        return new_folder(parent, tree.name)
+    try:
+        tree.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{tree}: cannot make this folder ({error.strerror}); name another with --save-path") from None
     before = read_run(tree).get("settings")
+    if before is None and not fold_folders(tree):
+        return tree
     if not isinstance(before, dict):
         raise UserError(f"{tree}: has no run.json with settings; choose another --run-name")
-    now = result_settings(settings)
+    now = json.loads(json.dumps(result_settings(settings)))
     for key, value in now.items():
         if before.get(key) != value:
             raise UserError(
@@ -236,7 +240,7 @@ def open_tree(settings: config.TrainSettings) -> Path:
 
 def result_settings(settings: config.TrainSettings) -> dict[str, Any]:
     """The settings that a run's result hangs on."""
-    free = ("workers", "dry_run", "save_path", "run_name", "device")
+    free = ("workers", "dry_run", "save_path", "run_name", "device", "folds")
     return {key: value for key, value in dataclasses.asdict(settings).items() if key not in free}
 
 

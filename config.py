@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -236,6 +237,13 @@ class Choice:
         return known[text.casefold()]
 
 
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """`0,3` -> (0, 3)."""
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected whole numbers with commas between, like 0,3")
+    return tuple(sorted({int(part) for part in text.split(",")}))
+
+
 def option(
     group: str,
     help: str,
@@ -321,6 +329,10 @@ class TrainSettings(MachineSettings):
         FOLDS, "suffix of the tree's name; naming a run that is there completes it", None, shown="none, or the time",
         metavar="NAME",
     )  # fmt: skip
+    folds: tuple[int, ...] | None = option(
+        FOLDS, "train only these of the --cv folds, like 0,3; runs of one --run-name share a tree", None, whole_numbers,
+        "all", "N,N",
+    )  # fmt: skip
     save_top: int = option(FOLDS, "checkpoints kept per fold, by validation macro F1", 3, Range(int, 1))
     dry_run: bool = option(MACHINE, "read, split, run one batch, estimate time and disk, and stop", False)
 
@@ -372,6 +384,9 @@ def check_training(s: TrainSettings) -> None:
         raise UserError("--cycle-epochs: only --lr-scheduler cosine has cycles; leave it out")
     if s.cycle_epochs is not None and s.cycle_epochs + s.warmup_epochs > s.epochs:
         raise UserError(f"--cycle-epochs {s.cycle_epochs:g}: longer than the {s.epochs} epochs; make it shorter")
+    if s.folds is not None and (s.folds[-1] >= s.cv or s.run_name is None):
+        remedy = f"count from 0 to {s.cv - 1}" if s.folds[-1] >= s.cv else "name the tree that they share with --run-name"
+        raise UserError(f"--folds {','.join(map(str, s.folds))}: {remedy}")
     if s.warmup_epochs >= s.epochs:
         raise UserError(f"--warmup-epochs {s.warmup_epochs:g}: must be fewer than --epochs {s.epochs}")
 

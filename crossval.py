@@ -45,6 +45,11 @@ class Study:
     def folds(self) -> list[int]:
         return list(range(self.settings.cv))
 
+    @property
+    def own_folds(self) -> list[int]:
+        """The folds that this process trains."""
+        return list(self.settings.folds or self.folds)
+
     def held_out(self, fold: int) -> np.ndarray:
         """Row numbers of the photographs that a fold is validated on."""
         return np.flatnonzero(self.table["fold"] == fold)
@@ -393,22 +398,27 @@ def run(settings: config.TrainSettings) -> int:
     if not (study.tree / "run.json").is_file():
         write_start(study)
     print(f"checkpoints: {study.tree}", flush=True)
-    clock = Clock(settings.epochs * len(study.folds))
-    done: list[Held] = []
+    clock = Clock(settings.epochs * len(study.own_folds))
     failed: dict[int, str] = {}
-    for number in study.folds:
-        before = finished(study, number)
-        if before is not None:
+    for number in study.own_folds:
+        if finished(study, number) is not None:
             clock.fold_over(settings.epochs)
             print(f"fold {number}: complete already")
-            done.append(held(study, number, before))
             continue
+        folder = study.tree / f"fold{number:02d}"
+        if folder.is_dir():
+            shutil.rmtree(folder)  # begun and not completed
         try:
-            state = train_fold(study, number, clock)
-            done.append(held(study, number, np.stack(state.probabilities[settings.task])))
+            train_fold(study, number, clock)
         except Diverged as error:
             failed[number] = str(error)
             warn(str(error))
+    answers = {number: finished(study, number) for number in study.folds if number not in failed}
+    missing = [number for number, found in answers.items() if found is None]
+    if missing:
+        print(f"folds {', '.join(map(str, missing))} are not complete yet; the run that completes the tree writes its table")
+        return 1 if failed else 0
+    done = [held(study, number, found) for number, found in answers.items() if found is not None]
     if done:
         print(*summary(study, done, failed), sep="\n")
     if outside is not None and done:
@@ -417,7 +427,7 @@ def run(settings: config.TrainSettings) -> int:
 
 
 def finished(study: Study, number: int) -> np.ndarray | None:
-    """The answers [epochs, images, classes] of a fold that an earlier process completed; a fold begun is cleared."""
+    """The answers [epochs, images, classes] of a fold that is complete, by this process or another; else None."""
     folder = study.tree / f"fold{number:02d}"
     stored = checkpoint.read_validation(folder, study.settings.task)
     files = study.table["file"].iloc[study.held_out(number)].tolist()
@@ -425,8 +435,6 @@ def finished(study: Study, number: int) -> np.ndarray | None:
         if stored[0] != files:
             raise UserError(f"{folder}: was trained on other photographs; choose another --run-name")
         return stored[1]
-    if folder.is_dir():
-        shutil.rmtree(folder)
     return None
 
 

@@ -113,7 +113,7 @@ def draw_place(rng: random.Random) -> Image.Image:
     """Draw a blurred background of blobs and boxes."""
     small = Image.new("RGB", (WIDTH // 4, HEIGHT // 4), any_color(rng))
     draw = ImageDraw.Draw(small)
-    for _ in range(rng.randrange(9)):
+    for _ in range(rng.randrange(6)):
         x, y = rng.randrange(-30, 96), rng.randrange(-30, 128)
         shape = draw.ellipse if rng.random() < 0.4 else draw.rectangle
         shape((x, y, x + rng.randrange(4, 70), y + rng.randrange(4, 130)), fill=any_color(rng))
@@ -123,10 +123,10 @@ def draw_place(rng: random.Random) -> Image.Image:
 
 def draw_mask(pen: Pen, rng: random.Random, shot: str) -> None:
     """Draw a mask: over nose, mouth and chin, or (incorrect_mask) under the nose or under the chin."""
-    cloth, kind = any_color(rng) if rng.random() < 0.15 else rng.choice(MASKS), rng.randrange(3)
-    top, bottom, wide = rng.uniform(0.14, 0.34), rng.uniform(1.34, 1.48), rng.uniform(0.84, 0.95)
+    cloth, kind = any_color(rng) if rng.random() < 0.1 else rng.choice(MASKS), rng.randrange(3)
+    top, bottom, wide = rng.uniform(0.12, 0.28), rng.uniform(1.34, 1.48), rng.uniform(0.84, 0.95)
     if shot == "incorrect_mask":
-        top, bottom, wide = (0.66, 1.5, wide) if rng.random() < 0.7 else (1.1, 1.68, wide * 0.86)
+        top, bottom, wide = (0.7, 1.5, wide) if rng.random() < 0.6 else (1.1, 1.68, wide * 0.86)
         top, bottom = top + rng.uniform(-0.04, 0.04), bottom + rng.uniform(-0.06, 0.06)
     middle, dark = (top + bottom) / 2, blend(cloth, (0, 0, 0), 0.3)
     for side in (-1, 1):
@@ -151,7 +151,7 @@ def draw_person(person: Person, shot: str) -> Image.Image:
     """Draw one picture: look holds the person's own numbers, rng those of the picture."""
     look, rng = random.Random(f"{person.seed}/look"), random.Random(f"{person.seed}/{shot}")
     female, picture = person.gender == "female", draw_place(rng)
-    place = WIDTH + rng.gauss(0, 20), HEIGHT - 24 + rng.gauss(0, 20), rng.uniform(160, 204)
+    place = WIDTH + rng.gauss(0, 20), HEIGHT - 24 + rng.gauss(0, 20), rng.uniform(166, 206)
     roll, smile = rng.gauss(0, 0.07), rng.uniform(-0.01, 0.1)
     flat, pen = Pen(picture, place, roll, (0, 0)), Pen(picture, place, roll, (rng.gauss(0, 0.09), rng.gauss(0, 0.06)))
     # Each sign has its own noise around one noisy value per person, so that the groups overlap.
@@ -235,8 +235,8 @@ def draw_person(person: Person, shot: str) -> Image.Image:
         half, up = look.uniform(0.35, 0.55), -0.54 - 0.1 * i
         pen.line([(-half, up), (0, up - 0.03), (half, up)], shade, 0.05, ramp(lines - i, 0, 1))
     nose, full = look.uniform(0.13, 0.19), 0.05 + 0.05 * gendered()
-    pen.area([(-0.05, 0), (0.07, 0), (nose, 0.48), (0, 0.56), (-0.03, 0.3)], shade, 0.22)
-    pen.line([(-nose, 0.46), (-nose * 0.6, 0.55), (0, 0.52), (nose * 0.6, 0.55), (nose, 0.46)], shade, 0.04)
+    pen.area([(-0.05, 0), (0.07, 0), (nose, 0.48), (0, 0.56), (-0.03, 0.3)], shade, 0.3)
+    pen.line([(-nose, 0.46), (-nose * 0.6, 0.55), (0, 0.52), (nose * 0.6, 0.55), (nose, 0.46)], blend(shade, INK, 0.5), 0.055)
     for _ in range(150 if not female and look.random() < 0.55 else 0):  # stubble
         angle, ring = look.uniform(-1.75, 1.75), look.uniform(0.69, 0.89)
         flat.dot(math.sin(angle) * ring, 0.35 + math.cos(angle) * ring, 0.013, INK, 0.5)

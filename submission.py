@@ -118,7 +118,7 @@ def run_members(
     )  # fmt: skip
 
 
-def save(folder: Path, probs: Probabilities) -> None:
+def save(folder: Path, probs: ensemble.Probabilities) -> None:
     """probs.npz: plain arrays, read without unpickling."""
     with atomic_write(folder / PROBS) as file:
         np.savez_compressed(
