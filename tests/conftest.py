@@ -1,0 +1,41 @@
+"""Fixtures: the tiny backbone is registered in every test; one painted root and one small trained tree per session."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import config
+import support
+import train
+import utils
+
+
+@pytest.fixture(autouse=True)
+def _registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(config.BACKBONES, "tiny", support.TINY)
+    utils._warned.clear()
+    yield
+
+
+@pytest.fixture(scope="session")
+def train_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return support.make_train(tmp_path_factory.mktemp("data") / "train")
+
+
+@pytest.fixture(scope="session")
+def eval_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return support.make_eval(tmp_path_factory.mktemp("data") / "eval")
+
+
+@pytest.fixture(scope="session")
+def tree(train_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three folds x two epochs of a `tta` model on the tiny backbone."""
+    saved = tmp_path_factory.mktemp("saved")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(config.BACKBONES, "tiny", support.TINY)
+        code = train.main(["--train-root", str(train_root), "--save-path", str(saved), "--epochs", "2", "--cv", "3",
+                           "--transform-type", "tta", "--save-top", "2", "--run-name", "test", *support.FAST])  # fmt: skip
+    assert code == 0
+    return saved / "kfold-ensemble-VanillaEfficientNet_test"
