@@ -124,9 +124,9 @@ def draw_place(rng: random.Random) -> Image.Image:
 def draw_mask(pen: Pen, rng: random.Random, shot: str) -> None:
     """Draw a mask: over nose, mouth and chin, or (incorrect_mask) under the nose or under the chin."""
     cloth, kind = any_color(rng) if rng.random() < 0.1 else rng.choice(MASKS), rng.randrange(3)
-    top, bottom, wide = rng.uniform(0.12, 0.28), rng.uniform(1.34, 1.48), rng.uniform(0.84, 0.95)
+    top, bottom, wide = rng.uniform(0.12, 0.24), rng.uniform(1.34, 1.48), rng.uniform(0.84, 0.95)
     if shot == "incorrect_mask":
-        top, bottom, wide = (0.7, 1.5, wide) if rng.random() < 0.6 else (1.1, 1.68, wide * 0.86)
+        top, bottom, wide = (0.76, 1.55, wide) if rng.random() < 0.5 else (1.04, 1.66, wide * 0.86)
         top, bottom = top + rng.uniform(-0.04, 0.04), bottom + rng.uniform(-0.06, 0.06)
     middle, dark = (top + bottom) / 2, blend(cloth, (0, 0, 0), 0.3)
     for side in (-1, 1):
@@ -151,11 +151,11 @@ def draw_person(person: Person, shot: str) -> Image.Image:
     """Draw one picture: look holds the person's own numbers, rng those of the picture."""
     look, rng = random.Random(f"{person.seed}/look"), random.Random(f"{person.seed}/{shot}")
     female, picture = person.gender == "female", draw_place(rng)
-    place = WIDTH + rng.gauss(0, 20), HEIGHT - 24 + rng.gauss(0, 20), rng.uniform(166, 206)
+    place = WIDTH + rng.gauss(0, 20), HEIGHT - 40 + rng.gauss(0, 16), rng.uniform(162, 200)
     roll, smile = rng.gauss(0, 0.07), rng.uniform(-0.01, 0.1)
     flat, pen = Pen(picture, place, roll, (0, 0)), Pen(picture, place, roll, (rng.gauss(0, 0.09), rng.gauss(0, 0.06)))
     # Each sign has its own noise around one noisy value per person, so that the groups overlap.
-    lean, years = (1 if female else -1) * look.uniform(0.65, 1.2), person.age + look.gauss(0, 2)
+    lean, years = (1 if female else -1) * look.uniform(0.75, 1.2), person.age + look.gauss(0, 2)
 
     def gendered() -> float:
         return ramp(lean + look.gauss(0, 0.4), -1.2, 1.2)
@@ -166,8 +166,8 @@ def draw_person(person: Person, shot: str) -> Image.Image:
     skin = blend(look.choice(SKINS), look.choice(SKINS), look.random())
     hair = blend(look.choice(HAIRS[:6]), look.choice(HAIRS), 0.4 * look.random())
     shade, red, silver = blend(skin, (80, 36, 26), 0.68), blend(skin, (190, 40, 50), 0.6), (198, 196, 196)
-    style = look.choices(("long", "bob", "tied", "short"), (60, 25, 8, 7) if female else (3, 5, 4, 88))[0]
-    gray = look.uniform(0.6, 1) * aged(42, 64) * (look.random() > 0.15)  # some dye their hair
+    style = look.choices(("long", "bob", "tied", "short"), (66, 24, 5, 5) if female else (2, 4, 3, 91))[0]
+    gray = look.uniform(0.6, 1) * aged(50, 62) * (look.random() > 0.12)  # some dye their hair
     length = {"long": look.uniform(1.6, 2.6), "bob": look.uniform(0.9, 1.35)}.get(style, 0)
     volume = look.uniform(0.05, 0.2)
     jaw, neck, wide = 0.9 - 0.22 * gendered(), 0.6 - 0.18 * gendered(), look.uniform(1.7, 2.3)
@@ -179,7 +179,7 @@ def draw_person(person: Person, shot: str) -> Image.Image:
             k, t = divmod((i + look.random()) / count * (len(upper) - 1), 1)
             pairs = [(c[int(k)], c[int(k) + 1]) for c in (upper, lower)]
             ends = [((1 - t) * a[0] + t * b[0], (1 - t) * a[1] + t * b[1]) for a, b in pairs]
-            color = silver if look.random() < gray else blend(hair, look.choice([INK, WHITE]), 0.16)
+            color = silver if look.random() < gray else blend(hair, look.choice([INK, WHITE]), 0.1)
             flat.line(ends, color, 0.034, 0.9)
 
     # Hair behind the head, neck, clothes, head.
@@ -207,8 +207,8 @@ def draw_person(person: Person, shot: str) -> Image.Image:
     # Eyes and brows, then lines of age, nose and mouth.
     high, arch, thick = 0.08 + 0.04 * gendered(), 0.02 + 0.1 * gendered(), 0.15 - 0.11 * gendered()
     lash, wing = 0.025 + 0.05 * gendered(), 0.12 * gendered()
-    droop, bags, feet, frown, fold = aged(30, 70), aged(28, 66), aged(32, 64), aged(40, 65), aged(30, 60)
-    brow, gaze = blend(blend(hair, INK, 0.5), silver, 0.8 * aged(48, 66) * (gray > 0)), rng.gauss(0, 0.03)
+    droop, bags, feet, frown, fold = aged(45, 66), aged(26, 38), aged(28, 60), aged(48, 62), aged(26, 40)
+    brow, gaze = blend(blend(hair, INK, 0.5), silver, 0.8 * aged(52, 62) * (gray > 0)), rng.gauss(0, 0.03)
     high *= (1 - 0.3 * droop) * rng.uniform(0.9, 1.1)
     for side in (-1, 1):
         lid = [(0.2, 0.03), (0.33, -high), (0.51, -high), (0.67, 0.07 * droop - 0.03)]
@@ -217,7 +217,7 @@ def draw_person(person: Person, shot: str) -> Image.Image:
         pen.dot(side * 0.43 + gaze + 0.03, -0.03, 0.022, WHITE)
         pen.area(flip([(0.18, -0.31 - thick / 2), (0.45, -0.32 - arch - thick / 2), (0.73, -0.26),
                        (0.45, -0.32 - arch + thick / 2), (0.18, -0.31 + thick / 2)], side), brow, 0.9)
-        pen.area(flip([(0.21, 0.15), (0.45, 0.2), (0.67, 0.13), (0.48, 0.3), (0.33, 0.29)], side), shade, 0.4 * bags)
+        pen.area(flip([(0.21, 0.15), (0.45, 0.2), (0.67, 0.13), (0.48, 0.3), (0.33, 0.29)], side), shade, 0.5 * bags)
         for points, color, width, alpha in (
             (lid, INK, lash, 1),
             ([(0.61, -0.05), (0.67 + wing, -0.04 - wing)], INK, lash, ramp(wing, 0.03, 0.05)),
@@ -230,7 +230,7 @@ def draw_person(person: Person, shot: str) -> Image.Image:
             ([(0.73, 0.08), (0.93, 0.14)], shade, 0.045, ramp(feet, 0.6, 1)),
         ):
             pen.line(flip(points, side), color, width, alpha)
-    lines = aged(26, 64) * 4
+    lines = 2 * aged(26, 40) + 2 * aged(48, 62)
     for i in range(4):
         half, up = look.uniform(0.35, 0.55), -0.54 - 0.1 * i
         pen.line([(-half, up), (0, up - 0.03), (half, up)], shade, 0.05, ramp(lines - i, 0, 1))
@@ -245,7 +245,7 @@ def draw_person(person: Person, shot: str) -> Image.Image:
     pen.line([corner, (0, 0.88), *flip([corner])], INK, 0.025, 0.5)
 
     # Hair in front, from the outer line of the head to the hairline, which climbs with age.
-    recede = aged(30, 75) * (0.36 if style == "short" else 0.16) * look.uniform(0.5, 1.2)
+    recede = aged(40, 66) * (0.36 if style == "short" else 0.16) * look.uniform(0.5, 1.2)
     base = -0.45 if look.random() < 0.12 and recede < 0.16 else -0.8 + look.gauss(0, 0.04)  # some have a fringe
     part, low = look.uniform(-0.5, 0.5), {"long": 1.2, "bob": 0.8}.get(style, look.uniform(-0.15, 0.15))
     top: Points = []
@@ -263,7 +263,7 @@ def draw_person(person: Person, shot: str) -> Image.Image:
         lock = [(0.95, -0.4), (1.05 + volume, -0.4), (1.08 + volume, length), (0.98, length)]
         flat.area(flip(lock, side), hair)
         strands(flip(lock[:2], side), flip(lock[:1:-1], side), 9)
-    jewel, rings, glasses = any_color(look), look.random() < (0.5 if female else 0.04), look.random() < 0.2
+    jewel, rings, glasses = any_color(look), look.random() < (0.5 if female else 0.04), look.random() < 0.12
     for side in (-1, 1) if rings else ():
         flat.dot(side * 1.03, 0.5, 0.07, jewel)
     if shot != "normal":
@@ -280,8 +280,8 @@ def photograph(picture: Image.Image, rng: random.Random) -> Image.Image:
     picture = picture.reduce(2)
     if rng.random() < 0.3:
         picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.1)))
-    level = rng.uniform(0.75, 1.2)
-    grid = np.array([[level * rng.uniform(0.75, 1.2) for _ in range(3)] for _ in range(3)], dtype=np.float32)
+    level = rng.uniform(0.8, 1.15)
+    grid = np.array([[level * rng.uniform(0.8, 1.15) for _ in range(3)] for _ in range(3)], dtype=np.float32)
     light = np.asarray(Image.fromarray(grid).resize(picture.size, Image.Resampling.BILINEAR))
     noise = np.random.default_rng(rng.getrandbits(64)).standard_normal((HEIGHT, WIDTH), dtype=np.float32)
     noise *= 1.5 * 7 ** rng.random()

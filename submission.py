@@ -164,14 +164,20 @@ def write_confusion(path: Path, task: str, scores: metrics.Scores) -> None:
         rows.writerows([name, *counts] for name, counts in zip(names, scores.matrix.tolist(), strict=True))
 
 
+def truth_of(settings: config.PredictSettings, names: Sequence[str]) -> np.ndarray | None:
+    """The true answers of these photographs where --answers names them."""
+    return dataset.read_answers(settings.answers, names, settings.task) if settings.answers else None
+
+
 def output_folder(save_path: str, tree: str, task: str) -> Path:
     """A new folder for a prediction, named after tree, task and time."""
     return new_folder(Path(save_path), f"{tree}_{task}_{timestamp()}")
 
 
-def write_prediction(folder: Path, voted: dict[str, np.ndarray], probs: ensemble.Probabilities, answers: str | None) -> None:
-    """All CSVs of a prediction, the probabilities, and with --answers the scores; prints where everything is."""
-    truth = dataset.read_answers(answers, probs.images, probs.task) if answers else None
+def write_prediction(
+    folder: Path, voted: dict[str, np.ndarray], probs: ensemble.Probabilities, truth: np.ndarray | None
+) -> None:
+    """All CSVs of a prediction, the probabilities, and where the truth is known the scores; prints where everything is."""
     save(folder, probs)
     if len(probs.members) > 1:
         (folder / "members").mkdir()
@@ -189,7 +195,7 @@ def write_prediction(folder: Path, voted: dict[str, np.ndarray], probs: ensemble
         print_members(probs, truth)
         absent = metrics.absent_classes(probs.task, truth)
         if absent:
-            warn(f"{answers}: {len(absent)} classes are not in the answers ({absent[0]}, ...): macro F1 leaves them out "
+            warn(f"--answers: {len(absent)} classes are not in it ({absent[0]}, ...): macro F1 leaves them out "
                  "unless they are predicted")  # fmt: skip
 
 

@@ -19,7 +19,7 @@ def stored(settings: config.EnsembleSettings) -> tuple[str, ensemble.Probabiliti
 
     folder = Path(settings.from_probs or "")
     probs = submission.load(folder).answering(settings.task)
-    return f"revote_{folder.resolve().name}", probs.top(settings.top_k) if settings.top_k else probs
+    return f"{folder.resolve().name}_again", probs.top(settings.top_k) if settings.top_k else probs
 
 
 def predicted(settings: config.EnsembleSettings) -> tuple[str, ensemble.Probabilities]:
@@ -33,6 +33,7 @@ def predicted(settings: config.EnsembleSettings) -> tuple[str, ensemble.Probabil
     members = submission.members_of(tree, settings.top_k or 3)
     names, paths = dataset.read_eval(settings.data_root)
     print(f"tree: {tree}: {len(members)} members x {views} views ({transform}) of {len(names)} photographs", flush=True)
+    submission.truth_of(settings, names)  # refused before the long part, if it is to be refused
     compute = submission.compute_for(settings)
     return tree.resolve().name, submission.run_members(members, settings.task, transform, views, names, paths, compute)
 
@@ -44,9 +45,10 @@ def main(argv: list[str] | None = None) -> int:
     import submission
 
     name, probs = stored(settings) if settings.from_probs else predicted(settings)
+    truth = submission.truth_of(settings, probs.images)
     voted = ensemble.vote(settings.method, probs.task, probs.array, probs.weights)
     folder = submission.output_folder(settings.save_path, name, settings.task)
-    submission.write_prediction(folder, voted, probs, settings.answers)
+    submission.write_prediction(folder, voted, probs, truth)
     return 0
 
 

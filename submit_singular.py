@@ -25,11 +25,12 @@ def main(argv: list[str] | None = None) -> int:
         raise utils.UserError(f"--model-type {settings.model_type}: {path} holds a {info.model}; leave the option out")
     member = submission.Member(path.name, info, found)
     names, paths = dataset.read_eval(settings.data_root)
+    truth = submission.truth_of(settings, names)
     compute = submission.compute_for(settings)
     probs = submission.run_members([member], settings.task, settings.transform_type, 1, names, paths, compute)
     answers = ensemble.decide(probs.task, ensemble.arithmetic(probs.array))
     folder = submission.output_folder(settings.save_path, f"{path.parent.parent.name}_{path.parent.name}", settings.task)
-    submission.write_prediction(folder, {"submission": answers}, probs, settings.answers)
+    submission.write_prediction(folder, {"submission": answers}, probs, truth)
     return 0
 
 

@@ -1,0 +1,155 @@
+"""Options: names, cases, ranges, refusals; `--help` without torch."""
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import config
+import submit_ensemble
+import submit_singular
+import train
+from utils import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = {
+    "train.py": config.TrainSettings,
+    "submit_singular.py": config.SingularSettings,
+    "submit_ensemble.py": config.EnsembleSettings,
+}
+
+
+def training(*words: str) -> config.TrainSettings:
+    return config.parse(config.TrainSettings, list(words), "train.py", "").completed()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_is_free_of_torch_and_shows_choices_and_defaults(script: str) -> None:
+    code = (
+        f"import sys, runpy\nsys.argv = [{script!r}, '--help']\n"
+        f"try:\n    runpy.run_path({script!r}, run_name='__main__')\nexcept SystemExit as end:\n"
+        "    assert end.code in (0, None), end.code\n"
+        "assert not {'torch', 'pandas', 'numpy', 'torchvision'} & set(sys.modules), 'heavy imports'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    options = [line for line in done.stdout.splitlines() if line.startswith("  --")]
+    assert 10 < len(options) <= 40
+    assert done.stdout.count("(default:") >= len(options) - 2  # -h and a switch have none
+    assert "{main,mask,ageg,age,gender}" in done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--batch", "3"], "--batch"),
+        (["--tsak", "main"], "--tsak"),
+        (["--task", "hair"], "'hair' is not one of main, mask"),
+        (["--batch-size", "0"], "--batch-size"),
+        (["--threads", "x"], "--threads"),
+    ],
+)
+def test_bad_arguments_end_with_code_2_and_one_line(script: str, words: list[str], told: str) -> None:
+    done = subprocess.run([sys.executable, script, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"{script}: error: ")
+    assert told in done.stderr
+
+
+def test_underscores_and_any_case_are_accepted() -> None:
+    settings = training("--model_type=vanillaRESNET", "--TASK".lower(), "AGE", "--optim_type", "AdamP")
+    assert (settings.model_type, settings.task, settings.optim_type) == ("VanillaResNet", "age", "adamp")
+    assert training("--run-name", "a_b").run_name == "a_b"
+
+
+def test_defaults_are_the_contracts() -> None:
+    s = training()
+    assert (s.task, s.model_type, s.transform_type, s.epochs, s.cv, s.batch_size) == (
+        "main", "VanillaEfficientNet", "random", 30, 1, 32,
+    )  # fmt: skip
+    assert (s.optim_type, s.loss_type, s.lr_scheduler, s.seed, s.save_path) == (
+        "adam", "labelsmoothingloss", "cosine", 42, "./saved_models",
+    )  # fmt: skip
+    assert (s.backbone, s.image_size, s.save_top, s.split_seed) == ("efficientnet-b3", 224, 3, 42)
+    assert training("--task", "age").loss_type == "smoothl1loss"
+    assert training("--model-type", "VanillaResNet").backbone == "resnet50"
+
+
+@pytest.mark.parametrize(
+    ("words", "rate"),
+    [
+        ([], 0.001),
+        (["--optim-type", "adamp"], 0.001),
+        (["--optim-type", "sgd"], 0.005),
+        (["--optim-type", "momentum"], 0.005),
+        (["--pretrained", "none"], 0.005),
+        (["--pretrained", "none", "--load-state-dict", "x.pth"], 0.001),
+        (["--lr", "0.02"], 0.02),
+    ],
+)
+def test_the_default_learning_rate(words: list[str], rate: float) -> None:
+    asked = config.parse(config.TrainSettings, words, "train.py", "")
+    assert asked.completed().lr == rate
+    assert f"learning rate {rate:g}" in asked.explain_lr(asked.lr)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--task", "age", "--loss-type", "focalloss"], "--loss-type focalloss.*mseloss, smoothl1loss"),
+        (["--loss-type", "mseloss"], "--loss-type mseloss.*labelsmoothingloss"),
+        (["--backbone", "resnet50"], "--backbone resnet50.*efficientnet-b0"),
+        (["--backbone", "vgg"], "--backbone vgg: unknown"),
+        (["--task", "mask", "--age-filter", "58"], "--age-filter"),
+        (["--task", "age", "--age-filter", "58"], "--age-filter"),
+        (["--age-filter", "61"], "--age-filter"),
+        (["--epochs", "0"], "--epochs"),
+        (["--lr", "0"], "--lr"),
+        (["--lr", "nan"], "--lr"),
+        (["--cv", "0"], "--cv"),
+        (["--batch-size", "1"], "--batch-size"),
+        (["--warmup-epochs", "30"], "--warmup-epochs"),
+        (["--cycle-epochs", "31"], "--cycle-epochs"),
+        (["--folds", "0,5", "--cv", "5", "--run-name", "x"], "--folds 0,5"),
+        (["--folds", "0", "--cv", "5"], "--folds 0.*--run-name"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(words: list[str], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        training(*words)
+
+
+def test_tta_needs_a_transform_with_random_views() -> None:
+    def ensemble(*words: str) -> config.EnsembleSettings:
+        return config.parse(config.EnsembleSettings, list(words), "submit_ensemble.py", "").completed()
+
+    assert ensemble().transform_type == "base"
+    assert ensemble("--tta", "2").transform_type == "tta"
+    assert ensemble("--transform-type").transform_type == "auto"
+    assert ensemble("--method", "HARD").method == "hardvoting"
+    assert ensemble().top_k == 3
+    with pytest.raises(UserError, match="--transform-type tta"):
+        ensemble("--tta", "2", "--transform-type", "base")
+    with pytest.raises(UserError, match="--tta"):
+        ensemble("--from-probs", "x", "--tta", "2")
+
+
+def test_a_wrong_device_is_refused() -> None:
+    with pytest.raises(UserError, match="--device nonsense"):
+        train.main(["--device", "nonsense", "--pretrained", "none"])
+
+
+def test_missing_input_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="--train-root"):
+        train.main(["--pretrained", "none", "--backbone", "tiny"])
+    with pytest.raises(UserError, match="saved_models.*answers main"):
+        submit_singular.main([])
+    with pytest.raises(UserError, match="saved_models.*--root"):
+        submit_ensemble.main([])
+    assert list(tmp_path.iterdir()) == []

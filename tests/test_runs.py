@@ -1,0 +1,386 @@
+"""The three commands, end to end, on a tiny backbone."""
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import augmentation
+import checkpoint
+import config
+import crossval
+import dataset
+import engine
+import ensemble
+import metrics
+import model
+import submission
+import submit_ensemble
+import submit_singular
+import support
+import train
+from utils import UserError
+
+
+def run_train(root: Path, saved: Path, *words: str) -> int:
+    return train.main(["--train-root", str(root), "--save-path", str(saved), *support.FAST, *words])
+
+
+def newest(folder: Path) -> Path:
+    return max(folder.iterdir(), key=lambda p: p.stat().st_mtime_ns)
+
+
+def weights_of(tree: Path) -> dict[str, dict[str, torch.Tensor]]:
+    return {p.relative_to(tree).as_posix(): checkpoint.read(p).weights for p in sorted(tree.glob("fold*/*.pth"))}
+
+
+def same(a: dict[str, dict[str, torch.Tensor]], b: dict[str, dict[str, torch.Tensor]]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[f][k], b[f][k]) for f in a for k in a[f])
+
+
+# ------------------------------------------------------------------------------------------------------- training
+
+
+def test_a_cross_validation_leaves_what_the_contract_says(tree: Path) -> None:
+    assert sorted(p.name for p in tree.iterdir()) == ["fold00", "fold01", "fold02", "folds.csv", "run.json"]
+    for fold in range(3):
+        files = sorted(p.name for p in (tree / f"fold{fold:02d}").glob("*.pth"))
+        assert len(files) == 2
+        assert all(checkpoint.NAME.fullmatch(f) and f.startswith(f"Fold{fold:02d}_VanillaEfficientNet_task(main)ep(") for f in files)
+    run = json.loads((tree / "run.json").read_text())
+    assert run["settings"]["cv"] == 3
+    assert run["data"]["people"] == len(support.PEOPLE)
+    assert {"command", "versions", "machine", "started"} <= set(run)
+    rows = support.read_rows(tree / "folds.csv")[1:]
+    assert len(rows) == len(support.PEOPLE)
+    assert {row[3] for row in rows} == {"0", "1", "2"}
+    history = support.read_rows(tree / "fold00" / "history.csv")
+    assert len(history) == 3
+
+
+def test_a_checkpoint_knows_whom_it_never_saw(tree: Path, train_root: Path) -> None:
+    folds = {row[0]: int(row[3]) for row in support.read_rows(tree / "folds.csv")[1:]}
+    for path in tree.glob("fold*/*.pth"):
+        info = checkpoint.read(path).info
+        assert info is not None
+        assert info.held_out == sorted(p for p, f in folds.items() if f == info.fold)
+        assert (info.backbone, info.image_size, info.padding, info.transform) == ("tiny", 32, 32, "tta")
+
+
+def test_the_stored_probabilities_are_those_of_the_checkpoint(tree: Path, train_root: Path) -> None:
+    path = next((tree / "fold01").glob("*.pth"))
+    found, info = checkpoint.read_described(path)
+    stored = checkpoint.read_validation(tree / "fold01", "main")
+    assert stored is not None
+    table = dataset.read_train(train_root).set_index("file").loc[stored[0]]
+    photos = dataset.Photos(stored[0], table["path"].tolist(), [augmentation.View(augmentation.forms("tta", 32).valid)])
+    network = model.rebuild(info, found.weights, "x")
+    compute = engine.Compute(torch.device("cpu"), "fp32", 0, 5)
+    again = engine.predict([network], [[0]], photos, ["main"], compute)["main"][0, 0]
+    assert np.abs(again - stored[1][info.epoch - 1]).max() < 1e-5
+    truth = table["main"].to_numpy()
+    assert metrics.score("main", again.argmax(1), truth).macro_f1 == pytest.approx(info.macro_f1)
+
+
+def test_same_seed_same_weights_whatever_the_workers(train_root: Path, tmp_path: Path) -> None:
+    trees = []
+    for number, workers in enumerate(("0", "2", "0")):
+        extra = ["--seed", "7"] if number == 2 else []
+        assert run_train(train_root, tmp_path / str(number), "--epochs", "2", "--workers", workers, *extra) == 0
+        trees.append(weights_of(tmp_path / str(number) / "kfold-ensemble-VanillaEfficientNet"))
+    assert same(trees[0], trees[1])
+    assert not same(trees[0], trees[2])
+
+
+def test_folds_of_several_processes_fill_one_tree_like_one(train_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--cv", "3", "--epochs", "2", "--run-name", "x")
+    assert run_train(train_root, tmp_path / "one", *words) == 0
+    whole = capsys.readouterr().out
+    assert run_train(train_root, tmp_path / "two", *words, "--folds", "2") == 0
+    assert "folds 0, 1 are not complete yet" in capsys.readouterr().out
+    assert run_train(train_root, tmp_path / "two", *words, "--folds", "0,1") == 0
+    parts = capsys.readouterr().out
+    assert whole.partition("out-of-fold")[2] == parts.partition("out-of-fold")[2] != ""
+    name = "kfold-ensemble-VanillaEfficientNet_x"
+    assert same(weights_of(tmp_path / "one" / name), weights_of(tmp_path / "two" / name))
+
+
+def test_a_second_run_never_writes_into_a_first(train_root: Path, tmp_path: Path) -> None:
+    for _ in range(3):
+        assert run_train(train_root, tmp_path, "--epochs", "1") == 0
+    trees = sorted(p.name for p in tmp_path.iterdir())
+    assert len(trees) == 3
+    assert all(name.startswith("kfold-ensemble-VanillaEfficientNet") for name in trees)
+
+
+def test_a_named_run_is_completed_only_by_the_same_settings(train_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--epochs", "1", "--run-name", "mine", "--cv", "2")
+    assert run_train(train_root, tmp_path, *words) == 0
+    before = weights_of(tmp_path / "kfold-ensemble-VanillaEfficientNet_mine")
+    shutil.rmtree(tmp_path / "kfold-ensemble-VanillaEfficientNet_mine" / "fold01")
+    capsys.readouterr()
+    assert run_train(train_root, tmp_path, *words) == 0
+    assert "fold 0: complete already" in capsys.readouterr().out
+    assert same(before, weights_of(tmp_path / "kfold-ensemble-VanillaEfficientNet_mine"))
+    with pytest.raises(UserError, match="--seed"):
+        run_train(train_root, tmp_path, *words, "--seed", "1")
+
+
+@pytest.mark.parametrize("task", config.TASKS)
+@pytest.mark.parametrize("transform", ["base", "random"])
+def test_every_task_trains_and_answers(task: str, transform: str, train_root: Path, eval_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_train(train_root, tmp_path / "saved", "--epochs", "1", "--task", task, "--transform-type", transform) == 0
+    out = capsys.readouterr().out
+    assert "macro F1" in out
+    assert ("RMSE" in out) == (task == "age")
+    words = ["--root", str(tmp_path / "saved"), "--data-root", str(eval_root), "--save-path", str(tmp_path / "p"), "--workers", "0"]
+    assert submit_ensemble.main([*words, "--task", task]) == 0
+    rows = support.read_rows(newest(tmp_path / "p") / "arithmetic.csv")
+    assert rows[0] == ["ImageID", "ans"]
+    assert [row[0] for row in rows] == [row[0] for row in support.read_rows(eval_root / "info.csv")]
+    if task == "age":
+        assert all(row[1] == f"{float(row[1]):.2f}" for row in rows[1:])
+        assert 15 < float(rows[1][1]) < 65
+    else:
+        assert {int(row[1]) for row in rows[1:]} <= set(range(config.TASKS[task].outputs))
+
+
+@pytest.mark.parametrize("words", [("--optim-type", "adamp"), ("--optim-type", "sgd", "--clip-grad", "1"), ("--loss-type", "focalloss"),
+                                   ("--optim-type", "momentum", "--warmup-epochs", "0.5"), ("--precision", "bf16"),
+                                   ("--loss-type", "crossentropyloss", "--cycle-epochs", "0.5", "--backbone-lr-scale", "0.1"),
+                                   ("--task", "age", "--loss-type", "mseloss"), ("--pretrained", "none", "--age-filter", "58")])  # fmt: skip
+def test_options_of_training(words: tuple[str, ...], train_root: Path, tmp_path: Path) -> None:
+    assert run_train(train_root, tmp_path, "--epochs", "1", *words) == 0
+    assert len(list(tmp_path.glob("*/fold00/*.pth"))) == 1
+
+
+def test_a_dry_run_writes_nothing(train_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_train(train_root, tmp_path / "saved", "--dry-run", "--cv", "3") == 0
+    out = capsys.readouterr().out
+    assert "3 folds x 30 epochs" in out
+    assert "GiB of checkpoints" in out
+    assert not (tmp_path / "saved").exists()
+
+
+def test_a_diverging_fold_is_marked_and_the_others_go_on(train_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = engine.train_epoch
+
+    def spoil(learner: engine.Learner, recipe: engine.Recipe, *rest: object) -> tuple[float, float, float]:
+        found = plain(learner, recipe, *rest)  # type: ignore[arg-type]
+        return (float("nan"), *found[1:]) if recipe.seed[1] == 1 and rest[-1] else found
+
+    monkeypatch.setattr(engine, "train_epoch", spoil)
+    assert run_train(train_root, tmp_path, "--epochs", "2", "--cv", "3") == 1
+    captured = capsys.readouterr()
+    assert "1  failed: fold 1, epoch 2: the loss is nan" in captured.out
+    assert "out-of-fold, 56 photographs" in captured.out
+    assert len(list(tmp_path.glob("*/fold01/*.pth"))) == 1
+
+
+def test_validation_is_on_unaltered_labels(train_root: Path, tmp_path: Path) -> None:
+    s = config.parse(config.TrainSettings, ["--train-root", str(train_root), "--age-filter", "50", *support.FAST], "train.py", "").completed()
+    study, _ = crossval.set_up(s)
+    fold = crossval.prepare_fold(study, 0)
+    rows = np.arange(len(study.table))
+    assert (study.truth(rows) == dataset.read_train(train_root)["main"].to_numpy()).all()
+    assert (fold.labels["main"].numpy() != study.truth(rows)).any()
+    people = study.table["person"].to_numpy()
+    assert set(people[fold.rows]).isdisjoint(people[fold.batches.indices])
+
+
+def test_valid_root_replaces_the_split_or_is_scored_once(train_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    others = support.make_train(tmp_path / "other", [("100001", "male", 40), ("100002", "female", 22)])
+    assert run_train(train_root, tmp_path / "a", "--epochs", "1", "--valid-root", str(others)) == 0
+    assert "held out per fold: 2 people" in capsys.readouterr().out
+    assert run_train(train_root, tmp_path / "b", "--epochs", "1", "--cv", "2", "--valid-root", str(others)) == 0
+    out = capsys.readouterr().out
+    assert "--valid-root, scored once by the ensemble of 2 checkpoints: macro F1" in out
+    rows = support.read_rows(tmp_path / "b" / "kfold-ensemble-VanillaEfficientNet" / "folds.csv")
+    assert not any(row[0].startswith("1000") for row in rows)
+    with pytest.raises(UserError, match="12 people are in --train-root too"):
+        run_train(train_root, tmp_path / "c", "--valid-root", str(train_root))
+
+
+def test_training_goes_on_from_a_checkpoint(tree: Path, train_root: Path, tmp_path: Path) -> None:
+    path = next((tree / "fold00").glob("*.pth"))
+    assert run_train(train_root, tmp_path, "--epochs", "1", "--lr", "1e-12", "--load-state-dict", str(path)) == 0
+    (after,) = weights_of(tmp_path / "kfold-ensemble-VanillaEfficientNet").values()
+    before = checkpoint.read(path).weights
+    assert torch.allclose(before["linear.weight"], after["linear.weight"], atol=1e-6)
+
+
+def test_the_headline_never_scores_an_epoch_by_the_people_who_chose_it() -> None:
+    curves = np.array([[0.9, 0.1, 0.2], [0.1, 0.5, 0.6], [0.2, 0.3, 0.7]])
+    assert crossval.others_best(curves) == [2, 0, 0]
+    assert curves.argmax(1).tolist() == [0, 2, 2]
+
+
+# ---------------------------------------------------------------------------------------------------- submissions
+
+
+def predict(script: object, eval_root: Path, out: Path, *words: str) -> Path:
+    before = set(out.iterdir()) if out.is_dir() else set()
+    code = script.main(["--data-root", str(eval_root), "--save-path", str(out), "--device", "cpu", "--threads", "1", *words])  # type: ignore[attr-defined]
+    assert code == 0
+    (made,) = set(out.iterdir()) - before
+    return made
+
+
+def test_an_ensemble_decodes_each_photograph_once_and_its_views_differ(tree: Path, eval_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[str] = []
+    plain = dataset.read_photo
+    monkeypatch.setattr(dataset, "read_photo", lambda path: (decoded.append(path), plain(path))[1])
+    made = predict(submit_ensemble, eval_root, tmp_path, "--root", str(tree), "--top-k", "2", "--tta", "2", "--workers", "0")
+    assert sorted(decoded) == sorted(dataset.read_eval(str(eval_root))[1])
+    probs = submission.load(made)
+    assert probs.array.shape == (6, 2, 9, 18)
+    assert probs.array.sum(-1) == pytest.approx(1, abs=1e-5)
+    for m in range(6):
+        assert not np.array_equal(probs.array[m, 0], probs.array[m, 1])
+    views, plan = augmentation.view_plan([(m, "tta", 32) for m in probs.members], 2, False)
+    assert sorted(i for row in plan for i in row) == list(range(12))
+    photos = dataset.Photos(*dataset.read_eval(str(eval_root)), views)
+    crops = photos[(0, 0)][1]
+    assert len({crop.numpy().tobytes() for crop in crops}) == 12
+
+
+def test_predictions_hang_neither_on_batches_nor_on_workers(tree: Path, eval_root: Path, tmp_path: Path) -> None:
+    words = ("--root", str(tree), "--top-k", "1", "--tta", "2")
+    first, workers, batches = (
+        submission.load(predict(submit_ensemble, eval_root, tmp_path, *words, *extra)).array
+        for extra in (("--workers", "0"), ("--workers", "2"), ("--workers", "0", "--batch-size", "2"))
+    )
+    assert np.array_equal(first, workers)
+    assert np.abs(first - batches).max() < 1e-5
+
+
+def test_the_files_of_an_ensemble(tree: Path, eval_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = predict(submit_ensemble, eval_root, tmp_path, "--root", str(tree), "--top-k", "5", "--workers", "0", "--answers",
+                   str(eval_root / "answers.csv"))  # fmt: skip
+    captured = capsys.readouterr()
+    assert captured.err.count("--top-k 5: fold0") == 3
+    assert made.name.startswith("kfold-ensemble-VanillaEfficientNet_test_main_")
+    order = [row[0] for row in support.read_rows(eval_root / "info.csv")]
+    for name in ("arithmetic", "geometric", "weighted_mean"):
+        assert [row[0] for row in support.read_rows(made / f"{name}.csv")] == order
+        assert str(made / f"{name}.csv") in captured.out
+    assert len(list((made / "members").glob("*.csv"))) == 6
+    matrix = [[int(c) for c in row[1:]] for row in support.read_rows(made / "arithmetic_confusion.csv")[1:]]
+    assert np.array(matrix).sum() == 9
+    truth = {row[0]: int(row[1]) for row in support.read_rows(eval_root / "answers.csv")[1:]}
+    answers = {row[0]: int(row[1]) for row in support.read_rows(made / "arithmetic.csv")[1:]}
+    right = sum(truth[name] == answers[name] for name in truth) / 9
+    assert f"arithmetic.csv  macro F1 {metrics.score('main', np.array([*answers.values()]), np.array([truth[n] for n in answers])).macro_f1:.4f}  accuracy {right:.4f}" in captured.out
+    probs = submission.load(made)
+    assert ensemble.decide("main", ensemble.arithmetic(probs.array)).tolist() == list(answers.values())
+
+
+def test_a_tree_votes_again_without_a_model(tree: Path, eval_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = predict(submit_ensemble, eval_root, tmp_path, "--root", str(tree), "--top-k", "2", "--tta", "2", "--workers", "0")
+    monkeypatch.setattr(engine, "predict", None)
+    words = ["--from-probs", str(made), "--save-path", str(tmp_path), "--method"]
+    assert submit_ensemble.main([*words, "soft"]) == 0
+    again = newest(tmp_path)
+    for name in ("arithmetic.csv", "geometric.csv", "weighted_mean.csv"):
+        assert (again / name).read_bytes() == (made / name).read_bytes()
+    assert submit_ensemble.main([*words, "hard", "--top-k", "1", "--task", "gender"]) == 0
+    hard = newest(tmp_path)
+    assert {row[1] for row in support.read_rows(hard / "hardvoting.csv")[1:]} <= {"0", "1"}
+    assert len(list((hard / "members").iterdir())) == 3
+
+
+def test_one_checkpoint_answers_main_and_its_parts(tree: Path, eval_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = next((tree / "fold00").glob("*.pth"))
+    for task in ("main", "mask", "ageg", "gender"):
+        words = ("--load-state-dict", str(path), "--task", task, "--workers", "0", "--transform-type", "auto")
+        made = predict(submit_singular, eval_root, tmp_path, *words)
+        assert submission.load(made).array.shape == (1, 1, 9, config.TASKS[task].outputs)
+    assert "note:" not in capsys.readouterr().out
+    predict(submit_singular, eval_root, tmp_path, "--load-state-dict", str(path), "--workers", "0")
+    assert "--transform-type auto" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--task age.*--task main"):
+        submit_singular.main(["--load-state-dict", str(path), "--task", "age", "--data-root", str(eval_root)])
+
+
+def test_the_three_lines_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the backbone made tiny: everything else is the commands' own defaults."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(config.BACKBONES, "efficientnet-b3", support.TINY)
+    support.make_train(tmp_path / "input" / "data" / "train")
+    support.make_eval(tmp_path / "input" / "data" / "eval")
+    assert train.main(["--task", "main", "--cv", "5", "--epochs", "1"]) == 0
+    assert submit_singular.main([]) == 0
+    assert submit_ensemble.main(["--top-k", "2", "--tta", "2"]) == 0
+    out = capsys.readouterr().out
+    best = max((p for p in (tmp_path / "saved_models").glob("*/*/*.pth")), key=lambda p: checkpoint.read_described(p)[1].macro_f1)
+    shown = next(line for line in out.splitlines() if line.startswith("checkpoint: "))
+    assert checkpoint.read_described(Path(shown.removeprefix("checkpoint: ")))[1].macro_f1 == checkpoint.read_described(best)[1].macro_f1
+    assert "5 members x 2 views (tta) of 9 photographs" in out
+    assert len(list((tmp_path / "prediction").iterdir())) == 2
+
+
+def test_the_newest_tree_that_answers_is_taken(train_root: Path, eval_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    for task, when in (("main", "2026-01-01T00:00:00"), ("mask", "2026-01-02T00:00:00")):
+        assert run_train(train_root, tmp_path / "saved_models", "--epochs", "1", "--task", task, "--run-name", task) == 0
+        run = tmp_path / "saved_models" / f"kfold-ensemble-VanillaEfficientNet_{task}" / "run.json"
+        run.write_text(json.dumps({**json.loads(run.read_text()), "started": when}))
+    capsys.readouterr()
+    predict(submit_singular, eval_root, tmp_path / "p", "--task", "mask", "--workers", "0")
+    assert "VanillaEfficientNet_mask" in capsys.readouterr().out
+    predict(submit_singular, eval_root, tmp_path / "p", "--workers", "0")
+    assert "VanillaEfficientNet_main" in capsys.readouterr().out
+    with pytest.raises(UserError, match="holds 2 trees"):
+        submit_ensemble.main(["--root", str(tmp_path / "saved_models"), "--data-root", str(eval_root)])
+    with pytest.raises(UserError, match="--task main.*--task mask"):
+        submit_ensemble.main(["--data-root", str(eval_root)])
+
+
+def test_a_photograph_of_another_size_covers_the_crop_with_one_warning(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = support.make_eval(tmp_path / "eval")
+    for path in sorted((root / "images").iterdir())[:3]:
+        support.paint(path, path.name, size=(150, 100))
+    predict(submit_ensemble, root, tmp_path / "p", "--root", str(tree), "--workers", "0")
+    assert capsys.readouterr().err.count("scaled to cover the crop: 3") == 1
+    photo = dataset.read_photo(str(sorted((root / "images").iterdir())[0]))
+    for name in config.TRANSFORMS:
+        seen = augmentation.pixels(augmentation.forms(name, 64).valid(photo))
+        assert seen.shape == (64, 64, 3)
+        assert (seen.max(2) > 0).all(), "black bars"
+
+
+def test_an_empty_fold_and_odd_probabilities_are_refused(tree: Path, eval_root: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "kfold-ensemble-VanillaEfficientNet"
+    shutil.copytree(tree, copy)
+    for path in (copy / "fold01").glob("*.pth"):
+        path.unlink()
+    with pytest.raises(UserError, match="fold01: holds no checkpoint"):
+        submit_ensemble.main(["--root", str(copy), "--data-root", str(eval_root)])
+    (tmp_path / "probs.npz").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"probs\.npz: damaged"):
+        submit_ensemble.main(["--from-probs", str(tmp_path)])
+
+
+def test_answers_that_lack_a_photograph_are_refused(tree: Path, eval_root: Path, tmp_path: Path) -> None:
+    with open(tmp_path / "answers.csv", "w", newline="") as file:
+        csv.writer(file).writerows(support.read_rows(eval_root / "answers.csv")[:-1])
+    with pytest.raises(UserError, match="no answer for"):
+        submit_ensemble.main(["--root", str(tree), "--data-root", str(eval_root), "--answers", str(tmp_path / "answers.csv"),
+                              "--save-path", str(tmp_path / "p")])  # fmt: skip
+    assert not (tmp_path / "p").exists()
+
+
+def test_a_script_ends_with_code_2_and_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import utils
+
+    monkeypatch.setattr(sys, "argv", ["train.py", "--train-root", str(tmp_path / "none"), "--pretrained", "none"])
+    assert utils.run_script(train.main, "train.py") == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("train.py: error: ")
+    assert captured.err.count("\n") == 1
