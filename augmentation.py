@@ -3,6 +3,7 @@
 Everything works on upright RGB Pillow images in the photograph's pixels (384x512); only the last step goes to
 the network's size, so the field of view is the same at every --image-size.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable

@@ -1,4 +1,5 @@
 """Checkpoints: their names and contents, the N best of a fold, the kfold tree, safe reading, a run's state."""
+
 from __future__ import annotations
 
 import dataclasses

@@ -3,6 +3,7 @@
 A new task, model, backbone, loss, optimizer or transform is one entry in its registry here: the command line,
 the help, the checks and the tests pick it up. A `target` is "module:attribute", imported when it is first used.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -137,10 +138,7 @@ MODELS: dict[str, Model] = {
 }
 
 BACKBONES: dict[str, Backbone] = {
-    **{
-        f"efficientnet-b{i}": Backbone("model:efficientnet", "model:efficientnet_weights", "efficientnet")
-        for i in range(8)
-    },
+    **{f"efficientnet-b{i}": Backbone("model:efficientnet", "model:efficientnet_weights", "efficientnet") for i in range(8)},
     "efficientnet-lite0": Backbone("model:efficientnet_lite0", "model:efficientnet_lite0_weights", "efficientnet"),
     **{f"resnet{n}": Backbone("model:resnet", "model:resnet_weights", "resnet") for n in (18, 34, 50, 101, 152)},
 }
@@ -302,9 +300,7 @@ class TrainSettings(MachineSettings):
     epochs: int = option(TRAINING, "passes over the training people", 30, Range(int, 1))
     batch_size: int = option(TRAINING, "photographs in a step", 32, Range(int, 2))
     optim_type: str = option(TRAINING, "optimizer", "adam", Choice(OPTIMIZERS))
-    loss_type: str | None = option(
-        TRAINING, "loss", None, Choice(LOSSES), "labelsmoothingloss; smoothl1loss for age"
-    )
+    loss_type: str | None = option(TRAINING, "loss", None, Choice(LOSSES), "labelsmoothingloss; smoothl1loss for age")
     lr: float | None = option(
         TRAINING, "learning rate (0.005 wrecks pretrained weights under Adam)", None, Range(float, 0, above=True),
         "0.001 for adam and adamp on pretrained weights, else 0.005",
@@ -315,12 +311,8 @@ class TrainSettings(MachineSettings):
     )
     warmup_epochs: float = option(TRAINING, "epochs of linear warm-up", 0.0, Range(float, 0))
     backbone_lr_scale: float = option(TRAINING, "the backbone's learning rate as a part of --lr", 1.0, Range(float, 0))
-    weight_decay: float | None = option(
-        TRAINING, "weight decay", None, Range(float, 0), "0.01 for adamp, else 0"
-    )
-    clip_grad: float | None = option(
-        TRAINING, "largest norm of the gradient", None, Range(float, 0, above=True), "no clipping"
-    )
+    weight_decay: float | None = option(TRAINING, "weight decay", None, Range(float, 0), "0.01 for adamp, else 0")
+    clip_grad: float | None = option(TRAINING, "largest norm of the gradient", None, Range(float, 0, above=True), "no clipping")
     seed: int = option(TRAINING, "seed of every random draw but the split", 42, Range(int, 0))
     cv: int = option(FOLDS, "folds; 1 = a single split, one of ten folds held out", 1, Range(int, 1))
     split_seed: int = option(FOLDS, "seed of the split into folds", 42, Range(int, 0, 2**32 - 1))
@@ -409,16 +401,12 @@ class PredictSettings(MachineSettings):
 class SingularSettings(PredictSettings):
     """Everything `submit_singular.py` is asked for."""
 
-    model_type: str | None = option(
-        MODEL, "network of the checkpoint to look for", None, Choice(MODELS), "VanillaEfficientNet"
-    )
+    model_type: str | None = option(MODEL, "network of the checkpoint to look for", None, Choice(MODELS), "VanillaEfficientNet")
     load_state_dict: str | None = option(
         MODEL, "checkpoint", None, shown="the best of the newest tree under ./saved_models that answers the task",
         metavar="PATH",
     )  # fmt: skip
-    transform_type: str = option(
-        DATA, "crop; auto: as the checkpoint's validation saw it", "base", Choice([*TRANSFORMS, AUTO])
-    )
+    transform_type: str = option(DATA, "crop; auto: as the checkpoint's validation saw it", "base", Choice([*TRANSFORMS, AUTO]))
 
     def completed(self) -> SingularSettings:
         return self

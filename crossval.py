@@ -1,4 +1,5 @@
 """The driver of a run: folds, epochs, the best checkpoints of each fold, out-of-fold scores."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -232,9 +233,7 @@ def train_fold(study: Study, number: int, clock: Clock) -> checkpoint.FoldState:
     while state.epoch < s.epochs:
         fold.batches.epoch = state.epoch
         step = state.epoch * len(fold.batches)
-        trained = engine.train_epoch(
-            fold.learner, fold.recipe, loader, fold.labels, config.judged(s.task), study.compute, step
-        )
+        trained = engine.train_epoch(fold.learner, fold.recipe, loader, fold.labels, config.judged(s.task), study.compute, step)
         answers = engine.predict(
             [fold.learner.model], [[0]], fold.validation, validated_tasks(s), study.compute, fold.rows.tolist(),
             f"validating fold {number}",

@@ -1,4 +1,5 @@
 """A folder -> one table (a row per photograph); people -> folds; photographs -> batches of pixels."""
+
 from __future__ import annotations
 
 import re
@@ -289,9 +290,7 @@ class Batches(Sampler[list[tuple[int, int]]]):
     of one joins the batch before it where `pairs` is set, for BatchNorm cannot train on a single photograph.
     """
 
-    def __init__(
-        self, indices: Sequence[int], size: int, shuffle: tuple[Any, ...] | None = None, pairs: bool = False
-    ) -> None:
+    def __init__(self, indices: Sequence[int], size: int, shuffle: tuple[Any, ...] | None = None, pairs: bool = False) -> None:
         self.indices, self.size, self.shuffle, self.pairs = list(indices), size, shuffle, pairs
         self.epoch = 0
         self.start = 0  # batches of this epoch to leave out, because they were trained on before

@@ -1,4 +1,5 @@
 """Train one epoch; and ONE function from photographs to probabilities, for validation, test views and submissions."""
+
 from __future__ import annotations
 
 import contextlib

@@ -2,6 +2,7 @@
 
 For a regression the last axis holds one value (years), and the same functions give means and the median of values.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -51,7 +52,6 @@ class Probabilities:
                 warn(f"--top-k {k}: fold {fold} holds {len(ranked)}; all of them vote")
             keep += ranked[:k]
         return self.select(keep)
-
 
 
 def _passes(probabilities: np.ndarray) -> np.ndarray:

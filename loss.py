@@ -1,4 +1,5 @@
 """Losses: callables (outputs [batch, classes], labels [batch]) -> the batch's mean as a scalar."""
+
 from __future__ import annotations
 
 import torch

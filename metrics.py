@@ -1,4 +1,5 @@
 """Scores from counts: confusion matrices -> macro F1 and accuracy, sums of errors -> RMSE and MAE."""
+
 from __future__ import annotations
 
 import math

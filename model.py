@@ -1,4 +1,5 @@
 """Networks: backbones and where their weights come from, heads, and what their outputs answer."""
+
 from __future__ import annotations
 
 import socket

@@ -1,4 +1,5 @@
 """Optimizers, and the learning rate as a pure function of the step."""
+
 from __future__ import annotations
 
 import math

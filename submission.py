@@ -1,4 +1,5 @@
 """What both submit scripts share: checkpoints and photographs -> stored probabilities -> voted CSVs and their scores."""
+
 from __future__ import annotations
 
 import csv
@@ -65,9 +66,7 @@ def best_checkpoint(task: str, model_type: str) -> Path:
                 able.append(checkpoint.read_described(path))
         if able:
             return min(able, key=lambda pair: (-pair[1].macro_f1, pair[1].fold, pair[1].epoch))[0].path
-    raise UserError(
-        f"--load-state-dict: no checkpoint of {model_type} under {parent} answers {task}; train one, or name a file"
-    )
+    raise UserError(f"--load-state-dict: no checkpoint of {model_type} under {parent} answers {task}; train one, or name a file")
 
 
 def compute_for(settings: config.PredictSettings) -> engine.Compute:
@@ -174,9 +173,7 @@ def output_folder(save_path: str, tree: str, task: str) -> Path:
     return new_folder(Path(save_path), f"{tree}_{task}_{timestamp()}")
 
 
-def write_prediction(
-    folder: Path, voted: dict[str, np.ndarray], probs: ensemble.Probabilities, truth: np.ndarray | None
-) -> None:
+def write_prediction(folder: Path, voted: dict[str, np.ndarray], probs: ensemble.Probabilities, truth: np.ndarray | None) -> None:
     """All CSVs of a prediction, the probabilities, and where the truth is known the scores; prints where everything is."""
     save(folder, probs)
     if len(probs.members) > 1:

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """Turn a tree of checkpoints into a submission: the best of each fold vote, with as many views as asked for."""
+
 from __future__ import annotations
 
 import sys

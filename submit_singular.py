@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """Turn one checkpoint into a submission: a CSV with a row per evaluation photograph."""
+
 from __future__ import annotations
 
 import sys

@@ -1,4 +1,5 @@
 """Small things every room needs: errors for the user, warnings that count, seeds, the device, atomic files."""
+
 from __future__ import annotations
 
 import contextlib

@@ -1,22 +1,21 @@
 """Fixtures: the tiny backbone is registered in every test; one painted root and one small trained tree per session."""
+
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import support
 
 import config
-import support
 import train
 import utils
 
 
 @pytest.fixture(autouse=True)
-def _registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(config.BACKBONES, "tiny", support.TINY)
     utils._warned.clear()
-    yield
 
 
 @pytest.fixture(scope="session")

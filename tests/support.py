@@ -1,4 +1,5 @@
 """What the tests share: a tiny backbone, small painted data roots, and how to run the scripts in this process."""
+
 from __future__ import annotations
 
 import csv

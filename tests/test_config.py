@@ -1,4 +1,5 @@
 """Options: names, cases, ranges, refusals; `--help` without torch."""
+
 from __future__ import annotations
 
 import subprocess

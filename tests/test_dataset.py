@@ -1,4 +1,5 @@
 """Reading data roots, splitting people into folds, batches and their random draws."""
+
 from __future__ import annotations
 
 import os
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import support
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +19,6 @@ from PIL import Image
 import augmentation
 import config
 import dataset
-import support
 from utils import UserError
 
 
@@ -62,7 +63,9 @@ def test_age_filter_changes_training_labels_only(train_root: Path) -> None:
     assert (table["ageg"].to_numpy()[changed] == 1).all()
 
 
-def test_flat_folder_and_folder_names_without_a_table(tmp_path: Path, train_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_flat_folder_and_folder_names_without_a_table(
+    tmp_path: Path, train_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     nested = dataset.read_train(train_root)
     flat = tmp_path / "flat"
     flat.mkdir()

@@ -1,4 +1,5 @@
 """Votes on hand-made probabilities, and what the submit scripts do with them."""
+
 from __future__ import annotations
 
 import numpy as np

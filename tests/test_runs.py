@@ -1,4 +1,5 @@
 """The three commands, end to end, on a tiny backbone."""
+
 from __future__ import annotations
 
 import csv
@@ -9,7 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import support
 import torch
+from PIL import Image
+from sklearn.metrics import accuracy_score, f1_score
 
 import augmentation
 import checkpoint
@@ -23,7 +27,6 @@ import model
 import submission
 import submit_ensemble
 import submit_singular
-import support
 import train
 from utils import UserError
 
@@ -52,7 +55,9 @@ def test_a_cross_validation_leaves_what_the_contract_says(tree: Path) -> None:
     for fold in range(3):
         files = sorted(p.name for p in (tree / f"fold{fold:02d}").glob("*.pth"))
         assert len(files) == 2
-        assert all(checkpoint.NAME.fullmatch(f) and f.startswith(f"Fold{fold:02d}_VanillaEfficientNet_task(main)ep(") for f in files)
+        assert all(
+            checkpoint.NAME.fullmatch(f) and f.startswith(f"Fold{fold:02d}_VanillaEfficientNet_task(main)ep(") for f in files
+        )
     run = json.loads((tree / "run.json").read_text())
     assert run["settings"]["cv"] == 3
     assert run["data"]["people"] == len(support.PEOPLE)
@@ -98,7 +103,9 @@ def test_same_seed_same_weights_whatever_the_workers(train_root: Path, tmp_path:
     assert not same(trees[0], trees[2])
 
 
-def test_folds_of_several_processes_fill_one_tree_like_one(train_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folds_of_several_processes_fill_one_tree_like_one(
+    train_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ("--cv", "3", "--epochs", "2", "--run-name", "x")
     assert run_train(train_root, tmp_path / "one", *words) == 0
     whole = capsys.readouterr().out
@@ -119,7 +126,9 @@ def test_a_second_run_never_writes_into_a_first(train_root: Path, tmp_path: Path
     assert all(name.startswith("kfold-ensemble-VanillaEfficientNet") for name in trees)
 
 
-def test_a_named_run_is_completed_only_by_the_same_settings(train_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_named_run_is_completed_only_by_the_same_settings(
+    train_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ("--epochs", "1", "--run-name", "mine", "--cv", "2")
     assert run_train(train_root, tmp_path, *words) == 0
     before = weights_of(tmp_path / "kfold-ensemble-VanillaEfficientNet_mine")
@@ -134,12 +143,23 @@ def test_a_named_run_is_completed_only_by_the_same_settings(train_root: Path, tm
 
 @pytest.mark.parametrize("task", config.TASKS)
 @pytest.mark.parametrize("transform", ["base", "random"])
-def test_every_task_trains_and_answers(task: str, transform: str, train_root: Path, eval_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_task_trains_and_answers(
+    task: str, transform: str, train_root: Path, eval_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run_train(train_root, tmp_path / "saved", "--epochs", "1", "--task", task, "--transform-type", transform) == 0
     out = capsys.readouterr().out
     assert "macro F1" in out
     assert ("RMSE" in out) == (task == "age")
-    words = ["--root", str(tmp_path / "saved"), "--data-root", str(eval_root), "--save-path", str(tmp_path / "p"), "--workers", "0"]
+    words = [
+        "--root",
+        str(tmp_path / "saved"),
+        "--data-root",
+        str(eval_root),
+        "--save-path",
+        str(tmp_path / "p"),
+        "--workers",
+        "0",
+    ]
     assert submit_ensemble.main([*words, "--task", task]) == 0
     rows = support.read_rows(newest(tmp_path / "p") / "arithmetic.csv")
     assert rows[0] == ["ImageID", "ans"]
@@ -151,12 +171,20 @@ def test_every_task_trains_and_answers(task: str, transform: str, train_root: Pa
         assert {int(row[1]) for row in rows[1:]} <= set(range(config.TASKS[task].outputs))
 
 
-@pytest.mark.parametrize("words", [("--optim-type", "adamp"), ("--optim-type", "sgd", "--clip-grad", "1"), ("--loss-type", "focalloss"),
-                                   ("--optim-type", "momentum", "--warmup-epochs", "0.5"), ("--precision", "bf16"),
-                                   ("--loss-type", "crossentropyloss", "--cycle-epochs", "0.5", "--backbone-lr-scale", "0.1"),
-                                   ("--task", "age", "--loss-type", "mseloss"), ("--pretrained", "none", "--age-filter", "58")])  # fmt: skip
-def test_options_of_training(words: tuple[str, ...], train_root: Path, tmp_path: Path) -> None:
-    assert run_train(train_root, tmp_path, "--epochs", "1", *words) == 0
+TRAINING = (
+    "--optim-type adamp",
+    "--optim-type sgd --clip-grad 1",
+    "--optim-type momentum --warmup-epochs 0.5",
+    "--loss-type focalloss --precision bf16",
+    "--loss-type crossentropyloss --cycle-epochs 0.5 --backbone-lr-scale 0.1",
+    "--task age --loss-type mseloss",
+    "--pretrained none --age-filter 58",
+)
+
+
+@pytest.mark.parametrize("words", TRAINING)
+def test_options_of_training(words: str, train_root: Path, tmp_path: Path) -> None:
+    assert run_train(train_root, tmp_path, "--epochs", "1", *words.split()) == 0
     assert len(list(tmp_path.glob("*/fold00/*.pth"))) == 1
 
 
@@ -168,7 +196,9 @@ def test_a_dry_run_writes_nothing(train_root: Path, tmp_path: Path, capsys: pyte
     assert not (tmp_path / "saved").exists()
 
 
-def test_a_diverging_fold_is_marked_and_the_others_go_on(train_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_diverging_fold_is_marked_and_the_others_go_on(
+    train_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = engine.train_epoch
 
     def spoil(learner: engine.Learner, recipe: engine.Recipe, *rest: object) -> tuple[float, float, float]:
@@ -184,7 +214,9 @@ def test_a_diverging_fold_is_marked_and_the_others_go_on(train_root: Path, tmp_p
 
 
 def test_validation_is_on_unaltered_labels(train_root: Path, tmp_path: Path) -> None:
-    s = config.parse(config.TrainSettings, ["--train-root", str(train_root), "--age-filter", "50", *support.FAST], "train.py", "").completed()
+    s = config.parse(
+        config.TrainSettings, ["--train-root", str(train_root), "--age-filter", "50", *support.FAST], "train.py", ""
+    ).completed()
     study, _ = crossval.set_up(s)
     fold = crossval.prepare_fold(study, 0)
     rows = np.arange(len(study.table))
@@ -194,7 +226,9 @@ def test_validation_is_on_unaltered_labels(train_root: Path, tmp_path: Path) -> 
     assert set(people[fold.rows]).isdisjoint(people[fold.batches.indices])
 
 
-def test_valid_root_replaces_the_split_or_is_scored_once(train_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_valid_root_replaces_the_split_or_is_scored_once(
+    train_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     others = support.make_train(tmp_path / "other", [("100001", "male", 40), ("100002", "female", 22)])
     assert run_train(train_root, tmp_path / "a", "--epochs", "1", "--valid-root", str(others)) == 0
     assert "held out per fold: 2 people" in capsys.readouterr().out
@@ -232,10 +266,17 @@ def predict(script: object, eval_root: Path, out: Path, *words: str) -> Path:
     return made
 
 
-def test_an_ensemble_decodes_each_photograph_once_and_its_views_differ(tree: Path, eval_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ensemble_decodes_each_photograph_once_and_its_views_differ(
+    tree: Path, eval_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     decoded: list[str] = []
     plain = dataset.read_photo
-    monkeypatch.setattr(dataset, "read_photo", lambda path: (decoded.append(path), plain(path))[1])
+
+    def counted(path: str) -> Image.Image:
+        decoded.append(path)
+        return plain(path)
+
+    monkeypatch.setattr(dataset, "read_photo", counted)
     made = predict(submit_ensemble, eval_root, tmp_path, "--root", str(tree), "--top-k", "2", "--tta", "2", "--workers", "0")
     assert sorted(decoded) == sorted(dataset.read_eval(str(eval_root))[1])
     probs = submission.load(made)
@@ -275,8 +316,9 @@ def test_the_files_of_an_ensemble(tree: Path, eval_root: Path, tmp_path: Path, c
     assert np.array(matrix).sum() == 9
     truth = {row[0]: int(row[1]) for row in support.read_rows(eval_root / "answers.csv")[1:]}
     answers = {row[0]: int(row[1]) for row in support.read_rows(made / "arithmetic.csv")[1:]}
-    right = sum(truth[name] == answers[name] for name in truth) / 9
-    assert f"arithmetic.csv  macro F1 {metrics.score('main', np.array([*answers.values()]), np.array([truth[n] for n in answers])).macro_f1:.4f}  accuracy {right:.4f}" in captured.out
+    right = accuracy_score([*truth.values()], [answers[name] for name in truth])
+    f1 = f1_score([*truth.values()], [answers[name] for name in truth], average="macro")
+    assert f"arithmetic.csv  macro F1 {f1:.4f}  accuracy {right:.4f}" in captured.out
     probs = submission.load(made)
     assert ensemble.decide("main", ensemble.arithmetic(probs.array)).tolist() == list(answers.values())
 
@@ -295,7 +337,9 @@ def test_a_tree_votes_again_without_a_model(tree: Path, eval_root: Path, tmp_pat
     assert len(list((hard / "members").iterdir())) == 3
 
 
-def test_one_checkpoint_answers_main_and_its_parts(tree: Path, eval_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_checkpoint_answers_main_and_its_parts(
+    tree: Path, eval_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = next((tree / "fold00").glob("*.pth"))
     for task in ("main", "mask", "ageg", "gender"):
         words = ("--load-state-dict", str(path), "--task", task, "--workers", "0", "--transform-type", "auto")
@@ -308,7 +352,9 @@ def test_one_checkpoint_answers_main_and_its_parts(tree: Path, eval_root: Path, 
         submit_singular.main(["--load-state-dict", str(path), "--task", "age", "--data-root", str(eval_root)])
 
 
-def test_the_three_lines_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_three_lines_as_they_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """With the backbone made tiny: everything else is the commands' own defaults."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(config.BACKBONES, "efficientnet-b3", support.TINY)
@@ -320,12 +366,17 @@ def test_the_three_lines_as_they_stand(tmp_path: Path, monkeypatch: pytest.Monke
     out = capsys.readouterr().out
     best = max((p for p in (tmp_path / "saved_models").glob("*/*/*.pth")), key=lambda p: checkpoint.read_described(p)[1].macro_f1)
     shown = next(line for line in out.splitlines() if line.startswith("checkpoint: "))
-    assert checkpoint.read_described(Path(shown.removeprefix("checkpoint: ")))[1].macro_f1 == checkpoint.read_described(best)[1].macro_f1
+    assert (
+        checkpoint.read_described(Path(shown.removeprefix("checkpoint: ")))[1].macro_f1
+        == checkpoint.read_described(best)[1].macro_f1
+    )
     assert "5 members x 2 views (tta) of 9 photographs" in out
     assert len(list((tmp_path / "prediction").iterdir())) == 2
 
 
-def test_the_newest_tree_that_answers_is_taken(train_root: Path, eval_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_newest_tree_that_answers_is_taken(
+    train_root: Path, eval_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     for task, when in (("main", "2026-01-01T00:00:00"), ("mask", "2026-01-02T00:00:00")):
         assert run_train(train_root, tmp_path / "saved_models", "--epochs", "1", "--task", task, "--run-name", task) == 0
@@ -342,7 +393,9 @@ def test_the_newest_tree_that_answers_is_taken(train_root: Path, eval_root: Path
         submit_ensemble.main(["--data-root", str(eval_root)])
 
 
-def test_a_photograph_of_another_size_covers_the_crop_with_one_warning(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_photograph_of_another_size_covers_the_crop_with_one_warning(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = support.make_eval(tmp_path / "eval")
     for path in sorted((root / "images").iterdir())[:3]:
         support.paint(path, path.name, size=(150, 100))
@@ -376,7 +429,9 @@ def test_answers_that_lack_a_photograph_are_refused(tree: Path, eval_root: Path,
     assert not (tmp_path / "p").exists()
 
 
-def test_a_script_ends_with_code_2_and_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_script_ends_with_code_2_and_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     import utils
 
     monkeypatch.setattr(sys, "argv", ["train.py", "--train-root", str(tmp_path / "none"), "--pretrained", "none"])

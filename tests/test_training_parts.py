@@ -1,4 +1,5 @@
 """Losses, optimizers, the schedule, models and where their weights come from."""
+
 from __future__ import annotations
 
 import math
@@ -75,7 +76,7 @@ def test_cosine_anneals_to_zero_over_the_run_and_restarts_by_cycle() -> None:
 def test_every_optimizer_learns_channels_last_weights(name: str) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
-    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = network.to(memory_format=torch.channels_last)
     entry = config.OPTIMIZERS[name]
     groups = [{"params": list(network[:1].parameters()), "scale": 0.5}, {"params": list(network[1:].parameters()), "scale": 1.0}]
     optimizer = optim.make_optimizer(name, groups, entry.lr_scratch, entry.weight_decay)
@@ -104,7 +105,7 @@ def test_adamp_equals_the_packages_on_ordinary_weights() -> None:
             weight.grad = g.clone().to(memory_format=layout)
             optimizer.step()
         ends.append(weight.detach())
-    assert torch.allclose(*ends, atol=1e-6)
+    assert torch.allclose(ends[0], ends[1], atol=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------------- models
@@ -119,7 +120,9 @@ def test_vanilla_models_have_the_contracts_modules_and_outputs(name: str, backbo
     assert isinstance(network.dropout, nn.Dropout)
     assert network.dropout.p == 0.5
     outputs = network(torch.randn(2, 3, 64, 64))
-    assert {t: tuple(o.shape) for t, o in outputs.items()} == {task: (2, {"main": 18, "mask": 3, "gender": 2, "ageg": 3, "age": 1}[task])}
+    assert {t: tuple(o.shape) for t, o in outputs.items()} == {
+        task: (2, {"main": 18, "mask": 3, "gender": 2, "ageg": 3, "age": 1}[task])
+    }
 
 
 def test_batchnorm_learns_its_statistics_in_a_short_run() -> None:
@@ -137,7 +140,9 @@ def test_lite0_has_its_real_weights_and_keeps_its_padding() -> None:
     assert not any(isinstance(m, nn.SiLU) for m in network.modules())
 
 
-def test_published_weights_come_from_the_cache_safely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_published_weights_come_from_the_cache_safely(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     cache = tmp_path / "hub" / "checkpoints"
     cache.mkdir(parents=True)
