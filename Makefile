@@ -1,0 +1,40 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both make the same .venv first.
+PYTHON ?= python3
+PY = .venv/bin/python
+DEMO = --device cpu
+
+.PHONY: demo test lint pictures clean
+
+.venv/installed: requirements.txt requirements-dev.txt
+	@echo "== making .venv and installing requirements.txt and requirements-dev.txt (a few minutes, once)"
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
+	@touch $@
+
+demo: .venv/installed
+	@echo "== 1/4 clearing ./demo, where everything of this demo goes"
+	rm -rf demo
+	@echo "== 2/4 drawing people who do not exist, into demo/data"
+	$(PY) sample_data.py --out demo/data --people 84 --eval-people 36
+	@echo "== 3/4 training five folds of EfficientNet-lite0 on its ImageNet weights (about four minutes on two cores)"
+	$(PY) train.py --cv 5 --train-root demo/data/train --save-path demo/saved_models --backbone efficientnet-lite0 \
+	    --image-size 96 --epochs 8 --transform-type base $(DEMO)
+	@echo "== 4/4 answering the evaluation photographs with an ensemble of the folds, and scoring it"
+	$(PY) submit_ensemble.py --root demo/saved_models --data-root demo/data/eval --save-path demo/prediction --top-k 1 \
+	    --answers demo/data/eval/answers.csv $(DEMO)
+
+test: .venv/installed
+	@echo "== running the tests"
+	$(PY) -m pytest
+
+lint: .venv/installed
+	@echo "== ruff and mypy"
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+pictures: .venv/installed
+	@echo "== drawing the README's pictures from ./demo (run make demo first)"
+	$(PY) docs/pictures.py
+
+clean:
+	rm -rf demo .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
