@@ -27,8 +27,9 @@ WIDTH, HEIGHT = 384, 512
 SHOTS = ["incorrect_mask", "mask1", "mask2", "mask3", "mask4", "mask5", "normal"]
 EXTENSIONS = [".jpg"] * 22 + [".jpeg", ".png", ".JPG"]
 SKINS = [(250, 222, 200), (240, 204, 176), (226, 184, 150), (206, 160, 124), (178, 132, 98)]
-HAIRS = [(28, 24, 26), (44, 34, 32), (66, 46, 36), (96, 64, 44), (122, 66, 46), (158, 122, 84), (196, 170, 128)]
-MASKS = [(240, 242, 244), (150, 196, 226), (34, 34, 40), (214, 226, 232)]
+HAIRS = [(28, 24, 26), (44, 34, 32), (66, 46, 36), (96, 64, 44), (122, 66, 46), (158, 122, 84), (196, 170, 128),
+         (140, 134, 130), (222, 198, 150)]
+MASKS = [(240, 242, 244), (150, 196, 226), (34, 34, 40), (226, 190, 168), (120, 124, 130)]
 INK, WHITE = (34, 26, 26), (248, 246, 242)
 
 Color = tuple[int, ...]
@@ -113,7 +114,7 @@ def draw_place(rng: random.Random) -> Image.Image:
     """Draw a blurred background of blobs and boxes."""
     small = Image.new("RGB", (WIDTH // 4, HEIGHT // 4), any_color(rng))
     draw = ImageDraw.Draw(small)
-    for _ in range(rng.randrange(6)):
+    for _ in range(rng.randrange(9)):
         x, y = rng.randrange(-30, 96), rng.randrange(-30, 128)
         shape = draw.ellipse if rng.random() < 0.4 else draw.rectangle
         shape((x, y, x + rng.randrange(4, 70), y + rng.randrange(4, 130)), fill=any_color(rng))
@@ -123,7 +124,7 @@ def draw_place(rng: random.Random) -> Image.Image:
 
 def draw_mask(pen: Pen, rng: random.Random, shot: str) -> None:
     """Draw a mask: over nose, mouth and chin, or (incorrect_mask) under the nose or under the chin."""
-    cloth, kind = any_color(rng) if rng.random() < 0.1 else rng.choice(MASKS), rng.randrange(3)
+    cloth, kind = any_color(rng) if rng.random() < 0.25 else rng.choice(MASKS), rng.randrange(3)
     top, bottom, wide = rng.uniform(0.12, 0.24), rng.uniform(1.34, 1.48), rng.uniform(0.84, 0.95)
     if shot == "incorrect_mask":
         top, bottom, wide = (0.76, 1.55, wide) if rng.random() < 0.5 else (1.04, 1.66, wide * 0.86)
@@ -151,8 +152,8 @@ def draw_person(person: Person, shot: str) -> Image.Image:
     """Draw one picture: look holds the person's own numbers, rng those of the picture."""
     look, rng = random.Random(f"{person.seed}/look"), random.Random(f"{person.seed}/{shot}")
     female, picture = person.gender == "female", draw_place(rng)
-    place = WIDTH + rng.gauss(0, 20), HEIGHT - 40 + rng.gauss(0, 16), rng.uniform(162, 200)
-    roll, smile = rng.gauss(0, 0.07), rng.uniform(-0.01, 0.1)
+    place = WIDTH + rng.gauss(0, 44), HEIGHT - 36 + rng.gauss(0, 28), rng.uniform(150, 206)
+    roll, smile = rng.gauss(0, 0.1), rng.uniform(-0.01, 0.1)
     flat, pen = Pen(picture, place, roll, (0, 0)), Pen(picture, place, roll, (rng.gauss(0, 0.09), rng.gauss(0, 0.06)))
     # Each sign has its own noise around one noisy value per person, so that the groups overlap.
     lean, years = (1 if female else -1) * look.uniform(0.75, 1.2), person.age + look.gauss(0, 2)
@@ -164,7 +165,7 @@ def draw_person(person: Person, shot: str) -> Image.Image:
         return ramp(years + look.gauss(0, 3), start, end)
 
     skin = blend(look.choice(SKINS), look.choice(SKINS), look.random())
-    hair = blend(look.choice(HAIRS[:6]), look.choice(HAIRS), 0.4 * look.random())
+    hair = blend(look.choice(HAIRS), look.choice(HAIRS), 0.5 * look.random())
     shade, red, silver = blend(skin, (80, 36, 26), 0.68), blend(skin, (190, 40, 50), 0.6), (198, 196, 196)
     style = look.choices(("long", "bob", "tied", "short"), (66, 24, 5, 5) if female else (2, 4, 3, 91))[0]
     gray = look.uniform(0.6, 1) * aged(50, 62) * (look.random() > 0.12)  # some dye their hair
@@ -280,12 +281,12 @@ def photograph(picture: Image.Image, rng: random.Random) -> Image.Image:
     picture = picture.reduce(2)
     if rng.random() < 0.3:
         picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.1)))
-    level = rng.uniform(0.8, 1.15)
-    grid = np.array([[level * rng.uniform(0.8, 1.15) for _ in range(3)] for _ in range(3)], dtype=np.float32)
+    level = rng.uniform(0.6, 1.25)
+    grid = np.array([[level * rng.uniform(0.65, 1.3) for _ in range(3)] for _ in range(3)], dtype=np.float32)
     light = np.asarray(Image.fromarray(grid).resize(picture.size, Image.Resampling.BILINEAR))
     noise = np.random.default_rng(rng.getrandbits(64)).standard_normal((HEIGHT, WIDTH), dtype=np.float32)
     noise *= 1.5 * 7 ** rng.random()
-    bands = [np.asarray(band) * light * np.float32(rng.uniform(0.92, 1.08)) + noise for band in picture.split()]
+    bands = [np.asarray(band) * light * np.float32(rng.uniform(0.88, 1.12)) + noise for band in picture.split()]
     return Image.merge("RGB", [Image.fromarray(band.clip(0, 255).astype(np.uint8)) for band in bands])
 
 
@@ -295,7 +296,8 @@ def make_person(number: int, kind: str, balance: str, seed: int) -> Person:
     rng = random.Random(f"{own}/age")
     if balance == "even":
         low, high = ((18, 29), (30, 59), (60, 70))[number // 2 % 3]
-        return Person(("male", "female")[number % 2], rng.randint(low, high), own)
+        age = (rng.randint(low, high) + rng.randint(low, high)) // 2  # few lie at the ends of a group
+        return Person(("male", "female")[number % 2], age, own)
     young = 18 + min(11, int(rng.expovariate(0.7)))  # most are 18 to 20
     middle = rng.choices((rng.randint(30, 49), rng.randint(50, 56), rng.randint(57, 59)), (25, 35, 40))[0]
     age = rng.choices((young, middle, 60), (47, 45, 7))[0]

@@ -154,3 +154,10 @@ def test_missing_input_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(UserError, match="saved_models.*--root"):
         submit_ensemble.main([])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_readmes_options_are_the_parsers() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for script, settings in SCRIPTS.items():
+        table = readme.partition(f"<!-- options: {script} -->\n")[2].partition("\n<!-- end -->")[0]
+        assert table == config.options_table(settings, script), "run python docs/options.py"
