@@ -14,6 +14,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 import config
+from facecrop import Box, find_face
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
@@ -21,7 +22,10 @@ IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 WIDE = 384  # side of the square that holds the person
 NARROW = 224  # side of the square in the middle that inference looks at
 
-Form = Callable[[Image.Image], Image.Image]
+MARGIN = 0.15  # of the face's box, added on each side before it is made square
+ROOM = 8 / 7  # the face's square is brought to this much more than the network's size, for the crop to move in
+
+Form = Callable[[Image.Image, Box | None], Image.Image]  # a photograph, and where its face is if a file told
 
 
 @dataclass(frozen=True)
@@ -59,11 +63,11 @@ def middle(side: int, size: int) -> list[v2.Transform]:
 class Steps:
     """torchvision transforms in a row, over a photograph brought to the frame first."""
 
-    def __init__(self, *steps: v2.Transform, frame: Form = fit_frame) -> None:
+    def __init__(self, *steps: v2.Transform, frame: Callable[[Image.Image], Image.Image] = fit_frame) -> None:
         self.frame = frame
         self.steps = steps
 
-    def __call__(self, photo: Image.Image) -> Image.Image:
+    def __call__(self, photo: Image.Image, box: Box | None = None) -> Image.Image:
         photo = self.frame(photo)
         for step in self.steps:
             photo = step(photo)
@@ -87,6 +91,44 @@ def tta(size: int) -> Forms:
     """Trains as `random`; validates on the middle 384; every test view is another random crop of it."""
     crop = Steps(v2.CenterCrop(WIDE), v2.RandomResizedCrop(size))
     return Forms(random(size).train, Steps(*middle(WIDE, size)), crop)
+
+
+def face_square(photo: Image.Image, box: Box | None) -> tuple[float, float, float, float]:
+    """The square around a face with its margin, inside the photograph: left, top, right, bottom in pixels.
+
+    Without a face, or with a box that lies outside or is no box, the middle square of 3/5 of the photograph's width
+    (the middle 224 or so of 384 pixels).
+    """
+    width, height = photo.size
+    left, top, right, bottom = box or (0, 0, 0, 0)
+    inside = min(right, width) - max(left, 0) >= 1 and min(bottom, height) - max(top, 0) >= 1
+    if inside:
+        side = (1 + 2 * MARGIN) * max(right - left, bottom - top)
+    else:
+        left, top, right, bottom = 0, 0, width, height
+        side = 0.6 * min(width, height)
+    side = min(max(side, 1.0), width, height)
+    x = min(max((left + right - side) / 2, 0.0), width - side)
+    y = min(max((top + bottom - side) / 2, 0.0), height - side)
+    return x, y, x + side, y + side
+
+
+class FaceSteps:
+    """Cut the face's square out, told or found, bring it to a size, and go on with one crop."""
+
+    def __init__(self, size: int, crop: v2.Transform) -> None:
+        self.size = (round(size * ROOM),) * 2
+        self.crop = crop
+
+    def __call__(self, photo: Image.Image, box: Box | None = None) -> Image.Image:
+        square = face_square(photo, box or find_face(photo))
+        return self.crop(photo.resize(self.size, Image.Resampling.BILINEAR, square, reducing_gap=3.0))
+
+
+def facecrop(size: int) -> Forms:
+    """The face's square with a margin; a random crop of it to train on, its middle to judge by."""
+    middle_of_face = FaceSteps(size, v2.CenterCrop(size))
+    return Forms(FaceSteps(size, v2.RandomCrop(size)), middle_of_face, middle_of_face)
 
 
 def forms(name: str, size: int) -> Forms:

@@ -72,10 +72,12 @@ def file_name(info: Info, settings: config.TrainSettings) -> str:
     )
 
 
-def info_from_name(name: str) -> Info | None:
+def info_from_name(file: str) -> Info | None:
     """What an older file's name tells; its backbone, size and padding are the recipe's. None for another name."""
-    match = NAME.fullmatch(name)
-    model = match and config.MODELS.get(match["model"])
+    match = NAME.fullmatch(file)
+    aliases = {entry.alias: name for name, entry in config.MODELS.items() if entry.alias}
+    name = aliases.get(match["model"], match["model"]) if match else ""
+    model = config.MODELS.get(name)
     if not match or not model or match["task"] not in config.TASKS or match["transform"] not in config.TRANSFORMS:
         return None
     try:
@@ -83,7 +85,7 @@ def info_from_name(name: str) -> Info | None:
     except ValueError:
         return None
     return Info(
-        match["model"], match["task"], match["transform"], model.backbone, 224, None, int(match["fold"]),
+        name, match["task"], match["transform"], model.backbone, 224, None, int(match["fold"]),
         int(match["epoch"]), f1, loss,
     )  # fmt: skip
 

@@ -135,12 +135,25 @@ MODELS: dict[str, Model] = {
         "model:VanillaEfficientNet", "efficientnet-b3", ("efficientnet", "timm"), help="EfficientNet and a linear head"
     ),
     "VanillaResNet": Model("model:VanillaResNet", "resnet50", ("resnet", "timm"), help="ResNet and a linear head"),
-}
+    "MultiClassTHANet_MK1": Model(
+        "model:MultiClassTHANet", "efficientnet-b3", heads=("mask", "ageg", "gender", "main"), alias="MultiClassTHANet",
+        help="self-attention over three states, their outputs joined into the 18 classes",
+    ),
+    "MultiLabelTHANet": Model(
+        "model:MultiLabelTHANet", "efficientnet-b0", heads=("mask", "ageg", "gender"),
+        help="self-attention over three states, three label sets",
+    ),
+    "THANet_MK1": Model(
+        "model:THANet", "efficientnet-b3", heads=("mask", "ageg", "gender", "main"), alias="THANet",
+        help="four linear heads on one backbone",
+    ),
+}  # fmt: skip
 
 BACKBONES: dict[str, Backbone] = {
     **{f"efficientnet-b{i}": Backbone("model:efficientnet", "model:efficientnet_weights", "efficientnet") for i in range(8)},
     "efficientnet-lite0": Backbone("model:efficientnet_lite0", "model:efficientnet_lite0_weights", "efficientnet"),
     **{f"resnet{n}": Backbone("model:resnet", "model:resnet_weights", "resnet") for n in (18, 34, 50, 101, 152)},
+    "timm:NAME": Backbone("model:timm_backbone", "model:timm_weights", "timm"),
 }
 
 LOSSES: dict[str, Loss] = {
@@ -162,8 +175,14 @@ TRANSFORMS: dict[str, Transform] = {
     "base": Transform("augmentation:base", "the middle 224 pixels", False, "resized and cropped, no other change"),
     "random": Transform("augmentation:random", "the middle 224 pixels", False, "random crops and RandAugment"),
     "tta": Transform("augmentation:tta", "the middle 384 pixels", True, "as random; each test view is another crop"),
+    "facecrop": Transform("augmentation:facecrop", "the face", False, "crop to the face, in training and at test"),
 }
 
+OVERSAMPLING = {
+    "none": "photographs as they are",
+    "repeat": "photographs of rarer classes come again, augmented anew",
+    "mixup": "a rarer class is filled up with blends of two people of that class",
+}
 SCHEDULES = {"cosine": "annealed to 0, restarting after each cycle", "none": "constant"}
 PRECISIONS = {
     "auto": "bf16 on a GPU that has it, else fp16 there, fp32 on a CPU",
@@ -182,10 +201,17 @@ def resolve(target: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
+def backbone_name(text: str) -> str:
+    """A backbone's name as the registry has it, from any case; timm's own names are left as they are."""
+    return {name.casefold(): name for name in BACKBONES}.get(text.casefold(), text)
+
+
 def backbone_entry(name: str) -> Backbone:
     """The registry's entry. Raises UserError for a name it does not have."""
     if name in BACKBONES:
         return BACKBONES[name]
+    if name.startswith("timm:") and len(name) > len("timm:"):
+        return BACKBONES["timm:NAME"]
     raise UserError(f"--backbone {name}: unknown; choose from {', '.join(BACKBONES)}")
 
 
@@ -287,10 +313,15 @@ class TrainSettings(MachineSettings):
         metavar="AGE",
     )  # fmt: skip
     transform_type: str = option(DATA, "crops and augmentation", "random", Choice(TRANSFORMS))
+    boxes: str | None = option(
+        DATA, "the faces' places (file,left,top,right,bottom) for --transform-type facecrop, from any detector", None,
+        shown="found in the pixels", metavar="CSV",
+    )  # fmt: skip
+    oversample: str = option(DATA, "bring every class up to the largest", "none", Choice(OVERSAMPLING))
     image_size: int = option(DATA, "side in pixels of what the network sees", 224, Range(int, 16, 2048))
     model_type: str = option(MODEL, "network", "VanillaEfficientNet", Choice(MODELS))
     backbone: str | None = option(
-        MODEL, f"1000-way network below the head ({', '.join(BACKBONES)})", None, str.lower, "the model's own", "NAME"
+        MODEL, f"1000-way network below the head ({', '.join(BACKBONES)})", None, str, "the model's own", "NAME"
     )
     pretrained: str = option(
         MODEL, "where the backbone's weights come from: imagenet, none, or a state dict's PATH", "imagenet",
@@ -311,6 +342,7 @@ class TrainSettings(MachineSettings):
     )
     warmup_epochs: float = option(TRAINING, "epochs of linear warm-up", 0.0, Range(float, 0))
     backbone_lr_scale: float = option(TRAINING, "the backbone's learning rate as a part of --lr", 1.0, Range(float, 0))
+    freeze: int = option(TRAINING, "epochs at the start in which the backbone stays as it is", 0, Range(int, 0))
     weight_decay: float | None = option(TRAINING, "weight decay", None, Range(float, 0), "0.01 for adamp, else 0")
     clip_grad: float | None = option(TRAINING, "largest norm of the gradient", None, Range(float, 0, above=True), "no clipping")
     seed: int = option(TRAINING, "seed of every random draw but the split", 42, Range(int, 0))
@@ -338,7 +370,7 @@ class TrainSettings(MachineSettings):
         from_weights = self.pretrained != "none" or self.load_state_dict is not None
         filled = dataclasses.replace(
             self,
-            backbone=self.backbone or MODELS[self.model_type].backbone,
+            backbone=backbone_name(self.backbone or MODELS[self.model_type].backbone),
             loss_type=self.loss_type or ("smoothl1loss" if TASKS[self.task].regression else "labelsmoothingloss"),
             lr=self.lr if self.lr is not None else optimizer.lr_pretrained if from_weights else optimizer.lr_scratch,
             weight_decay=optimizer.weight_decay if self.weight_decay is None else self.weight_decay,
@@ -354,6 +386,12 @@ class TrainSettings(MachineSettings):
         start = "from scratch" if self.pretrained == "none" and not self.load_state_dict else "on pretrained weights"
         why = "" if completed.lr == 0.005 else ": 0.005 wrecks them under this optimizer"
         return f"learning rate {completed.lr:g} (the default of {self.optim_type} {start}{why})"
+
+
+def check_boxes(boxes: str | None, *transforms: str) -> None:
+    """Boxes are read by the face crop alone."""
+    if boxes is not None and not {"facecrop", AUTO} & set(transforms):
+        raise UserError(f"--boxes {boxes}: only --transform-type facecrop reads them; add it, or leave --boxes out")
 
 
 def check_training(s: TrainSettings) -> None:
@@ -379,6 +417,9 @@ def check_training(s: TrainSettings) -> None:
     if s.folds is not None and (s.folds[-1] >= s.cv or s.run_name is None):
         remedy = f"count from 0 to {s.cv - 1}" if s.folds[-1] >= s.cv else "name the tree that they share with --run-name"
         raise UserError(f"--folds {','.join(map(str, s.folds))}: {remedy}")
+    if s.freeze >= s.epochs:
+        raise UserError(f"--freeze {s.freeze}: must be fewer than --epochs {s.epochs}, or the backbone never learns")
+    check_boxes(s.boxes, s.transform_type)
     if s.warmup_epochs >= s.epochs:
         raise UserError(f"--warmup-epochs {s.warmup_epochs:g}: must be fewer than --epochs {s.epochs}")
 
@@ -393,6 +434,10 @@ class PredictSettings(MachineSettings):
         shown="./input/data/images, else ./input/data/eval/images", metavar="DIR",
     )  # fmt: skip
     save_path: str = option(DATA, "where the folder of predictions goes", "./prediction", metavar="DIR")
+    boxes: str | None = option(
+        DATA, "the faces' places (file,left,top,right,bottom) for facecrop, from any detector", None,
+        shown="found in the pixels", metavar="CSV",
+    )  # fmt: skip
     answers: str | None = option(DATA, "true classes (ImageID,ans), to score against", metavar="CSV")
     batch_size: int = option(MACHINE, "photographs in a forward pass", 32, Range(int, 1))
 
@@ -409,6 +454,8 @@ class SingularSettings(PredictSettings):
     transform_type: str = option(DATA, "crop; auto: as the checkpoint's validation saw it", "base", Choice([*TRANSFORMS, AUTO]))
 
     def completed(self) -> SingularSettings:
+        """Refuse what does not go together (UserError)."""
+        check_boxes(self.boxes, self.transform_type)
         return self
 
 
@@ -435,7 +482,7 @@ class EnsembleSettings(PredictSettings):
         """Fill what hangs on other options, and refuse what does not go together (UserError)."""
         if self.from_probs is not None:
             for given, name in ((self.root, "root"), (self.transform_type, "transform-type"), (self.tta, "tta"),
-                                (self.data_root, "data-root")):  # fmt: skip
+                                (self.data_root, "data-root"), (self.boxes, "boxes")):  # fmt: skip
                 if given is not None:
                     raise UserError(f"--{name}: --from-probs votes on stored probabilities; leave --{name} out")
             return self
@@ -443,6 +490,7 @@ class EnsembleSettings(PredictSettings):
         transform = self.transform_type or ("tta" if tta > 1 else "base")
         if tta > 1 and transform != AUTO and not TRANSFORMS[transform].random_view:
             raise UserError(f"--tta {tta}: --transform-type {transform} shows every view alike; use --transform-type tta")
+        check_boxes(self.boxes, transform)
         return dataclasses.replace(self, tta=tta, transform_type=transform, top_k=self.top_k or 3)
 
 

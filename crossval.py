@@ -40,6 +40,7 @@ class Study:
     compute: engine.Compute
     weights: dict[str, torch.Tensor] | None  # of the pretrained backbone
     start: checkpoint.Checkpoint | None  # trained on from here
+    boxes: dict[str, augmentation.Box]  # of the faces, where a file tells them
     tree: Path
 
     @property
@@ -116,7 +117,8 @@ def set_up(s: config.TrainSettings) -> tuple[Study, pd.DataFrame | None]:
     start = checkpoint.read(Path(s.load_state_dict)) if s.load_state_dict else None
     weights = models.backbone_weights(s.backbone or "", s.pretrained) if start is None else None
     table, outside = load_table(s)
-    study = Study(s, table, compute, weights, start, Path())
+    boxes = dataset.read_boxes(s.boxes, table["file"].tolist(), table["path"].tolist()) if s.boxes else {}
+    study = Study(s, table, compute, weights, start, boxes, Path())
     make_model(study, 0)  # weights that do not fit are refused before a folder is made
     return study, outside
 
@@ -172,7 +174,9 @@ def make_model(study: Study, fold: int) -> torch.nn.Module:
         training = study.table.loc[study.table["fold"] != fold, s.task]
         models.start_at(network, float(training.mean()))
     if study.start is not None:
-        models.load_weights(network, study.start.weights, f"--load-state-dict {s.load_state_dict}")
+        fresh = models.train_on(network, study.start, s.model_type, s.task)
+        if fresh:
+            warn(f"--load-state-dict: the backbone is taken; for --task {s.task} these start afresh: {', '.join(fresh)}")
     return network
 
 
@@ -199,21 +203,42 @@ def prepare_fold(study: Study, number: int) -> Fold:
     )
     scaler = torch.amp.GradScaler(device.type, enabled=study.compute.precision == "fp16")
     rows = study.held_out(number)
-    rest = np.flatnonzero(table["fold"] != number)
-    batches = dataset.Batches(rest.tolist(), s.batch_size, ("fold", s.seed, number), pairs=True)
+    rest = np.flatnonzero(table["fold"] != number).tolist()
+    labels = dataset.label_tensors(table, s.heads, s.age_filter)
+    indices, blending = oversample(study, number, rest)
+    batches = dataset.Batches(indices, s.batch_size, ("fold", s.seed, number), pairs=True)
     factor = optim.schedule(s.lr_scheduler, len(batches), s.epochs, s.warmup_epochs, s.cycle_epochs)
     recipe = engine.Recipe(
-        s.heads, loss.make_loss(s.loss_type or ""), lambda step: (s.lr or 0.0) * factor(step), s.clip_grad,
-        (s.seed, number),
-    )  # fmt: skip
+        s.heads, loss.make_loss(s.loss_type or ""), lambda step: (s.lr or 0.0) * factor(step), s.clip_grad, (s.seed, number)
+    )
     made = augmentation.forms(s.transform_type, s.image_size)
     training = augmentation.View(made.train, ("train", s.seed, number))
     names, paths = table["file"].tolist(), table["path"].tolist()
-    labels = {t: v.to(device) for t, v in dataset.label_tensors(table, s.heads, s.age_filter).items()}
     return Fold(
-        number, engine.Learner(network, optimizer, scaler), recipe, dataset.Photos(names, paths, [training]), batches,
-        dataset.Photos(names, paths, [augmentation.View(made.valid)]), rows, labels,
-    )  # fmt: skip
+        number,
+        engine.Learner(network, optimizer, scaler),
+        recipe,
+        dataset.Photos(names, paths, [training], study.boxes, blending),
+        batches,
+        dataset.Photos(names, paths, [augmentation.View(made.valid)], study.boxes),
+        rows,
+        {task: values.to(device) for task, values in labels.items()},
+    )
+
+
+def oversample(study: Study, number: int, rows: list[int]) -> tuple[list[int], dataset.Blending | None]:
+    """A fold's training photographs with the rarer classes' repeated, and with whom the repeated ones are blended."""
+    s = study.settings
+    if s.oversample == "none":
+        return rows, None
+    judged = config.judged(s.task)
+    labels = dataset.label_tensors(study.table, (judged, *s.heads), s.age_filter)
+    indices = dataset.oversampled(rows, labels[judged].numpy()[rows], f"{s.seed}/{number}")
+    print(f"fold {number}: {len(indices)} photographs an epoch, {len(rows)} before --oversample {s.oversample}")
+    if s.oversample == "repeat":
+        return indices, None
+    relabelled = study.table.assign(**{task: values.numpy() for task, values in labels.items()})
+    return indices, dataset.blending(relabelled, rows, (judged, *s.heads), ("mixup", s.seed, number))
 
 
 def train_fold(study: Study, number: int, clock: Clock) -> checkpoint.FoldState:
@@ -232,13 +257,14 @@ def train_fold(study: Study, number: int, clock: Clock) -> checkpoint.FoldState:
     files = study.table["file"].iloc[fold.rows].tolist()
     while state.epoch < s.epochs:
         fold.batches.epoch = state.epoch
+        models.freeze(fold.learner.model, state.epoch < s.freeze)
         step = state.epoch * len(fold.batches)
         trained = engine.train_epoch(fold.learner, fold.recipe, loader, fold.labels, config.judged(s.task), study.compute, step)
         answers = engine.predict(
             [fold.learner.model], [[0]], fold.validation, validated_tasks(s), study.compute, fold.rows.tolist(),
             f"validating fold {number}",
         )  # fmt: skip
-        scores, mean_loss = judge_epoch(study, fold, answers[s.task][0, 0])
+        scores, mean_loss = judge_epoch(study, fold, {task: array[0, 0] for task, array in answers.items()})
         if not np.isfinite([trained[0], mean_loss]).all():
             raise Diverged(
                 f"fold {number}, epoch {state.epoch + 1}: the loss is {trained[0]} in training, {mean_loss} in "
@@ -247,12 +273,13 @@ def train_fold(study: Study, number: int, clock: Clock) -> checkpoint.FoldState:
         state.epoch += 1
         for task, array in answers.items():
             state.probabilities.setdefault(task, []).append(array[0, 0])
+        mine = scores[s.task]
         state.history.append(epoch_row(state.epoch, trained, scores, mean_loss, fold.recipe.rate(step), s.task))
         info = checkpoint.Info(
             s.model_type, s.task, s.transform_type, s.backbone or "", s.image_size, s.image_size, number, state.epoch,
-            scores.macro_f1, mean_loss, score_dict(scores), held_out,
+            mine.macro_f1, mean_loss, score_dict(mine), held_out,
         )  # fmt: skip
-        new = checkpoint.Kept(checkpoint.file_name(info, s), state.epoch, scores.macro_f1)
+        new = checkpoint.Kept(checkpoint.file_name(info, s), state.epoch, mine.macro_f1)
         checkpoint.keep_best(folder, state.kept, new, fold.learner.model.state_dict(), info, s.save_top)
         checkpoint.write_validation(folder, state, files)
         print(epoch_line(state, s, scores, clock.epoch_over()), flush=True)
@@ -264,14 +291,17 @@ def validated_tasks(s: config.TrainSettings) -> list[str]:
     return [s.task, *(head for head in s.heads if head != s.task)]
 
 
-def judge_epoch(study: Study, fold: Fold, answers: np.ndarray) -> tuple[metrics.Scores, float]:
-    """Scores and loss of a fold's answers [images, classes] against the unaltered labels."""
-    task = study.settings.task
-    truth = study.truth(fold.rows)
-    kind = torch.float32 if config.TASKS[task].regression else torch.int64
-    labels = torch.tensor(truth, dtype=kind)
-    mean_loss = loss.loss_of_probabilities(fold.recipe.criterion.cpu(), task, torch.from_numpy(answers), labels)
-    return metrics.score(task, ensemble.decide(task, answers), truth), mean_loss
+def judge_epoch(study: Study, fold: Fold, answers: dict[str, np.ndarray]) -> tuple[dict[str, metrics.Scores], float]:
+    """Scores of every head's answers [images, classes] and the sum of the trained heads' losses, on unaltered labels."""
+    criterion = fold.recipe.criterion
+    scores, losses = {}, []
+    for task, array in answers.items():
+        truth = study.truth(fold.rows, task)
+        scores[task] = metrics.score(task, ensemble.decide(task, array), truth)
+        if task in fold.recipe.heads:
+            labels = torch.tensor(truth, dtype=torch.float32 if config.TASKS[task].regression else torch.int64)
+            losses.append(loss.loss_of_probabilities(criterion, task, torch.from_numpy(array), labels))
+    return scores, sum(losses)
 
 
 def score_dict(scores: metrics.Scores) -> dict[str, float]:
@@ -281,21 +311,28 @@ def score_dict(scores: metrics.Scores) -> dict[str, float]:
 
 
 def epoch_row(
-    epoch: int, trained: tuple[float, float, float], scores: metrics.Scores, mean_loss: float, rate: float, task: str
+    epoch: int,
+    trained: tuple[float, float, float],
+    scores: dict[str, metrics.Scores],
+    mean_loss: float,
+    rate: float,
+    task: str,
 ) -> dict[str, float]:
     """An epoch's line in history.csv."""
-    row = {"epoch": float(epoch), "train_loss": trained[0], "valid_loss": mean_loss, **score_dict(scores)}
+    row = {"epoch": float(epoch), "train_loss": trained[0], "valid_loss": mean_loss, **score_dict(scores[task])}
     if not config.TASKS[task].regression:
         row["train_accuracy"] = trained[1]
+    row |= {f"macro_f1_{head}": found.macro_f1 for head, found in scores.items() if head != task}
     return row | {"lr": rate, "images_per_second": trained[2]}
 
 
-def epoch_line(state: checkpoint.FoldState, s: config.TrainSettings, scores: metrics.Scores, left: str) -> str:
+def epoch_line(state: checkpoint.FoldState, s: config.TrainSettings, scores: dict[str, metrics.Scores], left: str) -> str:
     """What the user reads after each epoch."""
     row = state.history[-1]
+    heads = "".join(f"  {head} F1 {found.macro_f1:.4f}" for head, found in scores.items() if head != s.task)
     return (
         f"fold {state.fold}  epoch {state.epoch:>2}/{s.epochs}  loss {row['train_loss']:.4f} train "
-        f"{row['valid_loss']:.4f} valid  {scores.line()}  lr {row['lr']:.2e}  "
+        f"{row['valid_loss']:.4f} valid  {scores[s.task].line()}{heads}  lr {row['lr']:.2e}  "
         f"{row['images_per_second']:.1f} images/s  left {left}"
     )
 

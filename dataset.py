@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +227,42 @@ def read_eval(data_root: str | None) -> tuple[list[str], list[str]]:
     return names, [there[name] for name in names]
 
 
+def read_boxes(path: str, names: Sequence[str], paths: Sequence[str]) -> dict[str, augmentation.Box]:
+    """{name: the face's box in the photograph's own pixels} from a CSV (file,left,top,right,bottom). Raises UserError.
+
+    A row belongs to the photograph whose path ends in its `file`, at whole folder names. Photographs without a row are
+    counted in one warning; their faces are found in the pixels.
+    """
+    table = read_csv(Path(path), ("file", "left", "top", "right", "bottom"))
+    told: dict[str, tuple[int, augmentation.Box]] = {}
+    for number, row in enumerate(table.itertuples(index=False), start=2):
+        file = nfc(str(row.file)).strip().replace("\\", "/").removeprefix("./")
+        try:
+            left, top, right, bottom = (round(float(str(v))) for v in (row.left, row.top, row.right, row.bottom))
+        except (ValueError, OverflowError):
+            raise UserError(f"{path}: row {number}: left, top, right, bottom must be pixels; correct the row") from None
+        if file in told or right <= left or bottom <= top:
+            problem = f"{file!r} is in row {told[file][0]} too" if file in told else "the box is empty"
+            raise UserError(f"{path}: row {number}: {problem}; correct the row")
+        told[file] = (number, (left, top, right, bottom))
+    boxes: dict[str, augmentation.Box] = {}
+    taken: dict[str, str] = {}
+    for name, where in zip(names, paths, strict=True):
+        parts = nfc(Path(where).absolute().as_posix()).split("/")
+        ends = ("/".join(parts[start:]) for start in range(len(parts)))
+        end = next((e for e in ends if e in told), None)
+        if end is None:
+            continue
+        if end in taken:
+            raise UserError(f"{path}: row {told[end][0]}: {end!r} fits both {taken[end]} and {name}; write more of its path")
+        taken[end] = name
+        boxes[name] = told[end][1]
+    if not boxes:
+        raise UserError(f"{path}: none of its rows names one of the {len(names)} photographs ({names[0]} ...); check `file`")
+    warn_counted([n for n in names if n not in boxes], f"photographs without a box in {path}, found in the pixels instead")
+    return boxes
+
+
 def read_answers(path: str, names: Sequence[str], task: str) -> np.ndarray:
     """True labels of `names` for a task from a CSV (ImageID,ans; ans is the 18-class answer; age needs a column `age`)."""
     spec = config.TASKS[task]
@@ -260,38 +298,72 @@ def read_photo(path: str) -> Image.Image:
         raise UserError(f"{path}: cannot be read as a photograph ({error}); mend or remove it") from None
 
 
-class Photos(Dataset[tuple[int, list[torch.Tensor], bool]]):
-    """Item (epoch, i) -> (i, one uint8 [height, width, 3] per view, whether the photograph had to be scaled).
+@dataclass(frozen=True)
+class Blending:
+    """For oversampling by mixup: with whom a photograph may be blended."""
 
-    Each photograph is decoded once, whatever the number of views. A view's random draws hang on its key, the epoch
-    and the photograph's name alone, so neither workers nor order change them.
+    seed: tuple[Hashable, ...]
+    partners: Mapping[int, np.ndarray]  # photograph -> photographs of other people with the same labels
+
+
+class Photos(Dataset[tuple[torch.Tensor, list[torch.Tensor], bool]]):
+    """Item (epoch, i, copy) -> ((i, j), one uint8 [height, width, 3] per view, whether it had to be scaled).
+
+    Each photograph is decoded once, whatever the number of views. A view's random draws hang on its key, the epoch,
+    the photograph's name and the copy (above 0 where oversampling repeats it) alone, so neither workers nor order
+    change them. j is i itself, or the partner that a copy is blended with half and half.
     """
 
-    def __init__(self, names: Sequence[str], paths: Sequence[str], views: Sequence[augmentation.View]) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        paths: Sequence[str],
+        views: Sequence[augmentation.View],
+        boxes: Mapping[str, augmentation.Box] | None = None,
+        blending: Blending | None = None,
+    ) -> None:
         self.names, self.paths, self.views = list(names), list(paths), list(views)
+        self.boxes, self.blending = boxes or {}, blending
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[int, list[torch.Tensor], bool]:
-        epoch, i = key
+    def look(self, i: int, epoch: int, copy: int) -> tuple[list[Image.Image], bool]:
+        """All views of one photograph, and whether it was of another size."""
         photo = read_photo(self.paths[i])
         seen = []
         for view in self.views:
-            with seeded(*view.key, epoch, self.names[i]):
-                seen.append(torch.from_numpy(augmentation.pixels(view.form(photo))))
-        return i, seen, photo.size != config.PHOTO_SIZE
+            with seeded(*view.key, epoch, copy, self.names[i]):
+                seen.append(view.form(photo, self.boxes.get(self.names[i])))
+        return seen, photo.size != config.PHOTO_SIZE
+
+    def __getitem__(self, key: tuple[int, int, int]) -> tuple[torch.Tensor, list[torch.Tensor], bool]:
+        epoch, i, copy = key
+        seen, scaled = self.look(i, epoch, copy)
+        j = i
+        if copy and self.blending is not None and len(self.blending.partners.get(i, ())):
+            able = self.blending.partners[i]
+            j = int(able[derive_seed("partner", *self.blending.seed, epoch, copy, self.names[i]) % len(able)])
+            others, also = self.look(j, epoch, copy)
+            seen, scaled = [Image.blend(a, b, 0.5) for a, b in zip(seen, others, strict=True)], scaled or also
+        return torch.tensor((i, j)), [torch.from_numpy(augmentation.pixels(image)) for image in seen], scaled
 
 
-class Batches(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index): the epoch travels with the index, for persistent workers never hear of a new one.
+class Batches(Sampler[list[tuple[int, int, int]]]):
+    """Batches of (epoch, index, copy): the epoch travels with the index, for persistent workers never hear of a new one.
 
-    shuffle: parts of the seed (with the epoch) of each epoch's order, or None for the order as it is. A last batch
-    of one joins the batch before it where `pairs` is set, for BatchNorm cannot train on a single photograph.
+    copy counts from 0 how often an index stood earlier in `indices`. shuffle: parts of the seed (with the epoch) of each
+    epoch's order, or None for the order as it is. A last batch of one joins the batch before it where `pairs` is set, for
+    BatchNorm cannot train on a single photograph.
     """
 
     def __init__(self, indices: Sequence[int], size: int, shuffle: tuple[Any, ...] | None = None, pairs: bool = False) -> None:
         self.indices, self.size, self.shuffle, self.pairs = list(indices), size, shuffle, pairs
+        before: Counter[int] = Counter()
+        self.copies = []
+        for index in self.indices:
+            self.copies.append(before[index])
+            before[index] += 1
         self.epoch = 0
         self.start = 0  # batches of this epoch to leave out, because they were trained on before
 
@@ -300,15 +372,52 @@ class Batches(Sampler[list[tuple[int, int]]]):
         whole = -(-len(self.indices) // self.size)
         return whole - 1 if self.pairs and len(self.indices) % self.size == 1 and whole > 1 else whole
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = torch.as_tensor(self.indices)
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        order: Sequence[int] = range(len(self.indices))
         if self.shuffle is not None:
             generator = torch.Generator().manual_seed(derive_seed("order", *self.shuffle, self.epoch))
-            order = order[torch.randperm(len(order), generator=generator)]
-        keys = [(self.epoch, int(i)) for i in order]
+            order = torch.randperm(len(self.indices), generator=generator).tolist()
+        keys = [(self.epoch, self.indices[i], self.copies[i]) for i in order]
         for number in range(self.start, len(self)):
             end = (number + 1) * self.size if number < len(self) - 1 else len(keys)
             yield keys[number * self.size : end]
+
+
+def oversampled(rows: Sequence[int], classes: np.ndarray, seed: Hashable) -> list[int]:
+    """Row numbers with the rarer classes' repeated, as evenly as can be, until each has as many as the largest.
+
+    classes: the class of each of the rows. Whom the last round repeats hangs on the seed.
+    """
+    extended = list(rows)
+    largest = int(np.bincount(classes).max())
+    for number in np.unique(classes):
+        own = np.asarray(rows)[classes == number]
+        for turn in range(largest // len(own)):
+            generator = torch.Generator().manual_seed(derive_seed("more", seed, number, turn))
+            order = torch.randperm(len(own), generator=generator)
+            extended += own[order.numpy()][: largest - (turn + 1) * len(own)].tolist()
+    return extended
+
+
+def blending(table: pd.DataFrame, rows: Sequence[int], tasks: Sequence[str], seed: tuple[Hashable, ...]) -> Blending:
+    """For each of the rows those of other people with the same labels in all tasks (a regression's: its groups).
+
+    A photograph without any is repeated instead, which is said once with a count.
+    """
+    part = table.iloc[list(rows)]
+    keys = part[[config.judged(task) for task in tasks]].apply(tuple, axis=1)
+    people = part["person"].to_numpy()
+    partners: dict[int, np.ndarray] = {}
+    alone: list[str] = []
+    numbers = np.asarray(rows)
+    for _, where in pd.Series(range(len(part))).groupby(keys.to_numpy()):
+        inside = where.to_numpy()
+        for k in inside:
+            partners[int(numbers[k])] = numbers[inside[people[inside] != people[k]]]
+        if len(set(people[inside])) == 1:
+            alone.append(str(people[inside[0]]))
+    warn_counted(alone, "classes of a single person have nobody to blend with, their photographs are repeated instead")
+    return Blending(seed, partners)
 
 
 def loader(photos: Photos, batches: Batches, workers: int, device: torch.device) -> DataLoader[Any]:

@@ -49,6 +49,11 @@ class Compute:
         return (images - mean) / deviation
 
 
+def halfway(labels: Tensor, partners: Tensor) -> Tensor:
+    """Labels of half-and-half blends: partners share the class; of values the mean."""
+    return (labels + partners) / 2 if labels.is_floating_point() else labels
+
+
 def warn_resized(names: list[str]) -> None:
     """One warning for the photographs that are not the competition's size."""
     warn_counted(sorted(set(names)), "photographs of another size than 384x512, scaled to cover the crop")
@@ -91,19 +96,20 @@ def train_epoch(
     labels: {task: labels of every photograph}, on the device. Returns (mean loss, accuracy of `judge`, photographs
     a second). Nothing here waits for the device before the last step is queued.
     """
-    learner.model.train()
+    models.train_mode(learner.model)
     running = metrics.RunningLoss(compute.device)
     resized: list[str] = []
     start = time.perf_counter()
-    for index, views, scaled in progress(loader, f"epoch {loader.batch_sampler.epoch + 1}"):
+    for pairs, views, scaled in progress(loader, f"epoch {loader.batch_sampler.epoch + 1}"):
         # Dropout draws from the global generator: seeded by the step, an epoch can be taken up in its middle.
         torch.manual_seed(derive_seed("step", *recipe.seed, step))
-        resized += [loader.dataset.names[i] for i in index[scaled].tolist()]
-        index = index.to(compute.device, non_blocking=True)
+        resized += [loader.dataset.names[i] for i, _ in pairs[scaled].tolist()]
+        index, partner = pairs.to(compute.device, non_blocking=True).unbind(1)
         images = compute.to_network(views[0])
         with compute.autocast():
             outputs = learner.model(images)
-        losses = [recipe.criterion(outputs[head].float(), labels[head][index]) for head in recipe.heads]
+        truth = {head: halfway(labels[head][index], labels[head][partner]) for head in recipe.heads}
+        losses = [recipe.criterion(outputs[head].float(), truth[head]) for head in recipe.heads]
         loss = torch.stack(losses).sum()
         optim.set_rate(learner.optimizer, recipe.rate(step))
         learner.optimizer.zero_grad(set_to_none=True)
@@ -114,7 +120,7 @@ def train_epoch(
         learner.scaler.step(learner.optimizer)
         learner.scaler.update()
         shown = judge if judge in outputs else recipe.heads[-1]
-        running.add(loss, outputs[shown], labels[shown][index])
+        running.add(loss, outputs[shown], truth[shown])
         step += 1
     mean, accuracy, count = running.read()
     warn_resized(resized)
@@ -145,7 +151,8 @@ def predict(
         network.eval()
     resized: list[str] = []
     done = 0
-    for index, views, scaled in progress(loader, label):
+    for pairs, views, scaled in progress(loader, label):
+        index = pairs[:, 0]
         images = [compute.to_network(view) for view in views]
         for m, (network, row) in enumerate(zip(networks, plan, strict=True)):
             for v, which in enumerate(row):

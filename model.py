@@ -12,6 +12,7 @@ import torch
 from efficientnet_pytorch import EfficientNet
 from efficientnet_pytorch import utils as efficientnet_utils
 from torch import Tensor, nn
+from torch.nn import functional
 
 import checkpoint
 import config
@@ -77,6 +78,36 @@ def resnet_weights(name: str) -> StateDict:
     from torchvision.models import get_model_weights
 
     return published_weights(name, get_model_weights(name)["IMAGENET1K_V1"].url)
+
+
+def _timm() -> Any:
+    try:
+        import timm
+    except ImportError:
+        raise UserError("--backbone timm:...: timm is not installed; run pip install timm, or use another backbone") from None
+    return timm
+
+
+def timm_backbone(name: str, padding: int | None) -> nn.Module:
+    """A network of the timm library with 1000 outputs; its padding does not depend on the image size."""
+    try:
+        network: nn.Module = _timm().create_model(name.removeprefix("timm:"), pretrained=False, num_classes=1000)
+    except RuntimeError as error:
+        raise UserError(f"--backbone {name}: {str(error).splitlines()[0]}; see timm.list_models()") from None
+    return network
+
+
+def timm_weights(name: str) -> StateDict:
+    """timm's own pretrained weights of that network, from its hub (safetensors) or cache."""
+    try:
+        network = _timm().create_model(name.removeprefix("timm:"), pretrained=True, num_classes=1000)
+    except Exception as error:  # the hub client's errors are many and its own
+        raise UserError(
+            f"--pretrained imagenet: the weights of {name} could not be fetched ({str(error).splitlines()[0]}); "
+            "ways on: --pretrained PATH (a state dict of it), or --pretrained none (from scratch)"
+        ) from None
+    weights: StateDict = network.state_dict()
+    return weights
 
 
 def published_weights(name: str, url: str) -> StateDict:
@@ -149,6 +180,86 @@ class VanillaResNet(_Vanilla):
     trunk = "resnet"
 
 
+class THANet(nn.Module):
+    """backbone -> one linear head per task, all on the same 1000 outputs.
+
+    Forward: images [batch, 3, side, side] -> {task: outputs [batch, classes]}.
+    """
+
+    trunk = "backbone"
+
+    def __init__(self, backbone: nn.Module, heads: dict[str, int]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.heads = tuple(heads)
+        for head, outputs in heads.items():
+            self.add_module(f"linear_{head}", nn.Linear(1000, outputs))
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features = functional.dropout(self.backbone(images), 0.5, self.training)
+        return {head: getattr(self, f"linear_{head}")(features) for head in self.heads}
+
+
+class Attention(nn.Module):
+    """8-head self-attention over the states of a photograph (Vaswani et al. 2017, arXiv:1706.03762), with a residual.
+
+    Forward: [batch, states, 64] -> the same shape.
+    """
+
+    def __init__(self, width: int = 64, parts: int = 8) -> None:
+        super().__init__()
+        self.parts = parts
+        self.project = nn.Linear(width, 3 * width)
+        self.join = nn.Linear(width, width)
+
+    def forward(self, states: Tensor) -> Tensor:
+        batch, count, width = states.shape
+        # [batch, states, 3 * width] -> 3 x [batch, heads, states, width / heads]
+        split = self.project(states).view(batch, count, 3, self.parts, width // self.parts)
+        query, key, value = split.permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(query, key, value)
+        joined: Tensor = self.join(mixed.transpose(1, 2).reshape(batch, count, width))
+        return states + joined
+
+
+class MultiLabelTHANet(nn.Module):
+    """backbone -> BatchNorm, Dropout -> a state of 64 per label set -> self-attention over the states -> their outputs.
+
+    Forward: images [batch, 3, side, side] -> {mask, ageg, gender: outputs [batch, classes]}.
+    """
+
+    trunk = "backbone"
+    parts = ("mask", "ageg", "gender")
+
+    def __init__(self, backbone: nn.Module, heads: dict[str, int]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.batchnorm = nn.BatchNorm1d(1000)
+        self.dropout = nn.Dropout(0.5)
+        self.states = nn.ModuleDict({part: nn.Linear(1000, 64) for part in self.parts})
+        self.attention = Attention()
+        self.outputs = nn.ModuleDict({part: nn.Linear(64, heads[part]) for part in self.parts})
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.dropout(self.batchnorm(self.backbone(images)))
+        states = self.attention(torch.stack([self.states[part](features) for part in self.parts], 1))
+        return {part: self.outputs[part](states[:, k]) for k, part in enumerate(self.parts)}
+
+
+class MultiClassTHANet(MultiLabelTHANet):
+    """The same, and the three label sets' 8 outputs -> ReLU -> Linear(8, 18): {mask, ageg, gender, main}."""
+
+    def __init__(self, backbone: nn.Module, heads: dict[str, int]) -> None:
+        super().__init__(backbone, heads)
+        self.relu = nn.ReLU()
+        self.linear = nn.Linear(sum(heads[part] for part in self.parts), heads["main"])
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        outputs = super().forward(images)
+        joined = torch.cat([outputs[part] for part in self.parts], 1)
+        return {**outputs, "main": self.linear(self.relu(joined))}
+
+
 def build(name: str, task: str, backbone: str, padding: int | None) -> nn.Module:
     """A registered model with the heads that it trains for a task, its weights drawn from torch's generator."""
     entry = config.MODELS[name]
@@ -194,6 +305,33 @@ def rebuild(info: checkpoint.Info, weights: StateDict, source: str) -> nn.Module
     network = build(info.model, info.task, info.backbone, info.padding)
     load_weights(network, weights, source)
     return network
+
+
+def train_on(network: nn.Module, start: checkpoint.Checkpoint, name: str, task: str) -> list[str]:
+    """Load a checkpoint to train on from: whole for the same task (or a model with heads of its own), else its backbone.
+
+    Returns the names of the layers that start afresh. Raises UserError where the architectures differ.
+    """
+    other = start.info is not None and start.info.model == name and start.info.task != task and not config.MODELS[name].heads
+    if not other:
+        load_weights(network, start.weights, f"--load-state-dict {start.path}")
+        return []
+    prefix = f"{network.trunk}."
+    trunk = {key.removeprefix(prefix): value for key, value in start.weights.items() if key.startswith(prefix)}
+    load_weights(trunk_of(network), trunk, f"--load-state-dict {start.path}")
+    return [child for child, module in network.named_children() if child != network.trunk and [*module.parameters()]]
+
+
+def freeze(network: nn.Module, frozen: bool) -> None:
+    """Keep the backbone as it is, or let it learn. `train_mode` lets its BatchNorm statistics rest too."""
+    trunk_of(network).requires_grad_(not frozen)
+
+
+def train_mode(network: nn.Module) -> None:
+    """Training mode; a frozen backbone stays in evaluation mode, so that its BatchNorm statistics do not move."""
+    network.train()
+    trunk = trunk_of(network)
+    trunk.train(any(p.requires_grad for p in trunk.parameters()))
 
 
 def parameter_groups(model: nn.Module, backbone_scale: float) -> list[dict[str, Any]]:

@@ -99,6 +99,7 @@ def transforms_of(members: Sequence[Member], asked: str, views: int) -> list[str
 def run_members(
     members: Sequence[Member], task: str, transform: str, views: int, names: list[str], paths: list[str],
     compute: engine.Compute,
+    boxes_csv: str | None = None,
 ) -> ensemble.Probabilities:  # fmt: skip
     """Probabilities of all members, views and photographs, each photograph decoded once."""
     check_answers(members, task)
@@ -109,7 +110,10 @@ def run_members(
     for member in members:
         network = models.rebuild(member.info, member.found.weights, str(member.found.path))
         networks.append(network.to(compute.device, memory_format=torch.channels_last))  # type: ignore[call-overload]
-    photos = dataset.Photos(names, paths, distinct)
+    if boxes_csv is not None and "facecrop" not in used:
+        raise UserError(f"--boxes {boxes_csv}: none of these checkpoints was trained with facecrop; leave --boxes out")
+    boxes = dataset.read_boxes(boxes_csv, names, paths) if boxes_csv else None
+    photos = dataset.Photos(names, paths, distinct, boxes)
     array = engine.predict(networks, plan, photos, [task], compute)[task]
     return ensemble.Probabilities(
         task, array, [m.name for m in members], [m.info.fold for m in members],

@@ -36,7 +36,8 @@ def predicted(settings: config.EnsembleSettings) -> tuple[str, ensemble.Probabil
     print(f"tree: {tree}: {len(members)} members x {views} views ({transform}) of {len(names)} photographs", flush=True)
     submission.truth_of(settings, names)  # refused before the long part, if it is to be refused
     compute = submission.compute_for(settings)
-    return tree.resolve().name, submission.run_members(members, settings.task, transform, views, names, paths, compute)
+    probs = submission.run_members(members, settings.task, transform, views, names, paths, compute, settings.boxes)
+    return tree.resolve().name, probs
 
 
 def main(argv: list[str] | None = None) -> int:

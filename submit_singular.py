@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     names, paths = dataset.read_eval(settings.data_root)
     truth = submission.truth_of(settings, names)
     compute = submission.compute_for(settings)
-    probs = submission.run_members([member], settings.task, settings.transform_type, 1, names, paths, compute)
+    probs = submission.run_members([member], settings.task, settings.transform_type, 1, names, paths, compute, settings.boxes)
     answers = ensemble.decide(probs.task, ensemble.arithmetic(probs.array))
     folder = submission.output_folder(settings.save_path, f"{path.parent.parent.name}_{path.parent.name}", settings.task)
     submission.write_prediction(folder, {"submission": answers}, probs, truth)

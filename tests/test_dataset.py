@@ -246,7 +246,7 @@ def epoch_pixels(photos: dataset.Photos, epoch: int, workers: int) -> torch.Tens
     batches = dataset.Batches(range(20), 6, ("fold", 42, 0), pairs=True)
     loader = dataset.loader(photos, batches, workers, torch.device("cpu"))
     batches.epoch = epoch
-    found = {int(i): pixels for index, views, _ in loader for i, pixels in zip(index, views[0], strict=True)}
+    found = {int(i): pixels for pairs, views, _ in loader for i, pixels in zip(pairs[:, 0], views[0], strict=True)}
     return torch.stack([found[i] for i in range(20)])
 
 
@@ -278,7 +278,7 @@ def test_persistent_workers_see_each_new_epoch(train_root: Path) -> None:
 def test_batches_hold_every_photograph_once_and_none_alone(count: int, size: int, start: int) -> None:
     batches = dataset.Batches(range(count), size, ("x",), pairs=True)
     whole = list(batches)
-    assert sorted(i for batch in whole for _, i in batch) == list(range(count))
+    assert sorted(i for batch in whole for _, i, _ in batch) == list(range(count))
     assert len(whole) == len(batches)
     assert min(map(len, whole)) >= 2
     batches.start = start

@@ -287,7 +287,7 @@ def test_an_ensemble_decodes_each_photograph_once_and_its_views_differ(
     views, plan = augmentation.view_plan([(m, "tta", 32) for m in probs.members], 2, False)
     assert sorted(i for row in plan for i in row) == list(range(12))
     photos = dataset.Photos(*dataset.read_eval(str(eval_root)), views)
-    crops = photos[(0, 0)][1]
+    crops = photos[(0, 0, 0)][1]
     assert len({crop.numpy().tobytes() for crop in crops}) == 12
 
 
@@ -403,7 +403,7 @@ def test_a_photograph_of_another_size_covers_the_crop_with_one_warning(
     assert capsys.readouterr().err.count("scaled to cover the crop: 3") == 1
     photo = dataset.read_photo(str(sorted((root / "images").iterdir())[0]))
     for name in config.TRANSFORMS:
-        seen = augmentation.pixels(augmentation.forms(name, 64).valid(photo))
+        seen = augmentation.pixels(augmentation.forms(name, 64).valid(photo, None))
         assert seen.shape == (64, 64, 3)
         assert (seen.max(2) > 0).all(), "black bars"
 

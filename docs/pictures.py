@@ -1,0 +1,443 @@
+#!/usr/bin/env python3
+"""Draw the README's pictures: the split by person, how an ensemble votes, and the result of a finished run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, Ellipse, FancyBboxPatch, Polygon, Rectangle
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import checkpoint
+import config
+import crossval
+import dataset
+import ensemble
+import metrics
+from utils import UserError, atomic_write, run_script
+
+DPI = 110
+FOLDS = 5  # of the drawn split and the drawn ensemble
+MEMBERS, VIEWS = 2, 2  # of each fold, of each photograph, in the drawn ensemble
+INK, SOFT, LINE, REST, CARD = "#1f2933", "#52606d", "#9aa5b1", "#e4e7eb", "#f5f7fa"
+COLOURS = ("#2f6db5", "#e8912d", "#2a9d78", "#c8453b", "#8a63b5", "#5aa9d6", "#b8860b", "#7a8b3c", "#d477a5", "#6b4f3f")
+STYLE: dict[str, Any] = {"font.family": "DejaVu Sans", "text.color": INK, "axes.edgecolor": LINE, "axes.labelcolor": INK,
+         "xtick.color": SOFT, "ytick.color": SOFT}  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------- small helpers
+
+
+def colour(fold: int) -> str:
+    """The colour of a fold in every picture."""
+    return COLOURS[fold % len(COLOURS)]
+
+
+def pale(name: str, share: float = 0.75) -> tuple[float, ...]:
+    """A colour mixed with white."""
+    return tuple(part + (1 - part) * share for part in to_rgb(name))
+
+
+def new_figure(width: int, height: int) -> Figure:
+    """A figure of so many pixels."""
+    return Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
+
+
+def sheet(width: int, height: int) -> tuple[Figure, Axes]:
+    """A figure and an axis over all of it, measured in pixels from the upper left corner."""
+    figure = new_figure(width, height)
+    ax = figure.add_axes((0, 0, 1, 1))
+    ax.set(xlim=(0, width), ylim=(height, 0))
+    ax.axis("off")
+    return figure, ax
+
+
+def write(ax: Axes, x: float, y: float, text: str, size: float = 12, **options: Any) -> None:
+    """Text, centred on a point unless told otherwise."""
+    ax.text(x, y, text, fontsize=size, **{"ha": "center", "va": "center", **options})
+
+
+def card(ax: Axes, x: float, y: float, width: float, height: float, face: Any = CARD, edge: Any = LINE) -> None:
+    """A rounded box from its upper left corner."""
+    style = "round,pad=0,rounding_size=6"
+    ax.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=style, facecolor=face, edgecolor=edge, linewidth=1.3))
+
+
+def tiles(ax: Axes, corners: Sequence[tuple[float, float, float, float]], faces: Any) -> None:
+    """Many rectangles (x, y, width, height) at once."""
+    shapes = [[(x, y), (x + w, y), (x + w, y + h), (x, y + h)] for x, y, w, h in corners]
+    ax.add_collection(PolyCollection(shapes, facecolors=faces, linewidths=0))
+
+
+def arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """A plain grey arrow."""
+    style = {"arrowstyle": "-|>,head_length=0.5,head_width=0.28", "color": SOFT, "linewidth": 1.8, "shrinkA": 0, "shrinkB": 0}
+    ax.annotate("", end, start, arrowprops=style)
+
+
+def bars(ax: Axes, x: float, y: float, width: float, height: float, values: np.ndarray, faces: Any) -> None:
+    """A small bar chart within a box, the largest value as high as the box."""
+    step, tall = width / len(values), height * np.asarray(values, float) / max(float(np.max(values)), 1e-12)
+    tiles(ax, [(x + i * step, y + height - t, step * 0.78, t) for i, t in enumerate(tall)], faces)
+
+
+# ------------------------------------------------------------------------------------------------ the split by person
+
+
+def draw_split(table: pd.DataFrame) -> Figure:
+    """People as columns, grouped by gender and age group; above, the fold of each; below, what each fold holds out."""
+    folds = dataset.assign_folds(table, FOLDS, config.TrainSettings().split_seed)
+    photos = table.groupby("person").size()
+    people = table.drop_duplicates("person").assign(fold=lambda t: t["person"].map(folds))
+    people = people.sort_values(["gender", "ageg", "fold", "person"])
+    groups = [((int(g), int(a)), part) for (g, a), part in people.groupby(["gender", "ageg"], sort=True)]
+    most = int(photos.max())
+    shots = f"all {most}" if int(photos.min()) == most else "all"
+
+    left, right, gap = 96, 782, 14
+    panel = (right - left - gap * (len(groups) - 1)) / len(groups)
+    tile, row, pitch = 112 / most, 34, 46
+    top, below = 150, 324
+    figure, ax = sheet(900, below + FOLDS * pitch + 44)
+    write(ax, 20, 28, f"{shots.capitalize()} photographs of a person fall into one fold", 15, ha="left", weight="bold")
+    write(ax, 20, 56, f"{len(people)} people, {len(table)} photographs: a column is a person, a tile is a photograph", 11.5,
+          ha="left", color=SOFT)  # fmt: skip
+    write(ax, 20, 298, f"Each fold holds out other people, evenly from all {len(groups)} groups", 15, ha="left", weight="bold")
+    starts = {key: left + number * (panel + gap) for number, (key, _) in enumerate(groups)}
+    for gender in sorted({key[0] for key in starts}):
+        edges = [x for key, x in starts.items() if key[0] == gender]
+        write(ax, (edges[0] + edges[-1] + panel) / 2, 87, config.GENDERS[gender], 13, weight="bold")
+        ax.plot([edges[0], edges[-1] + panel], [100, 100], color=LINE, linewidth=1.5)
+    write(ax, left - 10, top + most * tile / 2, "the fold\nof each\nperson", 11, ha="right", linespacing=1.3)
+    for (gender, age), part in groups:
+        start, wide = starts[gender, age], panel / len(part)
+        full = wide * (0.8 if wide > 4 else 1)
+        write(ax, start + panel / 2, 115, config.AGE_GROUPS[age], 11)
+        write(ax, start + panel / 2, 135, f"{len(part)} people", 10, color=SOFT)
+        upper, upper_faces, lower, lower_faces = [], [], [], []
+        for number, (person, fold) in enumerate(zip(part["person"], part["fold"], strict=True)):
+            x = start + number * wide
+            upper += [(x, top + shot * tile, full, tile * 0.93) for shot in range(photos[person])]
+            upper_faces += [colour(fold)] * int(photos[person])
+            lower += [(x, below + other * pitch, full, row) for other in range(FOLDS)]
+            lower_faces += [colour(fold) if other == fold else REST for other in range(FOLDS)]
+        tiles(ax, upper, upper_faces)
+        tiles(ax, lower, lower_faces)
+    for fold in range(FOLDS):
+        y = below + fold * pitch + row / 2
+        held = people.loc[people["fold"] == fold, "person"]
+        write(ax, left - 10, y, f"fold {fold}", 13, ha="right", color=colour(fold), weight="bold")
+        write(ax, right + 10, y, f"{len(held)} people,\n{photos[held].sum()} photos", 10.5, ha="left", linespacing=1.25)
+    legend = below + FOLDS * pitch + 12
+    tiles(ax, [(left + 16 * f, legend - 7, 13, 14) for f in range(FOLDS)] + [(500, legend - 7, 13, 14)],
+          [*map(colour, range(FOLDS)), REST])  # fmt: skip
+    write(ax, left + 16 * FOLDS + 6, legend, "held out: the fold is scored on them", 11, ha="left")
+    write(ax, 520, legend, "the fold's model learns from them", 11, ha="left")
+    return figure
+
+
+# ------------------------------------------------------------------------------------------------ how an ensemble votes
+
+
+def made_up(members: int, views: int, classes: int) -> np.ndarray:
+    """Probabilities [members, views, 1 image, classes] of members that waver between neighbouring classes."""
+    draw = np.random.RandomState(11)  # numpy promises that this stream never changes
+    common = np.full(classes, -1.0)
+    common[[3, 4, 5, 1, 10]] = (1.3, 2.0, 1.4, 0.7, 0.8)
+    raw = np.exp(common + draw.normal(0, 0.75, (members, 1, 1, classes)) + draw.normal(0, 0.25, (members, views, 1, classes)))
+    answers: np.ndarray = raw / raw.sum(-1, keepdims=True)
+    return answers
+
+
+def face(ax: Axes, x: float, y: float, wide: float, high: float, crop: tuple[float, float, float]) -> None:
+    """A photograph of a masked face with the part that a view looks at: (left, top, side) as shares of the width."""
+    ax.add_patch(Rectangle((x, y), wide, high, facecolor="#dfe9f3", edgecolor=LINE, linewidth=1.2))
+    cx, cy = x + wide / 2, y + high * 0.46
+    shoulders = [(x + wide * 0.12, y + high), (x + wide * 0.3, y + high * 0.84), (x + wide * 0.7, y + high * 0.84),
+                 (x + wide * 0.88, y + high)]  # fmt: skip
+    ax.add_patch(Polygon(shoulders, closed=True, facecolor="#7b8794", edgecolor="none"))
+    ax.add_patch(Ellipse((cx, cy - high * 0.06), wide * 0.6, high * 0.66, facecolor="#3e4c59"))
+    ax.add_patch(Ellipse((cx, cy + high * 0.03), wide * 0.5, high * 0.62, facecolor="#f3cfb3"))
+    for side in (-1, 1):
+        ax.add_patch(Circle((cx + side * wide * 0.11, cy - high * 0.02), wide * 0.03, facecolor=INK))
+    mask = [(cx - wide * 0.23, cy + high * 0.07), (cx, cy + high * 0.04), (cx + wide * 0.23, cy + high * 0.07),
+            (cx + wide * 0.17, cy + high * 0.24), (cx, cy + high * 0.32), (cx - wide * 0.17, cy + high * 0.24)]  # fmt: skip
+    ax.add_patch(Polygon(mask, closed=True, facecolor="white", edgecolor=SOFT, linewidth=1))
+    left, upper, side = (part * wide for part in crop)
+    ax.add_patch(Rectangle((x + left, y + upper), side, side, fill=False, edgecolor="#d1006c", linewidth=2.2))
+
+
+def draw_ensemble() -> Figure:
+    """Folds x checkpoints x views -> probabilities -> votes -> CSVs."""
+    classes = config.TASKS["main"].outputs
+    count = FOLDS * MEMBERS
+    probs = made_up(count, VIEWS, classes)
+    figure, ax = sheet(900, 780)
+    draw_passes(ax, probs)
+    y = 366
+    arrow(ax, (732, 332), (732, y - 3))
+    card(ax, 40, y, 820, 62, "white", SOFT)
+    write(ax, 450, y + 20, f"probabilities  [{count} members, {VIEWS} views, images, {classes} classes]", 13.5, weight="bold")
+    write(ax, 450, y + 44, "kept in probs.npz: vote again in seconds, without a forward pass", 11, color=SOFT)
+    draw_votes(ax, probs, y + 62)
+    return figure
+
+
+def draw_passes(ax: Axes, probs: np.ndarray) -> None:
+    """The upper half: checkpoints times views are predictions."""
+    count, views = probs.shape[:2]
+    top, pitch = 66, 52
+    write(ax, 180, 30, f"{FOLDS} folds × {MEMBERS} checkpoints", 15, weight="bold")
+    write(ax, 466, 30, f"{views} views", 15, weight="bold")
+    write(ax, 732, 30, f"{count * views} predictions", 15, weight="bold")
+    for sign, x in (("×", 358), ("=", 575)):
+        write(ax, x, top + 2.5 * pitch - 6, sign, 30, color=SOFT)
+    for fold in range(FOLDS):
+        y = top + fold * pitch
+        write(ax, 84, y + 20, f"fold {fold}", 13, ha="right", color=colour(fold), weight="bold")
+        for k, name in enumerate(("best", "2nd best")):
+            card(ax, 96 + k * 118, y, 108, 40, pale(colour(fold)), colour(fold))
+            write(ax, 150 + k * 118, y + 20, name, 12)
+    for view, crop in enumerate(((0.02, 0.1, 0.86), (0.12, 0.38, 0.86))):
+        face(ax, 414, top + view * 130, 88, 117, crop)
+        write(ax, 510, top + view * 130 + 58, f"{view + 1}", 13, ha="left", color=SOFT)
+    for member in range(count):
+        fold, k = divmod(member, MEMBERS)
+        for view in range(views):
+            x, y = 612 + view * 124, top + fold * pitch + k * 22
+            tiles(ax, [(x - 3, y, 118, 19)], [pale(colour(fold), 0.86)])
+            bars(ax, x, y + 2, 113, 17, probs[member, view, 0], colour(fold))
+
+
+def draw_votes(ax: Axes, probs: np.ndarray, start: float) -> None:
+    """The lower half: four votes on the same probabilities, each with its CSV."""
+    count, views, _, classes = probs.shape
+    weights = np.linspace(0.6, 0.8, count).tolist()
+    voted = {name: answer for method in config.METHODS for name, answer in ensemble.vote(method, "main", probs, weights).items()}
+    ballots = np.bincount(probs.argmax(-1).ravel(), minlength=classes)
+    charts = {
+        "arithmetic": ("arithmetic mean", "every prediction\ncounts the same", ensemble.arithmetic(probs)[0]),
+        "geometric": ("geometric mean", "a class that one\nrules out sinks", ensemble.geometric(probs)[0]),
+        "weighted_mean": ("weighted mean", "each by its score\nin validation", ensemble.weighted_mean(probs, weights)[0]),
+        "hardvoting": ("majority", f"the class that most\nof the {count * views} answer", ballots),
+    }
+    wide, gap, top = 199, 8, start + 66
+    for method, first, last in (("softvoting: average", 0, 2), ("hardvoting: count", 3, 3)):
+        left, right = 40 + first * (wide + gap), 40 + last * (wide + gap) + wide
+        write(ax, (left + right) / 2, start + 38, method, 12.5, weight="bold")
+        ax.plot([left + 4, left + 4, right - 4, right - 4], [top - 6, top - 13, top - 13, top - 6], color=SOFT, linewidth=1.5)
+    for number, (name, answer) in enumerate(voted.items()):
+        title, how, values = charts[name]
+        x = 40 + number * (wide + gap)
+        card(ax, x, top, wide, 168)
+        write(ax, x + wide / 2, top + 20, title, 12.5, weight="bold")
+        faces = [COLOURS[0] if c == int(answer[0]) else LINE for c in range(classes)]
+        bars(ax, x + 16, top + 42, wide - 30, 66, values, faces)
+        ax.plot([x + 14, x + wide - 14], [top + 109, top + 109], color=SOFT, linewidth=1)
+        write(ax, x + wide / 2, top + 138, how, 11, linespacing=1.25, color=SOFT)
+        arrow(ax, (x + wide / 2, top + 171), (x + wide / 2, top + 194))
+        page(ax, x + 6, top + 196, wide - 12, f"{name}.csv", f"ImageID,ans\n000a4f.jpg,{int(answer[0])}")
+
+
+def page(ax: Axes, x: float, y: float, wide: float, name: str, text: str) -> None:
+    """A file with a folded corner, its name and its first lines."""
+    high, fold = 76, 14
+    outline = [(x, y), (x + wide - fold, y), (x + wide, y + fold), (x + wide, y + high), (x, y + high)]
+    ax.add_patch(Polygon(outline, closed=True, facecolor="white", edgecolor=SOFT, linewidth=1.3))
+    corner = [(x + wide - fold, y), (x + wide - fold, y + fold), (x + wide, y + fold)]
+    ax.add_patch(Polygon(corner, closed=True, facecolor=REST, edgecolor=SOFT, linewidth=1.3))
+    write(ax, x + wide / 2 - 4, y + 18, name, 10.5, weight="bold")
+    write(ax, x + wide / 2, y + 50, text, 10.5, color=SOFT, linespacing=1.3, family="DejaVu Sans Mono")
+
+
+# ------------------------------------------------------------------------------------------------ the result of a run
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished tree tells: curves [folds, epochs], each fold's epoch from 0, the scores of all held-out people."""
+
+    names: list[str]
+    curves: np.ndarray
+    chosen: list[int]
+    scores: metrics.Scores
+
+
+def read_result(tree: Path, table: pd.DataFrame) -> Result:
+    """The out-of-fold result of a tree, each fold's epoch chosen by the other folds. Raises UserError."""
+    settings = checkpoint.read_run(tree).get("settings")
+    task = settings.get("task") if isinstance(settings, dict) else None
+    if task not in (None, "main"):
+        raise UserError(f"{tree}: was trained for {task}; the picture shows a run of --task main")
+    folders = checkpoint.fold_folders(tree)
+    if len(folders) < 2:
+        raise UserError(f"{tree}: holds {len(folders)} fold; the picture shows a run of --cv 2 or more")
+    curves, answers, truths = [], [], []
+    truth = dict(zip(table["file"], table["main"], strict=True))
+    for folder in folders:
+        stored = checkpoint.read_validation(folder, "main")
+        if stored is None:
+            raise UserError(f"{folder}: holds no {checkpoint.VALIDATION}; finish its training")
+        files, probs = stored
+        strange = [name for name in files if name not in truth]
+        if strange:
+            raise UserError(f"{folder}: was validated on {strange[0]}, which --data lacks; name the data of this run")
+        curves.append(read_curve(folder / "history.csv"))
+        answers.append(probs)
+        truths.append(np.array([truth[name] for name in files]))
+    if len({len(c) for c in curves} | {len(a) for a in answers}) != 1:
+        raise UserError(f"{tree}: its folds have unlike numbers of epochs; finish its training")
+    stacked = np.stack(curves)
+    chosen = crossval.others_best(stacked)
+    pooled = np.concatenate([probs[epoch] for probs, epoch in zip(answers, chosen, strict=True)])
+    scores = metrics.score("main", ensemble.decide("main", pooled), np.concatenate(truths))
+    return Result([folder.name for folder in folders], stacked, chosen, scores)
+
+
+def read_curve(path: Path) -> np.ndarray:
+    """Macro F1 of each epoch from a history.csv. Raises UserError."""
+    try:
+        return dataset.read_csv(path, ("epoch", "macro_f1"))["macro_f1"].to_numpy(float)
+    except ValueError:
+        raise UserError(f"{path}: its macro_f1 holds something else than numbers; train the fold again") from None
+
+
+def draw_result(result: Result) -> Figure:
+    """Left the curves of the folds, right the confusion matrix of all held-out people."""
+    figure = new_figure(900, 560)
+    draw_curves(figure.add_axes((0.075, 0.118, 0.31, 0.735)), result)
+    side = 412
+    draw_confusion(figure.add_axes((476 / 900, (560 - 78 - side) / 560, side / 900, side / 560)), result.scores.matrix)
+    figure.text(0.015, 0.95, "Validation macro F1", fontsize=14, weight="bold", va="center")
+    figure.text(0.985, 0.95, f"Out of fold: macro F1 {result.scores.macro_f1:.3f}, accuracy {result.scores.accuracy:.3f}",
+                fontsize=14, weight="bold", ha="right", va="center")  # fmt: skip
+    return figure
+
+
+def draw_curves(ax: Axes, result: Result) -> None:
+    """Each fold's macro F1 by epoch with the epoch that the other folds chose, and the mean of all folds."""
+    epochs = np.arange(1, result.curves.shape[1] + 1)
+    for fold, (name, curve, best) in enumerate(zip(result.names, result.curves, result.chosen, strict=True)):
+        ax.plot(epochs, curve, color=colour(fold), linewidth=1.8, alpha=0.85, label=f"fold {int(name.removeprefix('fold'))}")
+        ax.plot(
+            epochs[best], curve[best], "o", color=colour(fold), markersize=8, markeredgecolor="white", clip_on=False, zorder=4
+        )
+    ax.plot(epochs, result.curves.mean(0), color=INK, linewidth=3.2, label="mean", zorder=3)
+    ax.plot([], [], "o", color=SOFT, markersize=8, label="scored\nepoch")
+    ax.set_xlabel("epoch", fontsize=12)
+    ax.tick_params(labelsize=11)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_ylim(0, float(min(1.0, 1.08 * result.curves.max() + 0.02)))
+    ax.grid(color=REST, linewidth=1)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(fontsize=10.5, ncols=2, loc="lower right", handlelength=1.3, columnspacing=1.1, framealpha=0.92, edgecolor="none")
+
+
+def draw_confusion(ax: Axes, matrix: np.ndarray) -> None:
+    """Counts, coloured by the share of their row, with the classes bracketed by mask, gender and age."""
+    size = len(matrix)
+    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    ax.imshow(share, cmap=mpl.colormaps["Blues"], vmin=0, vmax=1.1, interpolation="nearest")
+    for row, column in zip(*np.nonzero(matrix), strict=True):
+        text = str(matrix[row, column])
+        ink = "white" if share[row, column] > 0.55 else INK
+        write(ax, column, row, text, {1: 8.5, 2: 8.5, 3: 7}.get(len(text), 5.5), color=ink, va="center_baseline")
+    ages = len(config.AGE_GROUPS)
+    block = ages * len(config.GENDERS)
+    for edge in range(ages, size, ages):
+        ink, thick = (INK, 1.6) if edge % block == 0 else (LINE, 0.9)
+        ax.axhline(edge - 0.5, color=ink, linewidth=thick)
+        ax.axvline(edge - 0.5, color=ink, linewidth=thick)
+    first, second = config.GROUP_STARTS
+    names = (f"<{first}", f"{first}–{second - 1}", f"{second}+")
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for spine in ax.spines.values():
+        spine.set(color=INK, linewidth=1.6)
+    for number in range(size):
+        write(ax, -0.75, number, names[number % ages], 9.5, ha="right", color=SOFT)
+        write(ax, number, size - 0.25, names[number % ages], 9.5, va="top", rotation=90, color=SOFT)
+    for number in range(size // ages):
+        middle = ages * number + (ages - 1) / 2
+        write(ax, -3.35, middle, config.GENDERS[number % len(config.GENDERS)], 9.5, rotation=90, color=SOFT)
+    for number, name in enumerate(config.MASKS):
+        middle, words = block * number + (block - 1) / 2, f"mask: {name.replace('_', ' ')}"
+        write(ax, -4.35, middle, words, 10.5, rotation=90)
+        write(ax, middle, -1.0, words, 10.5)
+    ax.set_xlabel("columns: predicted, rows: true (male above female)", fontsize=10.5, labelpad=46, color=SOFT)
+
+
+# ----------------------------------------------------------------------------------------------------------- command line
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors take one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see --help)")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options."""
+    parser = Parser(prog="pictures.py", description=__doc__, allow_abbrev=False,
+                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)  # fmt: skip
+    parser.add_argument(
+        "--data", type=Path, default=Path("demo/data"), help="folder of labelled photographs, or what holds train/"
+    )
+    parser.add_argument("--tree", default="demo/saved_models", help="finished run of --task main on them, or what holds its tree")
+    parser.add_argument("--out", type=Path, default=Path("docs"), help="folder that the pictures go to")
+    return parser
+
+
+def find_tree(asked: str) -> Path:
+    """The tree that the option names. Raises UserError in this script's words."""
+    try:
+        return checkpoint.find_tree(asked)
+    except UserError as error:
+        raise UserError(str(error).replace("--root", "--tree")) from None
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture whole or not at all; the same bytes for the same input."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    with atomic_write(path) as file:  # 256 colours take a third of the bytes
+        drawn.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(file, "png", optimize=True)
+    print(path)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Read everything, then draw everything."""
+    args = build_parser().parse_args(argv)
+    if not args.data.is_dir():
+        raise UserError(f"--data {args.data}: no such folder; run make demo first, or name a training folder")
+    if not args.out.is_dir():
+        raise UserError(f"--out {args.out}: no such folder; make it first, or name another")
+    table = dataset.read_train(args.data / "train" if (args.data / "train").is_dir() else args.data)
+    result = read_result(find_tree(args.tree), table)
+    with mpl.rc_context({**mpl.rcParamsDefault, **STYLE}):
+        for name, figure in (("split", draw_split(table)), ("ensemble", draw_ensemble()), ("result", draw_result(result))):
+            save(figure, args.out / f"{name}.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main, "pictures.py"))
