@@ -37,7 +37,7 @@ FOLDS = 5  # of the drawn split and the drawn ensemble
 MEMBERS, VIEWS = 2, 2  # of each fold, of each photograph, in the drawn ensemble
 INK, SOFT, LINE, REST, CARD = "#1f2933", "#52606d", "#9aa5b1", "#e4e7eb", "#f5f7fa"
 COLOURS = ("#2f6db5", "#e8912d", "#2a9d78", "#c8453b", "#8a63b5", "#5aa9d6", "#b8860b", "#7a8b3c", "#d477a5", "#6b4f3f")
-STYLE: dict[str, Any] = {"font.family": "DejaVu Sans", "text.color": INK, "axes.edgecolor": LINE, "axes.labelcolor": INK,
+STYLE: Any = {"font.family": "DejaVu Sans", "text.color": INK, "axes.edgecolor": LINE, "axes.labelcolor": INK,
          "xtick.color": SOFT, "ytick.color": SOFT}  # fmt: skip
 
 
@@ -174,8 +174,8 @@ def face(ax: Axes, x: float, y: float, wide: float, high: float, crop: tuple[flo
     ax.add_patch(Polygon(shoulders, closed=True, facecolor="#7b8794", edgecolor="none"))
     ax.add_patch(Ellipse((cx, cy - high * 0.06), wide * 0.6, high * 0.66, facecolor="#3e4c59"))
     ax.add_patch(Ellipse((cx, cy + high * 0.03), wide * 0.5, high * 0.62, facecolor="#f3cfb3"))
-    for side in (-1, 1):
-        ax.add_patch(Circle((cx + side * wide * 0.11, cy - high * 0.02), wide * 0.03, facecolor=INK))
+    for hand in (-1, 1):
+        ax.add_patch(Circle((cx + hand * wide * 0.11, cy - high * 0.02), wide * 0.03, facecolor=INK))
     mask = [(cx - wide * 0.23, cy + high * 0.07), (cx, cy + high * 0.04), (cx + wide * 0.23, cy + high * 0.07),
             (cx + wide * 0.17, cy + high * 0.24), (cx, cy + high * 0.32), (cx - wide * 0.17, cy + high * 0.24)]  # fmt: skip
     ax.add_patch(Polygon(mask, closed=True, facecolor="white", edgecolor=SOFT, linewidth=1))
@@ -252,7 +252,7 @@ def draw_votes(ax: Axes, probs: np.ndarray, start: float) -> None:
         ax.plot([x + 14, x + wide - 14], [top + 109, top + 109], color=SOFT, linewidth=1)
         write(ax, x + wide / 2, top + 138, how, 11, linespacing=1.25, color=SOFT)
         arrow(ax, (x + wide / 2, top + 171), (x + wide / 2, top + 194))
-        page(ax, x + 6, top + 196, wide - 12, f"{name}.csv", f"ImageID,ans\n000a4f.jpg,{int(answer[0])}")
+        page(ax, x + 2, top + 196, wide - 4, f"{name}.csv", f"ImageID,ans\n000a4f.jpg,{int(answer[0])}")
 
 
 def page(ax: Axes, x: float, y: float, wide: float, name: str, text: str) -> None:
@@ -262,7 +262,7 @@ def page(ax: Axes, x: float, y: float, wide: float, name: str, text: str) -> Non
     ax.add_patch(Polygon(outline, closed=True, facecolor="white", edgecolor=SOFT, linewidth=1.3))
     corner = [(x + wide - fold, y), (x + wide - fold, y + fold), (x + wide, y + fold)]
     ax.add_patch(Polygon(corner, closed=True, facecolor=REST, edgecolor=SOFT, linewidth=1.3))
-    write(ax, x + wide / 2 - 4, y + 18, name, 10.5, weight="bold")
+    write(ax, x + wide / 2 - 6, y + 18, name, 10.5)
     write(ax, x + wide / 2, y + 50, text, 10.5, color=SOFT, linespacing=1.3, family="DejaVu Sans Mono")
 
 
@@ -320,10 +320,11 @@ def read_curve(path: Path) -> np.ndarray:
 
 def draw_result(result: Result) -> Figure:
     """Left the curves of the folds, right the confusion matrix of all held-out people."""
-    figure = new_figure(900, 560)
-    draw_curves(figure.add_axes((0.075, 0.118, 0.31, 0.735)), result)
-    side = 412
-    draw_confusion(figure.add_axes((476 / 900, (560 - 78 - side) / 560, side / 900, side / 560)), result.scores.matrix)
+    width, height, top, side = 900, 580, 82, 412
+    figure = new_figure(width, height)
+    low, high = (height - top - side) / height, side / height
+    draw_curves(figure.add_axes((68 / width, low, 280 / width, high)), result)
+    draw_confusion(figure.add_axes((476 / width, low, side / width, high)), result.scores.matrix)
     figure.text(0.015, 0.95, "Validation macro F1", fontsize=14, weight="bold", va="center")
     figure.text(0.985, 0.95, f"Out of fold: macro F1 {result.scores.macro_f1:.3f}, accuracy {result.scores.accuracy:.3f}",
                 fontsize=14, weight="bold", ha="right", va="center")  # fmt: skip
@@ -381,7 +382,8 @@ def draw_confusion(ax: Axes, matrix: np.ndarray) -> None:
         middle, words = block * number + (block - 1) / 2, f"mask: {name.replace('_', ' ')}"
         write(ax, -4.35, middle, words, 10.5, rotation=90)
         write(ax, middle, -1.0, words, 10.5)
-    ax.set_xlabel("columns: predicted, rows: true (male above female)", fontsize=10.5, labelpad=46, color=SOFT)
+    note = "rows: true class, columns: predicted"
+    write(ax, (size - 1) / 2, size + 2.75, note, 11)
 
 
 # ----------------------------------------------------------------------------------------------------------- command line

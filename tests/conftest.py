@@ -15,6 +15,7 @@ import utils
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(config.BACKBONES, "tiny", support.TINY)
+    monkeypatch.setitem(config.BACKBONES, "tiny-resnet", support.TINY_RESNET)
     utils._warned.clear()
 
 

@@ -47,6 +47,7 @@ def tiny_weights(name: str) -> dict[str, Tensor]:
 
 
 TINY = config.Backbone("support:tiny", "support:tiny_weights", "efficientnet")
+TINY_RESNET = config.Backbone("support:tiny", "support:tiny_weights", "resnet")
 FAST = ("--backbone", "tiny", "--image-size", "32", "--workers", "0", "--threads", "1", "--device", "cpu")
 
 

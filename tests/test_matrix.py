@@ -1,0 +1,511 @@
+"""Every combination of models, tasks, transforms, losses and optimizers; what one entry in a registry does."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import support
+import torch
+from efficientnet_pytorch import EfficientNet
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.models import resnet50
+
+import augmentation
+import checkpoint
+import config
+import crossval
+import dataset
+import facecrop
+import model
+import submission
+import submit_ensemble
+import submit_singular
+import train
+from utils import UserError
+
+AXES = {
+    "--model-type": list(config.MODELS),
+    "--task": list(config.TASKS),
+    "--transform-type": list(config.TRANSFORMS),
+    "--loss-type": list(config.LOSSES),
+    "--optim-type": list(config.OPTIMIZERS),
+}
+FEW = support.PEOPLE[:5]
+
+
+@pytest.fixture(scope="module")
+def small_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return support.make_train(tmp_path_factory.mktemp("few") / "train", FEW, junk=False)
+
+
+@pytest.fixture(scope="module")
+def small_eval(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return support.make_eval(tmp_path_factory.mktemp("few") / "eval", 3)
+
+
+def words(combination: tuple[str, ...]) -> list[str]:
+    return [word for pair in zip(AXES, combination, strict=True) for word in pair]
+
+
+def is_allowed(combination: tuple[str, ...]) -> bool:
+    network, task, _, loss, _ = combination
+    return (task == "age") == (loss in ("mseloss", "smoothl1loss")) and not (task == "age" and "THANet" in network)
+
+
+def test_every_combination_is_allowed_or_refused_by_name() -> None:
+    counts = {True: 0, False: 0}
+    for combination in itertools.product(*AXES.values()):
+        asked = config.parse(config.TrainSettings, words(combination), "train.py", "")
+        counts[is_allowed(combination)] += 1
+        if is_allowed(combination):
+            asked.completed()
+            continue
+        with pytest.raises(UserError) as caught:
+            asked.completed()
+        network, task, _, loss, _ = combination
+        if task == "age" and "THANet" in network:
+            assert (
+                str(caught.value)
+                == f"--task age: {network} has no head for it; use --model-type VanillaEfficientNet or VanillaResNet"
+            )
+        else:
+            assert str(caught.value).startswith(f"--loss-type {loss}: does not fit --task {task}; use ")
+    assert counts == {True: 5 * 4 * 4 * 3 * 4 + 2 * 4 * 2 * 4, False: 2000 - 5 * 4 * 4 * 3 * 4 - 2 * 4 * 2 * 4}
+
+
+def covering() -> list[tuple[str, ...]]:
+    """A small set of allowed combinations that holds every pair of values that some allowed combination holds."""
+    allowed = [c for c in itertools.product(*AXES.values()) if is_allowed(c)]
+
+    def pairs(c: tuple[str, ...]) -> set[tuple[int, str, int, str]]:
+        return {(a, c[a], b, c[b]) for a, b in itertools.combinations(range(len(c)), 2)}
+
+    missing = set().union(*map(pairs, allowed))
+    chosen = []
+    while missing:
+        best = max(allowed, key=lambda c: len(pairs(c) & missing))
+        chosen.append(best)
+        missing -= pairs(best)
+    return chosen
+
+
+@pytest.mark.parametrize("combination", covering(), ids="-".join)
+def test_a_pairwise_covering_set_trains_a_step_and_predicts(
+    combination: tuple[str, ...], small_root: Path, small_eval: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fast = [*support.FAST, "--epochs", "1", "--batch-size", "35"]
+    if combination[0] == "VanillaResNet":
+        fast += ["--backbone", "tiny-resnet"]
+    assert train.main(["--train-root", str(small_root), "--save-path", str(tmp_path), *fast, *words(combination)]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("fold 0  epoch"))
+    network, task, *_ = combination
+    for head in config.trained_heads(network, task):
+        assert head == task or f"{head} F1 " in line
+    predict = ["--root", str(tmp_path), "--data-root", str(small_eval), "--save-path", str(tmp_path / "p"), "--task", task]
+    assert submit_ensemble.main([*predict, "--transform-type", "auto", "--workers", "0", "--device", "cpu"]) == 0
+    (made,) = (tmp_path / "p").iterdir()
+    array = submission.load(made).array
+    assert array.shape == (1, 1, 3, config.TASKS[task].outputs)
+    assert np.isfinite(array).all()
+
+
+@pytest.mark.parametrize("network", ["MultiClassTHANet_MK1", "MultiLabelTHANet", "THANet_MK1"])
+def test_a_multi_head_checkpoint_answers_main_and_its_parts_in_both_scripts(
+    network: str, small_root: Path, small_eval: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = ["--train-root", str(small_root), "--model-type", network.lower(), "--task", "mask", "--epochs", "1"]
+    assert train.main([*asked, *support.FAST]) == 0
+    (path,) = Path("saved_models").glob("*/fold00/*.pth")
+    assert f"{network}_task(mask)" in path.name
+    for task in ("main", "mask", "ageg", "gender"):
+        common = ["--task", task, "--data-root", str(small_eval), "--workers", "0"]
+        assert submit_singular.main([*common, "--model-type", network]) == 0
+        assert submit_ensemble.main(common) == 0
+    with pytest.raises(UserError, match="--task age"):
+        submit_ensemble.main(["--task", "age", "--data-root", str(small_eval)])
+
+
+# ------------------------------------------------------------------------------------------------ one entry each
+
+
+class Wide(nn.Module):
+    trunk = "backbone"
+
+    def __init__(self, backbone: nn.Module, heads: dict[str, int]) -> None:
+        super().__init__()
+        ((self.task, outputs),) = heads.items()
+        self.backbone = backbone
+        self.linear = nn.Linear(1000, outputs)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {self.task: self.linear(self.backbone(images).relu())}
+
+
+class OneHot(nn.Module):
+    def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        return (outputs.log_softmax(1).exp() - nn.functional.one_hot(labels, outputs.shape[1])).square().mean()
+
+
+def upside_down(size: int) -> augmentation.Forms:
+    def form(photo: Image.Image, box: facecrop.Box | None) -> Image.Image:
+        return photo.resize((size, size)).rotate(180)
+
+    return augmentation.Forms(form, form, form)
+
+
+def slow(groups: list[dict[str, object]], lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    return torch.optim.RMSprop(groups, lr=lr, weight_decay=weight_decay)
+
+
+def test_one_entry_adds_a_model_loss_transform_optimizer_and_task(
+    small_root: Path, small_eval: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = __name__
+    monkeypatch.setitem(config.MODELS, "Wide", config.Model(f"{here}:Wide", "tiny", alias="W"))
+    monkeypatch.setitem(config.LOSSES, "onehotloss", config.Loss(f"{here}:OneHot", False, "squared error of probabilities"))
+    monkeypatch.setitem(config.TRANSFORMS, "upsidedown", config.Transform(f"{here}:upside_down", "all of it", False, "turned"))
+    monkeypatch.setitem(config.OPTIMIZERS, "slow", config.Optimizer(f"{here}:slow", 0.002, 0.003, 0.0, "RMSprop"))
+    old = config.Task(lambda mask, gender, years: int(years >= 40), ("young", "old"), "under 40 or not")
+    monkeypatch.setitem(config.TASKS, "old", old)
+    for settings_class in (config.TrainSettings, config.SingularSettings, config.EnsembleSettings):
+        text = config.build_parser(settings_class, "x", "").format_help()
+        assert "old" in text
+        assert "upsidedown" in text
+    text = config.build_parser(config.TrainSettings, "x", "").format_help()
+    assert all(name in text for name in ("Wide", "onehotloss", "slow"))
+    asked = ["--model-type", "w", "--loss-type", "ONEHOTLOSS", "--transform-type", "upsidedown", "--optim-type", "slow"]
+    asked += ["--task", "old", "--epochs", "1"]
+    fast = ["--image-size", "32", "--workers", "0", "--threads", "1", "--device", "cpu"]
+    assert train.main(["--train-root", str(small_root), "--save-path", str(tmp_path), *asked, *fast]) == 0
+    assert "learning rate 0.002 (the default of slow" in capsys.readouterr().out
+    predict = ["--root", str(tmp_path), "--data-root", str(small_eval), "--save-path", str(tmp_path / "p"), "--task", "old"]
+    assert submit_ensemble.main([*predict, "--transform-type", "auto", "--workers", "0"]) == 0
+    (made,) = (tmp_path / "p").iterdir()
+    assert {row[1] for row in support.read_rows(made / "arithmetic.csv")[1:]} <= {"0", "1"}
+
+
+# ------------------------------------------------------------------------------------------------------- THANets
+
+
+def test_attention_is_multi_head_attention_with_the_heads_joined_rightly() -> None:
+    torch.manual_seed(0)
+    ours = model.Attention()
+    theirs = nn.MultiheadAttention(64, 8, batch_first=True)
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(ours.project.weight)
+        assert theirs.in_proj_bias is not None
+        theirs.in_proj_bias.copy_(ours.project.bias)
+        theirs.out_proj.weight.copy_(ours.join.weight)
+        theirs.out_proj.bias.copy_(ours.join.bias)
+    states = torch.randn(5, 3, 64)
+    assert torch.allclose(ours(states), states + theirs(states, states, states)[0], atol=1e-5)
+
+
+def test_the_thanets_are_built_as_the_contract_says() -> None:
+    flat = model.build("THANet_MK1", "main", "tiny", 32)
+    assert [n for n, _ in flat.named_children()] == ["backbone", "linear_mask", "linear_ageg", "linear_gender", "linear_main"]
+    outputs = flat.eval()(torch.randn(2, 3, 32, 32))
+    assert {t: o.shape[1] for t, o in outputs.items()} == {"mask": 3, "ageg": 3, "gender": 2, "main": 18}
+    joined = model.build("MultiClassTHANet_MK1", "main", "tiny", 32).eval()
+    outputs = joined(torch.randn(2, 3, 32, 32))
+    parts = torch.cat([outputs[p] for p in ("mask", "ageg", "gender")], 1)
+    assert joined.get_submodule("linear").weight.shape == (18, 8)  # type: ignore[union-attr]
+    assert torch.allclose(outputs["main"], joined.get_submodule("linear")(parts.relu()))
+    assert set(model.build("MultiLabelTHANet", "main", "tiny", 32).eval()(torch.randn(2, 3, 32, 32))) == {
+        "mask",
+        "ageg",
+        "gender",
+    }
+
+
+def test_dropout_works_in_training_only() -> None:
+    images = torch.randn(4, 3, 32, 32)
+    for name in config.MODELS:
+        network = model.build(name, "main", "tiny", 32)
+        network.train()
+        assert not torch.equal(*(next(iter(network(images).values())) for _ in range(2)))
+        network.eval()
+        assert torch.equal(*(next(iter(network(images).values())) for _ in range(2)))
+
+
+# ----------------------------------------------------------------------------------------------- older checkpoints
+
+
+def reference(name: str) -> tuple[nn.Module, dict[str, Tensor], Tensor]:
+    """A model built plainly from the public libraries; its bare state dict by the old names; its main logits."""
+    torch.manual_seed(3)
+    backbone = resnet50() if name == "VanillaResNet" else EfficientNet.from_name("efficientnet-b3")
+    images = torch.randn(2, 3, 224, 224)
+    if name == "THANet_MK1":
+        heads = {h: nn.Linear(1000, k) for h, k in (("mask", 3), ("ageg", 3), ("gender", 2), ("main", 18))}
+        state = {f"backbone.{k}": v for k, v in backbone.state_dict().items()}
+        for head, linear in heads.items():
+            state |= {f"linear_{head}.{k}": v for k, v in linear.state_dict().items()}
+        with torch.no_grad():
+            return backbone, state, heads["main"](backbone.eval()(images))
+    trunk = {"VanillaEfficientNet": "efficientnet", "VanillaResNet": "resnet"}[name]
+    norm, linear = nn.BatchNorm1d(1000), nn.Linear(1000, 18)
+    nn.init.normal_(norm.running_mean), nn.init.uniform_(norm.running_var, 0.5, 2)  # type: ignore[arg-type]
+    state = {f"{trunk}.{k}": v for k, v in backbone.state_dict().items()}
+    for part, module in (("batchnorm", norm), ("linear", linear)):
+        state |= {f"{part}.{k}": v for k, v in module.state_dict().items()}
+    with torch.no_grad():
+        whole = nn.Sequential(backbone, norm, nn.Dropout(0.5), nn.ReLU(), linear).eval()
+        return backbone, state, whole(images)
+
+
+@pytest.mark.parametrize("name", ["VanillaEfficientNet", "VanillaResNet", "THANet_MK1"])
+def test_older_bare_checkpoints_load_rank_and_vote(name: str, small_eval: Path, tmp_path: Path) -> None:
+    _, state, expected = reference(name)
+    folder = tmp_path / f"kfold-ensemble-{name}" / "fold00"
+    folder.mkdir(parents=True)
+    file = (
+        "Fold00_{}_task(main)ep({})f1({})bs(32)loss(0.0014)lr(0.001)trans(random)optim(adam)crit(labelsmoothingloss)seed(42).pth"
+    )
+    torch.save(state, folder / file.format(name, 28, "0.8311"))
+    torch.save(state, folder / file.format(name, 9, "0.8400"))
+    ranked = checkpoint.ranked_members(folder)
+    assert [info.epoch for _, info in ranked] == [9, 28]
+    found, info = ranked[0]
+    torch.manual_seed(3)
+    if name != "VanillaResNet":
+        EfficientNet.from_name("efficientnet-b3")
+    else:
+        resnet50()
+    images = torch.randn(2, 3, 224, 224)
+    network = model.rebuild(info, found.weights, "x").eval()
+    with torch.no_grad():
+        assert torch.allclose(network(images)["main"], expected, atol=1e-4)
+    words = ["--root", str(tmp_path), "--data-root", str(small_eval), "--save-path", str(tmp_path / "p"), "--top-k", "2"]
+    assert submit_ensemble.main([*words, "--workers", "0"]) == 0
+    (made,) = (tmp_path / "p").iterdir()
+    assert submission.load(made).weights == [0.84, 0.8311]
+
+
+# -------------------------------------------------------------------------------------- training on, and in stages
+
+
+def test_training_on_for_another_task_keeps_the_backbone_and_says_what_starts_afresh(
+    tree: Path, small_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = next((tree / "fold00").glob("*.pth"))
+    common = ["--train-root", str(small_root), *support.FAST, "--epochs", "1", "--lr", "1e-12", "--load-state-dict", str(path)]
+    assert train.main([*common, "--save-path", str(tmp_path / "a"), "--task", "mask"]) == 0
+    assert "these start afresh: batchnorm, linear" in capsys.readouterr().err
+    (after,) = (tmp_path / "a").glob("*/fold00/*.pth")
+    before, later = checkpoint.read(path).weights, checkpoint.read(after).weights
+    assert torch.allclose(before["efficientnet.fc.weight"], later["efficientnet.fc.weight"], atol=1e-6)
+    assert later["linear.weight"].shape == (3, 1000)
+    with pytest.raises(UserError, match=r"mismatches: .*;.*;.*--model-type"):
+        train.main([*common, "--save-path", str(tmp_path / "b"), "--model-type", "THANet"])
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_frozen_backbone_stays_as_it_is_with_its_statistics(small_root: Path, tmp_path: Path) -> None:
+    asked = ["--train-root", str(small_root), "--epochs", "3", "--freeze", "2", "--backbone", "resnet18", "--image-size", "32",
+             "--model-type", "VanillaResNet", "--pretrained", "none", "--workers", "0"]  # fmt: skip
+    s = config.parse(config.TrainSettings, asked, "train.py", "").completed()
+    study, _ = crossval.set_up(s)
+    start = {k: v.clone() for k, v in crossval.make_model(study, 0).state_dict().items()}
+    assert train.main([*asked, "--save-path", str(tmp_path)]) == 0
+    ends = {(info.epoch): found.weights for found, info in checkpoint.ranked_members(next(tmp_path.glob("*/fold00")))}
+    assert sorted(ends) == [1, 2, 3]
+    for epoch, weights in ends.items():
+        still = all(torch.equal(start[k], weights[k]) for k in weights if k.startswith("resnet."))
+        assert still == (epoch <= 2)
+        assert not torch.equal(start["linear.weight"], weights["linear.weight"])
+    with pytest.raises(UserError, match="--freeze 3"):
+        config.parse(config.TrainSettings, ["--epochs", "3", "--freeze", "3"], "train.py", "").completed()
+
+
+def test_timm_is_looked_for_when_asked(small_root: Path, tmp_path: Path) -> None:
+    asked = ["--train-root", str(small_root), "--save-path", str(tmp_path), "--backbone", "timm:resnet10t",
+             "--pretrained", "none", "--image-size", "32", "--workers", "0", "--epochs", "1"]  # fmt: skip
+    try:
+        import timm  # noqa: F401
+    except ImportError:
+        with pytest.raises(UserError, match="pip install timm"):
+            train.main(asked)
+        return
+    assert train.main(asked) == 0
+    with pytest.raises(UserError, match="nonsense"):
+        train.main([*asked, "--backbone", "timm:nonsense"])
+
+
+# ------------------------------------------------------------------------------------------------- oversampling
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.integers(0, 9))
+def test_oversampling_brings_every_class_up_to_the_largest(classes: list[int], seed: int) -> None:
+    labels = np.array(classes)
+    rows = (np.arange(len(labels)) * 3).tolist()
+    more = dataset.oversampled(rows, labels, seed)
+    assert more[: len(rows)] == rows
+    assert set(more) == set(rows)
+    counts = np.bincount([labels[r // 3] for r in more])
+    assert set(counts[counts > 0]) == {np.bincount(labels).max()}
+    repeats = np.bincount(more)[rows]
+    for c in set(classes):
+        own = repeats[labels == c]
+        assert own.max() - own.min() <= 1
+
+
+def study_of(root: Path, *asked: str) -> crossval.Study:
+    s = config.parse(config.TrainSettings, ["--train-root", str(root), *support.FAST, *asked], "train.py", "").completed()
+    return crossval.set_up(s)[0]
+
+
+def test_mixup_blends_two_people_of_one_class_and_nobody_held_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    people = [(f"{n:06d}", ("male", "female")[n % 2], 20 + n // 2) for n in range(10)]
+    people += [("100001", "male", 60)]
+    study = study_of(support.make_train(tmp_path / "train", people), "--oversample", "mixup", "--cv", "3")
+    table = study.table
+    lone = table.loc[table["age"] == 60, "fold"].iloc[0]
+    number = next(f for f in range(3) if f != lone)
+    fold = crossval.prepare_fold(study, number)
+    assert "photographs an epoch" in capsys.readouterr().out
+    person, label = table["person"].to_numpy(), table["main"].to_numpy()
+    counts = np.bincount(label[fold.batches.indices])
+    assert len(set(counts[counts > 0])) == 1
+    blended = 0
+    for key in itertools.chain.from_iterable(fold.batches):
+        (i, j), _, _ = fold.training[key]
+        i, j = int(i), int(j)
+        assert label[i] == label[j]
+        assert not {i, j} & set(fold.rows.tolist())
+        if key[2] and table["age"][i] != 60:
+            assert person[i] != person[j]
+            blended += 1
+        else:
+            assert i == j
+    assert blended > 0
+    copied = next(key for key in itertools.chain.from_iterable(fold.batches) if key[2] and table["age"][key[1]] != 60)
+    assert torch.equal(fold.training[copied][1][0], fold.training[copied][1][0])
+
+
+def test_a_class_of_one_person_is_repeated_with_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    people = [(f"{n:06d}", "male", 20 + n) for n in range(4)] + [("100001", "male", 60)]
+    table = dataset.read_train(support.make_train(tmp_path / "train", people))
+    rows = list(range(len(table)))
+    found = dataset.blending(table, rows, ("main",), ("x",))
+    err = capsys.readouterr().err
+    assert err.count("warning") == 1
+    assert "repeated instead: 3" in err
+    assert all((len(found.partners[r]) == 0) == (table["age"][r] == 60) for r in rows)
+
+
+def test_repeated_photographs_are_augmented_anew(small_root: Path) -> None:
+    study = study_of(small_root, "--oversample", "repeat")
+    fold = crossval.prepare_fold(study, 0)
+    key = next(k for k in itertools.chain.from_iterable(fold.batches) if k[2])
+    first = fold.training[(key[0], key[1], 0)][1][0]
+    assert not torch.equal(first, fold.training[key][1][0])
+
+
+@pytest.mark.parametrize("how", ["repeat", "mixup"])
+@pytest.mark.parametrize("task", ["main", "age"])
+def test_oversampled_runs_do_not_hang_on_workers(how: str, task: str, small_root: Path, tmp_path: Path) -> None:
+    found = []
+    for workers in ("0", "1"):
+        asked = ["--train-root", str(small_root), "--save-path", str(tmp_path / workers), *support.FAST, "--epochs", "1"]
+        assert train.main([*asked, "--oversample", how, "--task", task, "--workers", workers]) == 0
+        (path,) = (tmp_path / workers).glob("*/*/*.pth")
+        found.append(checkpoint.read(path).weights)
+    assert all(torch.equal(found[0][k], found[1][k]) for k in found[0])
+
+
+# ---------------------------------------------------------------------------------------------------- face crop
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(0, 999), st.integers(1, 12))
+def test_the_face_finder_never_gives_an_absurd_box(width: int, height: int, seed: int, coarse: int) -> None:
+    draw = np.random.default_rng(seed).integers(0, 256, (max(1, height // coarse), max(1, width // coarse), 3), dtype=np.uint8)
+    photo = Image.fromarray(draw).resize((width, height))
+    box = facecrop.find_face(photo)
+    assert box == facecrop.find_face(photo)
+    if box is not None:
+        left, top, right, bottom = box
+        assert 0 <= left < right <= width
+        assert 0 <= top < bottom <= height
+        assert max(right - left, bottom - top) >= 0.15 * min(width, height)
+    for given_box in (box, (5, 5, 5, 9), (-50, -50, -10, -10), (0, 0, 10**6, 10**6)):
+        x0, y0, x1, y1 = augmentation.face_square(photo, given_box)
+        assert x0 >= 0
+        assert y0 >= 0
+        assert x1 <= width + 1e-9
+        assert y1 <= height + 1e-9
+        assert x1 - x0 == pytest.approx(y1 - y0)
+        assert x1 - x0 >= min(1, width, height)
+
+
+def test_the_face_of_a_portrait_is_found() -> None:
+    photo = Image.new("RGB", (384, 512), (90, 120, 150))
+    photo.paste((60, 60, 70), (90, 390, 330, 512))  # shoulders
+    face = Image.new("L", (150, 190), 0)
+    from PIL import ImageDraw
+
+    ImageDraw.Draw(face).ellipse((0, 0, 149, 189), fill=255)
+    photo.paste((205, 160, 130), (130, 170), face)
+    found = facecrop.find_face(photo)
+    assert found is not None
+    left, top, right, bottom = found
+    overlap = max(0, min(right, 280) - max(left, 130)) * max(0, min(bottom, 360) - max(top, 170))
+    union = (right - left) * (bottom - top) + 150 * 190 - overlap
+    assert overlap / union > 0.6
+    made = augmentation.forms("facecrop", 64)
+    view = augmentation.pixels(made.valid(photo, None))
+    assert view.shape == (64, 64, 3)
+    assert (augmentation.pixels(made.view(photo, None)) == view).all()
+    assert view[32, 32].tolist() == [205, 160, 130]
+
+
+def test_boxes_take_the_finders_place_in_training_and_at_test(small_root: Path, small_eval: Path, tmp_path: Path) -> None:
+    table = dataset.read_train(small_root)
+    boxes = tmp_path / "boxes.csv"
+    names = [f"images/{n}" for n in dataset.read_eval(str(small_eval))[0]]
+    rows = [f"train/{f},10,20,110,140" for f in table["file"][1:]] + [f"eval/{n},0,0,384,512" for n in names]
+    boxes.write_text("\n".join(["file,left,top,right,bottom", *rows]))
+    s = ["--transform-type", "facecrop", "--boxes", str(boxes), "--epochs", "1"]
+    study = study_of(small_root, *s)
+    assert len(study.boxes) == len(table) - 1
+    photo = dataset.read_photo(table["path"][1])
+    fold = crossval.prepare_fold(study, 0)
+    expected = augmentation.forms("facecrop", 32).valid(photo, (10, 20, 110, 140))
+    assert torch.equal(fold.validation[(0, 1, 0)][1][0], torch.from_numpy(augmentation.pixels(expected)))
+    assert train.main(["--train-root", str(small_root), "--save-path", str(tmp_path / "s"), *support.FAST, *s]) == 0
+    predict = ["--root", str(tmp_path / "s"), "--data-root", str(small_eval), "--workers", "0", "--transform-type", "auto"]
+    assert submit_ensemble.main([*predict, "--save-path", str(tmp_path / "p1")]) == 0
+    assert submit_ensemble.main([*predict, "--save-path", str(tmp_path / "p2"), "--boxes", str(boxes)]) == 0
+    arrays = [submission.load(next((tmp_path / p).iterdir())).array for p in ("p1", "p2")]
+    assert not np.array_equal(*arrays)
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ("{f},10,20,10,40", "row 3.*empty"),
+        ("{f},x,20,30,40", "row 3.*pixels"),
+        ("{g},1,1,9,9", "row 3.*row 2"),
+        ("mask1.jpg,1,1,9,9", "row 3.*fits both"),
+    ],
+)
+def test_bad_boxes_are_refused_by_row(row: str, told: str, small_root: Path, tmp_path: Path) -> None:
+    table = dataset.read_train(small_root)
+    boxes = tmp_path / "boxes.csv"
+    text = row.format(f=table["file"][1], g=table["file"][0])
+    boxes.write_text("\n".join(["file,left,top,right,bottom", f"{table['file'][0]},1,1,9,9", text]))
+    with pytest.raises(UserError, match=told):
+        dataset.read_boxes(str(boxes), [*table["file"], "other"], [*table["path"], "/other/mask1.jpg"])
+
+
+def test_boxes_without_the_face_crop_are_refused() -> None:
+    with pytest.raises(UserError, match="--boxes.*facecrop"):
+        config.parse(config.TrainSettings, ["--boxes", "b.csv"], "train.py", "").completed()
