@@ -13,7 +13,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
@@ -246,16 +246,21 @@ class Range:
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """One name of a registry, in any case; an alias (of the registry's entry, or given) stands for its name."""
+    """One name of a registry, or one more, in any case; an alias (of the entry, or given) stands for its name."""
 
-    names: Collection[str]
+    registry: Mapping[str, Any]
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    more: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """All names, those registered since this module was read too."""
+        return [*self.registry, *self.more]
 
     def __call__(self, text: str) -> str:
         known = {name.casefold(): name for name in self.names} | {a.casefold(): n for a, n in self.aliases.items()}
-        if isinstance(self.names, Mapping):
-            entries = {getattr(entry, "alias", ""): name for name, entry in self.names.items()}
-            known |= {alias.casefold(): name for alias, name in entries.items() if alias}
+        entries = {getattr(entry, "alias", ""): name for name, entry in self.registry.items()}
+        known |= {alias.casefold(): name for alias, name in entries.items() if alias}
         if text.casefold() not in known:
             raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(self.names)}")
         return known[text.casefold()]
@@ -319,7 +324,7 @@ class TrainSettings(MachineSettings):
     )  # fmt: skip
     oversample: str = option(DATA, "bring every class up to the largest", "none", Choice(OVERSAMPLING))
     image_size: int = option(DATA, "side in pixels of what the network sees", 224, Range(int, 16, 2048))
-    model_type: str = option(MODEL, "network", "VanillaEfficientNet", Choice(MODELS))
+    model_type: str = option(MODEL, "network (THANet, MultiClassTHANet: the _MK1)", "VanillaEfficientNet", Choice(MODELS))
     backbone: str | None = option(
         MODEL, f"1000-way network below the head ({', '.join(BACKBONES)})", None, str, "the model's own", "NAME"
     )
@@ -451,7 +456,9 @@ class SingularSettings(PredictSettings):
         MODEL, "checkpoint", None, shown="the best of the newest tree under ./saved_models that answers the task",
         metavar="PATH",
     )  # fmt: skip
-    transform_type: str = option(DATA, "crop; auto: as the checkpoint's validation saw it", "base", Choice([*TRANSFORMS, AUTO]))
+    transform_type: str = option(
+        DATA, "crop; auto: as the checkpoint's validation saw it", "base", Choice(TRANSFORMS, more=(AUTO,))
+    )
 
     def completed(self) -> SingularSettings:
         """Refuse what does not go together (UserError)."""
@@ -472,7 +479,7 @@ class EnsembleSettings(PredictSettings):
     )
     transform_type: str | None = option(
         DATA, "crop; auto, or nothing after the option: as each checkpoint's validation saw it", None,
-        Choice([*TRANSFORMS, AUTO]), "base; tta where --tta is above 1", const=AUTO,
+        Choice(TRANSFORMS, more=(AUTO,)), "base; tta where --tta is above 1", const=AUTO,
     )  # fmt: skip
     top_k: int | None = option(VOTING, "best checkpoints OF EACH FOLD that vote", None, Range(int, 1), "3")
     tta: int | None = option(VOTING, "views of each photograph, each another crop", None, Range(int, 1), "1")

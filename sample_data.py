@@ -29,7 +29,7 @@ EXTENSIONS = [".jpg"] * 22 + [".jpeg", ".png", ".JPG"]
 SKINS = [(250, 222, 200), (240, 204, 176), (226, 184, 150), (206, 160, 124), (178, 132, 98)]
 HAIRS = [(28, 24, 26), (44, 34, 32), (66, 46, 36), (96, 64, 44), (122, 66, 46), (158, 122, 84), (196, 170, 128),
          (140, 134, 130), (222, 198, 150)]
-MASKS = [(240, 242, 244), (150, 196, 226), (34, 34, 40), (226, 190, 168), (120, 124, 130)]
+MASKS = [(240, 242, 244), (150, 196, 226), (34, 34, 40), (214, 226, 232)]
 INK, WHITE = (34, 26, 26), (248, 246, 242)
 
 Color = tuple[int, ...]
@@ -74,7 +74,7 @@ class Pen:
         self.draw.polygon(self.curve(points, True), fill=(*color, round(255 * alpha)))
 
     def line(self, points: Points, color: Color, width: float, alpha: float = 1) -> None:
-        """Draw a line."""
+        """Draw a line, unless it is too faint to be seen."""
         if alpha > 0.02:
             self.draw.line(self.curve(points, False), (*color, round(255 * alpha)), max(1, round(width * self.unit)))
 
@@ -124,10 +124,10 @@ def draw_place(rng: random.Random) -> Image.Image:
 
 def draw_mask(pen: Pen, rng: random.Random, shot: str) -> None:
     """Draw a mask: over nose, mouth and chin, or (incorrect_mask) under the nose or under the chin."""
-    cloth, kind = any_color(rng) if rng.random() < 0.25 else rng.choice(MASKS), rng.randrange(3)
+    cloth, kind = any_color(rng) if rng.random() < 0.1 else rng.choice(MASKS), rng.randrange(3)
     top, bottom, wide = rng.uniform(0.12, 0.24), rng.uniform(1.34, 1.48), rng.uniform(0.84, 0.95)
     if shot == "incorrect_mask":
-        top, bottom, wide = (0.76, 1.55, wide) if rng.random() < 0.5 else (1.04, 1.66, wide * 0.86)
+        top, bottom, wide = (0.76, 1.55, wide) if rng.random() < 0.5 else (1.02, 1.66, wide * 0.86)
         top, bottom = top + rng.uniform(-0.04, 0.04), bottom + rng.uniform(-0.06, 0.06)
     middle, dark = (top + bottom) / 2, blend(cloth, (0, 0, 0), 0.3)
     for side in (-1, 1):
@@ -152,11 +152,12 @@ def draw_person(person: Person, shot: str) -> Image.Image:
     """Draw one picture: look holds the person's own numbers, rng those of the picture."""
     look, rng = random.Random(f"{person.seed}/look"), random.Random(f"{person.seed}/{shot}")
     female, picture = person.gender == "female", draw_place(rng)
-    place = WIDTH + rng.gauss(0, 44), HEIGHT - 36 + rng.gauss(0, 28), rng.uniform(150, 206)
-    roll, smile = rng.gauss(0, 0.1), rng.uniform(-0.01, 0.1)
+    place = WIDTH + rng.gauss(0, 32), HEIGHT - 60 + rng.gauss(0, 20), rng.uniform(154, 200)
+    roll, smile = rng.gauss(0, 0.08), rng.uniform(-0.01, 0.1)
     flat, pen = Pen(picture, place, roll, (0, 0)), Pen(picture, place, roll, (rng.gauss(0, 0.09), rng.gauss(0, 0.06)))
     # Each sign has its own noise around one noisy value per person, so that the groups overlap.
-    lean, years = (1 if female else -1) * look.uniform(0.75, 1.2), person.age + look.gauss(0, 2)
+    # Each use of gendered() or aged() draws anew: the order of the calls below is part of a person's looks.
+    lean, years = (1 if female else -1) * look.uniform(0.85, 1.2), person.age + look.gauss(0, 2)
 
     def gendered() -> float:
         return ramp(lean + look.gauss(0, 0.4), -1.2, 1.2)
@@ -167,7 +168,7 @@ def draw_person(person: Person, shot: str) -> Image.Image:
     skin = blend(look.choice(SKINS), look.choice(SKINS), look.random())
     hair = blend(look.choice(HAIRS), look.choice(HAIRS), 0.5 * look.random())
     shade, red, silver = blend(skin, (80, 36, 26), 0.68), blend(skin, (190, 40, 50), 0.6), (198, 196, 196)
-    style = look.choices(("long", "bob", "tied", "short"), (66, 24, 5, 5) if female else (2, 4, 3, 91))[0]
+    style = look.choices(("long", "bob", "tied", "short"), (68, 25, 4, 3) if female else (1, 3, 3, 93))[0]
     gray = look.uniform(0.6, 1) * aged(50, 62) * (look.random() > 0.12)  # some dye their hair
     length = {"long": look.uniform(1.6, 2.6), "bob": look.uniform(0.9, 1.35)}.get(style, 0)
     volume = look.uniform(0.05, 0.2)
@@ -237,7 +238,8 @@ def draw_person(person: Person, shot: str) -> Image.Image:
         pen.line([(-half, up), (0, up - 0.03), (half, up)], shade, 0.05, ramp(lines - i, 0, 1))
     nose, full = look.uniform(0.13, 0.19), 0.05 + 0.05 * gendered()
     pen.area([(-0.05, 0), (0.07, 0), (nose, 0.48), (0, 0.56), (-0.03, 0.3)], shade, 0.3)
-    pen.line([(-nose, 0.46), (-nose * 0.6, 0.55), (0, 0.52), (nose * 0.6, 0.55), (nose, 0.46)], blend(shade, INK, 0.5), 0.055)
+    nostrils = [(-nose, 0.46), (-nose * 0.6, 0.55), (0, 0.52), (nose * 0.6, 0.55), (nose, 0.46)]
+    pen.line(nostrils, blend(shade, INK, 0.5), 0.055)
     for _ in range(150 if not female and look.random() < 0.55 else 0):  # stubble
         angle, ring = look.uniform(-1.75, 1.75), look.uniform(0.69, 0.89)
         flat.dot(math.sin(angle) * ring, 0.35 + math.cos(angle) * ring, 0.013, INK, 0.5)
@@ -281,8 +283,8 @@ def photograph(picture: Image.Image, rng: random.Random) -> Image.Image:
     picture = picture.reduce(2)
     if rng.random() < 0.3:
         picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.1)))
-    level = rng.uniform(0.6, 1.25)
-    grid = np.array([[level * rng.uniform(0.65, 1.3) for _ in range(3)] for _ in range(3)], dtype=np.float32)
+    level = rng.uniform(0.7, 1.2)
+    grid = np.array([[level * rng.uniform(0.7, 1.25) for _ in range(3)] for _ in range(3)], dtype=np.float32)
     light = np.asarray(Image.fromarray(grid).resize(picture.size, Image.Resampling.BILINEAR))
     noise = np.random.default_rng(rng.getrandbits(64)).standard_normal((HEIGHT, WIDTH), dtype=np.float32)
     noise *= 1.5 * 7 ** rng.random()
@@ -367,10 +369,10 @@ def build_parser() -> Parser:
     """Describe the command line."""
     parser = Parser(prog="sample_data.py", allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
                     description="Draw sample people in the competition's layout, to try the toolkit with no data.")
-    parser.add_argument("--out", type=Path, default=Path("./input/data"), help="folder to write, new or empty")
-    parser.add_argument("--people", type=int, default=60, help="training people, 7 pictures each")
-    parser.add_argument("--eval-people", type=int, default=30, help="evaluation people, 7 pictures each")
-    parser.add_argument("--seed", type=int, default=42, help="the same seed draws the same people")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("./input/data"), help="folder to write, new or empty")
+    parser.add_argument("--people", metavar="N", type=int, default=60, help="training people, 7 pictures each")
+    parser.add_argument("--eval-people", metavar="N", type=int, default=30, help="evaluation people, 7 pictures each")
+    parser.add_argument("--seed", metavar="N", type=int, default=42, help="the same seed draws the same people")
     parser.add_argument("--balance", choices=("even", "real"), default="even",
                         help="even: every gender and age group alike; real: the competition archive's shares")
     return parser
@@ -402,9 +404,11 @@ def main(argv: list[str] | None = None) -> int:
             (drawn / MARKER).write_text("{}", encoding="utf-8")  # it is in its own list of files
             arguments["files"] = digest_of(drawn)
             (drawn / MARKER).write_text(json.dumps(arguments) + "\n", encoding="utf-8")
-            out.mkdir(exist_ok=True)
-            for name in ("eval", "train", MARKER):  # into the folder: it may be the current one, or a mount
-                os.replace(drawn / name, out / name)
+            if not out.exists():
+                drawn.rename(out)
+            else:  # an empty folder stays, it may be the current one; the marker comes last
+                for name in ("eval", "train", MARKER):
+                    os.replace(drawn / name, out / name)
     except OSError as error:
         parser.error(f"cannot write {args.out} ({error.strerror}): give an --out that can be written")
     except KeyboardInterrupt:

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Draw the README's pictures: the split by person, how an ensemble votes, and the result of a finished run."""
+"""Draw the README's pictures: the split by person, the models, the transforms, how an ensemble votes, a run's result."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,22 +21,27 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Ellipse, FancyBboxPatch, Polygon, Rectangle
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
+from PIL import Image, ImageOps
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import augmentation
 import checkpoint
 import config
 import crossval
 import dataset
 import ensemble
 import metrics
-from utils import UserError, atomic_write, run_script
+import model
+from facecrop import Box, find_face
+from utils import UserError, atomic_write, run_script, seeded
 
+PICTURES = ("split", "models", "transforms", "ensemble", "result")
 DPI = 110
 FOLDS = 5  # of the drawn split and the drawn ensemble
 MEMBERS, VIEWS = 2, 2  # of each fold, of each photograph, in the drawn ensemble
 INK, SOFT, LINE, REST, CARD = "#1f2933", "#52606d", "#9aa5b1", "#e4e7eb", "#f5f7fa"
+VIEW = "#d1006c"  # the part of a photograph that is looked at
 COLOURS = ("#2f6db5", "#e8912d", "#2a9d78", "#c8453b", "#8a63b5", "#5aa9d6", "#b8860b", "#7a8b3c", "#d477a5", "#6b4f3f")
 STYLE: Any = {"font.family": "DejaVu Sans", "text.color": INK, "axes.edgecolor": LINE, "axes.labelcolor": INK,
          "xtick.color": SOFT, "ytick.color": SOFT}  # fmt: skip
@@ -152,6 +158,214 @@ def draw_split(table: pd.DataFrame) -> Figure:
     return figure
 
 
+# ----------------------------------------------------------------------------------------------------------- the models
+
+HEADS = {"main": COLOURS[0], "mask": COLOURS[2], "ageg": COLOURS[1], "gender": COLOURS[4]}  # the colours of the answers
+HEAD, APART = 30, 36  # height of an answer's box, from one to the next
+
+
+def draw_models() -> Figure:
+    """A row for each of MODELS: what lies between its backbone and its answers, read off the model itself."""
+    rows: list[tuple[str, Any, Callable[[Axes, float, Any], None], int]] = []
+    for name, entry in config.MODELS.items():
+        heads = {task: config.TASKS[task].outputs for task in config.trained_heads(name, "main")}
+        made: Any = config.resolve(entry.target)(model.nn.Identity(), heads)
+        if isinstance(made, model.MultiLabelTHANet):
+            rows.append((name, made, draw_states, 196))
+        elif isinstance(made, model.THANet):
+            rows.append((name, made, draw_heads, 216))
+        else:
+            rows.append((name, made, draw_vanilla, 112))
+    top = 78
+    figure, ax = sheet(900, top + sum(high for *_, high in rows) - 14)
+    write(ax, 20, 28, "The models of --model-type", 15, ha="left", weight="bold")
+    write(ax, 20, 56, "a photograph goes in on the left; coloured: what the model answers, and in how many outputs", 11.5,
+          ha="left", color=SOFT)  # fmt: skip
+    for name, made, draw, high in rows:
+        ax.plot([20, 880], [top, top], color=REST, linewidth=1.5)
+        entry = config.MODELS[name]
+        write(ax, 20, top + 21, name, 13, ha="left", weight="bold")
+        write(ax, 880, top + 21, entry.help, 11, ha="right", color=SOFT)
+        middle = top + (high + 30) / 2 + 2
+        box(ax, 20, middle, 136, entry.backbone, "1000 outputs", face="white", edge=INK)
+        draw(ax, middle, made)
+        top += high
+    return figure
+
+
+def described(layer: Any) -> str:
+    """A layer with its sizes, as in the code."""
+    if isinstance(layer, model.nn.Linear):
+        return f"Linear({layer.in_features}, {layer.out_features})"
+    if isinstance(layer, model.nn.BatchNorm1d):
+        return f"BatchNorm1d({layer.num_features})"
+    return f"Dropout({layer.p:g})" if isinstance(layer, model.nn.Dropout) else type(layer).__name__
+
+
+def box(ax: Axes, x: float, middle: float, wide: float, *lines: str, face: Any = CARD, edge: Any = LINE) -> None:
+    """A rounded box about a height, its first line dark, the others grey."""
+    high = 14 + 20 * len(lines)
+    card(ax, x, middle - high / 2, wide, high, face, edge)
+    for number, line in enumerate(lines):
+        write(ax, x + wide / 2, middle + 20 * (number - (len(lines) - 1) / 2), line, 10.5,
+              color=SOFT if number and face == "white" else INK)  # fmt: skip
+
+
+def heights(middle: float, count: int) -> list[float]:
+    """The middles of so many answers' boxes about a height."""
+    return [middle + APART * (number - (count - 1) / 2) for number in range(count)]
+
+
+def answer(ax: Axes, x: float, middle: float, wide: float, text: str, task: str) -> None:
+    """A box in the colour of the answer."""
+    card(ax, x, middle - HEAD / 2, wide, HEAD, pale(HEADS[task]), HEADS[task])
+    write(ax, x + wide / 2, middle, text, 11)
+
+
+def draw_vanilla(ax: Axes, middle: float, made: Any) -> None:
+    """Layers in a row and one head."""
+    x = 156
+    for layer, wide in ((made.batchnorm, 146), (made.dropout, 106), (made.relu, 58)):
+        arrow(ax, (x + 3, middle), (x + 22, middle))
+        box(ax, x + 24, middle, wide, described(layer))
+        x += 24 + wide
+    arrow(ax, (x + 3, middle), (x + 22, middle))
+    answer(ax, x + 24, middle, 104, "--task → n", "main")
+    write(ax, x + 76, middle - 28, f"Linear({made.linear.in_features}, n)", 10, color=SOFT)
+    counts = [f"{name} {task.outputs}" for name, task in config.TASKS.items()]
+    write(ax, x + 142, middle, f"n: {', '.join(counts[:2])},\n{', '.join(counts[2:])}", 10, ha="left", color=SOFT, linespacing=1.35)
+
+
+def draw_states(ax: Axes, middle: float, made: Any) -> None:
+    """A state for each label set, attention among them, their outputs; and the 18 classes where the model goes on."""
+    ys = heights(middle, len(made.parts))
+    high = ys[-1] - ys[0] + HEAD
+    arrow(ax, (159, middle), (174, middle))
+    box(ax, 176, middle, 140, described(made.batchnorm), described(made.dropout))
+    state, output = made.states[made.parts[0]], made.outputs[made.parts[0]]
+    write(ax, 387, ys[0] - 27, f"3 × {described(state)}", 10, color=SOFT)
+    card(ax, 462, ys[0] - HEAD / 2, 96, high)
+    write(ax, 510, middle, f"self-\nattention,\n{made.attention.parts} heads", 10.5, linespacing=1.35)
+    below = ys[-1] + HEAD / 2 + 13
+    ax.plot([447, 447, 580], [ys[0], below, below], color=SOFT, linewidth=1.8)
+    arrow(ax, (580, below), (580, middle + 12))
+    write(ax, 513, below + 12, "residual", 10, color=SOFT)
+    arrow(ax, (560, middle), (570, middle))
+    ax.add_patch(Circle((580, middle), 10, facecolor="white", edgecolor=SOFT, linewidth=1.5, zorder=3))
+    write(ax, 580, middle, "+", 13, va="center_baseline", zorder=4)
+    write(ax, 664, ys[0] - 27, f"Linear({output.in_features}, n)", 10, color=SOFT)
+    for part, y in zip(made.parts, ys, strict=True):
+        arrow(ax, (318, middle), (340, y))
+        card(ax, 342, y - HEAD / 2, 90, HEAD, "white", HEADS[part])
+        write(ax, 387, y, part, 11)
+        arrow(ax, (434, y), (460, y))
+        arrow(ax, (591, middle), (612, y))
+        answer(ax, 614, y, 100, f"{part} → {made.outputs[part].out_features}", part)
+    if isinstance(made, model.MultiClassTHANet):
+        for y in ys:
+            arrow(ax, (716, y), (756, middle + (y - middle) * 0.5))
+        card(ax, 758, middle - 52, 122, 104)
+        write(ax, 819, middle - 34, f"{made.linear.in_features} joined", 10.5)
+        write(ax, 819, middle - 12, described(made.relu), 10.5)
+        write(ax, 819, middle + 10, described(made.linear), 10.5)
+        answer(ax, 764, middle + 32, 110, f"main → {made.linear.out_features}", "main")
+    else:
+        write(ax, 730, middle, "main: the product\nof the three", 10, ha="left", color=SOFT, linespacing=1.35)
+
+
+def draw_heads(ax: Axes, middle: float, made: Any) -> None:
+    """A head for each task, all on the same features."""
+    arrow(ax, (159, middle), (174, middle))
+    box(ax, 176, middle, 140, "Dropout(0.5)")
+    ys = heights(middle, len(made.heads))
+    first = made.get_submodule(f"linear_{made.heads[0]}")
+    write(ax, 400, ys[0] - 27, f"Linear({first.in_features}, n)", 10, color=SOFT)
+    for head, y in zip(made.heads, ys, strict=True):
+        arrow(ax, (318, middle), (346, y))
+        answer(ax, 348, y, 104, f"{head} → {made.get_submodule(f'linear_{head}').out_features}", head)
+
+
+# ------------------------------------------------------------------------------------------------------- the transforms
+
+Square = tuple[float, float, float, float]  # left, top, right, bottom in the photograph's pixels
+
+
+def portrait(table: pd.DataFrame) -> Image.Image:
+    """The first person without a mask (else the first photograph), in the frame. Raises UserError."""
+    bare = table[table["shot"] == "normal"]
+    row = (table if bare.empty else bare).iloc[0]
+    return ImageOps.fit(dataset.read_photo(row["path"]), config.PHOTO_SIZE)
+
+
+def centred(side: float, about: Square) -> Square:
+    """The square of a side in the middle of another part."""
+    x, y = (about[0] + about[2] - side) / 2, (about[1] + about[3] - side) / 2
+    return x, y, x + side, y + side
+
+
+def looked_at(name: str, photo: Image.Image, found: Box | None) -> tuple[Square, Square] | None:
+    """The square that a transform draws its training crops from, and the one that inference sees."""
+    whole = (0.0, 0.0, float(photo.width), float(photo.height))
+    wide, narrow = centred(augmentation.WIDE, whole), centred(augmentation.NARROW, whole)
+    face = augmentation.face_square(photo, found)
+    inner = centred((face[2] - face[0]) / augmentation.ROOM, face)
+    return {"base": (wide, narrow), "random": (wide, narrow), "tta": (wide, wide), "facecrop": (face, inner)}.get(name)
+
+
+def paste(ax: Axes, picture: Image.Image, x: int, y: int, wide: int, high: int) -> None:
+    """A picture, pixel for pixel."""
+    small = picture.resize((wide, high), Image.Resampling.LANCZOS)
+    ax.imshow(np.asarray(small), extent=(x, x + wide, y + high, y), aspect="auto", interpolation="nearest", zorder=1)
+
+
+def draw_transforms(photo: Image.Image) -> Figure:
+    """A row for each of TRANSFORMS: the photograph and what is looked at, draws in training, what inference sees."""
+    pitch, top, tile, gap = 214, 112, 112, 6
+    wide, high = 126, 168
+    train, test = 168, 538
+    figure, ax = sheet(900, top + pitch * len(config.TRANSFORMS) - 8)
+    write(ax, 20, 28, "What the network sees of a photograph, by --transform-type", 15, ha="left", weight="bold")
+    ends = {20: ("photograph", wide, SOFT), train: ("training: another draw every time", 3 * tile + 2 * gap, COLOURS[0]),
+            test: ("validation and test", 3 * tile + 2 * gap, VIEW)}  # fmt: skip
+    for x, (text, span, ink) in ends.items():
+        write(ax, x + span / 2, 66, text, 12, color=ink, weight="bold")
+        ax.plot([x, x + span], [82, 82], color=ink, linewidth=2)
+    found = find_face(photo)
+    for row, (name, entry) in enumerate(config.TRANSFORMS.items()):
+        y = top + row * pitch
+        write(ax, 20, y - 2, name, 13, ha="left", weight="bold")
+        write(ax, train, y - 2, entry.help, 11, ha="left", color=SOFT)
+        y += 16
+        paste(ax, photo, 20, y, wide, high)
+        squares = looked_at(name, photo, found)
+        scale = wide / photo.width
+        if name == "facecrop" and found is not None:
+            frame(ax, 20, y, scale, found, "white", 0, linestyle=(0, (2.5, 1.5)))
+        for square, ink, inset in zip(squares or (), (COLOURS[0], VIEW), (1, 4 if squares and squares[0] == squares[1] else 1)):
+            frame(ax, 20, y, scale, square, ink, inset)
+        forms = augmentation.forms(name, augmentation.NARROW)
+        shots = [(forms.train, train + k * (tile + gap), 10 * row + k, "") for k in range(3)]
+        if entry.random_view:
+            shots += [(forms.view, test + k * (tile + gap), 10 * row + 5 + k, f"test view {k + 1}") for k in range(2)]
+            shots += [(forms.valid, test + 2 * (tile + gap), 0, "validation")]
+        else:
+            shots += [(forms.view, test, 0, "")]
+            write(ax, test + tile + 14, y + tile / 2, f"{entry.sees},\nthe same every time", 11, ha="left", color=SOFT,
+                  linespacing=1.35)  # fmt: skip
+        for form, x, number, text in shots:
+            with seeded("picture", number):
+                paste(ax, form(photo, None), x, y, tile, tile)
+            write(ax, x + tile / 2, y + tile + 14, text, 10.5, color=SOFT)
+    return figure
+
+
+def frame(ax: Axes, x: float, y: float, scale: float, part: Square, ink: str, inset: float, **options: Any) -> None:
+    """The outline of a part of a photograph that is drawn at x, y in some scale."""
+    left, upper, right, lower = (value * scale for value in part)
+    ax.add_patch(Rectangle((x + left + inset, y + upper + inset), right - left - 2 * inset, lower - upper - 2 * inset,
+                           fill=False, edgecolor=ink, **{"linewidth": 2.2, "zorder": 2, **options}))  # fmt: skip
+
+
 # ------------------------------------------------------------------------------------------------ how an ensemble votes
 
 
@@ -180,7 +394,7 @@ def face(ax: Axes, x: float, y: float, wide: float, high: float, crop: tuple[flo
             (cx + wide * 0.17, cy + high * 0.24), (cx, cy + high * 0.32), (cx - wide * 0.17, cy + high * 0.24)]  # fmt: skip
     ax.add_patch(Polygon(mask, closed=True, facecolor="white", edgecolor=SOFT, linewidth=1))
     left, upper, side = (part * wide for part in crop)
-    ax.add_patch(Rectangle((x + left, y + upper), side, side, fill=False, edgecolor="#d1006c", linewidth=2.2))
+    ax.add_patch(Rectangle((x + left, y + upper), side, side, fill=False, edgecolor=VIEW, linewidth=2.2))
 
 
 def draw_ensemble() -> Figure:
@@ -405,7 +619,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--tree", default="demo/saved_models", help="finished run of --task main on them, or what holds its tree")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="folder that the pictures go to")
+    parser.add_argument("--only", type=chosen, default=",".join(PICTURES), metavar="NAME,NAME", help="pictures to draw")
     return parser
+
+
+def chosen(text: str) -> list[str]:
+    """Names of pictures from the command line."""
+    names = [name.strip() for name in text.split(",")]
+    strange = [name for name in names if name not in PICTURES]
+    if strange:
+        raise argparse.ArgumentTypeError(f"{strange[0]!r} is not one of {', '.join(PICTURES)}")
+    return names
 
 
 def find_tree(asked: str) -> Path:
@@ -429,15 +653,22 @@ def save(figure: Figure, path: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Read everything, then draw everything."""
     args = build_parser().parse_args(argv)
-    if not args.data.is_dir():
-        raise UserError(f"--data {args.data}: no such folder; run make demo first, or name a training folder")
     if not args.out.is_dir():
         raise UserError(f"--out {args.out}: no such folder; make it first, or name another")
-    table = dataset.read_train(args.data / "train" if (args.data / "train").is_dir() else args.data)
-    result = read_result(find_tree(args.tree), table)
+    draw: dict[str, Callable[[], Figure]] = {"models": draw_models, "ensemble": draw_ensemble}
+    if not draw.keys() >= set(args.only):
+        if not args.data.is_dir():
+            raise UserError(f"--data {args.data}: no such folder; run make demo first, or name a training folder")
+        table = dataset.read_train(args.data / "train" if (args.data / "train").is_dir() else args.data)
+        draw["split"] = partial(draw_split, table)
+        if "transforms" in args.only:
+            draw["transforms"] = partial(draw_transforms, portrait(table))
+        if "result" in args.only:
+            draw["result"] = partial(draw_result, read_result(find_tree(args.tree), table))
     with mpl.rc_context({**mpl.rcParamsDefault, **STYLE}):
-        for name, figure in (("split", draw_split(table)), ("ensemble", draw_ensemble()), ("result", draw_result(result))):
-            save(figure, args.out / f"{name}.png")
+        for name in PICTURES:
+            if name in args.only:
+                save(draw[name](), args.out / f"{name}.png")
     return 0
 
 

@@ -216,7 +216,7 @@ def test_the_thanets_are_built_as_the_contract_says() -> None:
     joined = model.build("MultiClassTHANet_MK1", "main", "tiny", 32).eval()
     outputs = joined(torch.randn(2, 3, 32, 32))
     parts = torch.cat([outputs[p] for p in ("mask", "ageg", "gender")], 1)
-    assert joined.get_submodule("linear").weight.shape == (18, 8)  # type: ignore[union-attr]
+    assert joined.get_submodule("linear").weight.shape == (18, 8)
     assert torch.allclose(outputs["main"], joined.get_submodule("linear")(parts.relu()))
     assert set(model.build("MultiLabelTHANet", "main", "tiny", 32).eval()(torch.randn(2, 3, 32, 32))) == {
         "mask",
@@ -485,7 +485,7 @@ def test_boxes_take_the_finders_place_in_training_and_at_test(small_root: Path, 
     assert submit_ensemble.main([*predict, "--save-path", str(tmp_path / "p1")]) == 0
     assert submit_ensemble.main([*predict, "--save-path", str(tmp_path / "p2"), "--boxes", str(boxes)]) == 0
     arrays = [submission.load(next((tmp_path / p).iterdir())).array for p in ("p1", "p2")]
-    assert not np.array_equal(*arrays)
+    assert not np.array_equal(arrays[0], arrays[1])
 
 
 @pytest.mark.parametrize(
