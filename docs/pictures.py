@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Ellipse, FancyBboxPatch, Polygon, Rectangle
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageOps
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -166,40 +167,38 @@ HEAD, APART = 30, 36  # height of an answer's box, from one to the next
 
 def draw_models() -> Figure:
     """A row for each of MODELS: what lies between its backbone and its answers, read off the model itself."""
-    rows: list[tuple[str, Any, Callable[[Axes, float, Any], None], int]] = []
-    for name, entry in config.MODELS.items():
-        heads = {task: config.TASKS[task].outputs for task in config.trained_heads(name, "main")}
-        made: Any = config.resolve(entry.target)(model.nn.Identity(), heads)
-        if isinstance(made, model.MultiLabelTHANet):
-            rows.append((name, made, draw_states, 196))
-        elif isinstance(made, model.THANet):
-            rows.append((name, made, draw_heads, 216))
-        else:
-            rows.append((name, made, draw_vanilla, 112))
+    kinds: dict[type[nn.Module], tuple[Callable[[Axes, float, Any], None], int]] = {
+        model.VanillaEfficientNet: (draw_vanilla, 112), model.VanillaResNet: (draw_vanilla, 112),
+        model.MultiClassTHANet: (draw_states, 196), model.MultiLabelTHANet: (draw_states, 196),
+        model.THANet: (draw_heads, 218),
+    }  # fmt: skip
+    targets = {name: config.resolve(entry.target) for name, entry in config.MODELS.items()}
     top = 78
-    figure, ax = sheet(900, top + sum(high for *_, high in rows) - 14)
+    figure, ax = sheet(900, top + sum(kinds[target][1] for target in targets.values()) - 4)
     write(ax, 20, 28, "The models of --model-type", 15, ha="left", weight="bold")
-    write(ax, 20, 56, "a photograph goes in on the left; coloured: what the model answers, and in how many outputs", 11.5,
+    write(ax, 20, 56, "a photograph goes in on the left; filled with colour: what is answered → by how many outputs", 11,
           ha="left", color=SOFT)  # fmt: skip
-    for name, made, draw, high in rows:
-        ax.plot([20, 880], [top, top], color=REST, linewidth=1.5)
+    for name, target in targets.items():
+        draw, high = kinds[target]
         entry = config.MODELS[name]
+        heads = {task: config.TASKS[task].outputs for task in config.trained_heads(name, "main")}
+        ax.plot([20, 880], [top, top], color=REST, linewidth=1.5)
         write(ax, 20, top + 21, name, 13, ha="left", weight="bold")
-        write(ax, 880, top + 21, entry.help, 11, ha="right", color=SOFT)
-        middle = top + (high + 30) / 2 + 2
-        box(ax, 20, middle, 136, entry.backbone, "1000 outputs", face="white", edge=INK)
-        draw(ax, middle, made)
+        write(ax, 880, top + 21, entry.help, 10, ha="right", color=SOFT)
+        middle = top + high / 2 + 18
+        box(ax, 20, middle, 132, entry.backbone, "1000 outputs", face="white", edge=INK)
+        draw(ax, middle, target(nn.Identity(), heads))
         top += high
     return figure
 
 
 def described(layer: Any) -> str:
     """A layer with its sizes, as in the code."""
-    if isinstance(layer, model.nn.Linear):
+    if isinstance(layer, nn.Linear):
         return f"Linear({layer.in_features}, {layer.out_features})"
-    if isinstance(layer, model.nn.BatchNorm1d):
+    if isinstance(layer, nn.BatchNorm1d):
         return f"BatchNorm1d({layer.num_features})"
-    return f"Dropout({layer.p:g})" if isinstance(layer, model.nn.Dropout) else type(layer).__name__
+    return f"Dropout({layer.p:g})" if isinstance(layer, nn.Dropout) else type(layer).__name__
 
 
 def box(ax: Axes, x: float, middle: float, wide: float, *lines: str, face: Any = CARD, edge: Any = LINE) -> None:
@@ -219,70 +218,68 @@ def heights(middle: float, count: int) -> list[float]:
 def answer(ax: Axes, x: float, middle: float, wide: float, text: str, task: str) -> None:
     """A box in the colour of the answer."""
     card(ax, x, middle - HEAD / 2, wide, HEAD, pale(HEADS[task]), HEADS[task])
-    write(ax, x + wide / 2, middle, text, 11)
+    write(ax, x + wide / 2, middle, text, 10.5)
 
 
 def draw_vanilla(ax: Axes, middle: float, made: Any) -> None:
     """Layers in a row and one head."""
-    x = 156
-    for layer, wide in ((made.batchnorm, 146), (made.dropout, 106), (made.relu, 58)):
-        arrow(ax, (x + 3, middle), (x + 22, middle))
-        box(ax, x + 24, middle, wide, described(layer))
-        x += 24 + wide
-    arrow(ax, (x + 3, middle), (x + 22, middle))
-    answer(ax, x + 24, middle, 104, "--task → n", "main")
-    write(ax, x + 76, middle - 28, f"Linear({made.linear.in_features}, n)", 10, color=SOFT)
+    x = 152
+    for layer, wide in ((made.batchnorm, 172), (made.dropout, 112), (made.relu, 58)):
+        arrow(ax, (x + 2, middle), (x + 20, middle))
+        box(ax, x + 22, middle, wide, described(layer))
+        x += 22 + wide
+    arrow(ax, (x + 2, middle), (x + 20, middle))
+    answer(ax, x + 22, middle, 100, "--task → n", "main")
+    write(ax, x + 72, middle - 27, f"Linear({made.linear.in_features}, n)", 10, color=SOFT)
     counts = [f"{name} {task.outputs}" for name, task in config.TASKS.items()]
-    write(ax, x + 142, middle, f"n: {', '.join(counts[:2])},\n{', '.join(counts[2:])}", 10, ha="left", color=SOFT, linespacing=1.35)
+    lines = f"n: {', '.join(counts[:2])},\n{', '.join(counts[2:])}"
+    write(ax, x + 136, middle, lines, 10, ha="left", color=SOFT, linespacing=1.35)
 
 
 def draw_states(ax: Axes, middle: float, made: Any) -> None:
     """A state for each label set, attention among them, their outputs; and the 18 classes where the model goes on."""
     ys = heights(middle, len(made.parts))
-    high = ys[-1] - ys[0] + HEAD
-    arrow(ax, (159, middle), (174, middle))
-    box(ax, 176, middle, 140, described(made.batchnorm), described(made.dropout))
-    state, output = made.states[made.parts[0]], made.outputs[made.parts[0]]
-    write(ax, 387, ys[0] - 27, f"3 × {described(state)}", 10, color=SOFT)
-    card(ax, 462, ys[0] - HEAD / 2, 96, high)
-    write(ax, 510, middle, f"self-\nattention,\n{made.attention.parts} heads", 10.5, linespacing=1.35)
-    below = ys[-1] + HEAD / 2 + 13
-    ax.plot([447, 447, 580], [ys[0], below, below], color=SOFT, linewidth=1.8)
-    arrow(ax, (580, below), (580, middle + 12))
-    write(ax, 513, below + 12, "residual", 10, color=SOFT)
-    arrow(ax, (560, middle), (570, middle))
-    ax.add_patch(Circle((580, middle), 10, facecolor="white", edgecolor=SOFT, linewidth=1.5, zorder=3))
-    write(ax, 580, middle, "+", 13, va="center_baseline", zorder=4)
-    write(ax, 664, ys[0] - 27, f"Linear({output.in_features}, n)", 10, color=SOFT)
+    above, below = ys[0] - 27, ys[-1] + HEAD / 2 + 14
+    arrow(ax, (154, middle), (172, middle))
+    box(ax, 174, middle, 164, described(made.batchnorm), described(made.dropout))
+    write(ax, 405, above, f"{len(ys)} × {described(made.states[made.parts[0]])}", 10, color=SOFT)
+    card(ax, 474, ys[0] - HEAD / 2, 88, ys[-1] - ys[0] + HEAD)
+    write(ax, 518, middle, f"self-\nattention,\n{made.attention.parts} heads", 10.5, linespacing=1.35)
+    ax.plot([459, 459, 582, 582], [ys[0], below, below, middle + 18], color=SOFT, linewidth=1.8)
+    arrow(ax, (582, middle + 26), (582, middle + 11))
+    write(ax, 591, below + 1, "residual", 10, ha="left", color=SOFT)
+    arrow(ax, (563, middle), (572, middle))
+    ax.add_patch(Circle((582, middle), 10, facecolor="white", edgecolor=SOFT, linewidth=1.5, zorder=3))
+    ax.plot([577, 587, 582, 582, 582], [middle, middle, middle, middle - 5, middle + 5], color=INK, linewidth=1.5, zorder=4)
+    write(ax, 667, above, f"Linear({made.outputs[made.parts[0]].in_features}, n)", 10, color=SOFT)
     for part, y in zip(made.parts, ys, strict=True):
-        arrow(ax, (318, middle), (340, y))
-        card(ax, 342, y - HEAD / 2, 90, HEAD, "white", HEADS[part])
-        write(ax, 387, y, part, 11)
-        arrow(ax, (434, y), (460, y))
-        arrow(ax, (591, middle), (612, y))
-        answer(ax, 614, y, 100, f"{part} → {made.outputs[part].out_features}", part)
+        arrow(ax, (340, middle), (362, y))
+        card(ax, 364, y - HEAD / 2, 82, HEAD, "white", HEADS[part])
+        write(ax, 405, y, part, 10.5)
+        arrow(ax, (448, y), (472, y))
+        arrow(ax, (593, middle), (614, y))
+        answer(ax, 616, y, 102, f"{part} → {made.outputs[part].out_features}", part)
     if isinstance(made, model.MultiClassTHANet):
         for y in ys:
-            arrow(ax, (716, y), (756, middle + (y - middle) * 0.5))
-        card(ax, 758, middle - 52, 122, 104)
-        write(ax, 819, middle - 34, f"{made.linear.in_features} joined", 10.5)
-        write(ax, 819, middle - 12, described(made.relu), 10.5)
-        write(ax, 819, middle + 10, described(made.linear), 10.5)
-        answer(ax, 764, middle + 32, 110, f"main → {made.linear.out_features}", "main")
+            arrow(ax, (720, y), (750, middle + (y - middle) * 0.6))
+        card(ax, 752, middle - 56, 128, 112)
+        for number, line in enumerate((f"{made.linear.in_features} joined", described(made.relu), described(made.linear))):
+            write(ax, 816, middle - 40 + 22 * number, line, 10.5)
+        answer(ax, 760, middle + 33, 112, f"main → {made.linear.out_features}", "main")
     else:
         write(ax, 730, middle, "main: the product\nof the three", 10, ha="left", color=SOFT, linespacing=1.35)
 
 
 def draw_heads(ax: Axes, middle: float, made: Any) -> None:
     """A head for each task, all on the same features."""
-    arrow(ax, (159, middle), (174, middle))
-    box(ax, 176, middle, 140, "Dropout(0.5)")
     ys = heights(middle, len(made.heads))
-    first = made.get_submodule(f"linear_{made.heads[0]}")
-    write(ax, 400, ys[0] - 27, f"Linear({first.in_features}, n)", 10, color=SOFT)
-    for head, y in zip(made.heads, ys, strict=True):
-        arrow(ax, (318, middle), (346, y))
-        answer(ax, 348, y, 104, f"{head} → {made.get_submodule(f'linear_{head}').out_features}", head)
+    layers = {head: made.get_submodule(f"linear_{head}") for head in made.heads}
+    arrow(ax, (154, middle), (172, middle))
+    box(ax, 174, middle, 164, "Dropout(0.5)")
+    write(ax, 420, ys[0] - 27, f"Linear({layers[made.heads[0]].in_features}, n)", 10, color=SOFT)
+    for (head, layer), y in zip(layers.items(), ys, strict=True):
+        arrow(ax, (340, middle), (367, y))
+        answer(ax, 369, y, 102, f"{head} → {layer.out_features}", head)
 
 
 # ------------------------------------------------------------------------------------------------------- the transforms
@@ -320,10 +317,10 @@ def paste(ax: Axes, picture: Image.Image, x: int, y: int, wide: int, high: int) 
 
 def draw_transforms(photo: Image.Image) -> Figure:
     """A row for each of TRANSFORMS: the photograph and what is looked at, draws in training, what inference sees."""
-    pitch, top, tile, gap = 214, 112, 112, 6
-    wide, high = 126, 168
-    train, test = 168, 538
-    figure, ax = sheet(900, top + pitch * len(config.TRANSFORMS) - 8)
+    pitch, top, tile, gap = 188, 112, 115, 6
+    wide, high = 108, 144
+    train, test = 146, 523
+    figure, ax = sheet(900, top + pitch * len(config.TRANSFORMS) - 6)
     write(ax, 20, 28, "What the network sees of a photograph, by --transform-type", 15, ha="left", weight="bold")
     ends = {20: ("photograph", wide, SOFT), train: ("training: another draw every time", 3 * tile + 2 * gap, COLOURS[0]),
             test: ("validation and test", 3 * tile + 2 * gap, VIEW)}  # fmt: skip
@@ -344,14 +341,17 @@ def draw_transforms(photo: Image.Image) -> Figure:
         for square, ink, inset in zip(squares or (), (COLOURS[0], VIEW), (1, 4 if squares and squares[0] == squares[1] else 1)):
             frame(ax, 20, y, scale, square, ink, inset)
         forms = augmentation.forms(name, augmentation.NARROW)
-        shots = [(forms.train, train + k * (tile + gap), 10 * row + k, "") for k in range(3)]
+        draws = (9, 17, 12) if entry.random_view else (0, 4, 13)  # ones that differ
+        shots = [(forms.train, train + k * (tile + gap), draw, "") for k, draw in enumerate(draws)]
         if entry.random_view:
-            shots += [(forms.view, test + k * (tile + gap), 10 * row + 5 + k, f"test view {k + 1}") for k in range(2)]
+            shots += [(forms.view, test + k * (tile + gap), draw, f"test view {k + 1}") for k, draw in enumerate((2, 14))]
             shots += [(forms.valid, test + 2 * (tile + gap), 0, "validation")]
         else:
             shots += [(forms.view, test, 0, "")]
-            write(ax, test + tile + 14, y + tile / 2, f"{entry.sees},\nthe same every time", 11, ha="left", color=SOFT,
-                  linespacing=1.35)  # fmt: skip
+            note = f"{entry.sees},\nthe same every time"
+            if name == "facecrop":
+                note += "\n\ndashed: the face's box" if found else "\n\nno face was found"
+            write(ax, test + tile + 14, y + tile / 2, note, 11, ha="left", color=SOFT, linespacing=1.35)
         for form, x, number, text in shots:
             with seeded("picture", number):
                 paste(ax, form(photo, None), x, y, tile, tile)
