@@ -31,6 +31,9 @@ HAIRS = [(28, 24, 26), (44, 34, 32), (66, 46, 36), (96, 64, 44), (122, 66, 46), 
          (140, 134, 130), (222, 198, 150)]
 MASKS = [(240, 242, 244), (150, 196, 226), (34, 34, 40), (214, 226, 232)]
 INK, WHITE = (34, 26, 26), (248, 246, 242)
+# The weights of four neighbouring points on a Catmull-Rom curve, at five places between the middle two.
+CURVE = [(2 * t * t - t - t**3, 2 - 5 * t * t + 3 * t**3, t + 4 * t * t - 3 * t**3, t**3 - t * t)
+         for t in (0.0, 0.2, 0.4, 0.6, 0.8)]
 
 Color = tuple[int, ...]
 Points = list[tuple[float, float]]
@@ -63,10 +66,9 @@ class Pen:
         p, out = [self.at(x, y) for x, y in points], []
         p = [p[-1], *p, p[0], p[1]] if closed else [p[0], *p, p[-1]]
         for a, b, c, d in zip(p, p[1:], p[2:], p[3:], strict=False):
-            for t in (0.0, 0.2, 0.4, 0.6, 0.8):
-                k = 2 * t * t - t - t**3, 2 - 5 * t * t + 3 * t**3, t + 4 * t * t - 3 * t**3, t**3 - t * t
-                out.append(((k[0] * a[0] + k[1] * b[0] + k[2] * c[0] + k[3] * d[0]) / 2,
-                            (k[0] * a[1] + k[1] * b[1] + k[2] * c[1] + k[3] * d[1]) / 2))
+            for i, j, k, m in CURVE:
+                x, y = i * a[0] + j * b[0] + k * c[0] + m * d[0], i * a[1] + j * b[1] + k * c[1] + m * d[1]
+                out.append((x / 2, y / 2))
         return out if closed else [*out, p[-1]]
 
     def area(self, points: Points, color: Color, alpha: float = 1) -> None:

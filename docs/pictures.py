@@ -166,13 +166,14 @@ HEAD, APART = 30, 36  # height of an answer's box, from one to the next
 
 
 def draw_models() -> Figure:
-    """A row for each of MODELS: what lies between its backbone and its answers, read off the model itself."""
+    """A row for each of MODELS that is known here: what lies between backbone and answers, read off the model itself."""
     kinds: dict[type[nn.Module], tuple[Callable[[Axes, float, Any], None], int]] = {
         model.VanillaEfficientNet: (draw_vanilla, 112), model.VanillaResNet: (draw_vanilla, 112),
         model.MultiClassTHANet: (draw_states, 196), model.MultiLabelTHANet: (draw_states, 196),
         model.THANet: (draw_heads, 218),
     }  # fmt: skip
-    targets = {name: config.resolve(entry.target) for name, entry in config.MODELS.items()}
+    resolved = {name: config.resolve(entry.target) for name, entry in config.MODELS.items()}
+    targets = {name: target for name, target in resolved.items() if target in kinds}
     top = 78
     figure, ax = sheet(900, top + sum(kinds[target][1] for target in targets.values()) - 4)
     write(ax, 20, 28, "The models of --model-type", 15, ha="left", weight="bold")
@@ -240,23 +241,23 @@ def draw_states(ax: Axes, middle: float, made: Any) -> None:
     """A state for each label set, attention among them, their outputs; and the 18 classes where the model goes on."""
     ys = heights(middle, len(made.parts))
     above, below = ys[0] - 27, ys[-1] + HEAD / 2 + 14
-    arrow(ax, (154, middle), (172, middle))
-    box(ax, 174, middle, 164, described(made.batchnorm), described(made.dropout))
+    arrow(ax, (153, middle), (171, middle))
+    box(ax, 172, middle, 172, described(made.batchnorm), described(made.dropout))
     write(ax, 405, above, f"{len(ys)} × {described(made.states[made.parts[0]])}", 10, color=SOFT)
-    card(ax, 474, ys[0] - HEAD / 2, 88, ys[-1] - ys[0] + HEAD)
+    card(ax, 472, ys[0] - HEAD / 2, 92, ys[-1] - ys[0] + HEAD)
     write(ax, 518, middle, f"self-\nattention,\n{made.attention.parts} heads", 10.5, linespacing=1.35)
     ax.plot([459, 459, 582, 582], [ys[0], below, below, middle + 18], color=SOFT, linewidth=1.8)
     arrow(ax, (582, middle + 26), (582, middle + 11))
     write(ax, 591, below + 1, "residual", 10, ha="left", color=SOFT)
-    arrow(ax, (563, middle), (572, middle))
+    arrow(ax, (564, middle), (573, middle))
     ax.add_patch(Circle((582, middle), 10, facecolor="white", edgecolor=SOFT, linewidth=1.5, zorder=3))
     ax.plot([577, 587, 582, 582, 582], [middle, middle, middle, middle - 5, middle + 5], color=INK, linewidth=1.5, zorder=4)
     write(ax, 667, above, f"Linear({made.outputs[made.parts[0]].in_features}, n)", 10, color=SOFT)
     for part, y in zip(made.parts, ys, strict=True):
-        arrow(ax, (340, middle), (362, y))
+        arrow(ax, (346, middle), (362, y))
         card(ax, 364, y - HEAD / 2, 82, HEAD, "white", HEADS[part])
         write(ax, 405, y, part, 10.5)
-        arrow(ax, (448, y), (472, y))
+        arrow(ax, (448, y), (471, y))
         arrow(ax, (593, middle), (614, y))
         answer(ax, 616, y, 102, f"{part} → {made.outputs[part].out_features}", part)
     if isinstance(made, model.MultiClassTHANet):
@@ -274,11 +275,11 @@ def draw_heads(ax: Axes, middle: float, made: Any) -> None:
     """A head for each task, all on the same features."""
     ys = heights(middle, len(made.heads))
     layers = {head: made.get_submodule(f"linear_{head}") for head in made.heads}
-    arrow(ax, (154, middle), (172, middle))
-    box(ax, 174, middle, 164, "Dropout(0.5)")
+    arrow(ax, (153, middle), (171, middle))
+    box(ax, 172, middle, 172, "Dropout(0.5)")
     write(ax, 420, ys[0] - 27, f"Linear({layers[made.heads[0]].in_features}, n)", 10, color=SOFT)
     for (head, layer), y in zip(layers.items(), ys, strict=True):
-        arrow(ax, (340, middle), (367, y))
+        arrow(ax, (346, middle), (367, y))
         answer(ax, 369, y, 102, f"{head} → {layer.out_features}", head)
 
 
@@ -322,7 +323,7 @@ def draw_transforms(photo: Image.Image) -> Figure:
     train, test = 146, 523
     figure, ax = sheet(900, top + pitch * len(config.TRANSFORMS) - 6)
     write(ax, 20, 28, "What the network sees of a photograph, by --transform-type", 15, ha="left", weight="bold")
-    ends = {20: ("photograph", wide, SOFT), train: ("training: another draw every time", 3 * tile + 2 * gap, COLOURS[0]),
+    ends = {20: ("photo", wide, SOFT), train: ("training: another draw every time", 3 * tile + 2 * gap, COLOURS[0]),
             test: ("validation and test", 3 * tile + 2 * gap, VIEW)}  # fmt: skip
     for x, (text, span, ink) in ends.items():
         write(ax, x + span / 2, 66, text, 12, color=ink, weight="bold")
@@ -338,8 +339,9 @@ def draw_transforms(photo: Image.Image) -> Figure:
         scale = wide / photo.width
         if name == "facecrop" and found is not None:
             frame(ax, 20, y, scale, found, "white", 0, linestyle=(0, (2.5, 1.5)))
-        for square, ink, inset in zip(squares or (), (COLOURS[0], VIEW), (1, 4 if squares and squares[0] == squares[1] else 1)):
-            frame(ax, 20, y, scale, square, ink, inset)
+        if squares is not None:
+            frame(ax, 20, y, scale, squares[0], COLOURS[0], 1)
+            frame(ax, 20, y, scale, squares[1], VIEW, 3.5 if squares[0] == squares[1] else 1)
         forms = augmentation.forms(name, augmentation.NARROW)
         draws = (9, 17, 12) if entry.random_view else (0, 4, 13)  # ones that differ
         shots = [(forms.train, train + k * (tile + gap), draw, "") for k, draw in enumerate(draws)]
