@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import platform
 import shutil
 import sys
@@ -259,17 +260,17 @@ def train_fold(study: Study, number: int, clock: Clock) -> checkpoint.FoldState:
         fold.batches.epoch = state.epoch
         models.freeze(fold.learner.model, state.epoch < s.freeze)
         step = state.epoch * len(fold.batches)
-        trained = engine.train_epoch(fold.learner, fold.recipe, loader, fold.labels, config.judged(s.task), study.compute, step)
+        trained = engine.train_epoch(fold.learner, fold.recipe, loader, fold.labels, s.task, study.compute, step)
         answers = engine.predict(
             [fold.learner.model], [[0]], fold.validation, validated_tasks(s), study.compute, fold.rows.tolist(),
             f"validating fold {number}",
         )  # fmt: skip
-        scores, mean_loss = judge_epoch(study, fold, {task: array[0, 0] for task, array in answers.items()})
-        if not np.isfinite([trained[0], mean_loss]).all():
+        if not (np.isfinite(trained[0]) and all(np.isfinite(array).all() for array in answers.values())):
             raise Diverged(
-                f"fold {number}, epoch {state.epoch + 1}: the loss is {trained[0]} in training, {mean_loss} in "
-                f"validation, at a learning rate of {fold.recipe.rate(step):g}; try a smaller --lr, or --clip-grad 1"
+                f"fold {number}, epoch {state.epoch + 1} (steps {step} to {step + len(fold.batches)}): the loss is {trained[0]} "
+                f"at a learning rate of {fold.recipe.rate(step):g}; try a smaller --lr, or --clip-grad 1"
             )
+        scores, mean_loss = judge_epoch(study, fold, {task: array[0, 0] for task, array in answers.items()})
         state.epoch += 1
         for task, array in answers.items():
             state.probabilities.setdefault(task, []).append(array[0, 0])
@@ -320,7 +321,7 @@ def epoch_row(
 ) -> dict[str, float]:
     """An epoch's line in history.csv."""
     row = {"epoch": float(epoch), "train_loss": trained[0], "valid_loss": mean_loss, **score_dict(scores[task])}
-    if not config.TASKS[task].regression:
+    if not math.isnan(trained[1]):
         row["train_accuracy"] = trained[1]
     row |= {f"macro_f1_{head}": found.macro_f1 for head, found in scores.items() if head != task}
     return row | {"lr": rate, "images_per_second": trained[2]}
@@ -483,7 +484,7 @@ def estimate(study: Study) -> list[str]:
     for _ in range(2):  # the first batch pays for what happens once
         before = time.monotonic()
         loader = dataset.loader(fold.training, batches, 0, study.compute.device)
-        engine.train_epoch(fold.learner, fold.recipe, loader, fold.labels, config.judged(s.task), study.compute, 0)
+        engine.train_epoch(fold.learner, fold.recipe, loader, fold.labels, s.task, study.compute, 0)
         seconds = time.monotonic() - before
     per_photo = seconds / len(batches.indices)
     people = len(study.table) - len(fold.rows) + len(fold.rows) / 3  # a validation pass has no backward

@@ -89,12 +89,12 @@ class Recipe:
 
 
 def train_epoch(
-    learner: Learner, recipe: Recipe, loader: Any, labels: dict[str, Tensor], judge: str, compute: Compute, step: int
+    learner: Learner, recipe: Recipe, loader: Any, labels: dict[str, Tensor], task: str, compute: Compute, step: int
 ) -> tuple[float, float, float]:
     """One pass over the loader's batches, from the run's step number `step` on.
 
-    labels: {task: labels of every photograph}, on the device. Returns (mean loss, accuracy of `judge`, photographs
-    a second). Nothing here waits for the device before the last step is queued.
+    labels: {task: labels of every photograph}, on the device. Returns (mean loss, accuracy of `task` or NaN
+    where no head answers it in classes, photographs a second). Nothing here waits for the device before the last step is queued.
     """
     models.train_mode(learner.model)
     running = metrics.RunningLoss(compute.device)
@@ -119,8 +119,9 @@ def train_epoch(
             nn.utils.clip_grad_norm_(learner.model.parameters(), recipe.clip_grad)
         learner.scaler.step(learner.optimizer)
         learner.scaler.update()
-        shown = judge if judge in outputs else recipe.heads[-1]
-        running.add(loss, outputs[shown], truth[shown])
+        running.add(loss, index.shape[0])
+        if task in outputs and not config.TASKS[task].regression:
+            running.add_hits(outputs[task], truth[task])
         step += 1
     mean, accuracy, count = running.read()
     warn_resized(resized)

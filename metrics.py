@@ -81,17 +81,20 @@ class RunningLoss:
 
     def __init__(self, device: torch.device) -> None:
         kind = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
-        self.sums = torch.zeros(3, dtype=kind, device=device)  # losses, hits, photographs
+        self.sums = torch.zeros(3, dtype=kind, device=device)  # losses, photographs, hits
+        self.judged = False
 
-    def add(self, loss: Tensor, outputs: Tensor, labels: Tensor) -> None:
-        """loss: the batch's mean; outputs [batch, classes], labels [batch] of the task that the model is judged by."""
-        count = labels.shape[0]
+    def add(self, loss: Tensor, count: int) -> None:
+        """loss: the mean of a batch of `count` photographs."""
         self.sums[0] += loss.detach() * count
-        if outputs.shape[1] > 1:
-            self.sums[1] += (outputs.detach().argmax(1) == labels).sum()
-        self.sums[2] += count
+        self.sums[1] += count
+
+    def add_hits(self, outputs: Tensor, labels: Tensor) -> None:
+        """outputs [batch, classes], labels [batch]."""
+        self.judged = True
+        self.sums[2] += (outputs.detach().argmax(1) == labels).sum()
 
     def read(self) -> tuple[float, float, int]:
-        """(mean loss, accuracy, photographs)."""
-        losses, hits, count = self.sums.tolist()
-        return losses / max(count, 1), hits / max(count, 1), int(count)
+        """(mean loss, accuracy or NaN where no hits were counted, photographs)."""
+        losses, count, hits = self.sums.tolist()
+        return losses / max(count, 1), hits / max(count, 1) if self.judged else math.nan, int(count)

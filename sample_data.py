@@ -27,13 +27,23 @@ WIDTH, HEIGHT = 384, 512
 SHOTS = ["incorrect_mask", "mask1", "mask2", "mask3", "mask4", "mask5", "normal"]
 EXTENSIONS = [".jpg"] * 22 + [".jpeg", ".png", ".JPG"]
 SKINS = [(250, 222, 200), (240, 204, 176), (226, 184, 150), (206, 160, 124), (178, 132, 98)]
-HAIRS = [(28, 24, 26), (44, 34, 32), (66, 46, 36), (96, 64, 44), (122, 66, 46), (158, 122, 84), (196, 170, 128),
-         (140, 134, 130), (222, 198, 150)]
+HAIRS = [
+    (28, 24, 26),
+    (44, 34, 32),
+    (66, 46, 36),
+    (96, 64, 44),
+    (122, 66, 46),
+    (158, 122, 84),
+    (196, 170, 128),
+    (140, 134, 130),
+    (222, 198, 150),
+]
 MASKS = [(240, 242, 244), (150, 196, 226), (34, 34, 40), (214, 226, 232)]
 INK, WHITE = (34, 26, 26), (248, 246, 242)
 # The weights of four neighbouring points on a Catmull-Rom curve, at five places between the middle two.
-CURVE = [(2 * t * t - t - t**3, 2 - 5 * t * t + 3 * t**3, t + 4 * t * t - 3 * t**3, t**3 - t * t)
-         for t in (0.0, 0.2, 0.4, 0.6, 0.8)]
+CURVE = [
+    (2 * t * t - t - t**3, 2 - 5 * t * t + 3 * t**3, t + 4 * t * t - 3 * t**3, t**3 - t * t) for t in (0.0, 0.2, 0.4, 0.6, 0.8)
+]
 
 Color = tuple[int, ...]
 Points = list[tuple[float, float]]
@@ -135,8 +145,16 @@ def draw_mask(pen: Pen, rng: random.Random, shot: str) -> None:
     for side in (-1, 1):
         pen.line([(side * wide, top + 0.16), (side, min(top, 0.1))], blend(cloth, WHITE, 0.5), 0.035)
         pen.line([(side * wide * 0.9, bottom - 0.3), (side, max(0.4, top - 0.2))], blend(cloth, WHITE, 0.5), 0.035)
-    shape = mirrored([(0, top - (0.02, 0.1, 0.06)[kind]), (wide * 0.5, top + 0.03), (wide, top + 0.09),
-                      (wide * 0.97, middle), (wide * (0.72, 0.5, 0.62)[kind], bottom - 0.12), (0, bottom)])
+    shape = mirrored(
+        [
+            (0, top - (0.02, 0.1, 0.06)[kind]),
+            (wide * 0.5, top + 0.03),
+            (wide, top + 0.09),
+            (wide * 0.97, middle),
+            (wide * (0.72, 0.5, 0.62)[kind], bottom - 0.12),
+            (0, bottom),
+        ]
+    )
     pen.area(shape, cloth)
     pen.line(shape + shape[:1], dark, 0.02, 0.5)
     second = any_color(rng)
@@ -194,8 +212,12 @@ def draw_person(person: Person, shot: str) -> Image.Image:
         flat.dot(look.uniform(-0.4, 0.4), -1.5, 0.36, hair)
     flat.area(mirrored([(0, 0.6), (neck, 0.7), (neck, 1.5), (neck + 0.3, 1.9), (0, 2.3)]), blend(skin, INK, 0.25))
     cloth, collar = any_color(look), look.choice((1.5, 1.8, 2.2))
-    flat.area(mirrored([(0, collar), (neck, min(1.72, collar - 0.08)), (wide * 0.6, 1.85), (wide, 2.3), (wide + 0.3, 4),
-                        (wide, 7), (0, 7)]), cloth)
+    flat.area(
+        mirrored(
+            [(0, collar), (neck, min(1.72, collar - 0.08)), (wide * 0.6, 1.85), (wide, 2.3), (wide + 0.3, 4), (wide, 7), (0, 7)]
+        ),
+        cloth,
+    )
     stripe, stripes = any_color(look), look.choice((0, 0, 4))
     for y in range(stripes):
         flat.line([(-wide + 0.05, 2.6 + y * 0.4), (0, 2.7 + y * 0.4), (wide - 0.05, 2.6 + y * 0.4)], stripe, 0.12)
@@ -219,8 +241,20 @@ def draw_person(person: Person, shot: str) -> Image.Image:
         pen.area(flip([*lid, (0.51, high * 0.8), (0.33, high * 0.8)], side), WHITE)
         pen.dot(side * 0.43 + gaze, 0, min(0.1, high * 1.1), (58, 38, 28))
         pen.dot(side * 0.43 + gaze + 0.03, -0.03, 0.022, WHITE)
-        pen.area(flip([(0.18, -0.31 - thick / 2), (0.45, -0.32 - arch - thick / 2), (0.73, -0.26),
-                       (0.45, -0.32 - arch + thick / 2), (0.18, -0.31 + thick / 2)], side), brow, 0.9)
+        pen.area(
+            flip(
+                [
+                    (0.18, -0.31 - thick / 2),
+                    (0.45, -0.32 - arch - thick / 2),
+                    (0.73, -0.26),
+                    (0.45, -0.32 - arch + thick / 2),
+                    (0.18, -0.31 + thick / 2),
+                ],
+                side,
+            ),
+            brow,
+            0.9,
+        )
         pen.area(flip([(0.21, 0.15), (0.45, 0.2), (0.67, 0.13), (0.48, 0.3), (0.33, 0.29)], side), shade, 0.5 * bags)
         for points, color, width, alpha in (
             (lid, INK, lash, 1),
@@ -369,14 +403,22 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> Parser:
     """Describe the command line."""
-    parser = Parser(prog="sample_data.py", allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-                    description="Draw sample people in the competition's layout, to try the toolkit with no data.")
+    parser = Parser(
+        prog="sample_data.py",
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description="Draw sample people in the competition's layout, to try the toolkit with no data.",
+    )
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("./input/data"), help="folder to write, new or empty")
     parser.add_argument("--people", metavar="N", type=int, default=60, help="training people, 7 pictures each")
     parser.add_argument("--eval-people", metavar="N", type=int, default=30, help="evaluation people, 7 pictures each")
     parser.add_argument("--seed", metavar="N", type=int, default=42, help="the same seed draws the same people")
-    parser.add_argument("--balance", choices=("even", "real"), default="even",
-                        help="even: every gender and age group alike; real: the competition archive's shares")
+    parser.add_argument(
+        "--balance",
+        choices=("even", "real"),
+        default="even",
+        help="even: every gender and age group alike; real: the competition archive's shares",
+    )
     return parser
 
 
@@ -389,8 +431,13 @@ def main(argv: list[str] | None = None) -> int:
     if args.eval_people < 0:
         parser.error(f"--eval-people is {args.eval_people}: give 0 or more")
     out, counts = args.out.resolve(), f"{args.people} training people and {args.eval_people} evaluation people"
-    arguments: dict[str, object] = {"version": VERSION, "people": args.people, "eval_people": args.eval_people,
-                                    "seed": args.seed, "balance": args.balance}
+    arguments: dict[str, object] = {
+        "version": VERSION,
+        "people": args.people,
+        "eval_people": args.eval_people,
+        "seed": args.seed,
+        "balance": args.balance,
+    }
     try:
         if out.exists() and not out.is_dir():
             parser.error(f"{args.out} is a file: give another --out, a folder that is new or empty")
@@ -416,8 +463,10 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("sample_data.py: stopped, nothing was written", file=sys.stderr)
         return 130
-    print(f"wrote {counts}, 7 pictures each, to {args.out} (answers: {args.out / 'eval' / 'answers.csv'}); "
-          "the people are drawn, not real")
+    print(
+        f"wrote {counts}, 7 pictures each, to {args.out} (answers: {args.out / 'eval' / 'answers.csv'}); "
+        "the people are drawn, not real"
+    )
     return 0
 
 

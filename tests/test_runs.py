@@ -208,9 +208,17 @@ def test_a_diverging_fold_is_marked_and_the_others_go_on(
     monkeypatch.setattr(engine, "train_epoch", spoil)
     assert run_train(train_root, tmp_path, "--epochs", "2", "--cv", "3") == 1
     captured = capsys.readouterr()
-    assert "1  failed: fold 1, epoch 2: the loss is nan" in captured.out
+    assert "1  failed: fold 1, epoch 2 (steps " in captured.out
     assert "out-of-fold, 56 photographs" in captured.out
     assert len(list(tmp_path.glob("*/fold01/*.pth"))) == 1
+
+
+def test_years_that_are_no_numbers_end_a_fold_too(
+    train_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "start_at", lambda network, value: network.linear.bias.data.fill_(float("nan")))
+    assert run_train(train_root, tmp_path, "--epochs", "1", "--task", "age") == 1
+    assert "fold 0, epoch 1 (steps 0 to 3): the loss is nan" in capsys.readouterr().err
 
 
 def test_validation_is_on_unaltered_labels(train_root: Path, tmp_path: Path) -> None:

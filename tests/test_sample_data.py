@@ -7,11 +7,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import support
 from PIL import Image
 
 import dataset
 import sample_data
-import support
 
 
 @pytest.fixture(scope="module")
