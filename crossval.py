@@ -27,7 +27,7 @@ import loss
 import metrics
 import model as models
 import optim
-from utils import UserError, atomic_write, choose_device, derive_seed, set_threads, warn
+from utils import UserError, atomic_write, choose_device, derive_seed, set_threads, usable_processors, warn
 
 SPLIT_OF = 10  # a single split holds out one fold of so many
 
@@ -141,7 +141,7 @@ def describe(study: Study) -> dict[str, Any]:
 def write_start(study: Study) -> None:
     """run.json and folds.csv of a run that begins."""
     versions = {name: __import__(name).__version__ for name in ("torch", "torchvision", "numpy", "pandas", "PIL")}
-    machine = {"system": platform.platform(), "processors": torch.get_num_threads(), "device": str(study.compute.device)}
+    machine = {"system": platform.platform(), "processors": usable_processors(), "device": str(study.compute.device)}
     if study.compute.device.type == "cuda":
         machine["gpu"] = torch.cuda.get_device_name(study.compute.device)
     content = {

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 import config
-from utils import UserError, warn
+from utils import UserError, warn_counted
 
 FLOOR = 1e-12  # a probability of 0 from one member must not veto all others in a geometric mean
 
@@ -46,11 +46,12 @@ class Probabilities:
     def top(self, k: int) -> Probabilities:
         """The k best members of each fold; says so where a fold has fewer."""
         keep: list[int] = []
+        fewer: list[str] = []
         for fold in sorted(set(self.folds)):
             ranked = sorted((m for m, f in enumerate(self.folds) if f == fold), key=lambda m: -self.weights[m])
-            if len(ranked) < k:
-                warn(f"--top-k {k}: fold {fold} holds {len(ranked)}; all of them vote")
+            fewer += [f"fold{fold:02d}"] if len(ranked) < k else []
             keep += ranked[:k]
+        warn_counted(fewer, f"--top-k {k}: all that a fold holds vote in folds that hold fewer")
         return self.select(keep)
 
 

@@ -19,7 +19,7 @@ import engine
 import ensemble
 import metrics
 import model as models
-from utils import UserError, atomic_write, choose_device, new_folder, set_threads, timestamp, warn
+from utils import UserError, atomic_write, choose_device, new_folder, set_threads, timestamp, warn, warn_counted
 
 PROBS = "probs.npz"
 
@@ -36,13 +36,14 @@ class Member:
 def members_of(tree: Path, top_k: int) -> list[Member]:
     """The k best checkpoints of each fold of a tree. Raises UserError for a fold without one."""
     found: list[Member] = []
+    fewer: list[str] = []
     for folder in checkpoint.fold_folders(tree):
         ranked = checkpoint.ranked_members(folder)
         if not ranked:
             raise UserError(f"{folder}: holds no checkpoint; finish its training or remove the folder")
-        if len(ranked) < top_k:
-            warn(f"--top-k {top_k}: {folder.name} holds {len(ranked)}; all of them vote")
+        fewer += [folder.name] if len(ranked) < top_k else []
         found += [Member(checkpoint.member_name(c.path, tree), info, c) for c, info in ranked[:top_k]]
+    warn_counted(fewer, f"--top-k {top_k}: all that a fold holds vote in folds that hold fewer")
     return found
 
 

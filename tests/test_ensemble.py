@@ -105,4 +105,4 @@ def test_top_k_is_of_each_fold(capsys: pytest.CaptureFixture[str]) -> None:
                                    [0.5, 0.9, 0.7, 0.1, 0.2], ["a", "b"])  # fmt: skip
     assert probs.top(2).members == ["m1", "m2", "m4", "m3"]
     assert probs.top(3).members == ["m1", "m2", "m0", "m4", "m3"]
-    assert "fold 1 holds 2" in capsys.readouterr().err
+    assert "fewer: 1 (the first: 'fold01')" in capsys.readouterr().err

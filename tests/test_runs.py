@@ -313,7 +313,7 @@ def test_the_files_of_an_ensemble(tree: Path, eval_root: Path, tmp_path: Path, c
     made = predict(submit_ensemble, eval_root, tmp_path, "--root", str(tree), "--top-k", "5", "--workers", "0", "--answers",
                    str(eval_root / "answers.csv"))  # fmt: skip
     captured = capsys.readouterr()
-    assert captured.err.count("--top-k 5: fold0") == 3
+    assert captured.err.count("--top-k 5: all that a fold holds vote in folds that hold fewer: 3") == 1
     assert made.name.startswith("kfold-ensemble-VanillaEfficientNet_test_main_")
     order = [row[0] for row in support.read_rows(eval_root / "info.csv")]
     for name in ("arithmetic", "geometric", "weighted_mean"):
