@@ -198,7 +198,7 @@ class Fold:
 def prepare_fold(study: Study, number: int) -> Fold:
     """Network, optimizer, schedule, photographs and labels of a fold."""
     s, table, device = study.settings, study.table, study.compute.device
-    network = make_model(study, number).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = models.place(make_model(study, number), device)
     optimizer = optim.make_optimizer(
         s.optim_type, models.parameter_groups(network, s.backbone_lr_scale), s.lr or 0.0, s.weight_decay or 0.0
     )
@@ -404,20 +404,14 @@ def score_outside(study: Study, outside: pd.DataFrame) -> str:
     """The final ensemble, all kept checkpoints of all folds, on people whom no choice has seen."""
     s = study.settings
     members = [pair for folder in checkpoint.fold_folders(study.tree) for pair in checkpoint.ranked_members(folder)]
-    networks = [ensemble_member(study, found, info) for found, info in members]
+    rebuilt = [models.rebuild(info, found.weights, str(found.path)) for found, info in members]
+    networks = [models.place(network, study.compute.device) for network in rebuilt]
     view = augmentation.View(augmentation.forms(s.transform_type, s.image_size).valid)
     photos = dataset.Photos(outside["file"].tolist(), outside["path"].tolist(), [view])
     answers = engine.predict(networks, [[0]] * len(networks), photos, [s.task], study.compute)[s.task]
     decided = ensemble.decide(s.task, ensemble.arithmetic(answers))
     scores = metrics.score(s.task, decided, outside[s.task].to_numpy())
     return f"--valid-root, scored once by the ensemble of {len(networks)} checkpoints: {scores.line()}"
-
-
-def ensemble_member(study: Study, found: checkpoint.Checkpoint, info: checkpoint.Info) -> torch.nn.Module:
-    """A checkpoint's network on the run's device."""
-    network = models.rebuild(info, found.weights, str(found.path))
-    moved: torch.nn.Module = network.to(study.compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return moved
 
 
 def run(settings: config.TrainSettings) -> int:

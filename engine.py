@@ -81,7 +81,7 @@ class Learner:
 class Recipe:
     """What an epoch of training follows."""
 
-    heads: tuple[str, ...]  # tasks trained; the first sum of their losses
+    heads: tuple[str, ...]  # tasks trained at once, by the sum of their losses
     criterion: nn.Module
     rate: Callable[[int], float]  # learning rate of each step of the whole run
     clip_grad: float | None

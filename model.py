@@ -307,6 +307,12 @@ def rebuild(info: checkpoint.Info, weights: StateDict, source: str) -> nn.Module
     return network
 
 
+def place(network: nn.Module, device: torch.device) -> nn.Module:
+    """Move a network to where it runs, its weights channels last in memory, as the images are."""
+    placed: nn.Module = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return placed
+
+
 def train_on(network: nn.Module, start: checkpoint.Checkpoint, name: str, task: str) -> list[str]:
     """Load a checkpoint to train on from: whole for the same task (or a model with heads of its own), else its backbone.
 

@@ -110,7 +110,7 @@ def run_members(
     networks: list[torch.nn.Module] = []
     for member in members:
         network = models.rebuild(member.info, member.found.weights, str(member.found.path))
-        networks.append(network.to(compute.device, memory_format=torch.channels_last))  # type: ignore[call-overload]
+        networks.append(models.place(network, compute.device))
     if boxes_csv is not None and "facecrop" not in used:
         raise UserError(f"--boxes {boxes_csv}: none of these checkpoints was trained with facecrop; leave --boxes out")
     boxes = dataset.read_boxes(boxes_csv, names, paths) if boxes_csv else None
