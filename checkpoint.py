@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -10,9 +11,15 @@ import pickle
 import re
 import time
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None  # type: ignore[assignment]
 
 import numpy as np
 import torch
@@ -24,6 +31,7 @@ from utils import UserError, atomic_write, new_folder, timestamp
 FORMAT = 1
 PREFIX = "kfold-ensemble-"
 VALIDATION = "validation.npz"  # every epoch's probabilities of the fold's held-out people
+STATE = "state.pt"  # what an unfinished fold goes on from
 
 
 # ------------------------------------------------------------------------------------------------ names and contents
@@ -97,11 +105,14 @@ def write(path: Path, weights: dict[str, Tensor], info: Info) -> None:
         torch.save(plain, file)
 
 
-def safe_load(path: Path) -> dict[str, Any]:
-    """A dictionary from a torch file, unpickling nothing but plain types and tensors. Raises UserError."""
+def safe_load(path: Path, mapped: bool = True) -> dict[str, Any]:
+    """A dictionary from a torch file, unpickling nothing but plain types and tensors. Raises UserError.
+
+    mapped: read tensors from the file when they are used, not at once.
+    """
     try:
         try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         except (RuntimeError, ValueError):  # the format before torch 1.6 cannot be mapped
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
@@ -169,54 +180,111 @@ class Kept:
 
 @dataclass
 class FoldState:
-    """All that a fold's next epoch goes on from, beside the weights and the optimizer's state."""
+    """All that a fold goes on from, beside the weights and the optimizer's state."""
 
     fold: int
     epoch: int = 0  # epochs that are complete
+    step: int = 0  # steps of the next epoch that are done
+    sums: list[float] = field(default_factory=list)  # what metrics.RunningLoss has counted in those steps
     kept: list[Kept] = field(default_factory=list)
     history: list[dict[str, float]] = field(default_factory=list)  # a row per epoch
     probabilities: dict[str, list[np.ndarray]] = field(default_factory=dict)  # task -> [images, classes] per epoch
 
 
-def keep_best(folder: Path, kept: list[Kept], new: Kept, weights: dict[str, Tensor], info: Info, top: int) -> None:
-    """Save the new checkpoint if it is among the `top` best, and only then delete what it displaces; updates `kept`."""
+def save_best(folder: Path, kept: list[Kept], new: Kept, weights: dict[str, Tensor], info: Info, top: int) -> None:
+    """Save the new checkpoint if it is among the `top` best; updates `kept`. What it displaces stays (see `tidy`)."""
     ranked = sorted([*kept, new], key=lambda k: k.rank)
-    if new in ranked[top:]:
+    if new not in ranked[top:]:
+        write(folder / new.file, weights, info)
+        kept[:] = ranked[:top]
+
+
+def tidy(folder: Path, kept: list[Kept]) -> None:
+    """Delete the checkpoints of a fold that are not among its best, and what a killed process was writing.
+
+    Called after the state that lists `kept` is safe on the disk, so that every file which a state lists exists.
+    """
+    files = {best.file for best in kept}
+    for path in [*folder.glob("*.pth"), *folder.glob(".writing-*")]:
+        if path.name not in files and (path.name.startswith(".writing-") or NAME.fullmatch(path.name)):
+            path.unlink(missing_ok=True)
+
+
+def write_state(folder: Path, state: FoldState, learner: dict[str, Any]) -> None:
+    """Keep what a fold goes on from; learner: state dicts of model, optimizer and scaler. The probabilities of complete
+    epochs are not repeated here: `write_validation` comes first."""
+    plain = dataclasses.asdict(dataclasses.replace(state, probabilities={}))
+    with atomic_write(folder / STATE) as file:
+        torch.save({"format": FORMAT, "state": plain, "learner": learner}, file)
+
+
+def read_state(folder: Path) -> tuple[FoldState, dict[str, Any]] | None:
+    """(state, state dicts) of a fold that was begun, None where nothing was kept. Raises UserError for a damaged file."""
+    path = folder / STATE
+    if not path.exists():
+        return None
+    loaded = safe_load(path, mapped=False)
+    remedy = f"remove {folder} to train the fold again"
+    try:
+        plain, learner = loaded["state"], loaded["learner"]
+        state = FoldState(**{**plain, "kept": [Kept(**kept) for kept in plain["kept"]]})
+        ({**learner["model"]}, {**learner["optimizer"]}, {**learner["scaler"]})
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: holds no state of a fold ({error}); {remedy}") from None
+    with_probabilities(folder, state)
+    return state, learner
+
+
+def with_probabilities(folder: Path, state: FoldState) -> None:
+    """Fill a state's probabilities of the epochs it counts from the fold's own file. Raises UserError where they lack."""
+    if not state.epoch:
         return
-    write(folder / new.file, weights, info)
-    for displaced in ranked[top:]:
-        (folder / displaced.file).unlink(missing_ok=True)
-    kept[:] = ranked[:top]
+    arrays = _read_arrays(folder) or {}
+    told = {name.removeprefix("probs_"): array for name, array in arrays.items() if name.startswith("probs_")}
+    if not told or any(len(array) < state.epoch for array in told.values()) or len(state.history) != state.epoch:
+        raise UserError(f"{folder / STATE}: counts epochs that {VALIDATION} lacks; remove {folder} to train the fold again")
+    state.probabilities = {task: list(array[: state.epoch]) for task, array in told.items()}
 
 
 def write_validation(folder: Path, state: FoldState, files: list[str]) -> None:
     """Keep every epoch's validation probabilities: one array [epochs, images, classes] per task, and the file names."""
-    arrays = {f"probs_{task}": np.stack(rows) for task, rows in state.probabilities.items()}
-    with atomic_write(folder / VALIDATION) as file:
-        np.savez_compressed(file, files=np.array(files), **arrays)  # type: ignore[arg-type]
     columns = list(state.history[0])
     with atomic_write(folder / "history.csv", "w") as file:
         file.write(",".join(columns) + "\n")
         file.writelines(",".join(f"{row[c]:.8g}" for c in columns) + "\n" for row in state.history)
+    arrays = {f"probs_{task}": np.stack(rows) for task, rows in state.probabilities.items()}
+    with atomic_write(folder / VALIDATION) as file:
+        np.savez_compressed(file, files=np.array(files), **arrays)  # type: ignore[arg-type]
 
 
-def read_validation(folder: Path, task: str) -> tuple[list[str], np.ndarray] | None:
-    """(file names, [epochs, images, classes]) of a fold, None where it has none."""
+def _read_arrays(folder: Path) -> dict[str, np.ndarray] | None:
     try:
         with np.load(folder / VALIDATION, allow_pickle=False) as arrays:
-            return arrays["files"].tolist(), arrays[f"probs_{task}"]
+            return dict(arrays)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{folder / VALIDATION}: damaged ({error}); remove {folder} to train it again") from None
 
 
+def read_validation(folder: Path, task: str) -> tuple[list[str], np.ndarray] | None:
+    """(file names, [epochs, images, classes]) of a fold, None where it has none."""
+    arrays = _read_arrays(folder)
+    if arrays is None:
+        return None
+    if not {"files", f"probs_{task}"} <= set(arrays):
+        raise UserError(f"{folder / VALIDATION}: holds no probabilities of {task}; remove {folder} to train it again")
+    return arrays["files"].tolist(), arrays[f"probs_{task}"]
+
+
 # ------------------------------------------------------------------------------------------------------- the tree
 
 
 def open_tree(settings: config.TrainSettings) -> Path:
-    """The folder of a run: new, or that of --run-name whose settings agree. Raises UserError where they do not."""
+    """The folder of a run: new, or that of --run-name or --resume, whose settings must agree. Raises UserError."""
     parent, name = Path(settings.save_path), PREFIX + settings.model_type
+    if settings.resume is not None:
+        return unfinished_tree(settings)
     if settings.run_name is None:
         return new_folder(parent, name if not (parent / name).exists() else f"{name}_{timestamp()}")
     if not re.fullmatch(r"[\w.-]+", settings.run_name):
@@ -226,24 +294,69 @@ def open_tree(settings: config.TrainSettings) -> Path:
         tree.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{tree}: cannot make this folder ({error.strerror}); name another with --save-path") from None
-    before = read_run(tree).get("settings")
-    if before is None and not fold_folders(tree):
-        return tree
-    if not isinstance(before, dict):
-        raise UserError(f"{tree}: has no run.json with settings; choose another --run-name")
-    now = json.loads(json.dumps(result_settings(settings)))
-    for key, value in now.items():
-        if before.get(key) != value:
-            raise UserError(
-                f"--run-name {settings.run_name}: {tree} was trained with --{key.replace('_', '-')} "
-                f"{before.get(key)}, not {value}; choose another --run-name"
-            )
+    if read_run(tree) or fold_folders(tree):
+        check_agrees(settings, tree, f"--run-name {settings.run_name}", "choose another --run-name")
     return tree
+
+
+def unfinished_tree(settings: config.TrainSettings) -> Path:
+    """The tree that --resume means: the newest unfinished one of the same settings, or the one named. Raises UserError."""
+    parent, name = Path(settings.save_path), PREFIX + settings.model_type
+    if settings.resume != config.NEWEST:
+        named = [parent / str(settings.resume), parent / f"{name}_{settings.resume}"]
+        tree = next((p for p in named if (p / "run.json").is_file()), None)
+        if tree is None:
+            raise UserError(f"--resume {settings.resume}: no such run in {parent}; name a folder that is there")
+        check_agrees(settings, tree, "--resume", "give the settings it began with")
+        return tree
+    runs = [p for p in parent.glob(f"{PREFIX}*") if (p / "run.json").is_file() and "finished" not in read_run(p)]
+    runs.sort(key=lambda p: (started(p), p.name), reverse=True)
+    if not runs:
+        raise UserError(f"--resume: no unfinished run in {parent}; leave --resume out to start one")
+    same = next((p for p in runs if not disagreements(settings, p)), None)
+    if same is None:
+        check_agrees(settings, runs[0], "--resume", "give the settings it began with")
+    return same or runs[0]
+
+
+def disagreements(settings: config.TrainSettings, tree: Path) -> list[str]:
+    """`--lr 0.001 (now 0.01)`: the settings that a result hangs on and a tree's run had otherwise. Raises UserError."""
+    before = read_run(tree).get("settings")
+    if not isinstance(before, dict):
+        raise UserError(f"{tree}: has no run.json with settings; start a new run")
+    now = json.loads(json.dumps(result_settings(settings)))
+    differ = {key: value for key, value in now.items() if before.get(key) != value}
+    return [f"--{key.replace('_', '-')} {before.get(key)} (now {value})" for key, value in differ.items()]
+
+
+def check_agrees(settings: config.TrainSettings, tree: Path, option: str, remedy: str) -> None:
+    """Raise UserError naming the settings that a tree's run had otherwise."""
+    differ = disagreements(settings, tree)
+    if differ:
+        raise UserError(f"{option}: {tree} was trained with {', '.join(differ)}; {remedy}")
+
+
+@contextlib.contextmanager
+def locked(folder: Path, needed: bool = True) -> Iterator[None]:
+    """Make a fold's folder and keep other processes on this machine out of it. Raises UserError where one is in it."""
+    folder.mkdir(exist_ok=True)
+    if not needed or fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{folder}: another process trains this fold; wait for it, or choose another --run-name") from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def result_settings(settings: config.TrainSettings) -> dict[str, Any]:
     """The settings that a run's result hangs on."""
-    free = ("workers", "dry_run", "save_path", "run_name", "device", "folds")
+    free = ("workers", "dry_run", "save_path", "run_name", "device", "folds", "resume", "quiet")
     return {key: value for key, value in dataclasses.asdict(settings).items() if key not in free}
 
 

@@ -192,6 +192,7 @@ PRECISIONS = {
 }
 METHODS = {"softvoting": "three means of the probabilities", "hardvoting": "majority of the votes"}
 METHOD_ALIASES = {"soft": "softvoting", "hard": "hardvoting"}
+NEWEST = "newest"  # --resume without a name
 AUTO = "auto"  # --transform-type: the form that the checkpoint's own validation used
 
 
@@ -273,6 +274,14 @@ def whole_numbers(text: str) -> tuple[int, ...]:
     return tuple(sorted({int(part) for part in text.split(",")}))
 
 
+def schedule_name(text: str) -> str:
+    """`cosine`, `none`, or `cosine:10`: restarting every 10 epochs."""
+    name, colon, cycle = text.casefold().partition(":")
+    if colon and name == "cosine":
+        return f"cosine:{Range(float, 0, 1e6, above=True)(cycle):g}"
+    return Choice(SCHEDULES)(text)
+
+
 def option(
     group: str,
     help: str,
@@ -341,10 +350,10 @@ class TrainSettings(MachineSettings):
         TRAINING, "learning rate (0.005 wrecks pretrained weights under Adam)", None, Range(float, 0, above=True),
         "0.001 for adam and adamp on pretrained weights, else 0.005",
     )  # fmt: skip
-    lr_scheduler: str = option(TRAINING, "learning rate over time", "cosine", Choice(SCHEDULES))
-    cycle_epochs: float | None = option(
-        TRAINING, "length of cosine's cycle in epochs", None, Range(float, 0, above=True), "the whole run"
-    )
+    lr_scheduler: str = option(
+        TRAINING, "learning rate over time; cosine:E restarts every E epochs", "cosine", schedule_name,
+        metavar="{cosine,cosine:E,none}",
+    )  # fmt: skip
     warmup_epochs: float = option(TRAINING, "epochs of linear warm-up", 0.0, Range(float, 0))
     backbone_lr_scale: float = option(TRAINING, "the backbone's learning rate as a part of --lr", 1.0, Range(float, 0))
     freeze: int = option(TRAINING, "epochs at the start in which the backbone stays as it is", 0, Range(int, 0))
@@ -358,16 +367,28 @@ class TrainSettings(MachineSettings):
         FOLDS, "suffix of the tree's name; naming a run that is there completes it", None, shown="none, or the time",
         metavar="NAME",
     )  # fmt: skip
+    resume: str | None = option(
+        FOLDS, "go on with the newest unfinished run of this command, or with the one named", None, shown="a new run",
+        metavar="NAME", const=NEWEST,
+    )  # fmt: skip
     folds: tuple[int, ...] | None = option(
         FOLDS, "train only these of the --cv folds, like 0,3; runs of one --run-name share a tree", None, whole_numbers,
         "all", "N,N",
     )  # fmt: skip
     save_top: int = option(FOLDS, "checkpoints kept per fold, by validation macro F1", 3, Range(int, 1))
+    compile: bool = option(MACHINE, "let torch.compile make the training step faster (minutes at the start)", False)
     dry_run: bool = option(MACHINE, "read, split, run one batch, estimate time and disk, and stop", False)
+    quiet: bool = option(MACHINE, "print no line per epoch", False)
 
     @property
     def heads(self) -> tuple[str, ...]:
         return trained_heads(self.model_type, self.task)
+
+    @property
+    def cycle_epochs(self) -> float | None:
+        """Length of cosine's cycle; None: the whole run."""
+        _, _, cycle = self.lr_scheduler.partition(":")
+        return float(cycle) if cycle else None
 
     def completed(self) -> TrainSettings:
         """Fill the defaults that hang on other options, and refuse what does not go together (UserError)."""
@@ -415,13 +436,13 @@ def check_training(s: TrainSettings) -> None:
     grouped = [t for t in s.heads if TASKS[t].classes and TASKS[t].label(0, 0, 59) != TASKS[t].label(0, 0, 60)]
     if s.age_filter is not None and not grouped:
         raise UserError(f"--age-filter {s.age_filter}: --task {s.task} has no age groups to filter; leave it out")
-    if s.lr_scheduler == "none" and s.cycle_epochs is not None:
-        raise UserError("--cycle-epochs: only --lr-scheduler cosine has cycles; leave it out")
     if s.cycle_epochs is not None and s.cycle_epochs + s.warmup_epochs > s.epochs:
-        raise UserError(f"--cycle-epochs {s.cycle_epochs:g}: longer than the {s.epochs} epochs; make it shorter")
+        raise UserError(f"--lr-scheduler {s.lr_scheduler}: a cycle longer than the {s.epochs} epochs; make it shorter")
     if s.folds is not None and (s.folds[-1] >= s.cv or s.run_name is None):
         remedy = f"count from 0 to {s.cv - 1}" if s.folds[-1] >= s.cv else "name the tree that they share with --run-name"
         raise UserError(f"--folds {','.join(map(str, s.folds))}: {remedy}")
+    if s.resume is not None and s.run_name is not None:
+        raise UserError(f"--resume: --run-name {s.run_name} goes on with that run already; leave one of them out")
     if s.freeze >= s.epochs:
         raise UserError(f"--freeze {s.freeze}: must be fewer than --epochs {s.epochs}, or the backbone never learns")
     check_boxes(s.boxes, s.transform_type)
@@ -519,7 +540,7 @@ def build_parser(settings: type[MachineSettings], prog: str, description: str) -
         groups[meta["group"]] = group
         flag = "--" + field.name.replace("_", "-")
         if field.default is False:
-            group.add_argument(flag, action="store_true", help=meta["help"])
+            group.add_argument(flag, action="store_true", help=f"{meta['help']} (default: off)")
             continue
         kind = meta["kind"]
         metavar = meta["metavar"]

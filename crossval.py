@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import math
 import platform
-import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,22 @@ import loss
 import metrics
 import model as models
 import optim
-from utils import UserError, atomic_write, choose_device, derive_seed, set_threads, usable_processors, warn
+import outoffold
+import processes
+from utils import (
+    RunError,
+    Stopped,
+    StopSignal,
+    UserError,
+    atomic_write,
+    derive_seed,
+    usable_processors,
+    warn,
+)
 
 SPLIT_OF = 10  # a single split holds out one fold of so many
+ALONE = processes.Processes()
+SAVE_SECONDS = 60.0  # a kill inside an epoch costs no more than this
 
 
 @dataclass(frozen=True)
@@ -43,6 +57,7 @@ class Study:
     start: checkpoint.Checkpoint | None  # trained on from here
     boxes: dict[str, augmentation.Box]  # of the faces, where a file tells them
     tree: Path
+    who: processes.Processes
 
     @property
     def folds(self) -> list[int]:
@@ -50,8 +65,14 @@ class Study:
 
     @property
     def own_folds(self) -> list[int]:
-        """The folds that this process trains."""
-        return list(self.settings.folds or self.folds)
+        """The folds that this process trains: every so many-th of those asked for, or with all others the one of --cv 1."""
+        asked = list(self.settings.folds or self.folds)
+        return asked if self.settings.cv == 1 else asked[self.who.rank :: self.who.world]
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes its folds' files: the first one of those that share a fold."""
+        return self.compute.rank == 0
 
     def held_out(self, fold: int) -> np.ndarray:
         """Row numbers of the photographs that a fold is validated on."""
@@ -109,17 +130,14 @@ def load_table(s: config.TrainSettings) -> tuple[pd.DataFrame, pd.DataFrame | No
     return table.assign(fold=fold if s.cv > 1 else fold.where(fold == 0, -1)), outside
 
 
-def set_up(s: config.TrainSettings) -> tuple[Study, pd.DataFrame | None]:
+def set_up(s: config.TrainSettings, who: processes.Processes = ALONE) -> tuple[Study, pd.DataFrame | None]:
     """Read, check and split everything, before the first folder is made."""
-    device = choose_device(s.device)
-    set_threads(s.threads)
-    precision = engine.choose_precision(s.precision, device)
-    compute = engine.Compute(device, precision, dataset.choose_workers(s.workers, device), s.batch_size)
+    compute = processes.compute_for(s, s.batch_size, who, shared=s.cv == 1)
     start = checkpoint.read(Path(s.load_state_dict)) if s.load_state_dict else None
     weights = models.backbone_weights(s.backbone or "", s.pretrained) if start is None else None
     table, outside = load_table(s)
     boxes = dataset.read_boxes(s.boxes, table["file"].tolist(), table["path"].tolist()) if s.boxes else {}
-    study = Study(s, table, compute, weights, start, boxes, Path())
+    study = Study(s, table, compute, weights, start, boxes, Path(), who)
     make_model(study, 0)  # weights that do not fit are refused before a folder is made
     return study, outside
 
@@ -135,7 +153,20 @@ def describe(study: Study) -> dict[str, Any]:
         "people_per_fold": {str(f): int(table.loc[table["fold"] == f, "person"].nunique()) for f in study.folds},
         "photographs_per_class": {name: int(counts.get(number, 0)) for number, name in enumerate(names)},
         "regression": task.regression,
+        "digest": digest(table),
     }
+
+
+def digest(table: pd.DataFrame) -> str:
+    """What a run's result hangs on in its table: names, labels and folds of all photographs."""
+    told = table[["file", "person", "mask", "gender", "years", "fold"]].to_csv(index=False)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def chosen(study: Study) -> dict[str, Any]:
+    """What was left to the machine, as it was chosen."""
+    return {"device": study.compute.device.type, "precision": study.compute.precision, "workers": study.compute.workers,
+            "threads": torch.get_num_threads(), "processes": study.who.world}  # fmt: skip
 
 
 def write_start(study: Study) -> None:
@@ -148,8 +179,7 @@ def write_start(study: Study) -> None:
         "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
         "command": sys.argv,
         "settings": dataclasses.asdict(study.settings),
-        "chosen": {"precision": study.compute.precision, "workers": study.compute.workers,
-                   "threads": torch.get_num_threads()},
+        "chosen": chosen(study),
         "versions": {"python": platform.python_version(), **versions},
         "machine": machine,
         "data": describe(study),
@@ -157,6 +187,22 @@ def write_start(study: Study) -> None:
     people = study.table.drop_duplicates("person")[["person", "gender", "ageg", "fold"]]
     with atomic_write(study.tree / "folds.csv", "w") as file:
         people.assign(fold=people["fold"].map(lambda f: "" if f < 0 else f)).to_csv(file, index=False)
+    checkpoint.write_json(study.tree / "run.json", content)
+
+
+def take_up(study: Study) -> None:
+    """Note in run.json that a run goes on. Raises UserError where its data are others now."""
+    content = checkpoint.read_run(study.tree)
+    before = content.get("data", {}).get("digest")
+    if before not in (None, digest(study.table)):
+        raise UserError(f"{study.tree}: {study.settings.train_root} has other photographs, labels or folds than when the run "
+                        "began; restore them, or start a new run")  # fmt: skip
+    now, then = chosen(study), content.get("chosen", {})
+    for key in ("device", "precision", "threads"):
+        if then.get(key, now[key]) != now[key]:
+            warn(f"{key}: the run began with {then[key]} and goes on with {now[key]}, so it will differ by rounding")
+    content.setdefault("resumed", []).append({"at": time.strftime("%Y-%m-%dT%H:%M:%S"), "command": sys.argv, "chosen": now})
+    content.pop("finished", None)
     checkpoint.write_json(study.tree / "run.json", content)
 
 
@@ -207,7 +253,9 @@ def prepare_fold(study: Study, number: int) -> Fold:
     rest = np.flatnonzero(table["fold"] != number).tolist()
     labels = dataset.label_tensors(table, s.heads, s.age_filter)
     indices, blending = oversample(study, number, rest)
-    batches = dataset.Batches(indices, s.batch_size, ("fold", s.seed, number), pairs=True)
+    batches = dataset.Batches(
+        indices, s.batch_size, ("fold", s.seed, number), least=2, rank=study.compute.rank, world=study.compute.world
+    )
     factor = optim.schedule(s.lr_scheduler, len(batches), s.epochs, s.warmup_epochs, s.cycle_epochs)
     recipe = engine.Recipe(
         s.heads, loss.make_loss(s.loss_type or ""), lambda step: (s.lr or 0.0) * factor(step), s.clip_grad, (s.seed, number)
@@ -217,7 +265,7 @@ def prepare_fold(study: Study, number: int) -> Fold:
     names, paths = table["file"].tolist(), table["path"].tolist()
     return Fold(
         number,
-        engine.Learner(network, optimizer, scaler),
+        engine.Learner(network, optimizer, scaler, torch.compile(network) if s.compile else network),
         recipe,
         dataset.Photos(names, paths, [training], study.boxes, blending),
         batches,
@@ -242,49 +290,130 @@ def oversample(study: Study, number: int, rows: list[int]) -> tuple[list[int], d
     return indices, dataset.blending(relabelled, rows, (judged, *s.heads), ("mixup", s.seed, number))
 
 
-def train_fold(study: Study, number: int, clock: Clock) -> checkpoint.FoldState:
-    """All epochs of a fold, its best checkpoints kept. Raises Diverged, the best so far staying where they are."""
+class Keeper:
+    """Keeps a fold's state: at the end of each epoch, inside long ones every minute, and when asked to stop."""
+
+    def __init__(self, study: Study, fold: Fold, state: checkpoint.FoldState, folder: Path, stop: StopSignal) -> None:
+        self.study, self.fold, self.state, self.folder, self.stop = study, fold, state, folder, stop
+        self.saved = time.monotonic()
+
+    def save(self) -> None:
+        """Write the state, then delete the checkpoints that it does not list."""
+        if self.study.writes:
+            checkpoint.write_state(self.folder, self.state, self.fold.learner.state())
+            checkpoint.tidy(self.folder, self.state.kept)
+        self.saved = time.monotonic()
+
+    def after_step(self, running: metrics.RunningLoss, done: int) -> None:
+        """done: steps of this epoch that are complete. Raises Stopped where that was asked for."""
+        if not self.stop.number and time.monotonic() - self.saved < SAVE_SECONDS:
+            return
+        check_finite(self.fold, running)
+        self.state.step, self.state.sums = done, running.kept()
+        self.save()
+        if self.stop.number:
+            raise Stopped(self.stop.number, f"stopped in epoch {self.state.epoch + 1} of fold {self.fold.number}; the same "
+                          f"command with --resume goes on from there ({self.study.tree})")  # fmt: skip
+
+
+def check_finite(fold: Fold, running: metrics.RunningLoss) -> None:
+    """Raise Diverged where a loss was no number."""
+    step = running.first_bad()
+    if step is not None:
+        epoch, inside = divmod(step, len(fold.batches))
+        raise Diverged(
+            f"fold {fold.number}, epoch {epoch + 1}, step {inside + 1} of {len(fold.batches)}: the loss is no number any more "
+            f"at a learning rate of {fold.recipe.rate(step):g}; try a smaller --lr, --clip-grad 1 or --warmup-epochs 1"
+        )
+
+
+def train_fold(study: Study, number: int, clock: Clock, stop: StopSignal) -> None:
+    """All epochs of a fold that are left, its best checkpoints kept. Raises Diverged, the best so far staying where they are."""
     s = study.settings
-    fold = prepare_fold(study, number)
     folder = study.tree / f"fold{number:02d}"
-    folder.mkdir(exist_ok=True)
-    state = checkpoint.FoldState(number)
-    absent = metrics.absent_classes(s.task, study.truth(fold.rows))
-    if absent:
-        warn(f"fold {number}: {len(absent)} classes are not among the held-out people ({absent[0]}, ...): "
-             "macro F1 leaves them out unless they are predicted")  # fmt: skip
-    loader = dataset.loader(fold.training, fold.batches, study.compute.workers, study.compute.device)
-    held_out = sorted(set(study.table["person"].iloc[fold.rows]))
-    files = study.table["file"].iloc[fold.rows].tolist()
-    while state.epoch < s.epochs:
-        fold.batches.epoch = state.epoch
-        models.freeze(fold.learner.model, state.epoch < s.freeze)
-        step = state.epoch * len(fold.batches)
-        trained = engine.train_epoch(fold.learner, fold.recipe, loader, fold.labels, s.task, study.compute, step)
-        answers = engine.predict(
-            [fold.learner.model], [[0]], fold.validation, validated_tasks(s), study.compute, fold.rows.tolist(),
-            f"validating fold {number}",
-        )  # fmt: skip
-        if not (np.isfinite(trained[0]) and all(np.isfinite(array).all() for array in answers.values())):
-            raise Diverged(
-                f"fold {number}, epoch {state.epoch + 1} (steps {step} to {step + len(fold.batches)}): the loss is {trained[0]} "
-                f"at a learning rate of {fold.recipe.rate(step):g}; try a smaller --lr, or --clip-grad 1"
-            )
-        scores, mean_loss = judge_epoch(study, fold, {task: array[0, 0] for task, array in answers.items()})
-        state.epoch += 1
-        for task, array in answers.items():
-            state.probabilities.setdefault(task, []).append(array[0, 0])
-        mine = scores[s.task]
-        state.history.append(epoch_row(state.epoch, trained, scores, mean_loss, fold.recipe.rate(step), s.task))
+    with checkpoint.locked(folder, study.writes):
+        begun = checkpoint.read_state(folder)
+        fold = prepare_fold(study, number)
+        state = checkpoint.FoldState(number)
+        if begun is not None:
+            state = begun[0]
+            fold.learner.restore(begun[1], str(folder / checkpoint.STATE))
+            clock.fold_over(state.epoch)
+            say(study, f"fold {number}: goes on after {state.epoch} epochs and {state.step} of {len(fold.batches)} steps")
+        elif study.writes:
+            checkpoint.tidy(folder, [])  # of a process that was killed before it had kept a state
+        absent = metrics.absent_classes(s.task, study.truth(fold.rows))
+        if absent:
+            warn(f"fold {number}: {len(absent)} classes are not among the held-out people ({absent[0]}, ...): "
+                 "macro F1 leaves them out unless they are predicted")  # fmt: skip
+        keeper = Keeper(study, fold, state, folder, stop)
+        loader = dataset.loader(fold.training, fold.batches, study.compute.workers, study.compute.device)
+        while state.epoch < s.epochs:
+            trained = train_epoch(study, fold, state, loader, keeper)
+            finish_epoch(study, fold, state, trained, keeper, clock)
+        if study.writes:
+            (folder / checkpoint.STATE).unlink(missing_ok=True)
+
+
+def train_epoch(
+    study: Study, fold: Fold, state: checkpoint.FoldState, loader: Any, keeper: Keeper
+) -> tuple[float, float, float]:
+    """What is left of the epoch under way. Returns (mean loss, accuracy, photographs a second)."""
+    models.freeze(fold.learner.model, state.epoch < study.settings.freeze)
+    fold.batches.epoch, fold.batches.start = state.epoch, state.step
+    first = state.epoch * len(fold.batches)
+    running = metrics.RunningLoss(study.compute.device, state.sums)
+    learner = fold.learner
+    if study.compute.world > 1:  # made anew for each epoch: it must know which parameters learn
+        shared = torch.nn.parallel.DistributedDataParallel(learner.forward)
+        learner = dataclasses.replace(learner, forward=shared)
+    _, speed = engine.train_epoch(
+        learner, fold.recipe, loader, fold.labels, study.settings.task, study.compute, first + state.step, running,
+        lambda step: keeper.after_step(running, step - first),
+    )  # fmt: skip
+    if study.compute.world > 1:
+        processes.add_up(running, learner.model)
+    check_finite(fold, running)
+    mean, accuracy, _ = running.read()
+    return mean, accuracy, speed
+
+
+def finish_epoch(
+    study: Study, fold: Fold, state: checkpoint.FoldState, trained: tuple[float, float, float], keeper: Keeper, clock: Clock
+) -> None:
+    """Validate, keep what the epoch gave, and say so."""
+    s, number = study.settings, fold.number
+    answers = engine.predict(
+        [fold.learner.model], [[0]], fold.validation, validated_tasks(s), study.compute, fold.rows.tolist(),
+        f"validating fold {number}",
+    )  # fmt: skip
+    if not all(np.isfinite(array).all() for array in answers.values()):
+        raise Diverged(f"fold {number}, epoch {state.epoch + 1}: the network's answers are no numbers; try a smaller --lr")
+    scores, mean_loss = judge_epoch(study, fold, {task: array[0, 0] for task, array in answers.items()})
+    rate = fold.recipe.rate(state.epoch * len(fold.batches))
+    state.epoch, state.step, state.sums = state.epoch + 1, 0, []
+    for task, array in answers.items():
+        state.probabilities.setdefault(task, []).append(array[0, 0])
+    mine = scores[s.task]
+    state.history.append(epoch_row(state.epoch, trained, scores, mean_loss, rate, s.task))
+    if study.writes:
+        held_out = sorted(set(study.table["person"].iloc[fold.rows]))
         info = checkpoint.Info(
             s.model_type, s.task, s.transform_type, s.backbone or "", s.image_size, s.image_size, number, state.epoch,
             mine.macro_f1, mean_loss, score_dict(mine), held_out,
         )  # fmt: skip
         new = checkpoint.Kept(checkpoint.file_name(info, s), state.epoch, mine.macro_f1)
-        checkpoint.keep_best(folder, state.kept, new, fold.learner.model.state_dict(), info, s.save_top)
-        checkpoint.write_validation(folder, state, files)
-        print(epoch_line(state, s, scores, clock.epoch_over()), flush=True)
-    return state
+        checkpoint.save_best(keeper.folder, state.kept, new, fold.learner.model.state_dict(), info, s.save_top)
+        checkpoint.write_validation(keeper.folder, state, study.table["file"].iloc[fold.rows].tolist())
+    keeper.save()
+    if not s.quiet:
+        say(study, epoch_line(state, s, scores, clock.epoch_over()))
+
+
+def say(study: Study, line: str) -> None:
+    """Print a line of a fold; of several processes that share one, the first."""
+    if study.writes:
+        print(line, flush=True)
 
 
 def validated_tasks(s: config.TrainSettings) -> list[str]:
@@ -338,66 +467,7 @@ def epoch_line(state: checkpoint.FoldState, s: config.TrainSettings, scores: dic
     )
 
 
-# -------------------------------------------------------------------------------------------- the run, out of fold
-
-
-@dataclass(frozen=True)
-class Held:
-    """What one fold said of its held-out people in every epoch."""
-
-    fold: int
-    rows: np.ndarray
-    answers: np.ndarray  # [epochs, images, classes]
-    curve: np.ndarray  # macro F1 of each epoch
-
-
-def held(study: Study, fold: int, answers: np.ndarray) -> Held:
-    """A fold's answers with their curve."""
-    rows, task = study.held_out(fold), study.settings.task
-    truth = study.truth(rows)
-    curve = [metrics.score(task, ensemble.decide(task, epoch), truth).macro_f1 for epoch in answers]
-    return Held(fold, rows, answers, np.array(curve))
-
-
-def others_best(curves: np.ndarray) -> list[int]:
-    """For each fold the epoch (from 0) at which the mean curve of the OTHER folds [folds, epochs] is best.
-
-    So a fold's own held-out people have no say in which of its epochs they are scored by.
-    """
-    total = curves.sum(0)
-    return [int(np.argmax(total - own)) for own in curves]
-
-
-def pooled(study: Study, folds: Sequence[Held], epochs: Sequence[int]) -> metrics.Scores:
-    """Scores of all held-out people together, each fold's answers taken from the given epoch."""
-    task = study.settings.task
-    answers = np.concatenate([f.answers[epoch] for f, epoch in zip(folds, epochs, strict=True)])
-    truth = np.concatenate([study.truth(f.rows) for f in folds])
-    return metrics.score(task, ensemble.decide(task, answers), truth)
-
-
-def summary(study: Study, folds: Sequence[Held], failed: dict[int, str]) -> list[str]:
-    """The closing table of a run, with the out-of-fold scores."""
-    lines = ["", f"{'fold':>4}  {'people':>6}  {'best epoch':>10}  {'macro F1':>8}  {'accuracy':>8}  {'last F1':>8}"]
-    best = [int(np.argmax(f.curve)) for f in folds]
-    for f, epoch in zip(folds, best, strict=True):
-        people = study.table["person"].iloc[f.rows].nunique()
-        scores = pooled(study, [f], [epoch])
-        lines.append(f"{f.fold:>4}  {people:>6}  {epoch + 1:>10}  {scores.macro_f1:>8.4f}  {scores.accuracy:>8.4f}  "
-                     f"{f.curve[-1]:>8.4f}")  # fmt: skip
-    lines += [f"{fold:>4}  failed: {why}" for fold, why in failed.items()]
-    if len(folds) == 1:
-        lines.append("A single split: its best epoch was chosen on the people that score it, so expect less; "
-                     "--cv 5 gives an out-of-fold score.")  # fmt: skip
-    if len(folds) > 1:
-        top = np.array([f.curve.max() for f in folds])
-        lines.append(f"mean macro F1 of the folds' best epochs {top.mean():.4f}, standard deviation {top.std(ddof=1):.4f}")
-        chosen = others_best(np.stack([f.curve for f in folds]))
-        honest, selected = pooled(study, folds, chosen), pooled(study, folds, best)
-        lines.append(f"out-of-fold, {sum(len(f.rows) for f in folds)} photographs:")
-        lines.append(f"  headline  {honest.line()}  (each fold's epoch chosen by the other folds)")
-        lines.append(f"  selected  {selected.line()}  (each fold's own best epoch: optimistic)")
-    return lines
+# ------------------------------------------------------------------------------------------------------- the run
 
 
 def score_outside(study: Study, outside: pd.DataFrame) -> str:
@@ -416,44 +486,112 @@ def score_outside(study: Study, outside: pd.DataFrame) -> str:
 
 def run(settings: config.TrainSettings) -> int:
     """Train all folds. Returns the exit code: 0, or 1 where a fold failed."""
-    study, outside = set_up(settings)
-    data = describe(study)
-    print(f"{data['photographs']} photographs of {data['people']} people; held out per fold: "
-          f"{', '.join(map(str, data['people_per_fold'].values()))} people")  # fmt: skip
-    print(f"{settings.model_type} on {settings.backbone}, {settings.image_size} px, {study.compute.precision} on "
-          f"{study.compute.device}, {torch.get_num_threads()} threads, {study.compute.workers} workers")  # fmt: skip
+    who = processes.from_environment()
+    try:
+        return run_folds(settings, who)
+    except torch.OutOfMemoryError as error:
+        raise RunError(out_of_memory(settings, error)) from None
+    finally:
+        processes.leave(who)
+
+
+def run_folds(settings: config.TrainSettings, who: processes.Processes) -> int:
+    """What `run` does, as one of these processes."""
+    study, outside = set_up(settings, who)
+    if who.first:
+        print(*opening(study), sep="\n")
     if settings.dry_run:
-        print(*estimate(study), sep="\n")
+        print(*(estimate(study) if who.first else []), sep="\n")
         return 0
-    study = dataclasses.replace(study, tree=checkpoint.open_tree(settings))
-    if not (study.tree / "run.json").is_file():
-        write_start(study)
-    print(f"checkpoints: {study.tree}", flush=True)
+    study = dataclasses.replace(study, tree=processes.told_by_first(who, begin(study) if who.first else Path()))
     clock = Clock(settings.epochs * len(study.own_folds))
     failed: dict[int, str] = {}
-    for number in study.own_folds:
-        if finished(study, number) is not None:
-            clock.fold_over(settings.epochs)
-            print(f"fold {number}: complete already")
-            continue
-        folder = study.tree / f"fold{number:02d}"
-        if folder.is_dir():
-            shutil.rmtree(folder)  # begun and not completed
-        try:
-            train_fold(study, number, clock)
-        except Diverged as error:
-            failed[number] = str(error)
-            warn(str(error))
+    with StopSignal() as stop:
+        for number in study.own_folds:
+            if finished(study, number) is not None:
+                clock.fold_over(settings.epochs)
+                say(study, f"fold {number}: complete already")
+                continue
+            try:
+                with killed_workers(stop, study):
+                    train_fold(study, number, clock, stop)
+            except Diverged as error:
+                failed[number] = str(error)
+                warn(str(error))
+    return close(study, outside, failed) if study.writes else 1 if failed else 0
+
+
+def opening(study: Study) -> list[str]:
+    """The first lines of a run."""
+    s, data = study.settings, describe(study)
+    several = f", {study.who.world} processes" if study.who.world > 1 else ""
+    return [
+        f"{data['photographs']} photographs of {data['people']} people; held out per fold: "
+        f"{', '.join(map(str, data['people_per_fold'].values()))} people",
+        f"{s.model_type} on {s.backbone}, {s.image_size} px, {study.compute.precision} on {study.compute.device}, "
+        f"{torch.get_num_threads()} threads, {study.compute.workers} workers{several}",
+    ]
+
+
+def begin(study: Study) -> Path:
+    """The run's tree: a new one, or that of the run to go on with."""
+    tree = checkpoint.open_tree(study.settings)
+    study = dataclasses.replace(study, tree=tree)
+    if (tree / "run.json").is_file():
+        take_up(study)
+    else:
+        write_start(study)
+    print(f"checkpoints: {tree}", flush=True)
+    return tree
+
+
+@contextlib.contextmanager
+def killed_workers(stop: StopSignal, study: Study) -> Iterator[None]:
+    """A process that reads photographs may be killed with the run, or for want of memory: one line says so."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        if stop.number:
+            raise Stopped(stop.number, f"stopped; the same command with --resume goes on ({study.tree})") from None
+        raise RunError(
+            f"a process that reads photographs was killed ({str(error).splitlines()[0]}); often the memory is short: use fewer "
+            f"--workers; the same command with --resume goes on ({study.tree})"
+        ) from None
+
+
+def out_of_memory(settings: config.TrainSettings | config.PredictSettings, error: Exception) -> str:
+    """What the user needs to know when the device's memory is full."""
+    if not torch.cuda.is_available():
+        return f"--batch-size {settings.batch_size}: the memory is full ({str(error).splitlines()[0]}); use a smaller one"
+    free, whole = torch.cuda.mem_get_info()
+    peak = torch.cuda.max_memory_allocated() / 2**30
+    return (f"--batch-size {settings.batch_size}: the GPU's memory is full (peak {peak:.1f} GiB here, {free / 2**30:.1f} of "
+            f"{whole / 2**30:.1f} GiB free); use a smaller one, then --resume cannot go on: start anew")  # fmt: skip
+
+
+def close(study: Study, outside: pd.DataFrame | None, failed: dict[int, str]) -> int:
+    """The tables of a tree that is complete; whichever process completes it writes them."""
     answers = {number: finished(study, number) for number in study.folds if number not in failed}
     missing = [number for number, found in answers.items() if found is None]
     if missing:
         print(f"folds {', '.join(map(str, missing))} are not complete yet; the run that completes the tree writes its table")
         return 1 if failed else 0
-    done = [held(study, number, found) for number, found in answers.items() if found is not None]
+    task = study.settings.task
+    done = [
+        outoffold.held(task, number, study.table.iloc[study.held_out(number)], found)
+        for number, found in answers.items()
+        if found is not None
+    ]
     if done:
-        print(*summary(study, done, failed), sep="\n")
+        outoffold.write(study.tree, task, done)
+        print(*outoffold.summary(task, done, failed), sep="\n")
     if outside is not None and done:
         print(score_outside(study, outside))
+    content = checkpoint.read_run(study.tree)
+    content |= {"finished": time.strftime("%Y-%m-%dT%H:%M:%S"), "failed": failed}
+    checkpoint.write_json(study.tree / "run.json", content)
     return 1 if failed else 0
 
 
@@ -462,6 +600,8 @@ def finished(study: Study, number: int) -> np.ndarray | None:
     folder = study.tree / f"fold{number:02d}"
     stored = checkpoint.read_validation(folder, study.settings.task)
     files = study.table["file"].iloc[study.held_out(number)].tolist()
+    if (folder / checkpoint.STATE).exists():
+        return None  # killed before its last epoch was tidied up
     if stored is not None and len(stored[1]) == study.settings.epochs:
         if stored[0] != files:
             raise UserError(f"{folder}: was trained on other photographs; choose another --run-name")

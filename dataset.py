@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import unicodedata
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -353,12 +354,22 @@ class Batches(Sampler[list[tuple[int, int, int]]]):
     """Batches of (epoch, index, copy): the epoch travels with the index, for persistent workers never hear of a new one.
 
     copy counts from 0 how often an index stood earlier in `indices`. shuffle: parts of the seed (with the epoch) of each
-    epoch's order, or None for the order as it is. A last batch of one joins the batch before it where `pairs` is set, for
-    BatchNorm cannot train on a single photograph.
+    epoch's order, or None for the order as it is. A last batch that would leave a process with fewer than `least`
+    photographs joins the batch before it, for BatchNorm cannot train on a single one. Process `rank` of `world` is given
+    its share of every batch.
     """
 
-    def __init__(self, indices: Sequence[int], size: int, shuffle: tuple[Any, ...] | None = None, pairs: bool = False) -> None:
-        self.indices, self.size, self.shuffle, self.pairs = list(indices), size, shuffle, pairs
+    def __init__(
+        self,
+        indices: Sequence[int],
+        size: int,
+        shuffle: tuple[Any, ...] | None = None,
+        least: int = 1,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.indices, self.size, self.shuffle = list(indices), size, shuffle
+        self.least, self.rank, self.world = least, rank, world
         before: Counter[int] = Counter()
         self.copies = []
         for index in self.indices:
@@ -370,7 +381,20 @@ class Batches(Sampler[list[tuple[int, int, int]]]):
     def __len__(self) -> int:
         """Batches of a whole epoch."""
         whole = -(-len(self.indices) // self.size)
-        return whole - 1 if self.pairs and len(self.indices) % self.size == 1 and whole > 1 else whole
+        rest = len(self.indices) % self.size
+        return whole - 1 if 0 < rest < self.least * self.world and whole > 1 else whole
+
+    def bounds(self, number: int) -> tuple[int, int]:
+        """From where to where in the epoch's order a batch goes, all processes together."""
+        return number * self.size, (number + 1) * self.size if number < len(self) - 1 else len(self.indices)
+
+    def weight(self, step: int) -> float:
+        """This process' part of the batch of a step (counted over all epochs), times the number of processes.
+
+        By it the mean of the processes' gradients is that of the whole batch, where shares differ by one.
+        """
+        start, end = self.bounds(step % len(self))
+        return len(range(self.rank, end - start, self.world)) * self.world / (end - start)
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         order: Sequence[int] = range(len(self.indices))
@@ -379,8 +403,8 @@ class Batches(Sampler[list[tuple[int, int, int]]]):
             order = torch.randperm(len(self.indices), generator=generator).tolist()
         keys = [(self.epoch, self.indices[i], self.copies[i]) for i in order]
         for number in range(self.start, len(self)):
-            end = (number + 1) * self.size if number < len(self) - 1 else len(keys)
-            yield keys[number * self.size : end]
+            start, end = self.bounds(number)
+            yield keys[start:end][self.rank :: self.world]
 
 
 def oversampled(rows: Sequence[int], classes: np.ndarray, seed: Hashable) -> list[int]:
@@ -430,12 +454,21 @@ def loader(photos: Photos, batches: Batches, workers: int, device: torch.device)
         pin_memory=device.type == "cuda",
         prefetch_factor=4 if workers else None,
         generator=torch.Generator(),
+        worker_init_fn=leave_interrupts,
     )
 
 
-def choose_workers(asked: int | None, device: torch.device) -> int:
-    """Worker processes: as asked; else every processor but one beside an accelerator (at most 16), two beside a CPU."""
+def leave_interrupts(worker: int) -> None:
+    """Ctrl-C reaches workers too; how to stop is for the main process to say."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def choose_workers(asked: int | None, device: torch.device, sharing: int = 1) -> int:
+    """Worker processes: as asked; else every processor but one beside an accelerator (at most 16), two beside a CPU.
+
+    sharing: processes like this one that share the machine's processors.
+    """
     if asked is not None:
         return asked
-    processors = usable_processors()
+    processors = max(1, usable_processors() // sharing)
     return min(16, max(1, processors - 1)) if device.type != "cpu" else min(2, processors)

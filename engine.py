@@ -19,7 +19,7 @@ import dataset
 import metrics
 import model as models
 import optim
-from utils import derive_seed, progress, warn_counted
+from utils import UserError, derive_seed, progress, warn_counted
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -32,6 +32,8 @@ class Compute:
     precision: str  # fp32, bf16 or fp16
     workers: int
     batch_size: int
+    rank: int = 0  # of the processes that share every batch
+    world: int = 1
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """torch's mixed precision, where one is asked for."""
@@ -70,11 +72,28 @@ def choose_precision(asked: str, device: torch.device) -> str:
 
 @dataclass
 class Learner:
-    """What training changes: the weights, the optimizer's state, the scaler of half-precision gradients."""
+    """What training changes: the weights, the optimizer's state, the scaler of half-precision gradients.
+
+    forward: how training calls the model: itself, compiled, or wrapped to share gradients among processes.
+    """
 
     model: nn.Module
     optimizer: Optimizer
     scaler: torch.amp.GradScaler
+    forward: Callable[[Tensor], dict[str, Tensor]]
+
+    def state(self) -> dict[str, dict[str, Any]]:
+        """All of it as plain types and tensors."""
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+
+    def restore(self, state: dict[str, dict[str, Any]], source: str) -> None:
+        """Take up a kept state. Raises UserError for that of another network."""
+        models.load_weights(self.model, state["model"], source)
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+        except (ValueError, KeyError, RuntimeError) as error:
+            raise UserError(f"{source}: holds another optimizer's state ({error}); remove its folder to train it again") from None
 
 
 @dataclass(frozen=True)
@@ -89,17 +108,25 @@ class Recipe:
 
 
 def train_epoch(
-    learner: Learner, recipe: Recipe, loader: Any, labels: dict[str, Tensor], task: str, compute: Compute, step: int
-) -> tuple[float, float, float]:
-    """One pass over the loader's batches, from the run's step number `step` on.
+    learner: Learner,
+    recipe: Recipe,
+    loader: Any,
+    labels: dict[str, Tensor],
+    task: str,
+    compute: Compute,
+    step: int,
+    running: metrics.RunningLoss | None = None,
+    after_step: Callable[[int], None] | None = None,
+) -> tuple[metrics.RunningLoss, float]:
+    """One pass over the loader's batches, from the run's step number `step` on; returns (counts, photographs a second).
 
-    labels: {task: labels of every photograph}, on the device. Returns (mean loss, accuracy of `task` or NaN
-    where no head answers it in classes, photographs a second). Nothing here waits for the device before the last step is queued.
+    labels: {task: labels of every photograph}, on the device. running: the counts of an epoch that is taken up again.
+    after_step: called with the number of the next step after each. Nothing here waits for the device.
     """
     models.train_mode(learner.model)
-    running = metrics.RunningLoss(compute.device)
+    running = running or metrics.RunningLoss(compute.device)
     resized: list[str] = []
-    start = time.perf_counter()
+    seen, start = 0, time.perf_counter()
     for pairs, views, scaled in progress(loader, f"epoch {loader.batch_sampler.epoch + 1}"):
         # Dropout draws from the global generator: seeded by the step, an epoch can be taken up in its middle.
         torch.manual_seed(derive_seed("step", *recipe.seed, step))
@@ -107,25 +134,29 @@ def train_epoch(
         index, partner = pairs.to(compute.device, non_blocking=True).unbind(1)
         images = compute.to_network(views[0])
         with compute.autocast():
-            outputs = learner.model(images)
+            outputs = learner.forward(images)
         truth = {head: halfway(labels[head][index], labels[head][partner]) for head in recipe.heads}
         losses = [recipe.criterion(outputs[head].float(), truth[head]) for head in recipe.heads]
         loss = torch.stack(losses).sum()
         optim.set_rate(learner.optimizer, recipe.rate(step))
         learner.optimizer.zero_grad(set_to_none=True)
-        learner.scaler.scale(loss).backward()
+        learner.scaler.scale(loss * loader.batch_sampler.weight(step)).backward()
         if recipe.clip_grad is not None:
             learner.scaler.unscale_(learner.optimizer)
             nn.utils.clip_grad_norm_(learner.model.parameters(), recipe.clip_grad)
         learner.scaler.step(learner.optimizer)
         learner.scaler.update()
-        running.add(loss, index.shape[0])
+        running.add(loss, index.shape[0], step)
         if task in outputs and not config.TASKS[task].regression:
             running.add_hits(outputs[task], truth[task])
         step += 1
-    mean, accuracy, count = running.read()
+        seen += index.shape[0]
+        if after_step is not None:
+            after_step(step)
+    if compute.device.type == "cuda":
+        torch.cuda.synchronize(compute.device)
     warn_resized(resized)
-    return mean, accuracy, count / (time.perf_counter() - start)
+    return running, seen * compute.world / (time.perf_counter() - start)
 
 
 @torch.inference_mode()
@@ -141,12 +172,14 @@ def predict(
     """Photographs -> {task: float32 probabilities [members, views, images, classes]} (values, for a regression).
 
     plan[m][v]: which of the photographs' views member m reads in its pass v. Every photograph is decoded once and
-    all members see each batch. `indices`: which photographs (all), in the result's order.
+    all members see each batch. `indices`: which photographs (all), in the result's order. Several processes take
+    every so many-th photograph each, and all return the whole.
     """
     indices = range(len(photos)) if indices is None else indices
-    batches = dataset.Batches(indices, compute.batch_size)
+    own = indices[compute.rank :: compute.world]
+    batches = dataset.Batches(own, compute.batch_size)
     loader = dataset.loader(photos, batches, compute.workers, compute.device)
-    shape = (len(networks), len(plan[0]), len(indices))
+    shape = (len(networks), len(plan[0]), len(own))
     answers = {t: torch.zeros(*shape, config.TASKS[t].outputs, device=compute.device) for t in tasks}
     for network in networks:
         network.eval()
@@ -164,4 +197,17 @@ def predict(
         resized += [photos.names[i] for i in index[scaled].tolist()]
         done += len(index)
     warn_resized(resized)
-    return {task: array.cpu().numpy() for task, array in answers.items()}
+    return gathered({task: array.cpu().numpy() for task, array in answers.items()}, len(indices), compute.world)
+
+
+def gathered(parts: dict[str, np.ndarray], images: int, world: int) -> dict[str, np.ndarray]:
+    """Put together what `world` processes answered of every world-th image: each image once. The same in all of them."""
+    if world == 1:
+        return parts
+    everyone: list[Any] = [None] * world
+    torch.distributed.all_gather_object(everyone, parts)
+    whole = {t: np.empty((*a.shape[:2], images, a.shape[3]), a.dtype) for t, a in parts.items()}
+    for rank, theirs in enumerate(everyone):
+        for task, array in theirs.items():
+            whole[task][:, :, rank::world] = array
+    return whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,24 +78,36 @@ def absent_classes(task: str, truth: np.ndarray) -> list[str]:
 
 
 class RunningLoss:
-    """The mean loss and the hits of an epoch, summed in float64 where the batches are; read once, at the end."""
+    """The mean loss and the hits of an epoch, summed in float64 where the batches are; read at its end, or to be kept."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, sums: Sequence[float] = ()) -> None:
+        """sums: what an interrupted epoch had counted (see `kept`)."""
         kind = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
-        self.sums = torch.zeros(3, dtype=kind, device=device)  # losses, photographs, hits
-        self.judged = False
+        # losses, photographs, hits, whether hits are counted, the first step whose loss was no number (-1: none)
+        self.sums = torch.tensor(list(sums) or [0.0, 0.0, 0.0, 0.0, -1.0], dtype=kind, device=device)
 
-    def add(self, loss: Tensor, count: int) -> None:
+    def add(self, loss: Tensor, count: int, step: int) -> None:
         """loss: the mean of a batch of `count` photographs."""
         self.sums[0] += loss.detach() * count
         self.sums[1] += count
+        self.sums[4] = torch.where((self.sums[4] < 0) & ~torch.isfinite(loss.detach()), step, self.sums[4])
 
     def add_hits(self, outputs: Tensor, labels: Tensor) -> None:
         """outputs [batch, classes], labels [batch]."""
-        self.judged = True
+        self.sums[3] = 1
         self.sums[2] += (outputs.detach().argmax(1) == labels).sum()
 
+    def kept(self) -> list[float]:
+        """All counts as plain numbers. Waits for the device."""
+        counts: list[float] = self.sums.tolist()
+        return counts
+
     def read(self) -> tuple[float, float, int]:
-        """(mean loss, accuracy or NaN where no hits were counted, photographs)."""
-        losses, count, hits = self.sums.tolist()
-        return losses / max(count, 1), hits / max(count, 1) if self.judged else math.nan, int(count)
+        """(mean loss, accuracy or NaN where no hits were counted, photographs). Waits for the device."""
+        losses, count, hits, judged, _ = self.kept()
+        return losses / max(count, 1), hits / max(count, 1) if judged else math.nan, int(count)
+
+    def first_bad(self) -> int | None:
+        """The first step whose loss was not finite. Waits for the device."""
+        step = int(self.kept()[4])
+        return step if step >= 0 else None

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -26,16 +28,64 @@ class UserError(Exception):
         super().__init__(message.rsplit("UserError: ", 1)[-1].strip())
 
 
+class RunError(Exception):
+    """Something outside the program's power went wrong (a full disk, a killed worker): one line on stderr, exit code 1."""
+
+
+class Stopped(Exception):
+    """The user or the system asked the program to stop (SIGINT, SIGTERM); the message says how to go on."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.number = number
+
+
 def run_script(main: Callable[[list[str] | None], int], name: str) -> int:
-    """Call a script's `main` and turn a UserError into one line on stderr and exit code 2."""
+    """Call a script's `main` and turn what can go wrong outside it into one line on stderr and an exit code:
+
+    2 bad input, 1 a failure of the machine, 130 and 143 stopped by SIGINT and SIGTERM.
+    """
     try:
         return main(None)
     except UserError as error:
-        print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return _tell(name, f"error: {error}", 2)
+    except Stopped as stopped:
+        return _tell(name, str(stopped), 128 + stopped.number)
     except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
-        return 130
+        return _tell(name, "interrupted", 130)
+    except RunError as error:
+        return _tell(name, f"error: {error}", 1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _tell(name, f"error: {where}{error.strerror or error}; mend that and go on with --resume if a run had begun", 1)
+
+
+def _tell(name: str, message: str, code: int) -> int:
+    rank = os.environ.get("RANK", "0")
+    print(f"{name}{'' if rank == '0' else f' (process {rank})'}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    return code
+
+
+class StopSignal:
+    """Within the block SIGINT and SIGTERM are only noted, in `number`; whoever works looks at it when it can stop."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
+        if threading.current_thread() is threading.main_thread():
+            self.before = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _note(self, number: int, frame: object) -> None:
+        if self.number:  # asked twice: at once
+            raise KeyboardInterrupt
+        self.number = number
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
 
 _warned: set[str] = set()
@@ -123,7 +173,10 @@ def atomic_write(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[An
     """
     if "b" not in mode:
         options = {"encoding": "utf-8", "newline": "", **options}
-    handle, name = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
+    try:
+        handle, name = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error.strerror}); mend that, then go on with --resume") from None
     try:
         with os.fdopen(handle, mode, **options) as file:
             yield file
@@ -133,10 +186,32 @@ def atomic_write(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[An
         os.umask(umask)
         os.chmod(name, 0o666 & ~umask)  # mkstemp makes private files; results are for sharing
         os.replace(name, path)
-    except BaseException:
+        flush_folder(path.parent)
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(name)
+        # torch.save wraps what the system said, and its archive writer raises once more when it is closed
+        full = next((e for e in _chain(error) if isinstance(e, OSError)), None)
+        if full is not None:
+            why = f"{full.strerror or full}"
+            raise RunError(f"{path}: cannot be written ({why}); make room or mend that, then go on with --resume") from None
         raise
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def flush_folder(folder: Path) -> None:
+    """Have a folder's own entries written to the disk: a rename is only safe from a power cut after that."""
+    with contextlib.suppress(OSError):  # some systems cannot open a folder
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def timestamp() -> str:

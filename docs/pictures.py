@@ -29,11 +29,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import augmentation
 import checkpoint
 import config
-import crossval
 import dataset
 import ensemble
 import metrics
 import model
+import outoffold
 from facecrop import Box, find_face
 from utils import UserError, atomic_write, run_script, seeded
 
@@ -520,7 +520,7 @@ def read_result(tree: Path, table: pd.DataFrame) -> Result:
     if len({len(c) for c in curves} | {len(a) for a in answers}) != 1:
         raise UserError(f"{tree}: its folds have unlike numbers of epochs; finish its training")
     stacked = np.stack(curves)
-    chosen = crossval.others_best(stacked)
+    chosen = outoffold.others_best(stacked)
     pooled = np.concatenate([probs[epoch] for probs, epoch in zip(answers, chosen, strict=True)])
     scores = metrics.score("main", ensemble.decide("main", pooled), np.concatenate(truths))
     return Result([folder.name for folder in folders], stacked, chosen, scores)

@@ -243,7 +243,7 @@ def photos_of(root: Path, transform: str = "random") -> dataset.Photos:
 
 
 def epoch_pixels(photos: dataset.Photos, epoch: int, workers: int) -> torch.Tensor:
-    batches = dataset.Batches(range(20), 6, ("fold", 42, 0), pairs=True)
+    batches = dataset.Batches(range(20), 6, ("fold", 42, 0), least=2)
     loader = dataset.loader(photos, batches, workers, torch.device("cpu"))
     batches.epoch = epoch
     found = {int(i): pixels for pairs, views, _ in loader for i, pixels in zip(pairs[:, 0], views[0], strict=True)}
@@ -276,7 +276,7 @@ def test_persistent_workers_see_each_new_epoch(train_root: Path) -> None:
 
 @given(st.integers(2, 50), st.integers(2, 9), st.integers(0, 3))
 def test_batches_hold_every_photograph_once_and_none_alone(count: int, size: int, start: int) -> None:
-    batches = dataset.Batches(range(count), size, ("x",), pairs=True)
+    batches = dataset.Batches(range(count), size, ("x",), least=2)
     whole = list(batches)
     assert sorted(i for batch in whole for _, i, _ in batch) == list(range(count))
     assert len(whole) == len(batches)

@@ -24,6 +24,7 @@ import engine
 import ensemble
 import metrics
 import model
+import outoffold
 import submission
 import submit_ensemble
 import submit_singular
@@ -51,7 +52,7 @@ def same(a: dict[str, dict[str, torch.Tensor]], b: dict[str, dict[str, torch.Ten
 
 
 def test_a_cross_validation_leaves_what_the_contract_says(tree: Path) -> None:
-    assert sorted(p.name for p in tree.iterdir()) == ["fold00", "fold01", "fold02", "folds.csv", "run.json"]
+    assert sorted(p.name for p in tree.iterdir()) == ["fold00", "fold01", "fold02", "folds.csv", "oof.csv", "run.json"]
     for fold in range(3):
         files = sorted(p.name for p in (tree / f"fold{fold:02d}").glob("*.pth"))
         assert len(files) == 2
@@ -176,7 +177,7 @@ TRAINING = (
     "--optim-type sgd --clip-grad 1",
     "--optim-type momentum --warmup-epochs 0.5",
     "--loss-type focalloss --precision bf16",
-    "--loss-type crossentropyloss --cycle-epochs 0.5 --backbone-lr-scale 0.1",
+    "--loss-type crossentropyloss --lr-scheduler cosine:0.5 --backbone-lr-scale 0.1",
     "--task age --loss-type mseloss",
     "--pretrained none --age-filter 58",
 )
@@ -199,16 +200,17 @@ def test_a_dry_run_writes_nothing(train_root: Path, tmp_path: Path, capsys: pyte
 def test_a_diverging_fold_is_marked_and_the_others_go_on(
     train_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = engine.train_epoch
+    plain = engine.Compute.to_network
+    calls = iter(range(1000))
 
-    def spoil(learner: engine.Learner, recipe: engine.Recipe, *rest: object) -> tuple[float, float, float]:
-        found = plain(learner, recipe, *rest)  # type: ignore[arg-type]
-        return (float("nan"), *found[1:]) if recipe.seed[1] == 1 and rest[-1] else found
+    def spoil(compute: engine.Compute, pixels: torch.Tensor) -> torch.Tensor:
+        # 12 people, 3 folds: an epoch is 2 batches of training and 1 of validation; call 10 is in fold 1's second epoch
+        return plain(compute, pixels) * (float("nan") if next(calls) == 10 else 1)
 
-    monkeypatch.setattr(engine, "train_epoch", spoil)
+    monkeypatch.setattr(engine.Compute, "to_network", spoil)
     assert run_train(train_root, tmp_path, "--epochs", "2", "--cv", "3") == 1
     captured = capsys.readouterr()
-    assert "1  failed: fold 1, epoch 2 (steps " in captured.out
+    assert "1  failed: fold 1, epoch 2, step 2 of 2: the loss is no number any more at a learning rate of " in captured.out
     assert "out-of-fold, 56 photographs" in captured.out
     assert len(list(tmp_path.glob("*/fold01/*.pth"))) == 1
 
@@ -218,7 +220,7 @@ def test_years_that_are_no_numbers_end_a_fold_too(
 ) -> None:
     monkeypatch.setattr(model, "start_at", lambda network, value: network.linear.bias.data.fill_(float("nan")))
     assert run_train(train_root, tmp_path, "--epochs", "1", "--task", "age") == 1
-    assert "fold 0, epoch 1 (steps 0 to 3): the loss is nan" in capsys.readouterr().err
+    assert "fold 0, epoch 1, step 1 of 3: the loss is no number" in capsys.readouterr().err
 
 
 def test_validation_is_on_unaltered_labels(train_root: Path, tmp_path: Path) -> None:
@@ -259,7 +261,7 @@ def test_training_goes_on_from_a_checkpoint(tree: Path, train_root: Path, tmp_pa
 
 def test_the_headline_never_scores_an_epoch_by_the_people_who_chose_it() -> None:
     curves = np.array([[0.9, 0.1, 0.2], [0.1, 0.5, 0.6], [0.2, 0.3, 0.7]])
-    assert crossval.others_best(curves) == [2, 0, 0]
+    assert outoffold.others_best(curves) == [2, 0, 0]
     assert curves.argmax(1).tolist() == [0, 2, 2]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import pickle
 from pathlib import Path
@@ -18,7 +19,7 @@ import config
 import loss
 import model
 import optim
-from utils import UserError
+from utils import RunError, UserError
 
 
 def test_label_smoothing_spreads_over_the_other_classes() -> None:
@@ -243,27 +244,34 @@ def test_contents_are_plain_and_come_back(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["x.pth"]
 
 
+def name_of(epoch: int) -> str:
+    settings = config.TrainSettings().completed()
+    return checkpoint.file_name(dataclasses.replace(INFO, epoch=epoch), settings)
+
+
 @pytest.mark.parametrize("scores", [[0.1, 0.5, 0.3, 0.5, 0.2], [0.9, 0.1, 0.1, 0.1], [0.3, 0.3, 0.3]])
 def test_the_best_n_stay_the_earlier_on_a_tie(tmp_path: Path, scores: list[float]) -> None:
     kept: list[checkpoint.Kept] = []
     for epoch, f1 in enumerate(scores, start=1):
-        new = checkpoint.Kept(f"e{epoch}.pth", epoch, f1)
-        checkpoint.keep_best(tmp_path, kept, new, {"w": torch.ones(1)}, INFO, 2)
+        new = checkpoint.Kept(name_of(epoch), epoch, f1)
+        checkpoint.save_best(tmp_path, kept, new, {"w": torch.ones(1)}, INFO, 2)
+        assert all((tmp_path / k.file).is_file() for k in kept)
+        checkpoint.tidy(tmp_path, kept)
     best = sorted(range(len(scores)), key=lambda e: (-scores[e], e))[:2]
     assert [k.epoch for k in kept] == [e + 1 for e in best]
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(f"e{e + 1}.pth" for e in best)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(name_of(e + 1) for e in best)
 
 
 def test_a_failed_write_leaves_no_file_and_displaces_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[checkpoint.Kept] = []
-    checkpoint.keep_best(tmp_path, kept, checkpoint.Kept("a.pth", 1, 0.5), {"w": torch.ones(1)}, INFO, 1)
+    checkpoint.save_best(tmp_path, kept, checkpoint.Kept("a.pth", 1, 0.5), {"w": torch.ones(1)}, INFO, 1)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space"):
-        checkpoint.keep_best(tmp_path, kept, checkpoint.Kept("b.pth", 2, 0.9), {"w": torch.ones(1)}, INFO, 1)
+    with pytest.raises(RunError, match=r"b\.pth: cannot be written \(No space left on device\); make room"):
+        checkpoint.save_best(tmp_path, kept, checkpoint.Kept("b.pth", 2, 0.9), {"w": torch.ones(1)}, INFO, 1)
     assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
     assert [k.file for k in kept] == ["a.pth"]
 

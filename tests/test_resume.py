@@ -1,0 +1,173 @@
+"""Killed, stopped and resumed runs end as unbroken ones do."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import support
+import torch
+
+import checkpoint
+import crossval
+import engine
+import train
+from utils import RunError, Stopped, UserError
+
+RUN = ("--cv", "2", "--epochs", "3", "--save-top", "2", "--batch-size", "8", "--transform-type", "tta")
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing may catch it."""
+
+
+def run(root: Path, saved: Path, *words: str) -> int:
+    return train.main(["--train-root", str(root), "--save-path", str(saved), *RUN, *support.FAST, *words])
+
+
+def result(saved: Path) -> dict[str, object]:
+    """What a run leaves that may not hang on how often it was stopped."""
+    (tree,) = saved.iterdir()
+    found: dict[str, object] = {"files": sorted(p.relative_to(tree).as_posix() for p in tree.rglob("*"))}
+    for path in tree.rglob("*.pth"):
+        weights = checkpoint.read(path).weights
+        found[path.name] = {k: v.numpy().tobytes() for k, v in weights.items()}
+    for path in tree.rglob("validation.npz"):
+        with np.load(path) as arrays:
+            found[path.parent.name] = {k: arrays[k].tobytes() for k in arrays}
+    return found | {"oof": (tree / "oof.csv").read_bytes(), "folds": (tree / "folds.csv").read_bytes()}
+
+
+@pytest.fixture(scope="module")
+def unbroken(train_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    saved = tmp_path_factory.mktemp("unbroken")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(crossval.config.BACKBONES, "tiny", support.TINY)
+        assert run(train_root, saved) == 0
+        return result(saved)
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, call: int, after: bool) -> None:
+    """Die in a function's call number `call`, before or after it does its work."""
+    plain: Callable[..., object] = getattr(owner, name)
+    calls = iter(range(10**6))
+
+    def dying(*args: object, **named: object) -> object:
+        now = next(calls) == call
+        if now and not after:
+            raise Killed
+        found = plain(*args, **named)
+        if now:
+            raise Killed
+        return found
+
+    monkeypatch.setattr(owner, name, dying)
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize(
+    ("owner", "name", "call"),
+    [
+        (checkpoint, "write", 0), (checkpoint, "write", 3), (checkpoint, "write_validation", 2),
+        (checkpoint, "write_state", 1), (checkpoint, "write_state", 7), (checkpoint, "tidy", 9), (engine, "predict", 4),
+        (crossval.outoffold, "write", 0),
+    ],
+)  # fmt: skip
+def test_a_run_killed_anywhere_ends_as_if_it_had_not_been(
+    train_root: Path, tmp_path: Path, unbroken: dict[str, object], owner: object, name: str, call: int, after: bool
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(crossval, "SAVE_SECONDS", 0.0)  # the state is kept after every step
+        kill_at(patch, owner, name, call, after)
+        with pytest.raises(Killed):
+            run(train_root, tmp_path)
+        patch.undo()
+        patch.setitem(crossval.config.BACKBONES, "tiny", support.TINY)
+        assert run(train_root, tmp_path, "--resume", "--workers", str(call % 2)) == 0
+    assert result(tmp_path) == unbroken
+
+
+def test_a_broken_write_leaves_the_old_state(train_root: Path, tmp_path: Path, unbroken: dict[str, object]) -> None:
+    plain = torch.save
+    calls = iter(range(1000))
+
+    def full(content: object, file: object) -> None:
+        if next(calls) == 5:
+            file.write(b"half")  # type: ignore[attr-defined]
+            raise OSError(28, "No space left on device")
+        plain(content, file)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(RunError, match="No space left on device"):
+            run(train_root, tmp_path)
+    assert not list(tmp_path.rglob(".writing-*"))
+    assert run(train_root, tmp_path, "--resume") == 0
+    assert result(tmp_path) == unbroken
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_at_the_next_batch_and_loses_nothing(
+    train_root: Path, tmp_path: Path, unbroken: dict[str, object], number: int
+) -> None:
+    calls = iter(range(1000))
+    plain = engine.Compute.to_network
+
+    def interrupted(compute: engine.Compute, pixels: torch.Tensor) -> torch.Tensor:
+        if next(calls) == 9:
+            os.kill(os.getpid(), number)
+        return plain(compute, pixels)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.Compute, "to_network", interrupted)
+        with pytest.raises(Stopped, match="--resume goes on from there") as stopped:
+            run(train_root, tmp_path)
+    assert stopped.value.number == number
+    assert run(train_root, tmp_path, "--resume") == 0
+    assert result(tmp_path) == unbroken
+
+
+def test_resume_refuses_other_settings_and_says_what_there_is(train_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--resume: no unfinished run in"):
+        run(train_root, tmp_path, "--resume")
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at(patch, checkpoint, "write_state", 1, True)
+        with pytest.raises(Killed):
+            run(train_root, tmp_path)
+    with pytest.raises(UserError, match=r"was trained with --lr 0\.001 \(now 0\.5\), --seed 42 \(now 1\)"):
+        run(train_root, tmp_path, "--resume", "--lr", "0.5", "--seed", "1")
+    with pytest.raises(UserError, match="--resume nobody: no such run"):
+        run(train_root, tmp_path, "--resume", "nobody")
+    (tree,) = tmp_path.iterdir()
+    before = (tree / "fold00" / checkpoint.STATE).read_bytes()
+    (tree / "fold00" / checkpoint.STATE).write_bytes(before[:-1000])
+    with pytest.raises(UserError, match=r"state\.pt: cannot be read safely"):
+        run(train_root, tmp_path, "--resume", tree.name)
+    (tree / "fold00" / checkpoint.STATE).write_bytes(before)
+    other = shutil.copytree(train_root, tmp_path.parent / f"{tmp_path.name}-other")
+    shutil.rmtree(next((other / "images").glob("000001*")))
+    text = (other / "train.csv").read_text().splitlines()
+    (other / "train.csv").write_text("\n".join(line for line in text if not line.startswith("000001,")))
+    run_json = json.loads((tree / "run.json").read_text())
+    run_json["settings"]["train_root"] = str(other)
+    (tree / "run.json").write_text(json.dumps(run_json))
+    with pytest.raises(UserError, match="has other photographs, labels or folds"):
+        run(other, tmp_path, "--resume", tree.name)
+
+
+def test_two_processes_do_not_train_one_fold(tmp_path: Path) -> None:
+    tree = tmp_path / "kfold-ensemble-VanillaEfficientNet_x"
+    tree.mkdir()
+    with (
+        checkpoint.locked(tree / "fold00"),
+        checkpoint.locked(tree / "fold01"),
+        pytest.raises(UserError, match="fold00: another process trains this fold"),
+        checkpoint.locked(tree / "fold00"),
+    ):
+        pass
