@@ -19,7 +19,7 @@ import engine
 import ensemble
 import metrics
 import model as models
-from utils import UserError, atomic_write, choose_device, new_folder, set_threads, timestamp, warn, warn_counted
+from utils import UserError, atomic_write, new_folder, timestamp, warn, warn_counted
 
 PROBS = "probs.npz"
 
@@ -68,14 +68,6 @@ def best_checkpoint(task: str, model_type: str) -> Path:
         if able:
             return min(able, key=lambda pair: (-pair[1].macro_f1, pair[1].fold, pair[1].epoch))[0].path
     raise UserError(f"--load-state-dict: no checkpoint of {model_type} under {parent} answers {task}; train one, or name a file")
-
-
-def compute_for(settings: config.PredictSettings) -> engine.Compute:
-    """Device, precision and workers of a prediction."""
-    device = choose_device(settings.device)
-    set_threads(settings.threads)
-    precision = engine.choose_precision(settings.precision, device)
-    return engine.Compute(device, precision, dataset.choose_workers(settings.workers, device), settings.batch_size)
 
 
 def transforms_of(members: Sequence[Member], asked: str, views: int) -> list[str]:

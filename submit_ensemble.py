@@ -12,6 +12,7 @@ import utils
 
 if TYPE_CHECKING:
     import ensemble
+    import processes
 
 
 def stored(settings: config.EnsembleSettings) -> tuple[str, ensemble.Probabilities]:
@@ -23,19 +24,21 @@ def stored(settings: config.EnsembleSettings) -> tuple[str, ensemble.Probabiliti
     return f"{folder.resolve().name}_again", probs.top(settings.top_k) if settings.top_k else probs
 
 
-def predicted(settings: config.EnsembleSettings) -> tuple[str, ensemble.Probabilities]:
-    """(name of the tree, probabilities of its members)."""
+def predicted(settings: config.EnsembleSettings, who: processes.Processes) -> tuple[str, ensemble.Probabilities]:
+    """(name of the tree, probabilities of its members); several processes share the photographs."""
     import checkpoint
     import dataset
+    import processes
     import submission
 
     tree = checkpoint.find_tree(settings.root)
     views, transform = settings.tta or 1, settings.transform_type or "base"
     members = submission.members_of(tree, settings.top_k or 3)
     names, paths = dataset.read_eval(settings.data_root)
-    print(f"tree: {tree}: {len(members)} members x {views} views ({transform}) of {len(names)} photographs", flush=True)
+    if who.first:
+        print(f"tree: {tree}: {len(members)} members x {views} views ({transform}) of {len(names)} photographs", flush=True)
     submission.truth_of(settings, names)  # refused before the long part, if it is to be refused
-    compute = submission.compute_for(settings)
+    compute = processes.compute_for(settings, settings.batch_size, who, shared=True)
     probs = submission.run_members(members, settings.task, transform, views, names, paths, compute, settings.boxes)
     return tree.resolve().name, probs
 
@@ -44,9 +47,14 @@ def main(argv: list[str] | None = None) -> int:
     settings = config.parse(config.EnsembleSettings, argv, "submit_ensemble.py", __doc__ or "").completed()
 
     import ensemble
+    import processes
     import submission
 
-    name, probs = stored(settings) if settings.from_probs else predicted(settings)
+    who = processes.Processes() if settings.from_probs else processes.from_environment()
+    name, probs = stored(settings) if settings.from_probs else predicted(settings, who)
+    processes.leave(who)
+    if not who.first:
+        return 0
     truth = submission.truth_of(settings, probs.images)
     voted = ensemble.vote(settings.method, probs.task, probs.array, probs.weights)
     folder = submission.output_folder(settings.save_path, name, settings.task)

@@ -16,6 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     import checkpoint
     import dataset
     import ensemble
+    import processes
     import submission
 
     wanted = settings.model_type or "VanillaEfficientNet"
@@ -27,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     member = submission.Member(path.name, info, found)
     names, paths = dataset.read_eval(settings.data_root)
     truth = submission.truth_of(settings, names)
-    compute = submission.compute_for(settings)
+    compute = processes.compute_for(settings, settings.batch_size, processes.Processes(), shared=False)
     probs = submission.run_members([member], settings.task, settings.transform_type, 1, names, paths, compute, settings.boxes)
     answers = ensemble.decide(probs.task, ensemble.arithmetic(probs.array))
     folder = submission.output_folder(settings.save_path, f"{path.parent.parent.name}_{path.parent.name}", settings.task)

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import fault_runs
 import numpy as np
 import pytest
 import support
@@ -171,3 +172,9 @@ def test_two_processes_do_not_train_one_fold(tmp_path: Path) -> None:
         checkpoint.locked(tree / "fold00"),
     ):
         pass
+
+
+def test_killed_processes_resume_to_the_same_result(tmp_path: Path) -> None:
+    _, kills, _, differ = fault_runs.compare(6, 1, tmp_path)
+    assert kills >= 6
+    assert differ == 0
