@@ -143,6 +143,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    config.BACKBONES["tiny"] = support.TINY
     folder = Path(tempfile.mkdtemp(prefix="fault-"))
     fell, kills, rounds, differ = compare(args.kills, args.seed, folder)
     for stage, count in fell.most_common():
