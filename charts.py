@@ -35,7 +35,9 @@ def drawn(draw: Any, description: str, *values: Any, height: float = 2.9) -> str
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")), transparent=True)
     svg = buffer.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(
+        r"<metadata>.*?</metadata>\s*|<defs>\s*<style.*?</defs>\s*|<!--.*?-->\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL
+    )
     svg = re.sub(r'(<g) id="[a-z]\w*(?:\.\w+)?"', r"\1", svg)  # nobody refers to these, and several charts would share them
     svg = re.sub(r"'?DejaVu Sans'?(, [\w-]+)*", "system-ui, sans-serif", svg)
     svg = re.sub(r"\s*\n\s*", "\n", svg)
@@ -93,6 +95,15 @@ def age_errors(ax: Axes, ages: Sequence[Mapping[str, Any]]) -> None:
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     ax.grid(visible=False, axis="x")
     ax.legend(ncols=2, loc="upper left")
+
+
+def mean_answers(ax: Axes, ages: Sequence[Mapping[str, Any]]) -> None:
+    """The mean answer in years by true age."""
+    years = [row["age"] for row in ages]
+    ax.plot(years, years, color=SOFT, linewidth=1, linestyle=(0, (3, 2)), label="truth")
+    ax.plot(years, [row["mean_answer"] for row in ages], "o-", color=COLOURS[0], linewidth=1.4, markersize=3, label="mean answer")
+    ax.set(xlabel="true age in years", ylabel="years")
+    ax.legend(loc="upper left")
 
 
 def reliability(ax: Axes, bins: Sequence[Mapping[str, Any]]) -> None:

@@ -47,9 +47,8 @@ def training_head(numbers: Numbers) -> str:
     who = f"the {head['people']} people" if cv > 1 else f"the {head['people']} held-out people"
     means = (
         f"On people it has never seen, one model of this run scores about {number(f1['value'])}: every photograph was answered "
-        f"by a model that never saw its person. With another {head['people']} people like these it would lie between "
-        f"{span(f1)} in 19 of 20 cases, so take differences well inside that range for chance. "
-        "The vote of all folds usually does a little better."
+        f"by a model that never saw its person. {head['people']} people leave this uncertain, with 95 % confidence from "
+        f"{span(f1)}; take differences well inside that range for chance. The vote of all folds usually does a little better."
     )
     if cv < 2:
         means = (
@@ -122,7 +121,7 @@ def verdict(folds: Sequence[Numbers]) -> str:
     losses = [sum(values) / len(folds) for values in zip(*(fold["history"]["valid_loss"] for fold in folds), strict=True)]
     best, lowest = mean.index(max(mean)) + 1, losses.index(min(losses)) + 1
     where = f"The mean curve is best at epoch {best} of {epochs} ({number(mean[best - 1])})"
-    if best > 0.9 * epochs:
+    if epochs - best <= max(1, epochs // 10):
         return f"{where}: nothing was lost by training this long, and more epochs may still help."
     if lowest < 0.7 * epochs:
         return (
@@ -161,15 +160,19 @@ def ages(numbers: Numbers) -> str:
         return ""
     leaks = []
     for row in numbers["boundaries"]:
-        start = row["age"]
-        leaks.append(
-            f"Around {start}: of photographs of people aged {start - 3} to {start - 1}, "
-            f"{percent(row['below_called_older'] / row['below'])} are called {start} and over; of those aged {start} to "
-            f"{start + 2}, {percent(row['above_called_younger'] / row['above'])} are called younger "
-            f"({row['below']} and {row['above']} photographs)."
-        )
+        start, sides = row["age"], []
+        if row["below"]:
+            share = percent(row["below_called_older"] / row["below"])
+            sides.append(f"at {start - 3} to {start - 1} years {share} of {row['below']} photographs are called {start} and over")
+        if row["above"]:
+            share = percent(row["above_called_younger"] / row["above"])
+            sides.append(f"at {start} to {start + 2} years {share} of {row['above']} are called younger")
+        leaks.append(f"Around {start}: {'; '.join(sides)}.")
     chart = charts.drawn(charts.age_errors, "Share of photographs in the wrong age group by true age", numbers["ages"])
-    return section("Errors by age", *map(said, leaks), charted(chart))
+    drawn = [chart]
+    if "mean_answer" in numbers["ages"][0]:
+        drawn.append(charts.drawn(charts.mean_answers, "Mean answer in years by true age", numbers["ages"]))
+    return section("Errors by age", *map(said, leaks), charted(*drawn))
 
 
 def calibration(numbers: Numbers) -> str:
@@ -228,7 +231,7 @@ def settings(numbers: Numbers) -> str:
         ("command", " ".join(map(str, run.get("command", [])))),
         ("started", run.get("started", "")),
     ]
-    rows += [(f"--{name.replace('_', '-')}", value) for name, value in run.get("settings", {}).items()]
+    rows += [(f"--{name.replace('_', '-')}", value) for name, value in run.get("settings", {}).items() if name != "dry_run"]
     rows += [(name, value) for group in ("chosen", "machine", "versions") for name, value in run.get(group, {}).items()]
     return section("How it was made", f"<details><summary>Settings, machine, versions</summary>{listed(rows)}</details>")
 
@@ -263,7 +266,8 @@ def prediction_head(numbers: Numbers) -> str:
         boxes.insert(0, (f"accuracy, {span(right)}", number(right["value"])))
         alone = [row["macro_f1"] for row in numbers["members"]]
         gain = f1["value"] - sum(alone) / count
-        means = f"Against the true answers. {vote_gain(gain, sum(alone) / count)}" if several else "Against the true answers."
+        means = "Against the true answers (the interval takes photographs for independent)."
+        means += f" {vote_gain(gain, sum(alone) / count)}" if several else ""
         score = (f'<div class="score">{number(f1["value"])} <small>macro F1 of {text(first)}, 95 % interval {span(f1)}</small>'
                  f"</div>{said(means)}")  # fmt: skip
     else:
@@ -397,7 +401,7 @@ h3{font-size:15px;margin:14px 0 4px}p{margin:6px 0;max-width:46em}.soft,caption,
 .tiles div{background:#f3f5f8;border-radius:8px;padding:8px 12px}.tiles b{display:block;font-size:19px}
 .tiles span{color:var(--soft);font-size:13px}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,310px),1fr));gap:8px 28px}
-figure{margin:8px 0}svg{display:block;width:100%;max-width:560px;height:auto}
+figure{margin:8px 0}svg{display:block;width:100%;max-width:560px;height:auto}svg *{stroke-linejoin:round}
 .scroll{overflow-x:auto;-webkit-overflow-scrolling:touch;margin:8px 0}
 table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums}caption{text-align:left;padding:2px 0}
 td,th{padding:4px 10px;border-bottom:1px solid var(--line);text-align:right;font-weight:400;white-space:nowrap}

@@ -58,7 +58,7 @@ def training_numbers(tree: Path, oof: pd.DataFrame) -> Numbers:
     numbers["folds"] = [fold_numbers(tree, int(fold), task, decided[rows], oof.iloc[rows])
                         for fold, rows in oof.groupby("fold").indices.items()]  # fmt: skip
     groups = {"main": decided % 3, "ageg": decided, "age": metrics.to_classes("age", decided)}.get(task)
-    numbers["ages"] = [] if groups is None else age_errors(oof["age"].to_numpy(float), groups)
+    numbers["ages"] = [] if groups is None else age_errors(oof["age"].to_numpy(float), groups, decided if task == "age" else None)
     numbers["boundaries"] = [] if groups is None else boundaries(numbers["ages"])
     if not config.TASKS[task].regression:
         names = ("confidence", "accuracy", "photographs")
@@ -138,15 +138,18 @@ def fold_numbers(tree: Path, fold: int, task: str, decided: np.ndarray, oof: pd.
     }  # fmt: skip
 
 
-def age_errors(years: np.ndarray, groups: np.ndarray) -> list[Numbers]:
-    """By true age in whole years: photographs, and how many were put into too young or too old a group."""
+def age_errors(years: np.ndarray, groups: np.ndarray, answers: np.ndarray | None = None) -> list[Numbers]:
+    """By true age in whole years: photographs, how many were put into too young or too old a group, and the mean answer
+    where the answers are years."""
     whole = np.floor(years + 0.5).astype(int)
     true = np.array([config.age_group(year) for year in years])
-    return [
-        {"age": int(age), "photographs": int(own.sum()), "too_young": int((own & (groups < true)).sum()),
-         "too_old": int((own & (groups > true)).sum())}
-        for age in np.unique(whole) for own in [whole == age]
-    ]  # fmt: skip
+    rows = []
+    for age in np.unique(whole):
+        own = whole == age
+        row = {"age": int(age), "photographs": int(own.sum()), "too_young": int((own & (groups < true)).sum()),
+               "too_old": int((own & (groups > true)).sum())}  # fmt: skip
+        rows.append(row if answers is None else {**row, "mean_answer": float(answers[own].mean())})
+    return rows
 
 
 def boundaries(ages: Sequence[Numbers]) -> list[Numbers]:
@@ -159,7 +162,7 @@ def boundaries(ages: Sequence[Numbers]) -> list[Numbers]:
             "below": sum(row["photographs"] for row in below), "below_called_older": sum(row["too_old"] for row in below),
             "above": sum(row["photographs"] for row in above), "above_called_younger": sum(row["too_young"] for row in above),
         }  # fmt: skip
-        if sides["below"] and sides["above"]:
+        if sides["below"] or sides["above"]:
             found.append({"age": start, **sides})
     return found
 
