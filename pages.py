@@ -44,7 +44,6 @@ def training_head(numbers: Numbers) -> str:
     head, task, cv = numbers["headline"], numbers["task"], len(numbers["folds"])
     f1, right = head["macro_f1"], head["accuracy"]
     of = "the age groups' macro F1" if config.TASKS[task].regression else "macro F1"
-    who = f"the {head['people']} people" if cv > 1 else f"the {head['people']} held-out people"
     means = (
         f"On people it has never seen, one model of this run scores about {number(f1['value'])}: every photograph was answered "
         f"by a model that never saw its person. {head['people']} people leave this uncertain, with 95 % confidence from "
@@ -52,8 +51,8 @@ def training_head(numbers: Numbers) -> str:
     )
     if cv < 2:
         means = (
-            f"Measured on {who} of a single split, which also chose the epoch: expect less on new people "
-            "(--cv 5 gives an honest score)."
+            f"Measured on the {head['people']} held-out people of a single split: a rough figure, and optimistic where they chose "
+            "the epoch too. --cv 5 gives an honest score."
         )
     boxes: list[tuple[str, object]] = [(f"accuracy, {span(right)}", number(right["value"]))]
     if "rmse" in head:
@@ -77,12 +76,12 @@ def costs(numbers: Numbers) -> str:
     known = sorted((row for row in numbers["classes"] if row["photographs"]), key=lambda row: row["f1"])
     weak = ", ".join(f"{text(row['name'].replace('_', ' '))} ({number(row['f1'], 2)})" for row in known[:3])
     worst = said(f"Weakest classes: {weak}." if len(known) > 3 else "")
-    if not numbers["if_right"]:
+    if "if_right" not in numbers:
         return section("Where the points are lost", worst)
     names = {"mask": "mask state", "gender": "gender", "ageg": "age group"}
     first = max(numbers["if_right"], key=numbers["if_right"].get)
     rows = [
-        (names[part], number(would), f"+{would - now:.3f}", ranged(numbers["parts"][part]["headline"]["macro_f1"]),
+        (names[part], number(would), f"{would - now:+.3f}", ranged(numbers["parts"][part]["headline"]["macro_f1"]),
          ranged(numbers["parts"][part]["headline"]["accuracy"]))
         for part, would in numbers["if_right"].items()
     ]  # fmt: skip
@@ -114,9 +113,9 @@ def curves(numbers: Numbers) -> str:
 def verdict(folds: Sequence[Numbers]) -> str:
     """One sentence on the mean curve: still rising, past its best, or done."""
     lengths = {len(fold["history"]["macro_f1"]) for fold in folds}
-    if len(lengths) != 1 or lengths < {3}:
-        return ""
     epochs = lengths.pop()
+    if lengths or epochs < 3:  # folds of unlike lengths, or too short to tell
+        return ""
     mean = [sum(values) / len(folds) for values in zip(*(fold["history"]["macro_f1"] for fold in folds), strict=True)]
     losses = [sum(values) / len(folds) for values in zip(*(fold["history"]["valid_loss"] for fold in folds), strict=True)]
     best, lowest = mean.index(max(mean)) + 1, losses.index(min(losses)) + 1
@@ -244,7 +243,7 @@ def prediction_page(numbers: Numbers) -> str:
     scored = "confusion" in numbers
     parts = [prediction_head(numbers), class_shares(numbers), methods(numbers), members(numbers)]
     if scored:
-        parts[2:2] = [confusions(numbers), per_class(numbers)]
+        parts[1:1] = [costs(numbers), confusions(numbers), per_class(numbers)]
     return document(f"{numbers['name']}: report", parts)
 
 

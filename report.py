@@ -22,6 +22,7 @@ from pages import Numbers, Picture, Rows
 from utils import UserError, atomic_write
 
 MOST_WRONG = 12  # people shown
+PARTS = ("mask", "gender", "ageg")  # of the 18 classes
 NEAR = 3  # years on either side of a boundary between age groups
 
 
@@ -50,11 +51,9 @@ def training_numbers(tree: Path, oof: pd.DataFrame) -> Numbers:
     truth = oof[task].to_numpy()
     numbers = {"kind": "training", "name": tree.name, "task": task, **judged(task, decided, truth, people)}
     numbers["headline"]["people"] = int(oof["person"].nunique())
-    numbers["parts"] = {} if task != "main" else {
-        part: judged(part, ensemble.decide(part, ensemble.answer_from_main(answers, part)), oof[part].to_numpy(), people)
-        for part in ("mask", "gender", "ageg")
-    }  # fmt: skip
-    numbers["if_right"] = if_right(decided, truth) if task == "main" else {}
+    if task == "main":
+        parts = {part: ensemble.answer_from_main(answers, part).argmax(1) for part in PARTS}
+        numbers |= judged_parts(parts, decided, truth, people)
     numbers["folds"] = [fold_numbers(tree, int(fold), task, decided[rows], oof.iloc[rows])
                         for fold, rows in oof.groupby("fold").indices.items()]  # fmt: skip
     groups = {"main": decided % 3, "ageg": decided, "age": metrics.to_classes("age", decided)}.get(task)
@@ -112,14 +111,16 @@ def ranged(value: float, draws: np.ndarray) -> dict[str, float]:
     return {"value": value, "low": low, "high": high}
 
 
-def if_right(decided: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """The macro F1 of 18 classes if one part of every answer were right and the others stayed as they are."""
-    mine, true = ([labels // 6, labels // 3 % 2, labels % 3] for labels in (decided, truth))
-    gained = {}
-    for number, part in enumerate(("mask", "gender", "ageg")):
-        mask, gender, group = (true[k] if k == number else mine[k] for k in range(3))
-        gained[part] = metrics.macro_f1(metrics.confusion(truth, 6 * mask + 3 * gender + group, 18))
-    return gained
+def judged_parts(parts: Mapping[str, np.ndarray], decided: np.ndarray, truth: np.ndarray, units: np.ndarray) -> Numbers:
+    """For answers of 18 classes: the scores of each part's own answers, and in `if_right` the macro F1 of the 18 if that part
+    of every answer were right and the others stayed as they are."""
+    index = {part: np.array(config.TASKS[part].from_main) for part in PARTS}
+    scores, would = {}, {}
+    for part in PARTS:
+        scores[part] = judged(part, parts[part], index[part][truth], units)
+        mask, gender, group = (index[other][truth if other == part else decided] for other in PARTS)
+        would[part] = metrics.macro_f1(metrics.confusion(truth, 6 * mask + 3 * gender + group, 18))
+    return {"parts": scores, "if_right": would}
 
 
 def fold_numbers(tree: Path, fold: int, task: str, decided: np.ndarray, oof: pd.DataFrame) -> Numbers:
@@ -243,6 +244,9 @@ def prediction_numbers(
         numbers["confidence"] = float(ensemble.arithmetic(probs.array).max(1).mean())
     if truth is not None:
         numbers |= judged(task, voted[first], truth, np.arange(len(truth)))
+        if task == "main":
+            parts = {part: np.array(config.TASKS[part].from_main)[methods[first]] for part in PARTS}
+            numbers |= judged_parts(parts, methods[first], truth, np.arange(len(truth)))
         true = metrics.to_classes(task, truth)
         numbers["true_shares"] = (np.bincount(true, minlength=classes) / len(true)).tolist()
     return numbers
