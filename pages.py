@@ -51,8 +51,8 @@ def training_head(numbers: Numbers) -> str:
     )
     if cv < 2:
         means = (
-            f"Measured on the {head['people']} held-out people of a single split: a rough figure, and optimistic where they chose "
-            "the epoch too. --cv 5 gives an honest score."
+            f"Measured on the {head['people']} held-out people of a single split: a rough figure, and optimistic where they "
+            "chose the epoch too. --cv 5 gives an honest score."
         )
     boxes: list[tuple[str, object]] = [(f"accuracy, {span(right)}", number(right["value"]))]
     if "rmse" in head:
@@ -193,11 +193,11 @@ def calibration(numbers: Numbers) -> str:
 def wrong_people(numbers: Numbers, paths: Mapping[str, str]) -> str:
     """The people whom the model contradicts most."""
     cards = [
-        (paths.get(row["file"]), f'<b>{text(row["person"])}</b><br><span class="yes">{text(row["true"].replace("_", " "))}</span>'
-         f'<br><span class="no">{text(row["answered"].replace("_", " "))}</span><br>{row["wrong"]} of {row["photographs"]} wrong')
+        (paths.get(row["file"]), f'<b>{text(row["person"])}</b><br><span class="yes">label: {text(row["true"].replace("_", " "))}</span>'
+         f'<br><span class="no">answer: {text(row["answered"].replace("_", " "))}</span><br>{row["wrong"]} of {row["photographs"]} wrong')
         for row in numbers["most_wrong"]
     ]  # fmt: skip
-    note = said('The label in green, the answer in red. A wrong label looks like this too. <span class="soft">This page holds '
+    note = said('Each with the photograph it is most wrong about. A wrong label looks like this too. <span class="soft">This page holds '
                 "photographs of people of your data: mind whom you give it to.</span>")  # fmt: skip
     return section("The most wrong people", note, faces(cards)) if cards else ""
 
@@ -392,7 +392,7 @@ body{margin:0;background:#f3f5f8;color:var(--ink);font:16px/1.5 system-ui,-apple
 main{max-width:1080px;margin:0 auto;padding:16px}
 section{background:#fff;border:1px solid var(--line);border-radius:12px;padding:18px 20px;margin:0 0 16px}
 h1{font-size:17px;margin:0 0 2px;font-weight:600;overflow-wrap:anywhere}h2{font-size:19px;margin:0 0 6px}
-h3{font-size:15px;margin:14px 0 4px}p{margin:6px 0;max-width:46em}.soft,caption,figcaption{color:var(--soft);font-size:14px}
+p{margin:6px 0;max-width:46em}.soft,caption{color:var(--soft);font-size:14px}
 .head{border-top:5px solid var(--blue)}
 .score{font-size:56px;line-height:1.1;font-weight:700;letter-spacing:-1px}
 .score small{font-size:17px;font-weight:400;letter-spacing:0;color:var(--soft);white-space:nowrap}
