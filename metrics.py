@@ -19,20 +19,75 @@ def confusion(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndar
 
 
 def class_f1(matrix: np.ndarray) -> np.ndarray:
-    """F1 per class; NaN for a class that is neither in the truth nor in the predictions."""
-    hits, sums = np.diag(matrix).astype(float), (matrix.sum(0) + matrix.sum(1)).astype(float)
-    return np.divide(2 * hits, sums, out=np.full(len(matrix), np.nan), where=sums > 0)
+    """F1 per class of a matrix [..., C, C] -> [..., C]; NaN for a class that is neither in the truth nor in the predictions."""
+    hits, sums = np.diagonal(matrix, axis1=-2, axis2=-1).astype(float), (matrix.sum(-2) + matrix.sum(-1)).astype(float)
+    return np.divide(2 * hits, sums, out=np.full(hits.shape, np.nan), where=sums > 0)
+
+
+def macro_f1s(matrices: np.ndarray) -> np.ndarray:
+    """macro_f1 of each matrix of a stack [..., C, C] -> [...]; 0 for an empty one."""
+    scores = class_f1(matrices)
+    known = (~np.isnan(scores)).sum(-1)
+    mean: np.ndarray = np.nansum(scores, axis=-1) / np.maximum(known, 1)
+    return mean
 
 
 def macro_f1(matrix: np.ndarray) -> float:
     """Mean F1 over the classes in truth or predictions, as scikit-learn's f1_score(average="macro")."""
-    scores = class_f1(matrix)
-    return float(np.nanmean(scores)) if not np.isnan(scores).all() else 0.0
+    return float(macro_f1s(matrix))
+
+
+def accuracies(matrices: np.ndarray) -> np.ndarray:
+    """accuracy of each matrix of a stack [..., C, C] -> [...]."""
+    right: np.ndarray = np.trace(matrices, axis1=-2, axis2=-1) / np.maximum(matrices.sum((-2, -1)), 1)
+    return right
 
 
 def accuracy(matrix: np.ndarray) -> float:
     """The part of the photographs answered rightly."""
-    return float(np.trace(matrix) / max(matrix.sum(), 1))
+    return float(accuracies(matrix))
+
+
+def bootstrap_people(
+    truth: np.ndarray, predicted: np.ndarray, people: np.ndarray, classes: int, draws: int = 1000, seed: int = 0
+) -> np.ndarray:
+    """Confusion matrices int64 [draws, classes, classes] of as many people drawn with replacement.
+
+    A person's photographs stay together: they err together, and drawing them one by one would make the interval too
+    narrow. Equal people, seed and draws give equal weights, so that two predictions' draws can be subtracted pairwise.
+    """
+    names, person = np.unique(people, return_inverse=True)
+    cells = np.asarray(truth) * classes + predicted
+    each = np.zeros((len(names), classes * classes))  # a confusion matrix per person
+    np.add.at(each, (person, cells), 1)
+    weights = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
+    return (weights @ each).astype(np.int64).reshape(draws, classes, classes)
+
+
+def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """The middle `level` of draws [draws] (percentile bootstrap); NaN draws are left out, (NaN, NaN) for nothing else."""
+    known = np.asarray(values, float)[~np.isnan(values)]
+    if not len(known):
+        return math.nan, math.nan
+    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def calibration(probabilities: np.ndarray, truth: np.ndarray, bins: int = 10) -> list[tuple[float, float, int]]:
+    """(mean confidence, part answered rightly, photographs) of each bin of equal width that holds any.
+
+    probabilities [images, classes]; the confidence is that of the likeliest class.
+    """
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == truth
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    filled = [place == number for number in np.unique(place)]
+    return [(float(confidence[part].mean()), float(right[part].mean()), int(part.sum())) for part in filled]
+
+
+def calibration_error(probabilities: np.ndarray, truth: np.ndarray, bins: int = 10) -> float:
+    """Expected calibration error (Guo et al. 2017): the mean distance of confidence and accuracy, weighted by photographs."""
+    rows = calibration(probabilities, truth, bins)
+    return sum(count * abs(sure - right) for sure, right, count in rows) / max(len(truth), 1)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the tables of options, made from the parsers, into README.md between their markers."""
+"""Write the tables of options, made from the parsers, into README.md and README.ko.md between their markers."""
 
 from __future__ import annotations
 
@@ -18,18 +18,29 @@ SCRIPTS = {
 }
 
 
-def filled(text: str) -> str:
-    """The page with each `<!-- options: SCRIPT -->` ... `<!-- end -->` block made anew."""
+def filled(text: str, translated: bool = False) -> str:
+    """A page with each `<!-- options: SCRIPT -->` ... `<!-- end -->` block made anew."""
     for script, settings in SCRIPTS.items():
         start = f"<!-- options: {script} -->\n"
         head, found, rest = text.partition(start)
         if not found:
-            raise SystemExit(f"README.md has no marker {start.strip()}")
-        _, end, tail = rest.partition("<!-- end -->")
-        text = head + start + config.options_table(settings, script) + "\n" + end + tail
+            raise SystemExit(f"a README has no marker {start.strip()}")
+        before, end, tail = rest.partition("<!-- end -->")
+        table = config.options_table(settings, script)
+        text = head + start + (in_words_of(table, before) if translated else table) + "\n" + end + tail
     return text
 
 
+def in_words_of(table: str, before: str) -> str:
+    """The table with its header's and meanings' words from an earlier, translated one; new options stay in English."""
+    old = before.splitlines()
+    meanings = {row.split(" | ")[0]: row.rpartition(" | ")[2] for row in old}
+    rows = [row.rpartition(" | ")[0] + " | " + meanings.get(row.split(" | ")[0], row.rpartition(" | ")[2])
+            for row in table.splitlines()]  # fmt: skip
+    return "\n".join([*old[:2], *rows[2:]])
+
+
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(filled(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    for name, translated in (("README.md", False), ("README.ko.md", True)):
+        page = ROOT / name
+        page.write_text(filled(page.read_text(encoding="utf-8"), translated), encoding="utf-8")

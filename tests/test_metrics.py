@@ -58,3 +58,53 @@ def test_running_loss_weighs_photographs_not_batches() -> None:
 def test_absent_classes_are_named() -> None:
     assert metrics.absent_classes("mask", np.array([0, 0, 2])) == ["incorrect"]
     assert metrics.absent_classes("age", np.array([18.0, 60.0])) == ["30 to 59"]
+
+
+def test_a_stack_of_matrices_scores_like_each_of_them() -> None:
+    draw = np.random.default_rng(1)
+    answers = draw.integers(0, 18, (20, 2, 40))
+    stack = np.stack([metrics.confusion(truth, predicted, 18) for truth, predicted in answers])
+    expected = [f1_score(truth, predicted, average="macro") for truth, predicted in answers]
+    np.testing.assert_allclose(metrics.macro_f1s(stack), expected, atol=1e-12)
+    np.testing.assert_allclose(metrics.accuracies(stack), [accuracy_score(*pair) for pair in answers])
+    assert metrics.macro_f1s(np.zeros((2, 3, 3))).tolist() == [0, 0]
+
+
+def test_bootstrap_draws_whole_people() -> None:
+    people = np.repeat(["b", "a", "c"], 7)
+    truth = np.repeat([0, 1, 2], 7)
+    draws = metrics.bootstrap_people(truth, truth, people, 3, draws=200, seed=5)
+    assert draws.shape == (200, 3, 3)
+    assert (draws.sum((1, 2)) == 21).all()
+    assert (draws % 7 == 0).all()
+    assert (draws == metrics.bootstrap_people(truth[::-1], truth[::-1], people[::-1], 3, draws=200, seed=5)).all()
+    weights = draws[:, range(3), range(3)] // 7
+    assert weights.mean(0) == pytest.approx([1, 1, 1], abs=0.2)
+
+
+def test_an_interval_by_people_is_wider_than_by_photographs_where_people_err_whole() -> None:
+    draw = np.random.default_rng(2)
+    truth = np.repeat(draw.integers(0, 2, 100), 7)
+    predicted = np.where(np.repeat(draw.random(100) < 0.7, 7), truth, 1 - truth)
+    by_people, by_photograph = (
+        metrics.interval(metrics.accuracies(metrics.bootstrap_people(truth, predicted, units, 2)))
+        for units in (np.repeat(np.arange(100), 7), np.arange(700))
+    )
+    assert by_people[0] < metrics.accuracy(metrics.confusion(truth, predicted, 2)) < by_people[1]
+    assert by_people[1] - by_people[0] == pytest.approx(np.sqrt(7) * (by_photograph[1] - by_photograph[0]), rel=0.15)
+    assert by_people[1] - by_people[0] == pytest.approx(2 * 1.96 * np.sqrt(0.7 * 0.3 / 100), rel=0.15)
+
+
+def test_an_interval_leaves_out_draws_without_a_value() -> None:
+    assert metrics.interval(np.array([np.nan, 1, 2, 3]), 1.0) == (1, 3)
+    assert np.isnan(metrics.interval(np.array([np.nan]))).all()
+
+
+def test_calibration_of_sure_answers() -> None:
+    probabilities = np.array([[0.9, 0.1], [0.1, 0.9], [0.95, 0.05], [0.55, 0.45], [1.0, 0.0]])
+    truth = np.array([0, 1, 1, 0, 0])
+    rows = metrics.calibration(probabilities, truth)
+    assert [count for *_, count in rows] == [1, 2, 2]
+    assert rows[0][:2] == pytest.approx((0.55, 1))
+    assert rows[2][:2] == pytest.approx((0.975, 0.5))
+    assert metrics.calibration_error(probabilities, truth) == pytest.approx((0.45 + 2 * 0.1 + 2 * 0.475) / 5)
