@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 import config
-from utils import UserError, atomic_write, new_folder, timestamp
+from utils import UserError, atomic_write, new_folder, reason, timestamp
 
 FORMAT = 1
 PREFIX = "kfold-ensemble-"
+MOST_BYTES = 1 << 33  # unpacked, of an .npz
 VALIDATION = "validation.npz"  # every epoch's probabilities of the fold's held-out people
 
 
@@ -202,13 +203,31 @@ def write_validation(folder: Path, state: FoldState, files: list[str]) -> None:
 
 def read_validation(folder: Path, task: str) -> tuple[list[str], np.ndarray] | None:
     """(file names, [epochs, images, classes]) of a fold, None where it has none."""
+    path = folder / VALIDATION
+    arrays = read_arrays(path, f"remove {folder} to train it again")
+    if arrays is None:
+        return None
+    files, probabilities = arrays.get("files"), arrays.get(f"probs_{task}")
+    if files is None or probabilities is None or files.ndim != 1 or files.dtype.kind != "U" or (
+        probabilities.dtype.kind != "f" or probabilities.shape[1:] != (len(files), config.TASKS[task].outputs)
+    ):  # fmt: skip
+        raise UserError(f"{path}: damaged (its arrays do not fit {task}); remove {folder} to train it again")
+    return files.tolist(), probabilities
+
+
+def read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray] | None:
+    """All arrays of an .npz, nothing unpickled; None where there is none. Raises UserError for anything else."""
     try:
-        with np.load(folder / VALIDATION, allow_pickle=False) as arrays:
-            return arrays["files"].tolist(), arrays[f"probs_{task}"]
+        with zipfile.ZipFile(path) as parts:
+            size = sum(part.file_size for part in parts.infolist())
+        if size > MOST_BYTES:
+            raise ValueError(f"{size:,} bytes unpacked, at most {MOST_BYTES:,} are read")
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{folder / VALIDATION}: damaged ({error}); remove {folder} to train it again") from None
+    except Exception as error:  # over damaged bytes zipfile and numpy raise nearly every kind there is
+        raise UserError(f"{path}: damaged ({reason(error)}); {remedy}") from None
 
 
 # ------------------------------------------------------------------------------------------------------- the tree

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+import audit
 import augmentation
 import checkpoint
 import config
@@ -27,7 +28,7 @@ import loss
 import metrics
 import model as models
 import optim
-from utils import UserError, atomic_write, choose_device, derive_seed, set_threads, usable_processors, warn
+from utils import UserError, atomic_write, cell, choose_device, derive_seed, printable, set_threads, usable_processors, warn
 
 SPLIT_OF = 10  # a single split holds out one fold of so many
 
@@ -109,6 +110,17 @@ def load_table(s: config.TrainSettings) -> tuple[pd.DataFrame, pd.DataFrame | No
     return table.assign(fold=fold if s.cv > 1 else fold.where(fold == 0, -1)), outside
 
 
+def readable(
+    s: config.TrainSettings, table: pd.DataFrame, outside: pd.DataFrame | None
+) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """Both tables without the photographs that cannot be read, folds as they were. Raises UserError (see audit)."""
+    kept = audit.without_bad([table] if outside is None else [table, outside], s.skip_bad_images)
+    for fold in range(s.cv):
+        if not 0 < (kept[0]["fold"] == fold).sum() < len(kept[0]):
+            raise UserError(f"--skip-bad-images: nobody is left on one side of fold {fold}; mend the photographs")
+    return kept[0], kept[1] if outside is not None else None
+
+
 def set_up(s: config.TrainSettings) -> tuple[Study, pd.DataFrame | None]:
     """Read, check and split everything, before the first folder is made."""
     device = choose_device(s.device)
@@ -117,7 +129,7 @@ def set_up(s: config.TrainSettings) -> tuple[Study, pd.DataFrame | None]:
     compute = engine.Compute(device, precision, dataset.choose_workers(s.workers, device), s.batch_size)
     start = checkpoint.read(Path(s.load_state_dict)) if s.load_state_dict else None
     weights = models.backbone_weights(s.backbone or "", s.pretrained) if start is None else None
-    table, outside = load_table(s)
+    table, outside = readable(s, *load_table(s))
     boxes = dataset.read_boxes(s.boxes, table["file"].tolist(), table["path"].tolist()) if s.boxes else {}
     study = Study(s, table, compute, weights, start, boxes, Path())
     make_model(study, 0)  # weights that do not fit are refused before a folder is made
@@ -135,6 +147,7 @@ def describe(study: Study) -> dict[str, Any]:
         "people_per_fold": {str(f): int(table.loc[table["fold"] == f, "person"].nunique()) for f in study.folds},
         "photographs_per_class": {name: int(counts.get(number, 0)) for number, name in enumerate(names)},
         "regression": task.regression,
+        "median_age": float(table["years"].median()),
     }
 
 
@@ -155,8 +168,9 @@ def write_start(study: Study) -> None:
         "data": describe(study),
     }  # fmt: skip
     people = study.table.drop_duplicates("person")[["person", "gender", "ageg", "fold"]]
+    shown = people.assign(person=people["person"].map(cell), fold=people["fold"].map(lambda f: "" if f < 0 else f))
     with atomic_write(study.tree / "folds.csv", "w") as file:
-        people.assign(fold=people["fold"].map(lambda f: "" if f < 0 else f)).to_csv(file, index=False)
+        shown.to_csv(file, index=False)
     checkpoint.write_json(study.tree / "run.json", content)
 
 
@@ -428,7 +442,7 @@ def run(settings: config.TrainSettings) -> int:
     study = dataclasses.replace(study, tree=checkpoint.open_tree(settings))
     if not (study.tree / "run.json").is_file():
         write_start(study)
-    print(f"checkpoints: {study.tree}", flush=True)
+    print(f"checkpoints: {printable(study.tree)}", flush=True)
     clock = Clock(settings.epochs * len(study.own_folds))
     failed: dict[int, str] = {}
     for number in study.own_folds:

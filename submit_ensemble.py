@@ -33,10 +33,10 @@ def predicted(settings: config.EnsembleSettings) -> tuple[str, ensemble.Probabil
     views, transform = settings.tta or 1, settings.transform_type or "base"
     members = submission.members_of(tree, settings.top_k or 3)
     names, paths = dataset.read_eval(settings.data_root)
-    print(f"tree: {tree}: {len(members)} members x {views} views ({transform}) of {len(names)} photographs", flush=True)
+    passes = f"{len(members)} members x {views} views ({transform})"
+    print(f"tree: {utils.printable(tree)}: {passes} of {len(names)} photographs", flush=True)
     submission.truth_of(settings, names)  # refused before the long part, if it is to be refused
-    compute = submission.compute_for(settings)
-    probs = submission.run_members(members, settings.task, transform, views, names, paths, compute, settings.boxes)
+    probs = submission.answer(members, settings, transform, views, tree, names, paths)
     return tree.resolve().name, probs
 
 
