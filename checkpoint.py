@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
-import pickle
 import re
 import time
 import zipfile
@@ -83,12 +83,12 @@ def info_from_name(file: str) -> Info | None:
         return None
     try:
         f1, loss = float(match["f1"]), float(match["loss"])
+        fold, epoch = int(match["fold"]), int(match["epoch"])
     except ValueError:
         return None
-    return Info(
-        name, match["task"], match["transform"], model.backbone, 224, None, int(match["fold"]),
-        int(match["epoch"]), f1, loss,
-    )  # fmt: skip
+    if not math.isfinite(f1):  # nothing could be ranked by it
+        return None
+    return Info(name, match["task"], match["transform"], model.backbone, 224, None, fold, epoch, f1, loss)
 
 
 def write(path: Path, weights: dict[str, Tensor], info: Info) -> None:
@@ -105,9 +105,8 @@ def safe_load(path: Path) -> dict[str, Any]:
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except (RuntimeError, ValueError):  # the format before torch 1.6 cannot be mapped
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path}: cannot be read safely as weights ({first}); use another file") from None
+    except Exception as error:  # over damaged bytes the unpickler raises nearly every kind there is
+        raise UserError(f"{path}: cannot be read safely as weights ({reason(error)}); use another file") from None
     if not isinstance(loaded, dict):
         raise UserError(f"{path}: holds a {type(loaded).__name__}, not weights; use a checkpoint or a state dict")
     return loaded
@@ -279,8 +278,8 @@ def read_run(tree: Path) -> dict[str, Any]:
         content = json.loads((tree / "run.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{tree / 'run.json'}: damaged ({error}); restore or remove it") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{tree / 'run.json'}: damaged ({reason(error)}); restore or remove it") from None
     if not isinstance(content, dict):
         raise UserError(f"{tree / 'run.json'}: holds no settings; restore or remove it")
     return content
@@ -296,7 +295,7 @@ def started(tree: Path) -> float:
     when = read_run(tree).get("started")
     try:
         return time.mktime(time.strptime(str(when)[:19], "%Y-%m-%dT%H:%M:%S"))
-    except ValueError:
+    except (ValueError, OverflowError):
         return tree.stat().st_mtime
 
 
