@@ -142,7 +142,7 @@ def label_people(people: Sequence[str], table: Path | None, images: Path) -> pd.
     if missing:
         row = labels.index[labels["person"] == missing[0]][0]
         raise UserError(
-            f"{table}: row {row}: {images / missing[0]} is not there ({len(missing)} of {len(labels)} people are "
+            f"{table}: row {row}: {images / missing[0][:100]} is not there ({len(missing)} of {len(labels)} people are "
             "missing); restore the photographs or remove the rows"
         )
     listed = set(labels["person"])
@@ -167,16 +167,16 @@ def read_people(table: Path) -> pd.DataFrame:
     for number, path, gender, age in zip(raw.index, raw["path"], raw["gender"], raw["age"], strict=True):
         person = nfc(path.strip())
         if not person or person in seen:
-            problem = f"the path {person!r} is that of row {seen[person]} too" if person else "the path is empty"
+            problem = f"the path {person[:100]!r} is that of row {seen[person]} too" if person else "the path is empty"
             raise UserError(f"{table}: row {number}: {problem}; a person's path must be there once")
         if person in (".", "..") or "/" in person or "\\" in person:
-            raise UserError(f"{table}: row {number}: the path {person!r} may lead elsewhere; write the plain name of a folder")
+            raise UserError(f"{table}: row {number}: the path {person[:100]!r} may lead elsewhere; write the plain name of a folder")
         seen[person] = number
         try:
             rows.append((person, gender_code(gender), years_of(age)))
         except ValueError:
             raise UserError(
-                f"{table}: row {number}: gender {gender!r}, age {age!r}: expected male or female and years from 0 to 120; "
+                f"{table}: row {number}: gender {gender[:40]!r}, age {age[:40]!r}: expected male or female and years from 0 to 120; "
                 "correct the row"
             ) from None
     return pd.DataFrame(rows, columns=["person", "gender", "years"], index=raw.index)
@@ -302,7 +302,7 @@ def read_eval(data_root: str | None) -> tuple[list[str], list[str]]:
         key = nfc(name.strip())
         if key not in there or key in seen:
             problem = f"is in an earlier row too (row {seen[key]})" if key in seen else f"is not in {images}"
-            raise UserError(f"{info}: row {number}: {name!r} {problem}; correct the row or restore the photograph")
+            raise UserError(f"{info}: row {number}: {name[:100]!r} {problem}; correct the row or restore the photograph")
         seen[key] = number
     return listed.tolist(), [there[key] for key in seen]
 
@@ -356,9 +356,9 @@ def read_answers(path: str, names: Sequence[str], task: str) -> np.ndarray:
             value = years_of(text) if spec.regression else answer_of(text, spec)
         except ValueError:
             expected = "years" if spec.regression else "a class's number"
-            raise UserError(f"{path}: row {number}: {column} {text!r}: expected {expected}; correct the row") from None
+            raise UserError(f"{path}: row {number}: {column} {text[:40]!r}: expected {expected}; correct the row") from None
         if answers.setdefault(nfc(name.strip()), value) != value:
-            raise UserError(f"{path}: row {number}: {name!r} has another answer in an earlier row; remove one")
+            raise UserError(f"{path}: row {number}: {name[:100]!r} has another answer in an earlier row; remove one")
     keys = [nfc(name.strip()) for name in names]
     lost = [key for key in keys if key not in answers]
     if lost:
