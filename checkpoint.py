@@ -6,8 +6,8 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
-import pickle
 import re
 import time
 import zipfile
@@ -26,10 +26,11 @@ import torch
 from torch import Tensor
 
 import config
-from utils import UserError, atomic_write, new_folder, timestamp
+from utils import UserError, atomic_write, new_folder, reason, timestamp
 
 FORMAT = 1
 PREFIX = "kfold-ensemble-"
+MOST_BYTES = 1 << 33  # unpacked, of an .npz
 VALIDATION = "validation.npz"  # every epoch's probabilities of the fold's held-out people
 STATE = "state.pt"  # what an unfinished fold goes on from
 
@@ -90,12 +91,12 @@ def info_from_name(file: str) -> Info | None:
         return None
     try:
         f1, loss = float(match["f1"]), float(match["loss"])
+        fold, epoch = int(match["fold"]), int(match["epoch"])
     except ValueError:
         return None
-    return Info(
-        name, match["task"], match["transform"], model.backbone, 224, None, int(match["fold"]),
-        int(match["epoch"]), f1, loss,
-    )  # fmt: skip
+    if not math.isfinite(f1):  # nothing could be ranked by it
+        return None
+    return Info(name, match["task"], match["transform"], model.backbone, 224, None, fold, epoch, f1, loss)
 
 
 def write(path: Path, weights: dict[str, Tensor], info: Info) -> None:
@@ -115,9 +116,8 @@ def safe_load(path: Path, mapped: bool = True) -> dict[str, Any]:
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         except (RuntimeError, ValueError):  # the format before torch 1.6 cannot be mapped
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path}: cannot be read safely as weights ({first}); use another file") from None
+    except Exception as error:  # over damaged bytes the unpickler raises nearly every kind there is
+        raise UserError(f"{path}: cannot be read safely as weights ({reason(error)}); use another file") from None
     if not isinstance(loaded, dict):
         raise UserError(f"{path}: holds a {type(loaded).__name__}, not weights; use a checkpoint or a state dict")
     return loaded
@@ -239,7 +239,7 @@ def with_probabilities(folder: Path, state: FoldState) -> None:
     """Fill a state's probabilities of the epochs it counts from the fold's own file. Raises UserError where they lack."""
     if not state.epoch:
         return
-    arrays = _read_arrays(folder) or {}
+    arrays = read_arrays(folder / VALIDATION, f"remove {folder} to train it again") or {}
     told = {name.removeprefix("probs_"): array for name, array in arrays.items() if name.startswith("probs_")}
     if not told or any(len(array) < state.epoch for array in told.values()) or len(state.history) != state.epoch:
         raise UserError(f"{folder / STATE}: counts epochs that {VALIDATION} lacks; remove {folder} to train the fold again")
@@ -257,24 +257,33 @@ def write_validation(folder: Path, state: FoldState, files: list[str]) -> None:
         np.savez_compressed(file, files=np.array(files), **arrays)  # type: ignore[arg-type]
 
 
-def _read_arrays(folder: Path) -> dict[str, np.ndarray] | None:
+def read_validation(folder: Path, task: str) -> tuple[list[str], np.ndarray] | None:
+    """(file names, [epochs, images, classes]) of a fold, None where it has none."""
+    path = folder / VALIDATION
+    arrays = read_arrays(path, f"remove {folder} to train it again")
+    if arrays is None:
+        return None
+    files, probabilities = arrays.get("files"), arrays.get(f"probs_{task}")
+    if files is None or probabilities is None or files.ndim != 1 or files.dtype.kind != "U" or (
+        probabilities.dtype.kind != "f" or probabilities.shape[1:] != (len(files), config.TASKS[task].outputs)
+    ):  # fmt: skip
+        raise UserError(f"{path}: damaged (its arrays do not fit {task}); remove {folder} to train it again")
+    return files.tolist(), probabilities
+
+
+def read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray] | None:
+    """All arrays of an .npz, nothing unpickled; None where there is none. Raises UserError for anything else."""
     try:
-        with np.load(folder / VALIDATION, allow_pickle=False) as arrays:
+        with zipfile.ZipFile(path) as parts:
+            size = sum(part.file_size for part in parts.infolist())
+        if size > MOST_BYTES:
+            raise ValueError(f"{size:,} bytes unpacked, at most {MOST_BYTES:,} are read")
+        with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{folder / VALIDATION}: damaged ({error}); remove {folder} to train it again") from None
-
-
-def read_validation(folder: Path, task: str) -> tuple[list[str], np.ndarray] | None:
-    """(file names, [epochs, images, classes]) of a fold, None where it has none."""
-    arrays = _read_arrays(folder)
-    if arrays is None:
-        return None
-    if not {"files", f"probs_{task}"} <= set(arrays):
-        raise UserError(f"{folder / VALIDATION}: holds no probabilities of {task}; remove {folder} to train it again")
-    return arrays["files"].tolist(), arrays[f"probs_{task}"]
+    except Exception as error:  # over damaged bytes zipfile and numpy raise nearly every kind there is
+        raise UserError(f"{path}: damaged ({reason(error)}); {remedy}") from None
 
 
 # ------------------------------------------------------------------------------------------------------- the tree
@@ -373,8 +382,8 @@ def read_run(tree: Path) -> dict[str, Any]:
         content = json.loads((tree / "run.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{tree / 'run.json'}: damaged ({error}); restore or remove it") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{tree / 'run.json'}: damaged ({reason(error)}); restore or remove it") from None
     if not isinstance(content, dict):
         raise UserError(f"{tree / 'run.json'}: holds no settings; restore or remove it")
     return content
@@ -390,7 +399,7 @@ def started(tree: Path) -> float:
     when = read_run(tree).get("started")
     try:
         return time.mktime(time.strptime(str(when)[:19], "%Y-%m-%dT%H:%M:%S"))
-    except ValueError:
+    except (ValueError, OverflowError):
         return tree.stat().st_mtime
 
 

@@ -331,6 +331,7 @@ class TrainSettings(MachineSettings):
         DATA, "the faces' places (file,left,top,right,bottom) for --transform-type facecrop, from any detector", None,
         shown="found in the pixels", metavar="CSV",
     )  # fmt: skip
+    skip_bad_images: bool = option(DATA, "train without the photographs that cannot be read", False)
     oversample: str = option(DATA, "bring every class up to the largest", "none", Choice(OVERSAMPLING))
     image_size: int = option(DATA, "side in pixels of what the network sees", 224, Range(int, 16, 2048))
     model_type: str = option(MODEL, "network (THANet, MultiClassTHANet: the _MK1)", "VanillaEfficientNet", Choice(MODELS))
@@ -464,6 +465,7 @@ class PredictSettings(MachineSettings):
         DATA, "the faces' places (file,left,top,right,bottom) for facecrop, from any detector", None,
         shown="found in the pixels", metavar="CSV",
     )  # fmt: skip
+    skip_bad_images: bool = option(DATA, "answer photographs that cannot be read with the most frequent class", False)
     answers: str | None = option(DATA, "true classes (ImageID,ans), to score against", metavar="CSV")
     batch_size: int = option(MACHINE, "photographs in a forward pass", 32, Range(int, 1))
 
@@ -510,7 +512,8 @@ class EnsembleSettings(PredictSettings):
         """Fill what hangs on other options, and refuse what does not go together (UserError)."""
         if self.from_probs is not None:
             for given, name in ((self.root, "root"), (self.transform_type, "transform-type"), (self.tta, "tta"),
-                                (self.data_root, "data-root"), (self.boxes, "boxes")):  # fmt: skip
+                                (self.data_root, "data-root"), (self.boxes, "boxes"),
+                                (self.skip_bad_images or None, "skip-bad-images")):  # fmt: skip
                 if given is not None:
                     raise UserError(f"--{name}: --from-probs votes on stored probabilities; leave --{name} out")
             return self

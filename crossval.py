@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+import audit
 import augmentation
 import checkpoint
 import config
@@ -36,7 +37,9 @@ from utils import (
     StopSignal,
     UserError,
     atomic_write,
+    cell,
     derive_seed,
+    printable,
     usable_processors,
     warn,
 )
@@ -130,12 +133,23 @@ def load_table(s: config.TrainSettings) -> tuple[pd.DataFrame, pd.DataFrame | No
     return table.assign(fold=fold if s.cv > 1 else fold.where(fold == 0, -1)), outside
 
 
+def readable(
+    s: config.TrainSettings, table: pd.DataFrame, outside: pd.DataFrame | None
+) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """Both tables without the photographs that cannot be read, folds as they were. Raises UserError (see audit)."""
+    kept = audit.without_bad([table] if outside is None else [table, outside], s.skip_bad_images)
+    for fold in range(s.cv):
+        if not 0 < (kept[0]["fold"] == fold).sum() < len(kept[0]):
+            raise UserError(f"--skip-bad-images: nobody is left on one side of fold {fold}; mend the photographs")
+    return kept[0], kept[1] if outside is not None else None
+
+
 def set_up(s: config.TrainSettings, who: processes.Processes = ALONE) -> tuple[Study, pd.DataFrame | None]:
     """Read, check and split everything, before the first folder is made."""
     compute = processes.compute_for(s, s.batch_size, who, shared=s.cv == 1)
     start = checkpoint.read(Path(s.load_state_dict)) if s.load_state_dict else None
     weights = models.backbone_weights(s.backbone or "", s.pretrained) if start is None else None
-    table, outside = load_table(s)
+    table, outside = readable(s, *load_table(s))
     boxes = dataset.read_boxes(s.boxes, table["file"].tolist(), table["path"].tolist()) if s.boxes else {}
     study = Study(s, table, compute, weights, start, boxes, Path(), who)
     make_model(study, 0)  # weights that do not fit are refused before a folder is made
@@ -154,6 +168,7 @@ def describe(study: Study) -> dict[str, Any]:
         "photographs_per_class": {name: int(counts.get(number, 0)) for number, name in enumerate(names)},
         "regression": task.regression,
         "digest": digest(table),
+        "median_age": float(table["years"].median()),
     }
 
 
@@ -185,8 +200,9 @@ def write_start(study: Study) -> None:
         "data": describe(study),
     }  # fmt: skip
     people = study.table.drop_duplicates("person")[["person", "gender", "ageg", "fold"]]
+    shown = people.assign(person=people["person"].map(cell), fold=people["fold"].map(lambda f: "" if f < 0 else f))
     with atomic_write(study.tree / "folds.csv", "w") as file:
-        people.assign(fold=people["fold"].map(lambda f: "" if f < 0 else f)).to_csv(file, index=False)
+        shown.to_csv(file, index=False)
     checkpoint.write_json(study.tree / "run.json", content)
 
 
@@ -541,7 +557,7 @@ def begin(study: Study) -> Path:
         take_up(study)
     else:
         write_start(study)
-    print(f"checkpoints: {tree}", flush=True)
+    print(f"checkpoints: {printable(tree)}", flush=True)
     return tree
 
 

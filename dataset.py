@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import itertools
+import os
 import re
 import signal
 import unicodedata
+import warnings
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +19,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 import augmentation
 import config
-from utils import UserError, derive_seed, seeded, usable_processors, warn, warn_counted
+from utils import UserError, derive_seed, read_file, reason, seeded, usable_processors, warn, warn_counted
 
 EXTENSIONS = {".jpg", ".jpeg", ".png"}
 SHOT = r"(?P<shot>incorrect_mask|mask[1-5]|normal)"
@@ -27,6 +32,18 @@ FOLDER_SHOT = re.compile(SHOT, re.IGNORECASE)
 FLAT_SHOT = re.compile(rf"(?P<person>.+)_{SHOT}", re.IGNORECASE)
 PERSON = re.compile(r"(?P<id>.+)_(?P<gender>male|female)_(?P<race>[^_]*)_(?P<age>\d+)", re.IGNORECASE)
 SHOTS_PER_PERSON = 7
+YEARS = re.compile(r"\d{1,3}(\.\d*)?", re.ASCII)
+
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")  # whatever the extension says; others' readers are not let near files
+MOST_BYTES = 1 << 28  # of one photograph
+MOST_PIXELS = 100_000_000
+LONGEST_SHAPE = 20  # long side over short side: scaled to cover the crop, a strip would fill the memory
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}  # EXIF's orientation -> what makes the picture upright  # fmt: skip
+Image.MAX_IMAGE_PIXELS = None  # open_photo has a limit of its own, which tells the size
+warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata; what matters is an error of read_photo's
 
 
 # ----------------------------------------------------------------------------------------- reading a training root
@@ -53,7 +70,7 @@ def read_train(root: str | Path) -> pd.DataFrame:
         raise UserError(f"{root}: no such folder; name the folder of labelled photographs with --train-root")
     images = root / "images" if (root / "images").is_dir() else root
     tables = [p for p in (root / "train.csv", root.parent / "train.csv" if root.name == "images" else None) if p]
-    table_path = next((p for p in tables if p.is_file()), None)
+    table_path = next((p for p in tables if os.path.lexists(p)), None)
     found = list_photos(root, images)
     labels = label_people(found["person"].unique(), table_path, images)
     rows = found.merge(labels, on="person", how="inner")
@@ -92,8 +109,20 @@ def list_photos(root: Path, images: Path) -> pd.DataFrame:
         raise UserError(f"{error.filename}: cannot be listed ({error.strerror}); check its permissions") from None
     if not rows:
         raise UserError(f"{images}: no photographs in it; expected folders like 000001_female_Asian_45/mask1.jpg")
+    check_names([row[2] for row in rows], [row[3] for row in rows])
     warn_counted(strange, "photographs left out, their names tell no mask state (incorrect_mask, mask1..5, normal)")
     return pd.DataFrame(rows, columns=["person", "shot", "file", "path"])
+
+
+def check_names(names: Sequence[str], paths: Sequence[str]) -> None:
+    """Every name (in NFC) must be text and there once. Raises UserError naming the path."""
+    seen: dict[str, str] = {}
+    for name, path in zip(names, paths, strict=True):
+        if not name.isprintable() and any("\ud800" <= c <= "\udfff" for c in name):
+            raise UserError(f"{path}: its name is not UTF-8; rename it")
+        if name in seen:
+            raise UserError(f"{path}: {seen[name]} has the same name in another Unicode form; rename or remove one")
+        seen[name] = path
 
 
 def label_people(people: Sequence[str], table: Path | None, images: Path) -> pd.DataFrame:
@@ -112,9 +141,9 @@ def label_people(people: Sequence[str], table: Path | None, images: Path) -> pd.
     labels = read_people(table)
     missing = [p for p in labels["person"] if p not in named]
     if missing:
-        row = int(labels.index[labels["person"] == missing[0]][0]) + 2
+        row = labels.index[labels["person"] == missing[0]][0]
         raise UserError(
-            f"{table}: row {row}: {images / missing[0]} is not there ({len(missing)} of {len(labels)} people are "
+            f"{table}: row {row}: {images / missing[0][:100]} is not there ({len(missing)} of {len(labels)} people are "
             "missing); restore the photographs or remove the rows"
         )
     listed = set(labels["person"])
@@ -132,40 +161,85 @@ def gender_code(text: str) -> int:
 
 
 def read_people(table: Path) -> pd.DataFrame:
-    """train.csv -> person (its path, NFC), gender (0, 1), years; row r of it is line r + 2. Raises UserError."""
+    """train.csv -> person (its path, NFC), gender (0, 1), years; indexed by the table's row numbers. Raises UserError."""
     raw = read_csv(table, ("gender", "age", "path"))
     rows: list[tuple[str, int, float]] = []
     seen: dict[str, int] = {}
-    for number, row in enumerate(raw.itertuples(index=False), start=2):
-        person = nfc(row.path.strip())
+    for number, path, gender, age in zip(raw.index, raw["path"], raw["gender"], raw["age"], strict=True):
+        person = nfc(path.strip())
         if not person or person in seen:
-            problem = f"the path {person!r} is that of row {seen[person]} too" if person else "the path is empty"
+            problem = f"the path {person[:100]!r} is that of row {seen[person]} too" if person else "the path is empty"
             raise UserError(f"{table}: row {number}: {problem}; a person's path must be there once")
+        if person in (".", "..") or "/" in person or "\\" in person:
+            raise UserError(f"{table}: row {number}: the path {person[:100]!r} may lead elsewhere; write the plain name of a folder")
         seen[person] = number
         try:
-            rows.append((person, gender_code(row.gender), float(row.age)))
+            rows.append((person, gender_code(gender), years_of(age)))
         except ValueError:
             raise UserError(
-                f"{table}: row {number}: gender {row.gender!r}, age {row.age!r}: expected male or female and years; "
+                f"{table}: row {number}: gender {gender[:40]!r}, age {age[:40]!r}: expected male or female and years from 0 to 120; "
                 "correct the row"
             ) from None
-        if not 0 <= rows[-1][2] <= 120:
-            raise UserError(f"{table}: row {number}: an age of {row.age} years; correct the row")
-    return pd.DataFrame(rows, columns=["person", "gender", "years"])
+    return pd.DataFrame(rows, columns=["person", "gender", "years"], index=raw.index)
+
+
+def years_of(text: str) -> float:
+    """An age in years, from 0 to 120. Raises ValueError for anything else."""
+    if not YEARS.fullmatch(text.strip()) or float(text) > 120:
+        raise ValueError(f"{text!r} is no age")
+    return float(text)
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """A CSV as text, with at least these columns and one row. Raises UserError."""
+    """A CSV as text, with at least these columns and one row; commas, semicolons or tabs between, as its header has it.
+
+    The index holds the rows' numbers as a spreadsheet counts them: 1 is the file's first row, blank ones count, a
+    quoted line break does not. Raises UserError naming file and row.
+    """
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
-    except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
-        raise UserError(f"{path}: cannot be read as CSV ({str(error).splitlines()[0]}); mend the file") from None
-    missing = [c for c in columns if c not in table.columns]
-    if missing:
-        raise UserError(f"{path}: no column {missing[0]!r} (found: {', '.join(table.columns)}); expected {columns}")
-    if table.empty:
+        text = read_file(path).decode("utf-8-sig", errors="replace")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({reason(error)}); mend or remove the file") from None
+    for delimiter in (",", ";", "\t"):
+        rows = csv_rows(path, text, delimiter)
+        _, header = next(rows, (0, []))
+        header = [name.strip() for name in header]
+        if set(columns) <= set(header):
+            break
+    else:
+        _, header = next(csv_rows(path, text, ","), (0, []))
+        missing = next(c for c in columns if c not in [name.strip() for name in header])
+        found = ", ".join(name.strip()[:40] for name in header[:20]) or "an empty file"
+        raise UserError(f"{path}: no column {missing!r} (found: {found}); its first row must have {', '.join(columns)}")
+    for name in columns:
+        if header.count(name) > 1:
+            raise UserError(f"{path}: the column {name!r} is there twice; remove one")
+    numbers, records = [], []
+    for number, record in rows:
+        if len(record) != len(header):
+            raise UserError(f"{path}: row {number}: {len(record)} fields, the header has {len(header)}; correct the row")
+        numbers.append(number)
+        records.append(record)
+    if not records:
         raise UserError(f"{path}: no rows below the header; fill the table")
-    return table
+    return pd.DataFrame(records, columns=header, index=numbers)
+
+
+def csv_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """(number, fields) of a CSV's rows that are not blank. Raises UserError for bad quotes and bytes that are no text."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+    broken = "\ufffd" in text or "\0" in text
+    for number in itertools.count(1):
+        try:
+            record = next(reader, None)
+        except csv.Error as error:
+            raise UserError(f"{path}: row {number}: no CSV ({reason(error)}); correct its quotes") from None
+        if record is None:
+            return
+        if broken and any("\ufffd" in field or "\0" in field for field in record):
+            raise UserError(f"{path}: row {number}: bytes that are not UTF-8 text; save the table as CSV in UTF-8")
+        if any(field.strip() for field in record):
+            yield number, record
 
 
 # ------------------------------------------------------------------------------------------------ people -> folds
@@ -212,20 +286,26 @@ def read_eval(data_root: str | None) -> tuple[list[str], list[str]]:
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; name the evaluation folder or its images with --data-root")
     images = root / "images" if (root / "images").is_dir() else root
-    info = next((p for p in (root / "info.csv", root.parent / "info.csv") if p.is_file()), None)
-    there = {nfc(p.name): str(p) for p in sorted(images.iterdir()) if is_photo(p.name)}
+    info = next((p for p in (root / "info.csv", root.parent / "info.csv") if os.path.lexists(p)), None)
+    try:
+        photos = [p for p in sorted(images.iterdir()) if is_photo(p.name)]
+    except OSError as error:
+        raise UserError(f"{images}: cannot be listed ({reason(error)}); check its permissions") from None
+    check_names([nfc(p.name) for p in photos], [str(p) for p in photos])
+    there = {nfc(p.name): str(p) for p in photos}
     if info is None:
         if not there:
             raise UserError(f"{images}: no photographs in it, and no info.csv; name the folder with --data-root")
         return list(there), list(there.values())
-    names = [nfc(name.strip()) for name in read_csv(info, ("ImageID",))["ImageID"]]
-    seen: set[str] = set()
-    for number, name in enumerate(names, start=2):
-        if name not in there or name in seen:
-            problem = f"is in an earlier row too (row {names.index(name) + 2})" if name in seen else f"is not in {images}"
-            raise UserError(f"{info}: row {number}: {name!r} {problem}; correct the row or restore the photograph")
-        seen.add(name)
-    return names, [there[name] for name in names]
+    listed = read_csv(info, ("ImageID",))["ImageID"]
+    seen: dict[str, int] = {}
+    for number, name in listed.items():
+        key = nfc(name.strip())
+        if key not in there or key in seen:
+            problem = f"is in an earlier row too (row {seen[key]})" if key in seen else f"is not in {images}"
+            raise UserError(f"{info}: row {number}: {name[:100]!r} {problem}; correct the row or restore the photograph")
+        seen[key] = number
+    return listed.tolist(), [there[key] for key in seen]
 
 
 def read_boxes(path: str, names: Sequence[str], paths: Sequence[str]) -> dict[str, augmentation.Box]:
@@ -236,10 +316,12 @@ def read_boxes(path: str, names: Sequence[str], paths: Sequence[str]) -> dict[st
     """
     table = read_csv(Path(path), ("file", "left", "top", "right", "bottom"))
     told: dict[str, tuple[int, augmentation.Box]] = {}
-    for number, row in enumerate(table.itertuples(index=False), start=2):
-        file = nfc(str(row.file)).strip().replace("\\", "/").removeprefix("./")
+    for number, *fields in table[["file", "left", "top", "right", "bottom"]].itertuples():
+        file = nfc(fields[0]).strip().replace("\\", "/").removeprefix("./")
         try:
-            left, top, right, bottom = (round(float(str(v))) for v in (row.left, row.top, row.right, row.bottom))
+            left, top, right, bottom = (round(float(value)) for value in fields[1:])
+            if max(map(abs, (left, top, right, bottom))) > MOST_PIXELS:
+                raise ValueError
         except (ValueError, OverflowError):
             raise UserError(f"{path}: row {number}: left, top, right, bottom must be pixels; correct the row") from None
         if file in told or right <= left or bottom <= top:
@@ -269,34 +351,102 @@ def read_answers(path: str, names: Sequence[str], task: str) -> np.ndarray:
     spec = config.TASKS[task]
     column = "age" if spec.regression else "ans"
     table = read_csv(Path(path), ("ImageID", column))
-    answers = dict(zip(map(nfc, table["ImageID"]), table[column], strict=True))
-    lost = [name for name in names if name not in answers]
+    answers: dict[str, float] = {}
+    for number, name, text in zip(table.index, table["ImageID"], table[column], strict=True):
+        try:
+            value = years_of(text) if spec.regression else answer_of(text, spec)
+        except ValueError:
+            expected = "years" if spec.regression else "a class's number"
+            raise UserError(f"{path}: row {number}: {column} {text[:40]!r}: expected {expected}; correct the row") from None
+        if answers.setdefault(nfc(name.strip()), value) != value:
+            raise UserError(f"{path}: row {number}: {name[:100]!r} has another answer in an earlier row; remove one")
+    keys = [nfc(name.strip()) for name in names]
+    lost = [key for key in keys if key not in answers]
     if lost:
         raise UserError(f"{path}: no answer for {lost[0]!r} ({len(lost)} of {len(names)} lack one); use its own answers")
-    try:
-        values = np.array([float(answers[name]) for name in names])
-        if spec.regression:
-            return values
-        if not spec.from_main:
-            return values.astype(np.int64)
-        return np.array([spec.from_main[int(value)] for value in values], np.int64)
-    except (ValueError, IndexError):
-        raise UserError(f"{path}: column {column!r} holds something else than this task's answers; correct it") from None
+    return np.array([answers[key] for key in keys], float if spec.regression else np.int64)
+
+
+def answer_of(text: str, spec: config.Task) -> int:
+    """An answer (one of the 18 classes where the task is a part of them) -> the task's class. Raises ValueError."""
+    classes = spec.from_main or tuple(range(len(spec.classes)))
+    number = float(text)
+    if number not in range(len(classes)):
+        raise ValueError(f"{text!r} is no class")
+    return classes[int(number)]
 
 
 # ---------------------------------------------------------------------------------------- photographs -> batches
 
 
-def read_photo(path: str) -> Image.Image:
-    """An upright RGB image, whatever the file's format, mode or EXIF orientation. Raises UserError naming the file."""
+def open_photo(path: str) -> Image.Image:
+    """A photograph whose header and end are in order, not decoded yet. Raises OSError or ValueError, or whatever else
+    Pillow's readers stumble into over damaged bytes."""
+    data = read_file(path, MOST_BYTES)
     try:
-        with Image.open(path) as file:
-            photo = ImageOps.exif_transpose(file)
-            if photo.mode.startswith("I"):  # 16 bits a channel: Pillow's own conversion would clip it to white
-                photo = Image.fromarray((np.asarray(photo) >> 8).astype(np.uint8))
-            return photo.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: cannot be read as a photograph ({error}); mend or remove it") from None
+        photo = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise ValueError("no picture of a known format" if data else "empty") from None
+    width, height = photo.size
+    if width * height > MOST_PIXELS or max(photo.size) > LONGEST_SHAPE * min(photo.size):
+        raise ValueError(f"{width}x{height} pixels, which is no photograph's size")
+    if not is_whole(photo.format or "", data):
+        raise ValueError("cut off: its end is missing")
+    return photo
+
+
+def is_whole(kind: str, data: bytes) -> bool:
+    """Whether a JPEG's end marker comes after its first scan (thumbnails end before), or a PNG has its last chunk.
+
+    Pillow passes over a missing end where the pixels before it happen to suffice. Other formats are left to it.
+    """
+    if kind == "PNG":
+        return b"IEND\xaeB`\x82" in data
+    if kind not in ("JPEG", "MPO"):
+        return True
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":  # from segment to segment to the first scan
+        at += 1 if data[at + 1 : at + 2] == b"\xff" else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return data.find(b"\xff\xd9", at) > 0
+
+
+def photo_problem(path: str) -> str:
+    """Why a photograph's header or end shows that it cannot be read; empty where they are in order."""
+    try:
+        open_photo(path).close()
+    except Exception as error:  # as in read_photo
+        return reason(error)
+    return ""
+
+
+def read_photo(path: str) -> Image.Image:
+    """An upright RGB image, whatever the file's format, mode or EXIF orientation; what is transparent, on white.
+
+    Of an animation the first picture. Raises UserError naming the file.
+    """
+    try:
+        with open_photo(path) as photo:
+            photo.load()
+            return upright_rgb(photo)
+    except Exception as error:  # over damaged bytes Pillow's readers raise nearly every kind there is
+        raise UserError(f"{path}: cannot be read as a photograph ({reason(error)}); mend or remove it") from None
+
+
+def upright_rgb(photo: Image.Image) -> Image.Image:
+    """A decoded image as upright RGB. Raises ValueError for pixels of a kind that has no one reading."""
+    try:
+        turn = TURNS.get(photo.getexif().get(0x0112, 1))
+    except Exception:  # damaged metadata tells no orientation, and the pixels are whole
+        turn = None
+    if photo.mode.startswith("I"):  # 16 bits: Pillow's own conversion would clip them to white
+        photo = Image.fromarray(np.clip(np.asarray(photo).astype(np.int64) >> 8, 0, 255).astype(np.uint8))
+    elif photo.mode == "F":
+        raise ValueError("its pixels are fractions of an unknown range; save it with 8 bits")
+    if photo.has_transparency_data:
+        seen = photo.convert("RGBA")
+        photo = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
+    upright = photo if turn is None else photo.transpose(turn)
+    return upright if upright.mode == "RGB" else upright.convert("RGB")
 
 
 @dataclass(frozen=True)

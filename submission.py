@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import zipfile
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import audit
 import augmentation
 import checkpoint
 import config
@@ -19,7 +20,17 @@ import engine
 import ensemble
 import metrics
 import model as models
-from utils import UserError, atomic_write, new_folder, timestamp, warn, warn_counted
+import processes
+from utils import (
+    UserError,
+    atomic_write,
+    new_folder,
+    printable,
+    reason,
+    timestamp,
+    warn,
+    warn_counted,
+)
 
 PROBS = "probs.npz"
 
@@ -89,6 +100,60 @@ def transforms_of(members: Sequence[Member], asked: str, views: int) -> list[str
     return used
 
 
+def answer(
+    members: Sequence[Member], settings: config.PredictSettings, transform: str, views: int, tree: Path,
+    names: list[str], paths: list[str], who: processes.Processes | None = None,
+) -> ensemble.Probabilities:  # fmt: skip
+    """Probabilities for every name. With --skip-bad-images a photograph that cannot be read gets the usual answer.
+
+    tree: the members' run, which tells how frequent the classes are. `who`: one of several processes that share the
+    photographs. Raises UserError naming bad photographs otherwise.
+    """
+    check_answers(members, settings.task)
+    compute = processes.compute_for(settings, settings.batch_size, who or processes.Processes(), shared=True)
+    bad = set(audit.unreadable(paths, settings.skip_bad_images))
+    good = [i for i, path in enumerate(paths) if path not in bad]
+    probs = run_members(
+        members, settings.task, transform, views, [names[i] for i in good], [paths[i] for i in good],
+        compute, settings.boxes,
+    )  # fmt: skip
+    return filled(probs, names, good, tree) if bad else probs
+
+
+def filled(probs: ensemble.Probabilities, names: list[str], good: Sequence[int], tree: Path) -> ensemble.Probabilities:
+    """Probabilities [.., images, ..] of the `good` positions among all names, the others certain of the usual answer."""
+    usual, source = usual_answer(probs, tree)
+    spec = config.TASKS[probs.task]
+    members, views, _, width = probs.array.shape
+    array = np.zeros((members, views, len(names), width), probs.array.dtype)
+    array[:, :, :, 0 if spec.regression else int(usual)] = usual if spec.regression else 1
+    array[:, :, good] = probs.array
+    shown = f"{usual:g} years, the median" if spec.regression else f"{int(usual)} ({spec.classes[int(usual)]}), the commonest"
+    lost = sorted(set(range(len(names))) - set(good))
+    warn_counted([names[i] for i in lost], f"photographs that cannot be read, answered with {shown} of {source}")
+    return dataclasses.replace(probs, array=array, images=names)
+
+
+def usual_answer(probs: ensemble.Probabilities, tree: Path) -> tuple[float, str]:
+    """(the most frequent class, or the median of years; whose): the training data's where run.json tells, else the
+    predictions'."""
+    spec = config.TASKS[probs.task]
+    try:
+        run = checkpoint.read_run(tree)
+        trained, data = run["settings"]["task"], run["data"]
+        if spec.regression:
+            return float(data["median_age"]), "the training data"
+        counts = np.array([int(data["photographs_per_class"][name]) for name in config.TASKS[trained].classes])
+        if trained == "main" and spec.from_main:
+            counts = np.bincount(spec.from_main, counts)
+        if trained in ("main", probs.task) and len(counts) == spec.outputs:
+            return float(counts.argmax()), "the training data"
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError):
+        pass  # an older tree, or none
+    decided = ensemble.decide(probs.task, ensemble.arithmetic(probs.array))
+    return float(np.median(decided) if spec.regression else np.bincount(decided).argmax()), "the other predictions"
+
+
 def run_members(
     members: Sequence[Member], task: str, transform: str, views: int, names: list[str], paths: list[str],
     compute: engine.Compute,
@@ -126,20 +191,22 @@ def save(folder: Path, probs: ensemble.Probabilities) -> None:
 def load(folder: Path) -> ensemble.Probabilities:
     """Stored probabilities. Raises UserError for a file that is missing, damaged or not what it should be."""
     path = folder / PROBS
+    arrays = checkpoint.read_arrays(path, "predict again")
+    if arrays is None:
+        raise UserError(f"{path}: no such file; name the folder of an earlier prediction with --from-probs")
     try:
-        with np.load(path, allow_pickle=False) as a:
-            loaded = ensemble.Probabilities(
-                str(a["task"]), a["probabilities"], a["members"].tolist(), a["folds"].tolist(), a["weights"].tolist(),
-                a["images"].tolist(),
-            )  # fmt: skip
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; name the folder of an earlier prediction with --from-probs") from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: damaged ({error}); predict again") from None
-    expected = (len(loaded.members), len(loaded.images), config.TASKS[loaded.task].outputs if loaded.task in config.TASKS else -1)
-    if loaded.array.ndim != 4 or (loaded.array.shape[0], *loaded.array.shape[2:]) != expected:
-        raise UserError(f"{path}: its arrays do not fit each other; predict again")
-    return loaded
+        task, array = str(arrays["task"]), arrays["probabilities"]
+        members, images = list(map(str, arrays["members"].tolist())), list(map(str, arrays["images"].tolist()))
+        folds, weights = arrays["folds"].astype(int).tolist(), arrays["weights"].astype(float).tolist()
+        outputs = config.TASKS[task].outputs
+        fits = array.shape[:1] + array.shape[2:] == (len(members), len(images), outputs) and array.ndim == 4 and array.size > 0
+        fits = fits and len(folds) == len(weights) == len({Path(name).stem for name in members}) == len(members)
+        fits = fits and all(name.isprintable() for name in members)  # each names a file
+        if not fits or not np.isfinite(array).all() or not np.isfinite(weights).all():
+            raise ValueError("its arrays do not fit each other, or hold what is no number")
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+        raise UserError(f"{path}: damaged ({reason(error)}); predict again") from None
+    return ensemble.Probabilities(task, array.astype(np.float32), members, folds, weights, images)
 
 
 def write_answers(path: Path, task: str, images: Sequence[str], answers: np.ndarray) -> None:
@@ -184,7 +251,7 @@ def write_prediction(folder: Path, voted: dict[str, np.ndarray], probs: ensemble
             scores = metrics.score(probs.task, decided, truth)
             write_confusion(folder / f"{name}_confusion.csv", probs.task, scores)
             note = f"  {scores.line()}"
-        print(f"{folder / f'{name}.csv'}{note}")
+        print(f"{printable(folder / f'{name}.csv')}{note}")
     if truth is not None:
         print_members(probs, truth)
         absent = metrics.absent_classes(probs.task, truth)
@@ -199,7 +266,7 @@ def print_members(probs: ensemble.Probabilities, truth: np.ndarray) -> None:
         return
     alone = [metrics.score(probs.task, answers, truth) for answers in member_answers(probs)]
     for name, scores in zip(probs.members, alone, strict=True):
-        print(f"  {Path(name).stem.partition('bs(')[0]:<60}  {scores.line()}")
+        print(f"  {printable(Path(name).stem.partition('bs(')[0]):<60}  {scores.line()}")
     print(f"  mean macro F1 of the {len(alone)} members alone: {np.mean([scores.macro_f1 for scores in alone]):.4f}")
 
 

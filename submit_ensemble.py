@@ -28,18 +28,17 @@ def predicted(settings: config.EnsembleSettings, who: processes.Processes) -> tu
     """(name of the tree, probabilities of its members); several processes share the photographs."""
     import checkpoint
     import dataset
-    import processes
     import submission
 
     tree = checkpoint.find_tree(settings.root)
     views, transform = settings.tta or 1, settings.transform_type or "base"
     members = submission.members_of(tree, settings.top_k or 3)
     names, paths = dataset.read_eval(settings.data_root)
+    passes = f"{len(members)} members x {views} views ({transform})"
     if who.first:
-        print(f"tree: {tree}: {len(members)} members x {views} views ({transform}) of {len(names)} photographs", flush=True)
+        print(f"tree: {utils.printable(tree)}: {passes} of {len(names)} photographs", flush=True)
     submission.truth_of(settings, names)  # refused before the long part, if it is to be refused
-    compute = processes.compute_for(settings, settings.batch_size, who, shared=True)
-    probs = submission.run_members(members, settings.task, transform, views, names, paths, compute, settings.boxes)
+    probs = submission.answer(members, settings, transform, views, tree, names, paths, who)
     return tree.resolve().name, probs
 
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import signal
+import stat
 import sys
 import tempfile
 import threading
@@ -25,7 +26,8 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         # A DataLoader worker's exception arrives wrapped in its traceback; the user's line is what follows the type.
-        super().__init__(message.rsplit("UserError: ", 1)[-1].strip())
+        own = message.rsplit("UserError: ", 1)[-1].strip()
+        super().__init__("\n".join(map(printable, own.split("\n"))))
 
 
 class RunError(Exception):
@@ -62,7 +64,8 @@ def run_script(main: Callable[[list[str] | None], int], name: str) -> int:
 
 def _tell(name: str, message: str, code: int) -> int:
     rank = os.environ.get("RANK", "0")
-    print(f"{name}{'' if rank == '0' else f' (process {rank})'}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    line = printable(" ".join(message.split()))
+    print(f"{name}{'' if rank == '0' else f' (process {rank})'}: {line}", file=sys.stderr, flush=True)
     return code
 
 
@@ -88,6 +91,41 @@ class StopSignal:
             signal.signal(number, handler)
 
 
+def printable(text: object) -> str:
+    """Text as a terminal may have it: names of files and folders are others' work, so whatever could steer a terminal
+    (control characters, escape sequences, direction marks) or is no text at all is spelled out, as `\\x1b`."""
+    plain = str(text)
+    return plain if plain.isprintable() else "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in plain
+    )  # fmt: skip
+
+
+def cell(text: str) -> str:
+    """A name for a CSV that people open: one that a spreadsheet would run as a formula gets an apostrophe before it."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
+def read_file(path: str | Path, most: int = 1 << 30) -> bytes:
+    """The bytes of a regular file of at most `most` bytes. Raises OSError for anything else, a pipe without waiting for it."""
+
+    def without_waiting(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+    with open(path, "rb", buffering=0, opener=without_waiting) as file:
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode):
+            raise OSError("no regular file")
+        if about.st_size > most:
+            raise OSError(f"{about.st_size:,} bytes, at most {most:,} are read")
+        return file.readall()
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, in a few words of one line."""
+    said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return printable(" ".join(str(said).split()))[:200]
+
+
 _warned: set[str] = set()
 
 
@@ -95,7 +133,7 @@ def warn(message: str) -> None:
     """One line on stderr for something the program went on in spite of; the same line only once."""
     if message not in _warned:
         _warned.add(message)
-        print(f"warning: {' '.join(message.split())}", file=sys.stderr, flush=True)
+        print(f"warning: {printable(' '.join(message.split()))}", file=sys.stderr, flush=True)
 
 
 def warn_counted(names: list[str], message: str) -> None:
@@ -172,7 +210,7 @@ def atomic_write(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[An
     A reader sees the old file or the whole new one, never a half.
     """
     if "b" not in mode:
-        options = {"encoding": "utf-8", "newline": "", **options}
+        options = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "", **options}  # a path may be no text
     try:
         handle, name = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
     except OSError as error:

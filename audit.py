@@ -1,0 +1,49 @@
+"""Checks of the data before the long part: photographs whose file shows that they cannot be read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pandas as pd
+
+import dataset
+from utils import UserError, progress, warn_counted
+
+NAMED = 5  # of the photographs that an error counts
+
+
+def check_photos(names: Sequence[str], paths: Sequence[str], workers: int = 4) -> list[tuple[str, str]]:
+    """(name, problem) of every photograph that is no regular file, has no readable header, or whose end is missing.
+
+    Nothing is decoded: about a tenth of a millisecond each from a warm disk. `workers` threads wait for a slow one.
+    """
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+        problems = progress(pool.map(dataset.photo_problem, paths), "checking photographs", len(paths))
+        return [(name, problem) for name, problem in zip(names, problems, strict=True) if problem]
+
+
+def unreadable(paths: Sequence[str], skip: bool) -> list[str]:
+    """The paths that cannot be read, in order. Raises UserError counting them, the first by name, unless they are to be
+    skipped; and where none is left."""
+    bad = check_photos(paths, paths)
+    if bad and (not skip or len(bad) == len(paths)):
+        first = "; ".join(f"{name!r} ({problem})" for name, problem in bad[:NAMED])
+        more = "; ..." if len(bad) > NAMED else ""
+        remedy = "mend them" if skip else "mend or remove them, or go on without them by --skip-bad-images"
+        raise UserError(f"{len(bad)} of {len(paths)} photographs cannot be read: {first}{more}; {remedy}")
+    return [path for path, _ in bad]
+
+
+def without_bad(tables: Sequence[pd.DataFrame], skip: bool) -> list[pd.DataFrame]:
+    """Tables of photographs (with `path`, `person`) without the rows that cannot be read, which is said with a count.
+
+    People stay in the fold they have; one without a photograph left drops out. Raises UserError as `unreadable` does.
+    """
+    paths = [path for table in tables for path in table["path"]]
+    bad = unreadable(paths, skip)
+    kept = [table[~table["path"].isin(set(bad))].reset_index(drop=True) for table in tables]
+    gone = [set(before["person"]) - set(after["person"]) for before, after in zip(tables, kept, strict=True)]
+    warn_counted(bad, "photographs left out, they cannot be read")
+    warn_counted(sorted(set().union(*gone)), "people left out, none of their photographs can be read")
+    return kept

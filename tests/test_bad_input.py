@@ -1,0 +1,545 @@
+"""Bad photographs, bad tables, untrusted names: each is read right or refused in one line that says what to do."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import support
+import torch
+from PIL import Image
+
+import audit
+import augmentation
+import checkpoint
+import config
+import crossval
+import dataset
+import ensemble
+import submission
+import submit_ensemble
+import submit_singular
+import train
+import utils
+from utils import UserError
+
+
+def encoded(image: Image.Image, kind: str, **save: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **save)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def photo(size: tuple[int, int] = (40, 56)) -> Image.Image:
+    small = np.random.RandomState(0).randint(0, 256, (7, 5, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
+
+
+def read(path: Path, data: bytes | None = None) -> Image.Image:
+    if data is not None:
+        path.write_bytes(data)
+    return dataset.read_photo(str(path))
+
+
+def refused(path: Path, match: str = "cannot be read as a photograph") -> str:
+    with pytest.raises(UserError, match=match) as caught:
+        dataset.read_photo(str(path))
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------- bad photographs
+
+
+@pytest.mark.parametrize(
+    ("kind", "save"), [("JPEG", {}), ("JPEG", {"progressive": True}), ("JPEG", {"subsampling": 0, "optimize": True}), ("PNG", {})]
+)
+def test_a_photograph_cut_off_anywhere_is_refused(tmp_path: Path, kind: str, save: dict[str, object]) -> None:
+    whole, path = encoded(photo((24, 32)), kind, **save), tmp_path / "cut.jpg"
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        refused(path)
+        if length > len(whole) - 30:
+            assert dataset.photo_problem(str(path)), "the quick check must see it too"
+    assert read(path, whole).size == (24, 32)
+    assert not dataset.photo_problem(str(path))
+
+
+def test_a_cut_jpeg_filled_up_with_zeros_or_holding_a_whole_thumbnail_is_refused(tmp_path: Path) -> None:
+    thumbnail = encoded(photo((8, 8)), "JPEG")
+    exif = Image.Exif()
+    exif[0x9286] = thumbnail  # its own end marker stands before the picture's first scan
+    whole = encoded(photo(), "JPEG", exif=exif)
+    path = tmp_path / "cut.jpg"
+    for data in (whole[:-2], whole[: len(whole) * 2 // 3] + bytes(len(whole) // 3)):
+        path.write_bytes(data)
+        refused(path)
+        assert dataset.photo_problem(str(path))
+    assert read(path, whole + b"\0\0 what a telephone appends").size == (40, 56)
+
+
+@pytest.mark.parametrize("data", [b"", b"no picture, only text\n", b"\xff\xd8\xff", b"GIF89a", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
+def test_what_is_no_picture_is_refused_by_name_before_and_while_reading(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "mask1.jpg"
+    path.write_bytes(data)
+    refused(path)
+    assert audit.check_photos(["mask1.jpg"], [str(path)])[0][0] == "mask1.jpg"
+
+
+@pytest.mark.parametrize("size", [(20000, 20000), (1, 4000), (4000, 1)])
+def test_a_bomb_is_refused_with_its_size_before_it_is_decoded(
+    tmp_path: Path, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    header = bytearray(encoded(Image.new("1", (1, 1)), "PNG"))
+    header[16:24] = size[0].to_bytes(4, "big") + size[1].to_bytes(4, "big")
+    header[29:33] = __import__("zlib").crc32(header[12:29]).to_bytes(4, "big")
+    path = tmp_path / "bomb.png"
+    path.write_bytes(header)
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    refused(path, f"{size[0]}x{size[1]}")
+
+
+def test_every_mode_becomes_the_rgb_that_a_viewer_shows(tmp_path: Path) -> None:
+    path = tmp_path / "photo.png"
+    deep = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    assert np.abs(np.asarray(read(path, encoded(Image.fromarray(deep), "PNG")))[:, :, 0].astype(int) - deep // 257).max() <= 1
+    wide = Image.fromarray(np.array([[0, 32768, 10**6, -5]], np.int32))
+    assert np.asarray(read(path, encoded(wide, "TIFF")))[0, :, 0].tolist() == [0, 128, 255, 0]
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([0, 0, 0, 200, 10, 20])
+    assert read(path, encoded(palette, "PNG")).getpixel((0, 0)) == (200, 10, 20)
+    assert read(path, encoded(palette, "PNG", transparency=1)).getpixel((0, 0)) == (255, 255, 255)
+    assert read(path, encoded(Image.new("LA", (4, 4), (0, 0)), "PNG")).getpixel((0, 0)) == (255, 255, 255)
+    assert read(path, encoded(Image.new("RGBA", (4, 4), (255, 0, 0, 128)), "PNG")).getpixel((0, 0)) == (255, 127, 127)
+    assert read(path, encoded(Image.new("L", (4, 4), 77), "PNG")).getpixel((0, 0)) == (77, 77, 77)
+    assert read(path, encoded(Image.new("1", (4, 4), 1), "PNG")).getpixel((0, 0)) == (255, 255, 255)
+    cmyk = read(path, encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=95)).getpixel((4, 4))
+    assert cmyk[0] > 230  # type: ignore[index]
+    assert max(cmyk[1:]) < 30  # type: ignore[index]
+    assert read(path, encoded(photo((1, 1)), "PNG")).size == (1, 1)
+    path.write_bytes(encoded(Image.new("F", (4, 4)), "TIFF"))
+    refused(path, "8 bits")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_every_exif_orientation_is_made_upright(tmp_path: Path, orientation: int, kind: str) -> None:
+    upright = Image.new("RGB", (64, 32), "black")
+    upright.paste("red", (0, 0, 32, 16))
+    stored = {1: [], 2: [0], 3: [3], 4: [1], 5: [5], 6: [2], 7: [6], 8: [4]}[orientation]  # Transpose's inverse of each
+    turned = upright
+    for turn in stored:
+        turned = turned.transpose(Image.Transpose(turn))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    seen = read(tmp_path / "turned.jpg", encoded(turned, kind, exif=exif))
+    assert seen.size == (64, 32)
+    assert seen.getpixel((8, 4))[0] > 200  # type: ignore[index]
+    assert max(seen.getpixel(p)[0] for p in ((50, 4), (8, 28), (50, 28))) < 50  # type: ignore[index]
+
+
+def test_damaged_exif_does_not_cost_the_photograph(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    data = encoded(photo(), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12\0\x09")
+    assert read(tmp_path / "a.jpg", data).size == (40, 56)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_of_an_animation_the_first_picture_is_read_whatever_the_extension(tmp_path: Path, kind: str) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    seen = read(tmp_path / "moving.jpg", encoded(frames[0], kind, save_all=True, append_images=frames[1:]))
+    assert seen.getpixel((4, 4))[0] > 240  # type: ignore[index]
+    assert seen.getpixel((4, 4))[2] < 15  # type: ignore[index]
+
+
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")  # a reader that opened it would wait for ever
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "nowhere.jpg").symlink_to(tmp_path / "gone.jpg")
+    (tmp_path / "self.jpg").symlink_to("self.jpg")
+    names = ["pipe.jpg", "folder.jpg", "nowhere.jpg", "self.jpg", "vanished.jpg"]
+    for name in names:
+        refused(tmp_path / name)
+    found = audit.check_photos(names, [str(tmp_path / name) for name in names], workers=2)
+    assert [name for name, _ in found] == names
+    assert found[0][1] == "no regular file"
+
+
+def test_a_file_without_permission_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "locked.jpg"
+    path.write_bytes(encoded(photo(), "JPEG"))
+    path.chmod(0)
+    if os.access(path, os.R_OK):  # root may read everything
+        plain = os.open
+
+        def no_entry(name: str, *rest: int) -> int:
+            if str(name) == str(path):
+                raise PermissionError(13, "Permission denied", name)
+            return plain(name, *rest)
+
+        monkeypatch.setattr(os, "open", no_entry)
+    refused(path, "Permission denied")
+
+
+# --------------------------------------------------------------------------------- the check before the first epoch
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return support.make_train(tmp_path / "train", support.PEOPLE[:6], junk=False)
+
+
+def run(root: Path, saved: Path, *words: str) -> int:
+    return train.main(["--train-root", str(root), "--save-path", str(saved), "--epochs", "1", "--cv", "2", "--batch-size", "8",
+                       *support.FAST, *words])  # fmt: skip
+
+
+def damage(root: Path, person: int, *shots: str) -> list[Path]:
+    folder = sorted((root / "images").iterdir())[person]
+    paths = [next(folder.glob(f"{shot}.*")) for shot in shots]
+    for path in paths:
+        path.write_bytes(path.read_bytes()[:-20])
+    return paths
+
+
+def test_all_bad_photographs_are_listed_at_once_before_anything_is_written(root: Path, tmp_path: Path) -> None:
+    bad = damage(root, 0, *support.SHOTS) + damage(root, 2, "mask3")
+    with pytest.raises(UserError, match="8 of 42 photographs cannot be read") as caught:
+        run(root, tmp_path / "saved")
+    assert all(str(path) in str(caught.value) for path in bad[:5])
+    assert str(bad[7]) not in str(caught.value)
+    assert "--skip-bad-images" in str(caught.value)
+    assert not (tmp_path / "saved").exists()
+
+
+def test_skipping_keeps_everybodys_fold_and_drops_who_has_none_left(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = config.TrainSettings(train_root=str(root), cv=2)
+    before = crossval.load_table(settings)[0].drop_duplicates("person").set_index("person")["fold"]
+    damage(root, 0, *support.SHOTS)
+    damage(root, 2, "mask3", "normal")
+    assert run(root, tmp_path / "saved", "--skip-bad-images") == 0
+    err = capsys.readouterr().err
+    assert err.count("photographs left out, they cannot be read: 9") == 1
+    assert err.count("none of their photographs can be read: 1") == 1
+    rows = support.read_rows(tmp_path / "saved" / "kfold-ensemble-VanillaEfficientNet" / "folds.csv")[1:]
+    assert {row[0]: int(row[3]) for row in rows} == before.drop(sorted(before.index)[0]).to_dict()
+    stored = [checkpoint.read_validation(p, "main") for p in sorted((tmp_path / "saved").glob("*/fold*"))]
+    assert sum(len(found[0]) for found in stored if found) == 42 - 9
+
+
+def test_a_fold_that_loses_everybody_is_refused(root: Path, tmp_path: Path) -> None:
+    settings = config.TrainSettings(train_root=str(root), cv=6)
+    folds = crossval.load_table(settings)[0].drop_duplicates("person")["fold"].tolist()
+    damage(root, 3, *support.SHOTS)
+    with pytest.raises(UserError, match=f"--skip-bad-images: nobody is left on one side of fold {folds[3]}"):
+        run(root, tmp_path / "saved", "--cv", "6", "--skip-bad-images")
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_one_found_only_while_reading_stops_the_run_with_its_name(root: Path, tmp_path: Path, workers: str) -> None:
+    path = next(sorted((root / "images").iterdir())[1].glob("*.png"))
+    data = bytearray(path.read_bytes())
+    middle = data.index(b"IDAT") + 60
+    data[middle : middle + 40] = bytes(40)  # header and end are in order
+    path.write_bytes(data)
+    assert not dataset.photo_problem(str(path))
+    with pytest.raises(UserError) as caught:
+        run(root, tmp_path / "saved", "--workers", workers)
+    assert str(caught.value).startswith(f"{path}: cannot be read as a photograph")
+    assert "Traceback" not in str(caught.value)
+
+
+# ---------------------------------------------------------------------------------------------------- submissions
+
+
+def spoilt_eval(tmp_path: Path) -> tuple[Path, list[str]]:
+    root = support.make_eval(tmp_path / "eval", 5, answers=False)
+    order = [row[0] for row in support.read_rows(root / "info.csv")[1:]]
+    (root / "images" / order[1]).write_bytes(b"")
+    (root / "images" / order[3]).write_text("no picture")
+    return root, order
+
+
+def submit(tree: Path, root: Path, out: Path, *words: str) -> int:
+    return submit_ensemble.main(["--root", str(tree), "--data-root", str(root), "--save-path", str(out), "--device", "cpu",
+                                 "--workers", "0", "--threads", "1", "--top-k", "1", *words])  # fmt: skip
+
+
+@pytest.mark.parametrize("task", ["main", "mask"])
+def test_in_a_submission_every_row_exists(tree: Path, tmp_path: Path, task: str, capsys: pytest.CaptureFixture[str]) -> None:
+    root, order = spoilt_eval(tmp_path)
+    with pytest.raises(UserError, match="2 of 5 photographs cannot be read.*--skip-bad-images"):
+        submit(tree, root, tmp_path / "out", "--task", task)
+    assert submit(tree, root, tmp_path / "out", "--task", task, "--skip-bad-images") == 0
+    counts = json.loads((tree / "run.json").read_text())["data"]["photographs_per_class"]
+    main = np.array([counts[name] for name in config.TASKS["main"].classes])
+    usual = int(main.argmax()) if task == "main" else 0
+    assert capsys.readouterr().err.count("photographs that cannot be read, answered with") == 1
+    tables = sorted((tmp_path / "out").glob("*/*.csv")) + sorted((tmp_path / "out").glob("*/members/*.csv"))
+    assert len(tables) == 3 + 3
+    for path in tables:
+        rows = support.read_rows(path)[1:]
+        assert [row[0] for row in rows] == order
+        assert [rows[1][1], rows[3][1]] == [str(usual), str(usual)]
+
+
+def test_one_checkpoint_alone_falls_back_on_its_own_predictions(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, order = spoilt_eval(tmp_path)
+    alone = tmp_path / "alone" / "fold00"
+    alone.mkdir(parents=True)
+    path = shutil.copy(sorted(tree.glob("fold00/*.pth"))[0], alone)
+    words = ["--load-state-dict", str(path), "--data-root", str(root), "--save-path", str(tmp_path / "out"), *support.FAST[4:]]
+    with pytest.raises(UserError, match="2 of 5"):
+        submit_singular.main(words)
+    assert submit_singular.main([*words, "--skip-bad-images"]) == 0
+    assert "commonest of the other predictions: 2" in capsys.readouterr().err
+    answers = [row[1] for row in support.read_rows(next((tmp_path / "out").glob("*/submission.csv")))[1:]]
+    good = [answers[i] for i in (0, 2, 4)]
+    assert answers[1] == answers[3] == max(sorted(set(good), key=int), key=good.count)
+    for name in order:
+        (root / "images" / name).write_bytes(b"")
+    with pytest.raises(UserError, match="5 of 5"):
+        submit_singular.main([*words, "--skip-bad-images"])
+
+
+def test_years_fall_back_on_the_median(tmp_path: Path) -> None:
+    array = np.array([20.0, 50.0, 30.0], np.float32).reshape(1, 1, 3, 1)
+    probs = ensemble.Probabilities("age", array, ["m"], [0], [0.5], ["a", "b", "c"])
+    filled = submission.filled(probs, ["a", "x", "b", "c"], [0, 2, 3], tmp_path)
+    assert filled.array[0, 0, :, 0].tolist() == [20, 30, 50, 30]
+    (tmp_path / "run.json").write_text('{"settings": {"task": "age"}, "data": {"median_age": 41.5}}')
+    assert submission.usual_answer(probs, tmp_path) == (41.5, "the training data")
+
+
+# ---------------------------------------------------------------------------------------------------- bad tables
+
+HEAD = "id,gender,race,age,path\n"
+ROWS = "1,female,Asian,20,000001_female_Asian_20\n2,male,Asian,61,000002_male_Asian_61\n"
+
+
+def people(tmp_path: Path, data: str | bytes) -> list[tuple[str, int, float]]:
+    path = tmp_path / "train.csv"
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    return [(p, int(g), float(y)) for p, g, y in dataset.read_people(path).itertuples(index=False)]
+
+
+GOOD = [("000001_female_Asian_20", 1, 20.0), ("000002_male_Asian_61", 0, 61.0)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.encode("utf-8-sig"),
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: text.replace("\n", "\r"),
+        lambda text: text.replace(",", ";"),
+        lambda text: text.replace(",", "\t"),
+        lambda text: text.replace(",", ", "),
+        lambda text: '"' + text.strip().replace(",", '","').replace("\n", '"\n"') + '"',
+        lambda text: text.replace("20,", "20.0,"),
+        lambda text: "\n\n" + text.replace("\n", "\n\n,,,,\n"),
+        lambda text: text.rstrip("\n"),
+        lambda text: text.replace("Asian,", '"a; b, c",'),
+        lambda text: text.replace("female,", "Female ,").replace(",male", ",MALE"),
+    ],
+)
+def test_tables_in_other_hands_spelling_are_read_right(tmp_path: Path, change: Callable[[str], str | bytes]) -> None:
+    assert people(tmp_path, change(HEAD + ROWS)) == GOOD
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ("", "no column 'gender' .found: an empty file"),
+        ("\n \n", "an empty file"),
+        (HEAD, "no rows below the header"),
+        ("id,gender,race,path\n", "no column 'age'"),
+        (HEAD.replace("id", "age") + ROWS, "'age' is there twice"),
+        (HEAD + ROWS.replace("female,", "woman,"), "row 2: gender 'woman'"),
+        *[(HEAD + ROWS.replace("61,", f"{age},"), "row 3: gender 'male', age") for age in
+          ("", "-3", "abc", "nan", "inf", "1e1", "6_1", "121", "6１", " ", "0x20")],
+        *[(HEAD + ROWS.replace("000002_male_Asian_61", path), "row 3: the path .* plain name") for path in
+          ("../../etc", "/etc", "..", ".", "a/b", "C:\\\\x")],
+        (HEAD + ROWS.replace("000002_male_Asian_61", ""), "row 3: the path is empty"),
+        (HEAD + ROWS + ROWS, "row 4: the path '000001_female_Asian_20' is that of row 2"),
+        (HEAD + ROWS + "3,male,Asian,20\n", "row 4: 4 fields, the header has 5"),
+        (HEAD + "3,male,Asian,20,x,y\n" + ROWS, "row 2: 6 fields, the header has 5"),
+        (HEAD + "\n\n" + ROWS + '3,male,"two\nlines",20,x\n4,male,Asian,abc,y\n', "row 7: gender 'male', age 'abc'"),
+        (HEAD + ROWS + '3,male,"open,20,x\n4,male,Asian,20,y\n', "row 4: no CSV"),
+        (HEAD + ROWS + '3,male,"a"b,20,x\n', "row 4: no CSV"),
+        (HEAD + ROWS + f"3,male,{'x' * 200_000},20,x\n", "row 4: no CSV"),
+        ((HEAD + ROWS).encode() + "3,male,한국,20,x\n".encode("cp949"), "row 4: .*UTF-8"),
+        ((HEAD + ROWS).encode("utf-16"), "row 1: .*UTF-8"),
+        (HEAD + ROWS.replace("2,male", "2\0,male"), "row 3: .*UTF-8|row 3: no CSV"),
+    ],
+)  # fmt: skip
+def test_bad_tables_are_refused_by_file_row_and_remedy(tmp_path: Path, data: str | bytes, told: str) -> None:
+    with pytest.raises(UserError, match=told) as caught:
+        people(tmp_path, data)
+    message = str(caught.value)
+    assert message.startswith(str(tmp_path / "train.csv"))
+    assert ";" in message, "no remedy"
+    assert len(message) < 400
+
+
+@pytest.mark.parametrize("name", ["train.csv", "info.csv"])
+def test_a_table_that_is_there_but_cannot_be_read_is_not_passed_over(root: Path, tmp_path: Path, name: str) -> None:
+    folder = root if name == "train.csv" else support.make_eval(tmp_path / "eval", 2)
+    read_root = dataset.read_train if name == "train.csv" else lambda where: dataset.read_eval(str(where))
+    for make in (os.mkfifo, lambda path: os.symlink("gone", path), os.mkdir):
+        if (folder / name).is_dir():
+            (folder / name).rmdir()
+        else:
+            (folder / name).unlink(missing_ok=True)
+        make(folder / name)
+        with pytest.raises(UserError, match=name):
+            read_root(folder)
+
+
+def test_folders_and_rows_that_miss_each_other(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = root / "train.csv"
+    lines = table.read_text().splitlines(keepends=True)
+    table.write_text("".join([*lines[:2], "\n", *lines[3:]]))
+    next((root / "images" / "000001_female_Asian_20").glob("mask1.*")).unlink()
+    read_back = dataset.read_train(root)
+    assert read_back["person"].nunique() == 5
+    err = capsys.readouterr().err
+    assert "people left out, train.csv has no row for them: 1 (the first: '000002_male_Asian_61')" in err
+    assert "people with fewer than 7 photographs: 1" in err
+    shutil.rmtree(root / "images" / "003397_male_Asian_19")
+    with pytest.raises(UserError, match=r"train.csv: row 5: .*003397_male_Asian_19 is not there .*restore"):
+        dataset.read_train(root)
+
+
+def test_one_name_in_two_unicode_forms_is_refused(tmp_path: Path) -> None:
+    names = [unicodedata.normalize(form, "김 철수") for form in ("NFC", "NFD")]
+    try:
+        root = support.make_train(tmp_path / "train", [(name, "male", 20) for name in names], junk=False)
+    except FileExistsError:
+        pytest.skip("this file system takes both for one")
+    with pytest.raises(UserError, match=r"train.csv: row 3: the path .* is that of row 2 too"):
+        dataset.read_people(root / "train.csv")
+    with pytest.raises(UserError, match="same name in another Unicode form"):
+        dataset.list_photos(root, root / "images")
+    shutil.rmtree(root / "images" / f"{names[0]}_male_Asian_20")
+    lines = (root / "train.csv").read_text().splitlines(keepends=True)
+    (root / "train.csv").write_text("".join(lines[:2]))
+    assert dataset.read_train(root)["person"].unique().tolist() == [f"{names[0]}_male_Asian_20"]
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ("ImageID,ans\n{0},0\n\n{1},0\n{0},0\n", "row 5: .* earlier row too .row 2"),
+        ("ImageID,ans\n{0},0\nnobody.jpg,0\n", "row 3: 'nobody.jpg' is not in"),
+        ("ImageID,ans\n../x.jpg,0\n", "row 2: '../x.jpg' is not in"),
+        ("ImageID,ans\n../images/{0},0\n", "row 2: "),
+        ("image,ans\n{0},0\n", "no column 'ImageID'"),
+        ("ImageID,ans\n{0}\n", "row 2: 1 fields"),
+        ("ImageID,ans\n,0\n", "row 2: '' is not in"),
+    ],
+)
+def test_bad_info_csv_is_refused_by_row(tmp_path: Path, data: str, told: str) -> None:
+    root = support.make_eval(tmp_path / "eval", 2)
+    names = dataset.read_eval(str(root))[0]
+    (root / "info.csv").write_text(data.format(*names))
+    with pytest.raises(UserError, match=f"info.csv: .*{told}"):
+        dataset.read_eval(str(root))
+    (root / "info.csv").write_text("ImageID;ans\r\n" + "".join(f'"{name}";0\r\n' for name in names))
+    assert dataset.read_eval(str(root))[0] == names
+
+
+def test_image_ids_are_given_back_exactly_as_info_csv_spells_them(tmp_path: Path) -> None:
+    root = support.make_eval(tmp_path / "eval", 1)
+    spelt = unicodedata.normalize("NFD", "=가 나.jpg")
+    support.paint(root / "images" / unicodedata.normalize("NFC", spelt), 1)
+    (root / "info.csv").write_text(f"ImageID,ans\n{spelt},0\n")
+    names, paths = dataset.read_eval(str(root))
+    assert names == [spelt]
+    assert Path(paths[0]).is_file()
+    submission.write_answers(tmp_path / "out.csv", "main", names, np.array([3]))
+    assert support.read_rows(tmp_path / "out.csv")[1] == [spelt, "3"]
+
+
+@pytest.mark.parametrize("bad", ["18", "-1", "2.5", "x", "nan", ""])
+def test_answers_that_are_no_class_are_refused_by_row(tmp_path: Path, bad: str) -> None:
+    path = tmp_path / "answers.csv"
+    path.write_text(f"ImageID,ans\na,3\nb,{bad}\n")
+    with pytest.raises(UserError, match="answers.csv: row 3: ans"):
+        dataset.read_answers(str(path), ["a", "b"], "mask")
+    path.write_text("ImageID,ans\na,3\na,4\n")
+    with pytest.raises(UserError, match="row 3: 'a' has another answer"):
+        dataset.read_answers(str(path), ["a"], "main")
+
+
+# ------------------------------------------------------------------------------------------------ untrusted names
+
+EVIL = "\x1b]0;owned\x07\x1b[2J\u202egnp"
+
+
+def test_names_reach_the_terminal_without_their_control_characters(
+    tmp_path: Path, tree: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    root = support.make_train(tmp_path / f"t{EVIL}", [(f"1{EVIL}", "male", 20), *support.PEOPLE[:3]], junk=False)
+    next(sorted((root / "images").iterdir())[0].glob("mask1.*")).unlink()  # so that a warning names the person
+    (sorted((root / "images").iterdir())[0] / f"{EVIL}.jpg").write_bytes(b"")
+    assert run(root, tmp_path / f"s{EVIL}") == 0
+    evil_tree = tmp_path / f"kfold-ensemble-{EVIL}"
+    shutil.copytree(tree, evil_tree)
+    evil_eval = support.make_eval(tmp_path / "eval", 2, answers=False)
+    assert submit(evil_tree, evil_eval, tmp_path / f"out{EVIL}") == 0
+    (evil_eval / "info.csv").write_text(f"ImageID,ans\n{EVIL},0\n")
+
+    def refusal(_: object) -> int:
+        return submit(evil_tree, evil_eval, tmp_path / "out")
+
+    assert utils.run_script(refusal, "submit_ensemble.py") == 2
+    assert utils.run_script(lambda _: run(tmp_path / f"none{EVIL}\nwarning: all is well", tmp_path), "train.py") == 2
+    seen = "".join(capfd.readouterr())
+    assert "owned" in seen
+    assert all(c.isprintable() for c in seen.replace("\n", ""))
+    assert "\nwarning: all is well" not in seen
+
+
+def test_formulas_in_the_tables_that_people_open_are_disarmed(tmp_path: Path) -> None:
+    root = support.make_train(tmp_path / "train", [('=HYPERLINK("x")', "male", 20), ("@b", "female", 30)], junk=False)
+    assert run(root, tmp_path / "saved") == 0
+    rows = support.read_rows(tmp_path / "saved" / "kfold-ensemble-VanillaEfficientNet" / "folds.csv")[1:]
+    assert sorted(row[0] for row in rows) == ["'=HYPERLINK(\"x\")_male_Asian_20", "'@b_female_Asian_30"]
+    assert [utils.cell(text) for text in ("+1", "-1", "\tx", "a=1", "")] == ["'+1", "'-1", "'\tx", "a=1", ""]
+
+
+def test_a_name_that_is_no_text_is_refused_and_a_path_that_is_none_does_no_harm(root: Path, tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"saved\xff")
+    try:
+        odd.mkdir()
+    except OSError:
+        pytest.skip("this file system takes only UTF-8")
+    assert run(root, odd) == 0
+    assert checkpoint.read_run(next(odd.glob("kfold-*")))["settings"]["save_path"] == str(odd)
+    photo_file = next((root / "images" / "000001_female_Asian_20").glob("mask1.*"))
+    folder = root / "images" / os.fsdecode(b"p\xff_male_Asian_20")
+    folder.mkdir()
+    shutil.copy(photo_file, folder)
+    with pytest.raises(UserError, match=r"\\udcff.*not UTF-8; rename it"):
+        dataset.read_train(root)
+
+
+def test_a_photograph_of_any_size_reaches_the_network(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.png"
+    Image.new("RGB", (1, 1), "red").save(path)
+    photos = dataset.Photos(["a"], [str(path)], [augmentation.View(augmentation.forms("base", 32).valid)])
+    (_, views, scaled), = list(dataset.loader(photos, dataset.Batches([0], 1), 0, torch.device("cpu")))  # fmt: skip
+    assert views[0].shape == (1, 32, 32, 3)
+    assert bool(scaled[0])
