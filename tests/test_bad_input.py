@@ -232,7 +232,7 @@ def test_skipping_keeps_everybodys_fold_and_drops_who_has_none_left(
     assert err.count("none of their photographs can be read: 1") == 1
     rows = support.read_rows(tmp_path / "saved" / "kfold-ensemble-VanillaEfficientNet" / "folds.csv")[1:]
     assert {row[0]: int(row[3]) for row in rows} == before.drop(sorted(before.index)[0]).to_dict()
-    stored = [checkpoint.read_validation(p, "main") for p in sorted((tmp_path / "saved").glob("*/fold*"))]
+    stored = [checkpoint.read_validation(p, "main") for p in sorted((tmp_path / "saved").glob("*/fold[0-9]*"))]
     assert sum(len(found[0]) for found in stored if found) == 42 - 9
 
 
