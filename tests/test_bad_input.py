@@ -33,7 +33,7 @@ from utils import UserError
 
 def encoded(image: Image.Image, kind: str, **save: object) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, kind, **save)  # type: ignore[arg-type]
+    image.save(buffer, kind, **save)
     return buffer.getvalue()
 
 
