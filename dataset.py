@@ -404,7 +404,7 @@ def is_whole(kind: str, data: bytes) -> bool:
     at = 2
     while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":  # from segment to segment to the first scan
         at += 1 if data[at + 1 : at + 2] == b"\xff" else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return data.find(b"\xff\xd9", at) > 0
+    return data.rfind(b"\xff\xd9", at) > 0  # from the end, where it nearly always is
 
 
 def photo_problem(path: str) -> str:
