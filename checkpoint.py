@@ -139,7 +139,7 @@ def _checked_info(plain: Any, path: Path) -> Info:
         raise UserError(f"{path}: its metadata is missing; use another file")
     for member in dataclasses.fields(Info):
         value = plain.get(member.name)
-        if not isinstance(value, kinds[str(member.type)]):  # type: ignore[arg-type]
+        if member.name not in plain or not isinstance(value, kinds[str(member.type)]):  # type: ignore[arg-type]
             raise UserError(f"{path}: its metadata gives {member.name} as {value!r}; use another file")
     info = Info(**{member.name: plain[member.name] for member in dataclasses.fields(Info)})
     known = (("model", config.MODELS), ("task", config.TASKS), ("transform", config.TRANSFORMS))

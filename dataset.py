@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import logging
 import os
 import re
 import unicodedata
@@ -42,6 +43,7 @@ TURNS = {
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
 }  # EXIF's orientation -> what makes the picture upright  # fmt: skip
 Image.MAX_IMAGE_PIXELS = None  # open_photo has a limit of its own, which tells the size
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata; what matters is an error of read_photo's
 
 
