@@ -16,7 +16,7 @@ NAMED = 5  # of the photographs that an error counts
 def check_photos(names: Sequence[str], paths: Sequence[str], workers: int = 4) -> list[tuple[str, str]]:
     """(name, problem) of every photograph that is no regular file, has no readable header, or whose end is missing.
 
-    Nothing is decoded: about a tenth of a millisecond each from a warm disk. `workers` threads wait for a slow one.
+    Nothing is decoded: about a tenth of a millisecond each where the disk is warm. `workers` threads wait for a slow one.
     """
     with ThreadPoolExecutor(max(workers, 1)) as pool:
         problems = progress(pool.map(dataset.photo_problem, paths), "checking photographs", len(paths))

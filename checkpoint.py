@@ -150,7 +150,7 @@ def _checked_info(plain: Any, path: Path) -> Info:
         raise UserError(f"{path}: its metadata is missing; use another file")
     for member in dataclasses.fields(Info):
         value = plain.get(member.name)
-        if not isinstance(value, kinds[str(member.type)]):  # type: ignore[arg-type]
+        if member.name not in plain or not isinstance(value, kinds[str(member.type)]):  # type: ignore[arg-type]
             raise UserError(f"{path}: its metadata gives {member.name} as {value!r}; use another file")
     info = Info(**{member.name: plain[member.name] for member in dataclasses.fields(Info)})
     known = (("model", config.MODELS), ("task", config.TASKS), ("transform", config.TRANSFORMS))
@@ -279,7 +279,15 @@ def read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray] | None:
         if size > MOST_BYTES:
             raise ValueError(f"{size:,} bytes unpacked, at most {MOST_BYTES:,} are read")
         with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
+            found = dict(arrays)
+        for name, array in found.items():
+            if not isinstance(array, np.ndarray):
+                raise ValueError(f"{name} is no array")
+            if array.dtype.kind == "U":  # numpy would make strings of numbers that are no characters
+                codes = np.frombuffer(array.astype(array.dtype.newbyteorder("=")).tobytes(), np.uint32)
+                if codes.size and codes.max() > 0x10FFFF:
+                    raise ValueError(f"{name} is no text")
+        return found
     except FileNotFoundError:
         return None
     except Exception as error:  # over damaged bytes zipfile and numpy raise nearly every kind there is

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import logging
 import os
 import re
 import signal
@@ -43,6 +44,7 @@ TURNS = {
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
 }  # EXIF's orientation -> what makes the picture upright  # fmt: skip
 Image.MAX_IMAGE_PIXELS = None  # open_photo has a limit of its own, which tells the size
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata; what matters is an error of read_photo's
 
 
@@ -91,9 +93,9 @@ def list_photos(root: Path, images: Path) -> pd.DataFrame:
     rows: list[tuple[str, str, str, str]] = []
     strange: list[str] = []
     try:
-        for entry in sorted(images.iterdir()):
-            if entry.name.startswith("."):
-                continue
+        entries = [e for e in sorted(images.iterdir()) if not e.name.startswith(".") and (e.is_dir() or is_photo(e.name))]
+        check_names([nfc(e.name) for e in entries], [str(e) for e in entries])
+        for entry in entries:
             names = [(p, FOLDER_SHOT.fullmatch(p.stem)) for p in sorted(entry.iterdir())] if entry.is_dir() else [
                 (entry, FLAT_SHOT.fullmatch(entry.stem))
             ]  # fmt: skip
@@ -171,14 +173,15 @@ def read_people(table: Path) -> pd.DataFrame:
             problem = f"the path {person[:100]!r} is that of row {seen[person]} too" if person else "the path is empty"
             raise UserError(f"{table}: row {number}: {problem}; a person's path must be there once")
         if person in (".", "..") or "/" in person or "\\" in person:
-            raise UserError(f"{table}: row {number}: the path {person[:100]!r} may lead elsewhere; write the plain name of a folder")
+            problem = f"the path {person[:100]!r} may lead elsewhere"
+            raise UserError(f"{table}: row {number}: {problem}; write the plain name of a folder")
         seen[person] = number
         try:
             rows.append((person, gender_code(gender), years_of(age)))
         except ValueError:
             raise UserError(
-                f"{table}: row {number}: gender {gender[:40]!r}, age {age[:40]!r}: expected male or female and years from 0 to 120; "
-                "correct the row"
+                f"{table}: row {number}: gender {gender[:40]!r}, age {age[:40]!r}: expected male or female and years from 0 "
+                "to 120; correct the row"
             ) from None
     return pd.DataFrame(rows, columns=["person", "gender", "years"], index=raw.index)
 
@@ -200,17 +203,14 @@ def read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         text = read_file(path).decode("utf-8-sig", errors="replace")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({reason(error)}); mend or remove the file") from None
-    for delimiter in (",", ";", "\t"):
-        rows = csv_rows(path, text, delimiter)
-        _, header = next(rows, (0, []))
-        header = [name.strip() for name in header]
-        if set(columns) <= set(header):
-            break
-    else:
-        _, header = next(csv_rows(path, text, ","), (0, []))
-        missing = next(c for c in columns if c not in [name.strip() for name in header])
-        found = ", ".join(name.strip()[:40] for name in header[:20]) or "an empty file"
-        raise UserError(f"{path}: no column {missing!r} (found: {found}); its first row must have {', '.join(columns)}")
+    first = next((line for line in io.StringIO(text, newline="") if line.strip(" ,;\t\r\n")), "")
+    fits = (d for d in (",", ";", "\t") if set(columns) <= {name.strip(' "\r\n') for name in first.split(d)})
+    rows = csv_rows(path, text, next(fits, ","))
+    header = [name.strip() for name in next(rows, (0, []))[1]]
+    missing = [name for name in columns if name not in header]
+    if missing:
+        found = ", ".join(name[:40] for name in header[:20]) or "an empty file"
+        raise UserError(f"{path}: no column {missing[0]!r} (found: {found}); its first row must have {', '.join(columns)}")
     for name in columns:
         if header.count(name) > 1:
             raise UserError(f"{path}: the column {name!r} is there twice; remove one")
@@ -407,7 +407,7 @@ def is_whole(kind: str, data: bytes) -> bool:
     at = 2
     while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":  # from segment to segment to the first scan
         at += 1 if data[at + 1 : at + 2] == b"\xff" else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return data.find(b"\xff\xd9", at) > 0
+    return data.rfind(b"\xff\xd9", at) > 0  # from the end, where it nearly always is
 
 
 def photo_problem(path: str) -> str:

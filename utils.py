@@ -27,7 +27,7 @@ class UserError(Exception):
     def __init__(self, message: str) -> None:
         # A DataLoader worker's exception arrives wrapped in its traceback; the user's line is what follows the type.
         own = message.rsplit("UserError: ", 1)[-1].strip()
-        super().__init__("\n".join(map(printable, own.split("\n"))))
+        super().__init__(printable(" ".join(own.splitlines())))
 
 
 class RunError(Exception):

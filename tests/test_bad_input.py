@@ -6,7 +6,9 @@ import io
 import json
 import os
 import shutil
+import struct
 import unicodedata
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,7 +35,7 @@ from utils import UserError
 
 def encoded(image: Image.Image, kind: str, **save: object) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, kind, **save)  # type: ignore[arg-type]
+    image.save(buffer, kind, **save)
     return buffer.getvalue()
 
 
@@ -63,13 +65,13 @@ def refused(path: Path, match: str = "cannot be read as a photograph") -> str:
     ("kind", "save"), [("JPEG", {}), ("JPEG", {"progressive": True}), ("JPEG", {"subsampling": 0, "optimize": True}), ("PNG", {})]
 )
 def test_a_photograph_cut_off_anywhere_is_refused(tmp_path: Path, kind: str, save: dict[str, object]) -> None:
-    whole, path = encoded(photo((24, 32)), kind, **save), tmp_path / "cut.jpg"
+    whole, path = encoded(photo((16, 24)), kind, **save), tmp_path / "cut.jpg"
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
         refused(path)
         if length > len(whole) - 30:
             assert dataset.photo_problem(str(path)), "the quick check must see it too"
-    assert read(path, whole).size == (24, 32)
+    assert read(path, whole).size == (16, 24)
     assert not dataset.photo_problem(str(path))
 
 
@@ -94,13 +96,21 @@ def test_what_is_no_picture_is_refused_by_name_before_and_while_reading(tmp_path
     assert audit.check_photos(["mask1.jpg"], [str(path)])[0][0] == "mask1.jpg"
 
 
+def test_the_decoders_own_lines_do_not_reach_the_terminal(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole, three = encoded(photo(), "TIFF"), struct.pack("<HHIH", 277, 3, 1, 3)  # samples per pixel
+    assert three in whole
+    (tmp_path / "a.jpg").write_bytes(whole.replace(three, struct.pack("<HHIH", 277, 3, 1, 279)))
+    refused(tmp_path / "a.jpg")
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("size", [(20000, 20000), (1, 4000), (4000, 1)])
 def test_a_bomb_is_refused_with_its_size_before_it_is_decoded(
     tmp_path: Path, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     header = bytearray(encoded(Image.new("1", (1, 1)), "PNG"))
     header[16:24] = size[0].to_bytes(4, "big") + size[1].to_bytes(4, "big")
-    header[29:33] = __import__("zlib").crc32(header[12:29]).to_bytes(4, "big")
+    header[29:33] = zlib.crc32(header[12:29]).to_bytes(4, "big")
     path = tmp_path / "bomb.png"
     path.write_bytes(header)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
@@ -232,7 +242,7 @@ def test_skipping_keeps_everybodys_fold_and_drops_who_has_none_left(
     assert err.count("none of their photographs can be read: 1") == 1
     rows = support.read_rows(tmp_path / "saved" / "kfold-ensemble-VanillaEfficientNet" / "folds.csv")[1:]
     assert {row[0]: int(row[3]) for row in rows} == before.drop(sorted(before.index)[0]).to_dict()
-    stored = [checkpoint.read_validation(p, "main") for p in sorted((tmp_path / "saved").glob("*/fold[0-9]*"))]
+    stored = [checkpoint.read_validation(p, "main") for p in sorted((tmp_path / "saved").glob("*/fold??"))]
     assert sum(len(found[0]) for found in stored if found) == 42 - 9
 
 
@@ -320,6 +330,14 @@ def test_years_fall_back_on_the_median(tmp_path: Path) -> None:
     assert filled.array[0, 0, :, 0].tolist() == [20, 30, 50, 30]
     (tmp_path / "run.json").write_text('{"settings": {"task": "age"}, "data": {"median_age": 41.5}}')
     assert submission.usual_answer(probs, tmp_path) == (41.5, "the training data")
+
+
+def test_metadata_that_lacks_an_entry_is_refused(tmp_path: Path) -> None:
+    info = {"model": "VanillaResNet", "task": "main", "transform": "base", "backbone": "tiny", "image_size": 32, "fold": 0,
+            "epoch": 1, "macro_f1": 0.5, "loss": 1.0, "scores": {}, "held_out": []}  # fmt: skip
+    torch.save({"info": info, "state_dict": {"a": torch.zeros(1)}}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match="padding"):
+        checkpoint.read(tmp_path / "a.pth")
 
 
 # ---------------------------------------------------------------------------------------------------- bad tables

@@ -40,7 +40,7 @@ person = st.tuples(names, st.sampled_from(["male", "female", "Male", " FEMALE "]
 
 def write_table(rows: list[list[str]], delimiter: str, ending: str, quoting: int, mark: str) -> Path:
     buffer = io.StringIO()
-    csv.writer(buffer, delimiter=delimiter, lineterminator=ending, quoting=quoting).writerows(rows)  # type: ignore[call-overload]
+    csv.writer(buffer, delimiter=delimiter, lineterminator=ending, quoting=quoting).writerows(rows)  # type: ignore[arg-type]
     (WHERE / "train.csv").write_bytes((mark + buffer.getvalue()).encode())
     return WHERE / "train.csv"
 
@@ -179,7 +179,8 @@ def drawn(shape: tuple[int, int, int, int, int]) -> np.ndarray:
 
 
 def votes(array: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    return {method: answers for kind in config.METHODS for method, answers in ensemble.vote(kind, "main", array, weights).items()}
+    both = [ensemble.vote(kind, "main", array, list(weights)) for kind in config.METHODS]
+    return {method: answers for voted in both for method, answers in voted.items()}
 
 
 @given(shapes)
