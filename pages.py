@@ -192,14 +192,16 @@ def calibration(numbers: Numbers) -> str:
 
 def wrong_people(numbers: Numbers, paths: Mapping[str, str]) -> str:
     """The people whom the model contradicts most."""
-    cards = [
-        (paths.get(row["file"]), f'<b>{text(row["person"])}</b><br><span class="yes">label: {text(row["true"].replace("_", " "))}</span>'
-         f'<br><span class="no">answer: {text(row["answered"].replace("_", " "))}</span><br>{row["wrong"]} of {row["photographs"]} wrong')
-        for row in numbers["most_wrong"]
-    ]  # fmt: skip
-    note = said('Each with the photograph it is most wrong about. A wrong label looks like this too. <span class="soft">This page holds '
-                "photographs of people of your data: mind whom you give it to.</span>")  # fmt: skip
-    return section("The most wrong people", note, faces(cards)) if cards else ""
+    cards = []
+    for row in numbers["most_wrong"]:
+        label, answer = (text(row[key].replace("_", " ")) for key in ("true", "answered"))
+        note = (
+            f'<b>{text(row["person"])}</b><br><span class="yes">label: {label}</span><br><span class="no">answer: {answer}</span>'
+        )
+        cards.append((paths.get(row["file"]), f"{note}<br>{row['wrong']} of {row['photographs']} wrong"))
+    told = said('Each with the photograph it is most wrong about. A wrong label looks like this too. <span class="soft">This '
+                "page holds photographs of people of your data: mind whom you give it to.</span>")  # fmt: skip
+    return section("The most wrong people", told, faces(cards)) if cards else ""
 
 
 def data(numbers: Numbers) -> str:
