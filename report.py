@@ -104,7 +104,11 @@ def judged(task: str, decided: np.ndarray, truth: np.ndarray, people: np.ndarray
         low, high = metrics.interval(spread[:, number])
         counted = {"photographs": int(scores.matrix[number].sum()), "answered": int(scores.matrix[:, number].sum())}
         rows.append({"name": name, "f1": float(each[number]), "low": low, "high": high, **counted})
-    return {"headline": headline | years, "classes": rows, "confusion": scores.matrix.tolist()}
+    count = max(len(truth), 1)
+    return {
+        "headline": headline | years, "classes": rows, "confusion": scores.matrix.tolist(), "class_names": list(names),
+        "class_shares": (scores.matrix.sum(0) / count).tolist(), "true_shares": (scores.matrix.sum(1) / count).tolist(),
+    }  # fmt: skip
 
 
 def ranged(value: float, draws: np.ndarray) -> dict[str, float]:
@@ -249,8 +253,6 @@ def prediction_numbers(
         if task == "main":
             parts = {part: np.array(config.TASKS[part].from_main)[methods[first]] for part in PARTS}
             numbers |= judged_parts(parts, methods[first], truth, None)
-        true = metrics.to_classes(task, truth)
-        numbers["true_shares"] = (np.bincount(true, minlength=classes) / len(true)).tolist()
     return numbers
 
 

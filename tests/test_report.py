@@ -202,7 +202,7 @@ def test_the_page_of_a_run_says_what_matters(made: Made) -> None:
         "The mean curve is best at epoch 3 of 4",
     ):
         assert words in page.words
-    assert sum(tag == "svg" for tag, _ in page.seen) == 5
+    assert sum(tag == "svg" for tag, _ in page.seen) == 6
 
 
 def test_years_are_reported_as_years_and_as_groups(made: Made) -> None:
