@@ -90,8 +90,8 @@ def judged(task: str, decided: np.ndarray, truth: np.ndarray, people: np.ndarray
     if people is None:
         draws = metrics.bootstrap_photographs(scores.matrix)
     else:
-        classes = (metrics.to_classes(task, labels) for labels in (truth, decided))
-        draws = metrics.bootstrap_people(*classes, people, len(names))
+        true, mine = metrics.to_classes(task, truth), metrics.to_classes(task, decided)
+        draws = metrics.bootstrap_people(true, mine, people, len(names))
     each, spread = metrics.class_f1(scores.matrix), metrics.class_f1(draws)
     headline = {
         "macro_f1": ranged(scores.macro_f1, metrics.macro_f1s(draws)),
@@ -207,7 +207,7 @@ def elapsed(tree: Path) -> float | None:
 
 def prediction_report(
     folder: Path, probs: ensemble.Probabilities, voted: Mapping[str, np.ndarray], truth: np.ndarray | None = None,
-    training_shares: Sequence[float] | None = None,
+    training_shares: Sequence[float] | np.ndarray | None = None,
 ) -> None:  # fmt: skip
     """Write report.json and, where matplotlib is installed, report.html into a prediction's folder.
 
@@ -220,7 +220,7 @@ def prediction_report(
 
 def prediction_numbers(
     name: str, probs: ensemble.Probabilities, voted: Mapping[str, np.ndarray], truth: np.ndarray | None,
-    training_shares: Sequence[float] | None,
+    training_shares: Sequence[float] | np.ndarray | None,
 ) -> Numbers:  # fmt: skip
     """Everything a prediction's report.json holds."""
     task, classes = probs.task, len(config.TASKS[config.judged(probs.task)].classes)

@@ -118,7 +118,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     def make(task: str) -> tuple[pd.DataFrame, dict[str, Any], Checked]:
         root = tmp_path_factory.mktemp(task)
         tree, (table, oof) = make_tree(task, root), synthetic(task, root)
-        extra = {
+        extra: dict[str, Any] = {
             f"Rule {EVIL}": [("gain", 0.25), (EVIL, EVIL)],
             "Suspects": [(EVIL, report.Picture(table["path"][0], EVIL)), ("gone", report.Picture("no/where.png", "x"))],
         }
