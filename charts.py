@@ -78,7 +78,8 @@ def class_scores(ax: Axes, classes: Sequence[Mapping[str, Any]]) -> None:
         ax.barh(place, row["f1"], height=0.7, color=colour, alpha=0.85)
         ax.plot([row["low"], row["high"]], [place, place], color=INK, linewidth=1.4)
     ax.set_yticks(range(len(classes)), [row["name"].replace("_", " ") for row in classes])
-    ax.set(xlim=(0, 1), ylim=(len(classes) - 0.4, -0.6), xlabel="F1")
+    ax.set(xlim=(0, 1), ylim=(len(classes) - 0.4, -0.6))
+    ax.set_title("F1", fontsize=9)
     ax.grid(visible=False, axis="y")
 
 
@@ -94,7 +95,7 @@ def age_errors(ax: Axes, ages: Sequence[Mapping[str, Any]]) -> None:
     ax.set(xlabel="true age in years", ylabel="in the wrong age group", ylim=(0, max(1.15 * float((young + old).max()), 0.1)))
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     ax.grid(visible=False, axis="x")
-    ax.legend(ncols=2, loc="upper left")
+    ax.legend(ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
 
 
 def mean_answers(ax: Axes, ages: Sequence[Mapping[str, Any]]) -> None:
@@ -125,4 +126,4 @@ def shares(ax: Axes, names: Sequence[str], answered: Sequence[float], others: Ma
     ax.set(ylim=(len(names) - 0.4, -0.6), xlim=(0, None))
     ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     ax.grid(visible=False, axis="y")
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+    ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, handlelength=1.2, columnspacing=1)

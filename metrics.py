@@ -64,6 +64,12 @@ def bootstrap_people(
     return (weights @ each).astype(np.int64).reshape(draws, classes, classes)
 
 
+def bootstrap_photographs(matrix: np.ndarray, draws: int = 1000, seed: int = 0) -> np.ndarray:
+    """bootstrap_people where every photograph is another person's (or nobody knows whose): from the counts alone."""
+    share = matrix.ravel() / matrix.sum()
+    return np.random.default_rng(seed).multinomial(matrix.sum(), share, size=draws).reshape(draws, *matrix.shape)
+
+
 def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     """The middle `level` of draws [draws] (percentile bootstrap); NaN draws are left out, (NaN, NaN) for nothing else."""
     known = np.asarray(values, float)[~np.isnan(values)]

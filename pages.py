@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
+from unicodedata import category
 
 import config
 import dataset
@@ -34,9 +35,14 @@ def training_page(numbers: Numbers, paths: Mapping[str, str], extra: Mapping[str
     """The page of a run. paths: {file: where its photograph is}."""
     parts = [training_head(numbers), costs(numbers)]
     parts += [extra_section(title, rows) for title, rows in extra.items()]
-    parts += [curves(numbers), confusions(numbers), per_class(numbers), ages(numbers), calibration(numbers),
+    parts += [curves(numbers), confusions(numbers), each_class(numbers), beside(ages(numbers), calibration(numbers)),
               wrong_people(numbers, paths), data(numbers), settings(numbers)]  # fmt: skip
     return document(f"{numbers['name']}: report", parts)
+
+
+def beside(*sections: str) -> str:
+    """Sections in one row where there is room."""
+    return f'<div class="pair">{"".join(sections)}</div>'
 
 
 def training_head(numbers: Numbers) -> str:
@@ -47,7 +53,7 @@ def training_head(numbers: Numbers) -> str:
     means = (
         f"On people it has never seen, one model of this run scores about {number(f1['value'])}: every photograph was answered "
         f"by a model that never saw its person. {head['people']} people leave this uncertain, with 95 % confidence from "
-        f"{span(f1)}; take differences well inside that range for chance. The vote of all folds usually does a little better."
+        f"{span(f1)}; take differences well inside that range for chance. The vote of all folds usually does better."
     )
     if cv < 2:
         means = (
@@ -86,7 +92,7 @@ def costs(numbers: Numbers) -> str:
         for part, would in numbers["if_right"].items()
     ]  # fmt: skip
     told = f"The {names[first]} costs the most: were it always right, macro F1 would be {number(numbers['if_right'][first])}."
-    head = ("part of the answer", "macro F1 of main if always right", "gain", "its own macro F1", "its own accuracy")
+    head = ("part", "macro F1 if always right", "gain", "its own macro F1", "its own accuracy")
     return section("Where the points are lost", said(told), grid(head, rows), worst)
 
 
@@ -136,19 +142,29 @@ def confusions(numbers: Numbers) -> str:
     whole = matrix(config.judged(task), numbers["confusion"], "Rows: true class; columns: answered; shaded by share of the row.")
     captions = {"mask": "Mask", "gender": "Gender", "ageg": "Age group"}
     parts = [matrix(part, found["confusion"], captions[part]) for part, found in numbers.get("parts", {}).items()]
-    return section("What is taken for what", whole, f'<div class="pair">{"".join(parts)}</div>' if parts else "")
+    return section("What is taken for what", f'<div class="flow"><div>{whole}</div><div>{"".join(parts)}</div></div>')
 
 
-def per_class(numbers: Numbers) -> str:
-    """F1 of each class with its interval."""
+def each_class(numbers: Numbers) -> str:
+    """F1 of each class with its interval where the truth is known, and how often each is answered."""
     import charts
 
-    classes = numbers["classes"]
-    height = 0.9 + 0.24 * len(classes)
-    chart = charts.drawn(charts.class_scores, "F1 of each class with its interval", classes, height=height)
-    rows = [(row["name"].replace("_", " "), number(row["f1"]), span(row), row["photographs"], row["answered"]) for row in classes]
-    table = grid(("class", "F1", "95 % interval", "photographs", "answered"), rows)
-    return section("Each class", f'<div class="pair"><figure>{chart}</figure><div>{table}</div></div>')
+    names, answered = [name.replace("_", " ") for name in numbers["class_names"]], numbers["class_shares"]
+    others = {"true": numbers.get("true_shares"), "in training": numbers.get("training_shares")}
+    known = {name: shares for name, shares in others.items() if shares is not None}
+    classes, height = numbers.get("classes", []), 1.0 + 0.24 * len(names)
+    drawn = [charts.drawn(charts.class_scores, "F1 of each class with its interval", classes, height=height)] if classes else []
+    drawn.append(charts.drawn(charts.shares, "Share of each class among the answers", names, answered, known, height=height))
+    head = ("class", *(("F1", "95 % interval") if classes else ()), "answered", *known)
+    rows = [
+        (name, *((number(classes[place]["f1"]), span(classes[place])) if classes else ()),
+         *(f"{100 * shares[place]:.1f} %" for shares in (answered, *known.values())))
+        for place, name in enumerate(names)
+    ]  # fmt: skip
+    expected = next(iter(known.values()), answered)
+    rare = [text(name) for name, share, fair in zip(names, answered, expected, strict=True) if share < fair / 2]
+    told = said(f"Answered less than half as often as {next(iter(known), '')}: {'; '.join(rare)}." if rare else "")
+    return section("Each class", told, charted(*drawn), f"<details><summary>Figures</summary>{grid(head, rows)}</details>")
 
 
 def ages(numbers: Numbers) -> str:
@@ -192,14 +208,16 @@ def calibration(numbers: Numbers) -> str:
 
 def wrong_people(numbers: Numbers, paths: Mapping[str, str]) -> str:
     """The people whom the model contradicts most."""
-    cards = [
-        (paths.get(row["file"]), f'<b>{text(row["person"])}</b><br><span class="yes">label: {text(row["true"].replace("_", " "))}</span>'
-         f'<br><span class="no">answer: {text(row["answered"].replace("_", " "))}</span><br>{row["wrong"]} of {row["photographs"]} wrong')
-        for row in numbers["most_wrong"]
-    ]  # fmt: skip
-    note = said('Each with the photograph it is most wrong about. A wrong label looks like this too. <span class="soft">This page holds '
-                "photographs of people of your data: mind whom you give it to.</span>")  # fmt: skip
-    return section("The most wrong people", note, faces(cards)) if cards else ""
+    cards = []
+    for row in numbers["most_wrong"]:
+        label, answer = (text(row[key].replace("_", " ")) for key in ("true", "answered"))
+        note = (
+            f'<b>{text(row["person"])}</b><br><span class="yes">label: {label}</span><br><span class="no">answer: {answer}</span>'
+        )
+        cards.append((paths.get(row["file"]), f"{note}<br>{row['wrong']} of {row['photographs']} wrong"))
+    told = said('Each with the photograph it is most wrong about. A wrong label looks like this too. <span class="soft">This '
+                "page holds photographs of people of your data: mind whom you give it to.</span>")  # fmt: skip
+    return section("The most wrong people", told, faces(cards)) if cards else ""
 
 
 def data(numbers: Numbers) -> str:
@@ -214,7 +232,7 @@ def data(numbers: Numbers) -> str:
         (row["name"].replace("_", " "), row["photographs"], *(fold["photographs_per_class"][place] for fold in folds))
         for place, row in enumerate(numbers["classes"])
     ]
-    return section("Folds and data", scores, grid(head, rows))
+    return section("Folds and data", f'<div class="flow"><div>{scores}</div><div>{grid(head, rows)}</div></div>')
 
 
 def best_epoch(fold: Numbers) -> str:
@@ -241,9 +259,8 @@ def settings(numbers: Numbers) -> str:
 def prediction_page(numbers: Numbers) -> str:
     """The page of a prediction."""
     scored = "confusion" in numbers
-    parts = [prediction_head(numbers), class_shares(numbers), methods(numbers), members(numbers)]
-    if scored:
-        parts[1:1] = [costs(numbers), confusions(numbers), per_class(numbers)]
+    known = [costs(numbers), confusions(numbers)] if scored else []
+    parts = [prediction_head(numbers), *known, each_class(numbers), methods(numbers), members(numbers)]
     return document(f"{numbers['name']}: report", parts)
 
 
@@ -283,26 +300,6 @@ def vote_gain(gain: float, mean: float) -> str:
     return f"Its members alone score {number(mean)} on average: the vote {'gains' if gain >= 0 else 'loses'} {abs(gain):.3f}."
 
 
-def class_shares(numbers: Numbers) -> str:
-    """Answered classes beside those of the training photographs (and the true ones)."""
-    import charts
-
-    others = {"in training": numbers["training_shares"], "true": numbers.get("true_shares")}
-    known = {name: shares for name, shares in others.items() if shares is not None}
-    names = numbers["class_names"]
-    chart = charts.drawn(charts.shares, "Share of each class among the answers", names, numbers["class_shares"], known,
-                         height=1.0 + 0.24 * len(names))  # fmt: skip
-    rows = [
-        (name.replace("_", " "), round(share * numbers["photographs"]), f"{100 * share:.1f} %",
-         *(f"{100 * shares[place]:.1f} %" for shares in known.values()))
-        for place, (name, share) in enumerate(zip(names, numbers["class_shares"], strict=True))
-    ]  # fmt: skip
-    unasked = [text(name.replace("_", " ")) for name, share in zip(names, numbers["class_shares"], strict=True) if not share]
-    told = said(f"Never answered: {', '.join(unasked)}." if unasked else "")
-    table = grid(("class", "answers", "share", *known), rows)
-    return section("What it answers", told, f'<div class="pair"><figure>{chart}</figure><div>{table}</div></div>')
-
-
 def methods(numbers: Numbers) -> str:
     """The ways of voting beside each other."""
     scored = "confusion" in numbers
@@ -317,9 +314,9 @@ def methods(numbers: Numbers) -> str:
 def members(numbers: Numbers) -> str:
     """Each member, and how often each two of them answer alike."""
     rows, scored = numbers["members"], "confusion" in numbers
-    head = ("", "member", "validation macro F1", "equal to the vote", *(("macro F1 here", "accuracy here") if scored else ()))
+    head = ("member", "validation macro F1", "equal to the vote", *(("macro F1 here", "accuracy here") if scored else ()))
     table = grid(head, [
-        (place + 1, row["name"].partition("bs(")[0], number(row["validation_macro_f1"]), percent(row["equal_to_vote"]),
+        (f"{place + 1}. {row['name'].partition('bs(')[0]}", number(row["validation_macro_f1"]), percent(row["equal_to_vote"]),
          *((number(row["macro_f1"]), number(row["accuracy"])) if scored else ()))
         for place, row in enumerate(rows)
     ])  # fmt: skip
@@ -335,10 +332,7 @@ def members(numbers: Numbers) -> str:
     )  # fmt: skip
     told = (f"Two members answer alike in {percent(sum(pairs) / len(pairs))} of the photographs on average, in "
             f"{percent(lowest)} at least. Members that err differently gain the most by voting.")  # fmt: skip
-    agreement = (
-        '<div class="scroll"><table class="matrix"><caption>Equal answers in % of the photographs</caption>'
-        f"<thead><tr><th></th>{top}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
+    agreement = square("Equal answers in % of the photographs", f"<tr><th></th>{top}</tr>", body)
     return section("Members", said(told), table, agreement)
 
 
@@ -350,7 +344,7 @@ def text(value: object) -> str:
     if isinstance(value, float):
         value = f"{value:.4g}"
     shown = "none" if value is None else str(value)
-    return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in shown))
+    return escape("".join("\N{REPLACEMENT CHARACTER}" if category(c).startswith("C") else c for c in shown))
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -360,7 +354,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 def percent(value: float) -> str:
     """0.314 -> 31 %."""
-    return f"{100 * value:.0f} %"
+    return f"{100 * value:.0f}\N{NO-BREAK SPACE}%"
 
 
 def ranged(part: Mapping[str, float]) -> str:
@@ -392,31 +386,35 @@ body{margin:0;background:#f3f5f8;color:var(--ink);font:16px/1.5 system-ui,-apple
 main{max-width:1080px;margin:0 auto;padding:16px}
 section{background:#fff;border:1px solid var(--line);border-radius:12px;padding:18px 20px;margin:0 0 16px}
 h1{font-size:17px;margin:0 0 2px;font-weight:600;overflow-wrap:anywhere}h2{font-size:19px;margin:0 0 6px}
-p{margin:6px 0;max-width:46em}.soft,caption{color:var(--soft);font-size:14px}
+p{margin:6px 0;max-width:46em}.soft{color:var(--soft);font-size:14px}
 .head{border-top:5px solid var(--blue)}
 .score{font-size:56px;line-height:1.1;font-weight:700;letter-spacing:-1px}
 .score small{font-size:17px;font-weight:400;letter-spacing:0;color:var(--soft);white-space:nowrap}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(128px,1fr));gap:10px;margin:14px 0 2px}
 .tiles div{background:#f3f5f8;border-radius:8px;padding:8px 12px}.tiles b{display:block;font-size:19px}
 .tiles span{color:var(--soft);font-size:13px}
-.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,310px),1fr));gap:8px 28px}
+.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,310px),1fr));gap:8px 28px}main>.pair{gap:0 16px}
 figure{margin:8px 0}svg{display:block;width:100%;max-width:560px;height:auto}svg *{stroke-linejoin:round}
 .scroll{overflow-x:auto;-webkit-overflow-scrolling:touch;margin:8px 0}
-table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums}caption{text-align:left;padding:2px 0}
-td,th{padding:4px 10px;border-bottom:1px solid var(--line);text-align:right;font-weight:400;white-space:nowrap}
-th{color:var(--soft)}td:first-child,th:first-child{text-align:left;padding-left:0}
-.rows td{text-align:left;white-space:normal;overflow-wrap:anywhere}.rows td:first-child{color:var(--soft);white-space:nowrap}
-.matrix td,.matrix th{padding:0 3px;min-width:29px;height:27px;text-align:center;font-size:12px;border:1px solid #eef1f4}
-.matrix th{border:0;font-size:12px}.matrix th:last-of-type{text-align:right}.matrix .g{border-left:2px solid #7b8794}
-.matrix td:first-child{padding:0 3px;text-align:center}
-.matrix .r>td,.matrix .r>th{border-top:2px solid #7b8794}.matrix .m{writing-mode:vertical-rl;transform:rotate(180deg)}
+table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums}
+td,th{padding:4px 9px;border-bottom:1px solid var(--line);text-align:right;font-weight:400;white-space:nowrap}
+th{color:var(--soft);white-space:normal;vertical-align:bottom}td:first-child,th:first-child{text-align:left;padding-left:0}
+.rows td{text-align:left;white-space:normal;overflow-wrap:anywhere;vertical-align:top}
+.rows td:first-child{color:var(--soft);min-width:8em}
+.matrix td,.matrix th{padding:0 1px;height:28px;text-align:center;vertical-align:middle;font-size:12px}
+.matrix td{min-width:34px;border:solid #e9edf1;border-width:1px 0 0 1px}.matrix td:first-child{padding:0 1px}
+.matrix th{border:0;white-space:nowrap}.matrix thead th{font-size:11px;padding:0 3px}.matrix tbody th{padding:0 4px}
+.matrix tbody th:last-of-type{text-align:right}.matrix th span{writing-mode:vertical-rl;transform:rotate(180deg)}
+.matrix .r3>*{border-top:1px solid #8a97a5}.matrix .c3{border-left:1px solid #8a97a5}
+.matrix .r6>*{border-top:2px solid #52606d}.matrix .c6{border-left:2px solid #52606d}
+.flow{display:flex;flex-wrap:wrap;gap:4px 36px}.flow>div{max-width:100%}
 .faces{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:12px;margin:10px 0}
 .faces div{font-size:13px;line-height:1.35;overflow-wrap:anywhere}
 .faces img,.lost{display:block;width:96px;min-height:96px;border-radius:8px;margin-bottom:4px;background:#e4e7eb}
 .lost{color:var(--soft);padding:8px}.no{color:#b3362c}.yes{color:#1c7a5b}
 details summary{cursor:pointer;font-weight:600}
 @media(max-width:520px){main{padding:8px}section{padding:14px 12px}.score{font-size:46px}
-.score small{display:block;white-space:normal}.matrix td,.matrix th{min-width:23px;font-size:10.5px}}
+.score small{display:block;white-space:normal}.matrix td{min-width:29px}.matrix td,.matrix th{font-size:10.5px}}
 """
 
 
@@ -477,33 +475,41 @@ def short_ages() -> list[str]:
 
 def matrix(task: str, counts: Sequence[Sequence[int]], caption: str) -> str:
     """A confusion matrix: counts, coloured by the share of their row; the 18 classes grouped by mask, gender and age."""
-    names = list(short_ages() if task == "ageg" else config.TASKS[task].classes)
-    edge = 3 if task == "main" else len(names)
-    top = f"<tr><th></th>{''.join(f'<th scope=col>{text(name)}</th>' for name in names)}</tr>"
+    masks = [mask.replace("_", " ") for mask in config.MASKS]
+    names = {"main": short_ages() * 6, "ageg": short_ages(), "mask": masks}.get(task, list(config.TASKS[task].classes))
+    top = "".join(f'<th scope="col">{text(name)}</th>' for name in names)
     if task == "main":
-        names = short_ages() * 6
-        masks = "".join(f'<th colspan="6" scope="colgroup">{text(mask)}</th>' for mask in config.MASKS)
-        genders = "".join(f'<th colspan="3" scope="colgroup">{text(gender)}</th>' for gender in config.GENDERS * 3)
-        ages = "".join(f'<th scope="col">{text(name)}</th>' for name in names)
-        top = "".join(f'<tr><th colspan="3"></th>{row}</tr>' for row in (masks, genders, ages))
+        wide = "".join(f'<th colspan="6" scope="colgroup">{text(mask)}</th>' for mask in masks)
+        half = "".join(f'<th colspan="3" scope="colgroup">{text(gender)}</th>' for gender in config.GENDERS * 3)
+        top = "".join(f'<tr><th colspan="3"></th>{row}</tr>' for row in (wide, half, top))
+    else:
+        top = f"<tr><th></th>{top}</tr>"
     body = []
     for row, own in enumerate(counts):
         total = max(sum(own), 1)
         cells = "".join(
-            f"<td{' class=g' if not column % edge else ''}{shade(count / total)}>{count or ''}</td>"
-            for column, count in enumerate(own)
+            f"<td{edge('c', task, column)}{shade(count / total)}>{count or ''}</td>" for column, count in enumerate(own)
         )
         head = ""
         if task == "main" and not row % 6:
-            head += f'<th rowspan="6" scope="rowgroup"><span class="m">{text(config.MASKS[row // 6])}</span></th>'
+            head += f'<th rowspan="6" scope="rowgroup"><span>{text(masks[row // 6])}</span></th>'
         if task == "main" and not row % 3:
-            head += f'<th rowspan="3" scope="rowgroup"><span class="m">{text(config.GENDERS[row // 3 % 2])}</span></th>'
-        group = " class=r" if not row % edge else ""
-        body.append(f'<tr{group}>{head}<th scope="row">{text(names[row])}</th>{cells}</tr>')
-    return (
-        f'<div class="scroll"><table class="matrix"><caption>{text(caption)}</caption><thead>{top}</thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>\n"
-    )
+            head += f'<th rowspan="3" scope="rowgroup"><span>{text(config.GENDERS[row // 3 % 2])}</span></th>'
+        body.append(f'<tr{edge("r", task, row)}>{head}<th scope="row">{text(names[row])}</th>{cells}</tr>')
+    return square(caption, top, "".join(body))
+
+
+def edge(kind: str, task: str, place: int) -> str:
+    """The class of a row or column that begins a mask state (or the matrix), or a gender: a line goes before it."""
+    if not place or (task == "main" and not place % 6):
+        return f' class="{kind}6"'
+    return f' class="{kind}3"' if task == "main" and not place % 3 else ""
+
+
+def square(caption: str, head: str, body: str) -> str:
+    """A table of small square cells below its caption."""
+    table = f'<table class="matrix" aria-label="{text(caption)}"><thead>{head}</thead><tbody>{body}</tbody></table>'
+    return f'<p class="soft">{text(caption)}</p><div class="scroll">{table}</div>\n'
 
 
 def faces(cards: Sequence[tuple[str | None, str]]) -> str:

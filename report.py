@@ -83,13 +83,15 @@ def answers_of(task: str, oof: pd.DataFrame) -> np.ndarray:
     return oof[columns].to_numpy(float)
 
 
-def judged(task: str, decided: np.ndarray, truth: np.ndarray, units: np.ndarray) -> Numbers:
-    """Scores with 95 % intervals over units (people), per class too, and the confusion matrix."""
+def judged(task: str, decided: np.ndarray, truth: np.ndarray, people: np.ndarray | None) -> Numbers:
+    """Scores with 95 % intervals over people (None: over photographs), per class too, and the confusion matrix."""
     names = config.TASKS[config.judged(task)].classes
     scores = metrics.score(task, decided, truth)
-    draws = metrics.bootstrap_people(
-        metrics.to_classes(task, truth), metrics.to_classes(task, decided), units, len(names)
-    )  # fmt: skip
+    if people is None:
+        draws = metrics.bootstrap_photographs(scores.matrix)
+    else:
+        true, mine = metrics.to_classes(task, truth), metrics.to_classes(task, decided)
+        draws = metrics.bootstrap_people(true, mine, people, len(names))
     each, spread = metrics.class_f1(scores.matrix), metrics.class_f1(draws)
     headline = {
         "macro_f1": ranged(scores.macro_f1, metrics.macro_f1s(draws)),
@@ -97,12 +99,16 @@ def judged(task: str, decided: np.ndarray, truth: np.ndarray, units: np.ndarray)
         "photographs": len(truth),
     }
     years = {"rmse": scores.rmse, "mae": scores.mae} if scores.rmse is not None else {}
-    classes = []
+    rows = []
     for number, name in enumerate(names):
         low, high = metrics.interval(spread[:, number])
         counted = {"photographs": int(scores.matrix[number].sum()), "answered": int(scores.matrix[:, number].sum())}
-        classes.append({"name": name, "f1": float(each[number]), "low": low, "high": high, **counted})
-    return {"headline": headline | years, "classes": classes, "confusion": scores.matrix.tolist()}
+        rows.append({"name": name, "f1": float(each[number]), "low": low, "high": high, **counted})
+    count = max(len(truth), 1)
+    return {
+        "headline": headline | years, "classes": rows, "confusion": scores.matrix.tolist(), "class_names": list(names),
+        "class_shares": (scores.matrix.sum(0) / count).tolist(), "true_shares": (scores.matrix.sum(1) / count).tolist(),
+    }  # fmt: skip
 
 
 def ranged(value: float, draws: np.ndarray) -> dict[str, float]:
@@ -111,13 +117,13 @@ def ranged(value: float, draws: np.ndarray) -> dict[str, float]:
     return {"value": value, "low": low, "high": high}
 
 
-def judged_parts(parts: Mapping[str, np.ndarray], decided: np.ndarray, truth: np.ndarray, units: np.ndarray) -> Numbers:
+def judged_parts(parts: Mapping[str, np.ndarray], decided: np.ndarray, truth: np.ndarray, people: np.ndarray | None) -> Numbers:
     """For answers of 18 classes: the scores of each part's own answers, and in `if_right` the macro F1 of the 18 if that part
     of every answer were right and the others stayed as they are."""
     index = {part: np.array(config.TASKS[part].from_main) for part in PARTS}
     scores, would = {}, {}
     for part in PARTS:
-        scores[part] = judged(part, parts[part], index[part][truth], units)
+        scores[part] = judged(part, parts[part], index[part][truth], people)
         mask, gender, group = (index[other][truth if other == part else decided] for other in PARTS)
         would[part] = metrics.macro_f1(metrics.confusion(truth, 6 * mask + 3 * gender + group, 18))
     return {"parts": scores, "if_right": would}
@@ -201,7 +207,7 @@ def elapsed(tree: Path) -> float | None:
 
 def prediction_report(
     folder: Path, probs: ensemble.Probabilities, voted: Mapping[str, np.ndarray], truth: np.ndarray | None = None,
-    training_shares: Sequence[float] | None = None,
+    training_shares: Sequence[float] | np.ndarray | None = None,
 ) -> None:  # fmt: skip
     """Write report.json and, where matplotlib is installed, report.html into a prediction's folder.
 
@@ -214,7 +220,7 @@ def prediction_report(
 
 def prediction_numbers(
     name: str, probs: ensemble.Probabilities, voted: Mapping[str, np.ndarray], truth: np.ndarray | None,
-    training_shares: Sequence[float] | None,
+    training_shares: Sequence[float] | np.ndarray | None,
 ) -> Numbers:  # fmt: skip
     """Everything a prediction's report.json holds."""
     task, classes = probs.task, len(config.TASKS[config.judged(probs.task)].classes)
@@ -243,12 +249,10 @@ def prediction_numbers(
     if not config.TASKS[task].regression:
         numbers["confidence"] = float(ensemble.arithmetic(probs.array).max(1).mean())
     if truth is not None:
-        numbers |= judged(task, voted[first], truth, np.arange(len(truth)))
+        numbers |= judged(task, voted[first], truth, None)
         if task == "main":
             parts = {part: np.array(config.TASKS[part].from_main)[methods[first]] for part in PARTS}
-            numbers |= judged_parts(parts, methods[first], truth, np.arange(len(truth)))
-        true = metrics.to_classes(task, truth)
-        numbers["true_shares"] = (np.bincount(true, minlength=classes) / len(true)).tolist()
+            numbers |= judged_parts(parts, methods[first], truth, None)
     return numbers
 
 

@@ -90,6 +90,8 @@ def test_an_interval_by_people_is_wider_than_by_photographs_where_people_err_who
         metrics.interval(metrics.accuracies(metrics.bootstrap_people(truth, predicted, units, 2)))
         for units in (np.repeat(np.arange(100), 7), np.arange(700))
     )
+    counted = metrics.interval(metrics.accuracies(metrics.bootstrap_photographs(metrics.confusion(truth, predicted, 2))))
+    assert counted == pytest.approx(by_photograph, abs=0.01)
     assert by_people[0] < metrics.accuracy(metrics.confusion(truth, predicted, 2)) < by_people[1]
     assert by_people[1] - by_people[0] == pytest.approx(np.sqrt(7) * (by_photograph[1] - by_photograph[0]), rel=0.15)
     assert by_people[1] - by_people[0] == pytest.approx(2 * 1.96 * np.sqrt(0.7 * 0.3 / 100), rel=0.15)
