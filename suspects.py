@@ -79,18 +79,18 @@ def person_suspects(table: pd.DataFrame, probabilities: np.ndarray, part: str) -
     calibrate = calibrator(means, given)
     logs = calibrate(means)
     odds, each = against(given, logs), against(given[codes], calibrate(scores))
-    if part == "ageg":
-        near = near_group(table["age"].to_numpy(float)[first])  # somebody of 59 who looks sixty is hardly a suspect
-        odds = odds - np.logaddexp(0, np.log(np.maximum(near, 1e-9)) + odds)
-        odds[np.arange(len(given)), given] = 0
     suggested = odds.argmax(1)
+    evidence = odds.max(1)
+    if part == "ageg":  # somebody of 59 who looks sixty is hardly a suspect
+        near = near_group(table["age"].to_numpy(float)[first])[np.arange(len(given)), suggested]
+        evidence = evidence - np.logaddexp(0, np.log(np.maximum(near, 1e-9)) + evidence)
     votes = np.bincount(codes, each[np.arange(len(codes)), suggested[codes]] > 0)
-    names, rows = config.TASKS[part].classes, []
-    for k in np.flatnonzero((suggested != given) & (votes > counts / 2)):
+    names, rows = config.TASKS[part].classes, list[tuple[object, ...]]()
+    for k in np.flatnonzero((suggested != given) & (evidence > 0) & (votes > counts / 2)):
         own = np.flatnonzero(codes == k)
         file = table["file"].iloc[own[each[own, suggested[k]].argmax()]]
         kind = "age" if part == "ageg" else part
-        rows.append((kind, people[k], file, names[given[k]], names[suggested[k]], odds[k, suggested[k]]))
+        rows.append((kind, people[k], file, names[given[k]], names[suggested[k]], evidence[k]))
     return rows
 
 

@@ -139,7 +139,8 @@ def main(argv: list[str] | None = None) -> int:
     for method in results[0] if results else ():
         rows = np.array([result[method] for result in results])
         each = "  ".join("/".join(f"{value:.2f}" for value in row) for row in rows)
-        print(f"{method:>18}: gender {rows[:, 0].mean():.3f}  mask {rows[:, 1].mean():.3f}  both {rows[:, 2].mean():.3f}  ({each})")
+        gender, mask, both = rows.mean(0)
+        print(f"{method:>18}: gender {gender:.3f}  mask {mask:.3f}  both {both:.3f}  ({each})")
     return 0
 
 
