@@ -17,7 +17,7 @@ HASH_LIMIT = 0.21  # part of the hash's bits in which candidates may differ
 LIMIT = 0.15  # 1 - correlation up to which aligned candidates are the same photograph
 BLOCK = 1024  # photographs compared with all others at once
 MIDDLE = np.array([0.06 * WIDTH, 0.06 * HEIGHT, 0.94 * WIDTH, 0.94 * HEIGHT])  # left, top, right, bottom: what crops leave
-STEPS = 8  # of the alignment
+STEPS = 4  # of the alignment
 SPAN = 4  # pixels of a thumbnail over which details are compared
 CANDIDATES = 1  # looked at closely per photograph of a block on average, at most; the nearest ones
 
@@ -55,7 +55,7 @@ def read_thumbnails(paths: Sequence[str]) -> list[np.ndarray | None]:
 
     def read(path: str) -> np.ndarray | None:
         try:
-            photo = dataset.read_photo(path, (2 * WIDTH, 2 * HEIGHT))
+            photo = dataset.read_photo(path, (WIDTH, HEIGHT))
         except UserError:
             return None
         return np.asarray(photo.convert("L").resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
@@ -109,11 +109,11 @@ def align(first: Image.Image, second: Image.Image) -> np.ndarray:
     """
     size = (WIDTH // 2, HEIGHT // 2)
     sought, box = part(first, MIDDLE, size).ravel(), MIDDLE.copy()
-    y, x = (grid.ravel() for grid in np.meshgrid(*(np.linspace(-0.5, 0.5, n) for n in size[::-1]), indexing="ij"))
+    y, x = (grid.ravel() for grid in np.meshgrid(*(np.linspace(-0.5, 0.5, n, dtype=np.float32) for n in size[::-1]), indexing="ij"))
     for _ in range(STEPS):
         shown = part(second, box, size)
         down, across = (gradient.ravel() for gradient in np.gradient(shown))
-        columns = np.stack([across, across * x, down, down * y, shown.ravel(), np.ones(shown.size)])
+        columns = np.stack([across, across * x, down, down * y, shown.ravel(), np.ones_like(x)])
         shift, wider, fall, taller = np.linalg.lstsq(columns @ columns.T, columns @ (sought - shown.ravel()), rcond=None)[0][:4]
         change = [shift - wider / 2, fall - taller / 2, shift + wider / 2, fall + taller / 2]
         box = np.clip(box + np.clip(np.multiply(change, 2), -2, 2), 0, [WIDTH, HEIGHT, WIDTH, HEIGHT])

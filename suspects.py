@@ -17,6 +17,7 @@ from utils import UserError, atomic_write
 PARTS = ("mask", "gender", "ageg")  # the axes of 18 probabilities as [3, 2, 3]
 COLUMNS = ["kind", "person", "file", "given", "suggested", "evidence"]
 LONE = 3.0  # nats against one wrong file alone: people have all their shots, so files are swapped rather than lost
+DOUBT = 0.05  # weight of answers that contradict a label while another is judged
 BLUR = 5.0  # years, the standard deviation of how old people of one age look
 
 # ------------------------------------------------------------------------------------------------------- suspects
@@ -38,10 +39,16 @@ def label_suspects(table: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFra
 
 
 def conditional(table: pd.DataFrame, probabilities: np.ndarray, part: str) -> np.ndarray:
-    """[photographs, classes of the part] log-probabilities, up to a constant, its two other labels taken as given."""
-    joint = np.log(np.maximum(probabilities, 1e-9)).reshape(-1, 3, 2, 3)
-    others = [table[other].to_numpy() for other in PARTS if other != part]
-    scores: np.ndarray = np.moveaxis(joint, 1 + PARTS.index(part), -1)[np.arange(len(table)), others[0], others[1]]
+    """[photographs, classes of the part] centred log-probabilities, its two other labels as good as taken for given.
+
+    Joint probabilities that disagree with one of the others count DOUBT times, for it may be wrong itself.
+    """
+    joint = np.maximum(probabilities, 1e-9).reshape(-1, 3, 2, 3)
+    for axis, other in enumerate(PARTS, start=1):
+        if other != part:
+            believed = np.where(np.eye(joint.shape[axis], dtype=bool)[table[other]], 1, DOUBT)
+            joint = (joint * np.expand_dims(believed, tuple({1, 2, 3} - {axis}))).sum(axis, keepdims=True)
+    scores: np.ndarray = np.log(joint.reshape(len(joint), -1))
     return scores - scores.mean(1, keepdims=True)
 
 

@@ -54,7 +54,7 @@ def plant(table: pd.DataFrame, seed: int) -> list[tuple[str, str, str]]:
     fixes = [(str(p), "gender", config.GENDERS[1 - people[p]]) for p in draw.choice(people.index, count, replace=False)]
     for person in draw.choice(people.index, count, replace=False):
         for row in table[(table["person"] == person) & (table["mask"] > 0)].itertuples():
-            fixes.append((str(row.file), "mask", config.MASKS[3 - int(row.mask)]))  # type: ignore[call-overload]
+            fixes.append((str(row.file), "mask", config.MASKS[3 - int(row.mask)]))
     return fixes
 
 
