@@ -13,7 +13,7 @@ from utils import UserError, progress, usable_processors, warn_counted
 
 WIDTH, HEIGHT = 72, 96  # of the thumbnails
 FREQUENCIES = 12  # in each direction of the perceptual hash
-HASH_LIMIT = 0.21  # part of the hash's bits in which candidates may differ
+HASH_LIMIT = 0.23  # part of the hash's bits in which candidates may differ
 LIMIT = 0.15  # 1 - correlation up to which aligned candidates are the same photograph
 BLOCK = 1024  # photographs compared with all others at once
 MIDDLE = np.array([0.06 * WIDTH, 0.06 * HEIGHT, 0.94 * WIDTH, 0.94 * HEIGHT])  # left, top, right, bottom: what crops leave
@@ -109,7 +109,8 @@ def align(first: Image.Image, second: Image.Image) -> np.ndarray:
     """
     size = (WIDTH // 2, HEIGHT // 2)
     sought, box = part(first, MIDDLE, size).ravel(), MIDDLE.copy()
-    y, x = (grid.ravel() for grid in np.meshgrid(*(np.linspace(-0.5, 0.5, n, dtype=np.float32) for n in size[::-1]), indexing="ij"))
+    places = (np.linspace(-0.5, 0.5, n, dtype=np.float32) for n in size[::-1])
+    y, x = (grid.ravel() for grid in np.meshgrid(*places, indexing="ij"))
     for _ in range(STEPS):
         shown = part(second, box, size)
         down, across = (gradient.ravel() for gradient in np.gradient(shown))

@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -130,12 +131,12 @@ def main(argv: list[str] | None = None) -> int:
         results.append(judge(pd.read_csv(oof), list(rows[["path", "column", "value"]].itertuples(index=False, name=None))))
     if not args.oof:
         table = read_tree(args.tree, args.train_root)
-        for seed in range(args.seeds):
-            path = (args.write or args.tree) / f"planted-{seed}.csv"
-            write_plan(path, plant(table, seed))
-            if not args.write:
-                results.append(judge(suspects.apply_fixes(table, path)[0], plant(table, seed)))
-                path.unlink()
+        with tempfile.TemporaryDirectory() as folder:
+            for seed in range(args.seeds):
+                fixes, path = plant(table, seed), (args.write or Path(folder)) / f"planted-{seed}.csv"
+                write_plan(path, fixes)
+                if not args.write:
+                    results.append(judge(suspects.apply_fixes(table, path)[0], fixes))
     for method in results[0] if results else ():
         rows = np.array([result[method] for result in results])
         each = "  ".join("/".join(f"{value:.2f}" for value in row) for row in rows)
