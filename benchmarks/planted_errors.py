@@ -128,7 +128,8 @@ def main(argv: list[str] | None = None) -> int:
     results = []
     for oof, plan in zip(args.oof, args.planted, strict=True):
         rows = dataset.read_csv(plan, ("path", "column", "value"))
-        results.append(judge(pd.read_csv(oof), list(rows[["path", "column", "value"]].itertuples(index=False, name=None))))
+        fixes = list(rows[["path", "column", "value"]].itertuples(index=False, name=None))
+        results.append(judge(pd.read_csv(oof, dtype={"person": str}), fixes))
     if not args.oof:
         table = read_tree(args.tree, args.train_root)
         with tempfile.TemporaryDirectory() as folder:
