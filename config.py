@@ -326,6 +326,10 @@ class TrainSettings(MachineSettings):
         DATA, "count people of this age and more as '60 and over' in the training labels", None, Range(int, 30, 60),
         metavar="AGE",
     )  # fmt: skip
+    label_fixes: str | None = option(
+        DATA, "corrections of labels: path,column,value (gender, age; or mask of a photograph) or image,mask; the folds stay",
+        metavar="CSV",
+    )  # fmt: skip
     transform_type: str = option(DATA, "crops and augmentation", "random", Choice(TRANSFORMS))
     boxes: str | None = option(
         DATA, "the faces' places (file,left,top,right,bottom) for --transform-type facecrop, from any detector", None,

@@ -31,6 +31,7 @@ import model as models
 import optim
 import outoffold
 import processes
+import suspects
 from utils import (
     RunError,
     Stopped,
@@ -124,13 +125,24 @@ def load_table(s: config.TrainSettings) -> tuple[pd.DataFrame, pd.DataFrame | No
         if both:
             raise UserError(f"--valid-root {s.valid_root}: {len(both)} people are in --train-root too ({both[0]}); part them")
         if s.cv == 1:
-            return pd.concat([table.assign(fold=-1), outside.assign(fold=0)], ignore_index=True), None
+            return pd.concat([fix_labels(s, table).assign(fold=-1), outside.assign(fold=0)], ignore_index=True), None
     people = table["person"].nunique()
     if people < 2:
         raise UserError(f"{s.train_root}: holds {people} person; a split needs at least two")
     folds = dataset.assign_folds(table, s.cv if s.cv > 1 else min(SPLIT_OF, people), s.split_seed)
     fold = table["person"].map(folds)
-    return table.assign(fold=fold if s.cv > 1 else fold.where(fold == 0, -1)), outside
+    return fix_labels(s, table).assign(fold=fold if s.cv > 1 else fold.where(fold == 0, -1)), outside
+
+
+def fix_labels(s: config.TrainSettings, table: pd.DataFrame) -> pd.DataFrame:
+    """The photographs of --train-root with the labels of --label-fixes; after the split, so that no fix moves a fold."""
+    if s.label_fixes is None:
+        return table
+    fixed, counts = suspects.apply_fixes(table, s.label_fixes)
+    relabelled = int((fixed[["mask", "gender", "years"]] != table[["mask", "gender", "years"]]).any(axis=1).sum())
+    print(f"--label-fixes {s.label_fixes}: corrected {', '.join(f'{column} {n}' for column, n in counts.items())} "
+          f"({relabelled} photographs)")  # fmt: skip
+    return fixed
 
 
 def readable(

@@ -81,11 +81,15 @@ def read_train(root: str | Path) -> pd.DataFrame:
     counts = rows.groupby("person").size()
     warn_counted(sorted(counts[counts < SHOTS_PER_PERSON].index), "people with fewer than 7 photographs")
     rows["mask"] = rows["shot"].map(lambda shot: 0 if shot.startswith("mask") else 1 if shot != "normal" else 2)
-    rows = rows.sort_values(["person", "shot", "file"], ignore_index=True)
-    for name, task in config.TASKS.items():
-        triples = zip(rows["mask"], rows["gender"], rows["years"], strict=True)
-        rows[name] = np.array([task.label(m, g, y) for m, g, y in triples], float if task.regression else np.int64)
-    return rows
+    return with_labels(rows.sort_values(["person", "shot", "file"], ignore_index=True))
+
+
+def with_labels(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with a column of labels per task, from its mask, gender and years."""
+    triples = list(zip(table["mask"], table["gender"], table["years"], strict=True))
+    labels = {name: np.array([task.label(*triple) for triple in triples], float if task.regression else np.int64)
+              for name, task in config.TASKS.items()}  # fmt: skip
+    return table.assign(**labels)
 
 
 def list_photos(root: Path, images: Path) -> pd.DataFrame:

@@ -1,0 +1,248 @@
+"""Label suspects and corrections, and the search for photographs that two people share."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import support
+from PIL import Image, ImageOps
+
+import config
+import crossval
+import dataset
+import duplicates
+import suspects
+import train
+from utils import UserError
+
+# ------------------------------------------------------------------------------------------------------- suspects
+
+
+def answered(people: int = 80, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray]:
+    """A table of people with right labels, and the answers [photographs, 18] of a model that is mostly right."""
+    draw = np.random.RandomState(seed)
+    rows = [(f"{k:03d}", shot, float(20 + 10 * (k % 5)), k // 5 % 2) for k in range(people) for shot in support.SHOTS]
+    table = pd.DataFrame(rows, columns=["person", "shot", "years", "gender"])
+    table["file"] = table["person"] + "/" + table["shot"] + ".jpg"
+    table["mask"] = table["shot"].map({"incorrect_mask": 1, "normal": 2}).fillna(0).astype(int)
+    table = dataset.with_labels(table)
+    logits = draw.normal(0, 1, (len(table), 18)) + 3 * np.eye(18)[table["main"]]
+    return table, np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+
+
+def test_right_labels_raise_few_suspects() -> None:
+    found = suspects.label_suspects(*answered())
+    assert list(found.columns) == suspects.COLUMNS
+    assert len(found) <= 12
+
+
+def test_planted_errors_come_first() -> None:
+    table, probabilities = answered()
+    wrong = table.copy()
+    genders, swapped = ["004", "031", "077"], ["012", "055"]
+    wrong.loc[wrong["person"].isin(genders), "gender"] ^= 1
+    moved = wrong["person"].isin(swapped) & (wrong["mask"] > 0)
+    wrong.loc[moved, "mask"] = 3 - wrong.loc[moved, "mask"]
+    found = suspects.label_suspects(dataset.with_labels(wrong), probabilities)
+    assert found["evidence"].is_monotonic_decreasing
+    assert set(found[found["kind"] == "gender"]["person"][:3]) == set(genders)
+    masks = found[found["kind"] == "mask"][:4]
+    assert set(masks["file"]) == {f"{p}/{shot}.jpg" for p in swapped for shot in ("incorrect_mask", "normal")}
+    assert set(zip(masks["given"], masks["suggested"], strict=True)) == {("incorrect", "not_wear"), ("not_wear", "incorrect")}
+    assert (masks.groupby("person")["evidence"].nunique() == 1).all(), "both files of a swap share their evidence"
+
+
+def test_one_photograph_that_disagrees_makes_nobody_a_suspect() -> None:
+    table, probabilities = answered()
+    probabilities[table["file"] == "010/mask3.jpg"] = np.eye(18)[3] * 0.99 + 0.0005
+    found = suspects.label_suspects(table, probabilities)
+    assert "010" not in set(found[found["kind"] == "gender"]["person"])
+
+
+def test_a_group_away_is_more_suspicious_than_a_year_away() -> None:
+    table, probabilities = answered()
+    old = 6 * table["mask"] + 3 * table["gender"] + 2
+    for person, years in (("002", 59.0), ("003", 40.0)):  # both look sixty
+        own = (table["person"] == person).to_numpy()
+        table.loc[own, "years"] = years
+        probabilities[own] = 0.9 * np.eye(18)[old[own]] + 0.1 / 18
+    found = suspects.label_suspects(dataset.with_labels(table), probabilities)
+    evidence = found[found["kind"] == "age"].set_index("person")["evidence"]
+    assert evidence.index[0] == "003"
+    assert evidence.get("002", 0.0) < evidence["003"] / 2
+
+
+def test_a_table_of_one_gender_has_no_gender_suspects() -> None:
+    table, probabilities = answered()
+    women = (table["gender"] == 1).to_numpy()
+    found = suspects.label_suspects(table[women].reset_index(drop=True), probabilities[women])
+    assert "gender" not in set(found["kind"])
+
+
+def test_suspects_are_written_as_they_are(tmp_path: Path) -> None:
+    found = suspects.label_suspects(*answered())
+    suspects.write_suspects(tmp_path / "suspects.csv", found)
+    again = pd.read_csv(tmp_path / "suspects.csv", dtype={"person": str})
+    assert list(again.columns) == suspects.COLUMNS
+    assert again["file"].tolist() == found["file"].tolist()
+
+
+# ---------------------------------------------------------------------------------------------------------- fixes
+
+
+def fixes(folder: Path, *lines: str) -> str:
+    path = folder / "fixes.csv"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def test_fixes_change_every_label_that_hangs_on_them(train_root: Path, tmp_path: Path) -> None:
+    table = dataset.read_train(train_root)
+    lines = ("000001_female_Asian_20,gender,male", "000001_female_Asian_20,age,61", "000002_male_Asian_61,age,29.4")
+    fixed, counts = suspects.apply_fixes(table, fixes(tmp_path, "path,column,value,note", *(f"{line},x" for line in lines)))
+    assert counts == {"gender": 1, "age": 2}
+    own = fixed[fixed["person"] == "000001_female_Asian_20"]
+    assert set(zip(own["gender"], own["age"], own["ageg"], own["main"] % 6, strict=True)) == {(0, 61.0, 2, 2)}
+    assert set(fixed[fixed["person"] == "000002_male_Asian_61"]["ageg"]) == {0}
+    rest = ~fixed["person"].isin(["000001_female_Asian_20", "000002_male_Asian_61"])
+    pd.testing.assert_frame_equal(fixed[rest], table[rest])
+    assert fixed.dtypes.equals(table.dtypes)
+    assert list(fixed.columns) == list(table.columns)
+
+
+@pytest.mark.parametrize("form", ["short", "long", "codes"])
+def test_mask_fixes_take_single_photographs(form: str, train_root: Path, tmp_path: Path) -> None:
+    table = dataset.read_train(train_root)
+    own = table[table["person"] == "000003_female_Asian_45"].set_index("shot")["file"]
+    names = (own["incorrect_mask"], own["normal"].removeprefix("images/"))  # both spellings of a file
+    values = ("2", "1") if form == "codes" else ("not_wear", "incorrect")
+    long = [f"{name},mask,{value}" for name, value in zip(names, values, strict=True)]
+    short = [f"{name},{value}" for name, value in zip(names, values, strict=True)]
+    path = fixes(tmp_path, "path,column,value", *long) if form == "long" else fixes(tmp_path, "image,mask", *short)
+    fixed, counts = suspects.apply_fixes(table, path)
+    assert counts == {"mask": 2}
+    changed = fixed[fixed["mask"] != table["mask"]].set_index("shot")
+    assert changed["mask"].to_dict() == {"incorrect_mask": 2, "normal": 1}
+    assert (changed["main"] // 6 == changed["mask"]).all()
+
+
+P = "000001_female_Asian_20"
+REFUSED = (
+    (("person,gender", f"{P},male"), "expected path,column,value or image,mask"),
+    (("path,column,value",), "no rows"),
+    (("path,column,value", f"{P},age,30", "000001,gender,male"), "row 3: there is no person '000001'"),
+    (("path,column,value", f"{P},race,White"), "row 2: the column 'race'"),
+    (("path,column,value", f"{P},gender,man"), "row 2: 'man' is no gender; write one of male, female"),
+    (("path,column,value", f"{P},age,old"), "row 2: 'old' is no age"),
+    (("path,column,value", f"{P},age,nan"), "row 2: 'nan' is no age"),
+    (("path,column,value", f"{P},age,130"), "row 2: '130' is no age"),
+    (("path,column,value", f"{P},gender,female"), "row 2: changes nothing"),
+    (("path,column,value", f"{P},age,20.0"), "row 2: changes nothing"),
+    (("path,column,value", f"{P},age,30", f"{P},age,31"), "row 3: the age of .* is fixed by row 2 too"),
+    (("path,column,value", f"{P},mask,wear"), "row 2: there is no photograph"),
+    (("image,mask", f"images/{P}/mask9.jpg,wear"), "row 2: there is no photograph .*; write it like images/"),
+    (("image,mask", f"images/{P}/mask1.jpg,off"), "row 2: 'off' is no mask; write one of wear, incorrect, not_wear"),
+    (("image,mask", f"images/{P}/mask1.jpg,wear"), "row 2: changes nothing"),
+)
+
+
+@pytest.mark.parametrize(("lines", "message"), REFUSED, ids=[message[:40] for _, message in REFUSED])
+def test_a_fix_that_would_do_nothing_or_harm_is_refused(
+    lines: tuple[str, ...], message: str, train_root: Path, tmp_path: Path
+) -> None:
+    table = dataset.read_train(train_root)
+    lines = tuple(line.replace(f"{P}/mask1.jpg", f"{P}/{mask1(table)}") for line in lines)
+    with pytest.raises(UserError, match=rf"fixes\.csv: .*{message}"):
+        suspects.apply_fixes(table, fixes(tmp_path, *lines))
+
+
+def mask1(table: pd.DataFrame) -> str:
+    """The name of the first mask1 file of the first person, whatever its extension."""
+    return Path(table[(table["person"] == P) & (table["shot"] == "mask1")]["file"].iloc[0]).name
+
+
+@pytest.mark.parametrize("cv", [1, 4])
+def test_fixes_do_not_move_a_fold(cv: int, train_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = dataset.read_train(train_root)
+    lines = [f"{row.person},gender,{config.GENDERS[1 - row.gender]}" for row in table.drop_duplicates("person").itertuples()]
+    settings = config.TrainSettings(train_root=str(train_root), cv=cv)
+    before = crossval.load_table(settings)[0]
+    path = fixes(tmp_path, "path,column,value", *lines[:5], "000003_female_Asian_45,age,20")
+    after = crossval.load_table(config.TrainSettings(train_root=str(train_root), cv=cv, label_fixes=path))[0]
+    assert (before["file"] == after["file"]).all()
+    assert (before["fold"] == after["fold"]).all()
+    assert (before["gender"] != after["gender"]).sum() == 5 * 7
+    line = f"--label-fixes {path}: corrected gender 5, age 1 (35 photographs)"
+    assert line in capsys.readouterr().out.splitlines()
+
+
+def test_the_command_takes_fixes(train_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--train-root", str(train_root), "--save-path", str(tmp_path / "s"), *support.FAST, "--dry-run", "--label-fixes"]
+    assert train.main([*words, fixes(tmp_path, "path,column,value", f"{P},gender,male")]) == 0
+    assert "corrected gender 1 (7 photographs)" in capsys.readouterr().out
+    with pytest.raises(UserError, match="row 2: there is no person"):
+        train.main([*words, fixes(tmp_path, "path,column,value", "nobody,gender,male")])
+    with pytest.raises(UserError, match="none.csv: cannot be read"):
+        train.main([*words, str(tmp_path / "none.csv")])
+
+
+# ----------------------------------------------------------------------------------------------------- duplicates
+
+
+@pytest.fixture
+def album(tmp_path: Path) -> tuple[list[str], list[str]]:
+    """Paths and people: ten people with three photographs each, no two alike."""
+    paths, people = [], []
+    for k in range(30):
+        paths.append(str(tmp_path / f"{k:02d}.jpg"))
+        people.append(f"person{k // 3}")
+        small = Image.frombytes("RGB", (9, 13), random.Random(k).randbytes(9 * 13 * 3))
+        small.resize((384, 512), Image.Resampling.BICUBIC).save(paths[-1])
+    return paths, people
+
+
+def test_different_photographs_are_no_duplicates(album: tuple[list[str], list[str]]) -> None:
+    assert duplicates.find_duplicates(*album) == []
+
+
+def test_copies_of_somebody_else_are_found_however_disguised(album: tuple[list[str], list[str]]) -> None:
+    paths, people = album
+    sources = [Image.open(paths[k]).convert("RGB") for k in (0, 4, 8, 12)]
+    copies = [sources[0].resize((300, 400)), ImageOps.mirror(sources[1]), sources[2].crop((12, 4, 380, 500)),
+              ImageOps.mirror(sources[3].crop((6, 12, 376, 500)).convert("L"))]  # fmt: skip
+    for copy, k in zip(copies, (20, 23, 26, 29), strict=True):
+        copy.save(paths[k], quality=50)
+    found = duplicates.find_duplicates(paths, people)
+    assert {(a, b) for a, b, _ in found} == {(paths[a], paths[b]) for a, b in ((0, 20), (4, 23), (8, 26), (12, 29))}
+    distances = [d for _, _, d in found]
+    assert distances == sorted(distances)
+    assert -1e-3 < distances[0] < duplicates.LIMIT
+
+
+def test_one_persons_copies_are_their_own_matter(album: tuple[list[str], list[str]]) -> None:
+    paths, people = album
+    Image.open(paths[0]).save(paths[1])
+    assert duplicates.find_duplicates(paths, people) == []
+
+
+def test_an_unreadable_photograph_is_counted_and_left_out(
+    album: tuple[list[str], list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths, people = album
+    Path(paths[5]).write_bytes(b"no photograph")
+    Image.open(paths[0]).save(paths[10])
+    found = duplicates.find_duplicates(paths, people)
+    assert [(a, b) for a, b, _ in found] == [(paths[0], paths[10])]
+    assert f"they cannot be read: 1 (the first: '{paths[5]}')" in capsys.readouterr().err
+    assert duplicates.find_duplicates(paths[5:6], people[5:6]) == []
+
+
+def test_more_photographs_than_a_block(album: tuple[list[str], list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates, "BLOCK", 7)
+    paths, people = album
+    ImageOps.mirror(Image.open(paths[2])).save(paths[25])
+    assert [(a, b) for a, b, _ in duplicates.find_duplicates(paths, people)] == [(paths[2], paths[25])]
