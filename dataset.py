@@ -62,10 +62,18 @@ def read_train(root: str | Path) -> pd.DataFrame:
     warn_counted(sorted(counts[counts < SHOTS_PER_PERSON].index), "people with fewer than 7 photographs")
     rows["mask"] = rows["shot"].map(lambda shot: 0 if shot.startswith("mask") else 1 if shot != "normal" else 2)
     rows = rows.sort_values(["person", "shot", "file"], ignore_index=True)
+    distinct, where = distinct_rows(rows["mask"], rows["gender"], rows["years"])
     for name, task in config.TASKS.items():
-        triples = zip(rows["mask"], rows["gender"], rows["years"], strict=True)
-        rows[name] = np.array([task.label(m, g, y) for m, g, y in triples], float if task.regression else np.int64)
+        rows[name] = np.array([task.label(*row) for row in distinct], float if task.regression else np.int64)[where]
     return rows
+
+
+def distinct_rows(*columns: Any) -> tuple[list[tuple[Any, ...]], np.ndarray]:
+    """(the different rows of these columns, which of them each row is): a label is worked out once for all alike."""
+    frame = pd.DataFrame(dict(enumerate(map(np.asarray, columns))))
+    groups = frame.groupby(list(frame.columns), sort=False).ngroup().to_numpy()
+    firsts = np.unique(groups, return_index=True)[1]
+    return list(frame.iloc[firsts].itertuples(index=False, name=None)), groups
 
 
 def list_photos(root: Path, images: Path) -> pd.DataFrame:
@@ -196,8 +204,9 @@ def label_tensors(table: pd.DataFrame, tasks: Sequence[str], age_filter: int | N
     for name in tasks:
         task = config.TASKS[name]
         ages = years if task.regression else grouped
-        values = [task.label(m, g, y) for m, g, y in zip(table["mask"], table["gender"], ages, strict=True)]
-        labels[name] = torch.tensor(values, dtype=torch.float32 if task.regression else torch.int64)
+        distinct, where = distinct_rows(table["mask"], table["gender"], ages)
+        values = torch.tensor([task.label(*row) for row in distinct], dtype=torch.float32 if task.regression else torch.int64)
+        labels[name] = values[torch.from_numpy(where)]
     return labels
 
 
@@ -286,10 +295,15 @@ def read_answers(path: str, names: Sequence[str], task: str) -> np.ndarray:
 # ---------------------------------------------------------------------------------------- photographs -> batches
 
 
-def read_photo(path: str) -> Image.Image:
-    """An upright RGB image, whatever the file's format, mode or EXIF orientation. Raises UserError naming the file."""
+def read_photo(path: str, shrink: int = 1) -> Image.Image:
+    """An upright RGB image, whatever the file's format, mode or EXIF orientation. Raises UserError naming the file.
+
+    shrink (2, 4, 8): decode a JPEG of the competition's size so many times smaller; other photographs come whole.
+    """
     try:
         with Image.open(path) as file:
+            if shrink > 1 and file.size == config.PHOTO_SIZE:
+                file.draft(None, (file.width // shrink, file.height // shrink))
             photo = ImageOps.exif_transpose(file)
             if photo.mode.startswith("I"):  # 16 bits a channel: Pillow's own conversion would clip it to white
                 photo = Image.fromarray((np.asarray(photo) >> 8).astype(np.uint8))
@@ -309,9 +323,10 @@ class Blending:
 class Photos(Dataset[tuple[torch.Tensor, list[torch.Tensor], bool]]):
     """Item (epoch, i, copy) -> ((i, j), one uint8 [height, width, 3] per view, whether it had to be scaled).
 
-    Each photograph is decoded once, whatever the number of views. A view's random draws hang on its key, the epoch,
-    the photograph's name and the copy (above 0 where oversampling repeats it) alone, so neither workers nor order
-    change them. j is i itself, or the partner that a copy is blended with half and half.
+    Each photograph is decoded once, whatever the number of views (once more at half its size for views that allow it).
+    A view's random draws hang on its key, the epoch, the photograph's name and the copy (above 0 where oversampling
+    repeats it) alone, so neither workers nor order change them. j is i itself, or the partner that a copy is blended
+    with half and half.
     """
 
     def __init__(
@@ -330,12 +345,22 @@ class Photos(Dataset[tuple[torch.Tensor, list[torch.Tensor], bool]]):
 
     def look(self, i: int, epoch: int, copy: int) -> tuple[list[Image.Image], bool]:
         """All views of one photograph, and whether it was of another size."""
-        photo = read_photo(self.paths[i])
+        decoded: dict[int, Image.Image] = {}
         seen = []
         for view in self.views:
             with seeded(*view.key, epoch, copy, self.names[i]):
-                seen.append(view.form(photo, self.boxes.get(self.names[i])))
-        return seen, photo.size != config.PHOTO_SIZE
+                window = view.form.window()
+                shrink = window.shrink if window else 1
+                if shrink not in decoded:
+                    decoded[shrink] = self.read(i, shrink)
+                seen.append(view.form(decoded[shrink], self.boxes.get(self.names[i]), window))
+        # One that has the size of a half-decoded photograph needs no scaling where that was asked for.
+        sizes = [tuple(side // shrink for side in config.PHOTO_SIZE) for shrink in (1, *decoded)]
+        return seen, any(photo.size not in sizes for photo in decoded.values())
+
+    def read(self, i: int, shrink: int) -> Image.Image:
+        """Photograph i, decoded smaller where that can be."""
+        return read_photo(self.paths[i], shrink)
 
     def __getitem__(self, key: tuple[int, int, int]) -> tuple[torch.Tensor, list[torch.Tensor], bool]:
         epoch, i, copy = key

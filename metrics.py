@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 import config
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 def confusion(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
@@ -80,6 +83,8 @@ class RunningLoss:
     """The mean loss and the hits of an epoch, summed in float64 where the batches are; read once, at the end."""
 
     def __init__(self, device: torch.device) -> None:
+        import torch  # scores of stored answers do without it
+
         kind = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
         self.sums = torch.zeros(3, dtype=kind, device=device)  # losses, photographs, hits
         self.judged = False

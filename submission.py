@@ -7,19 +7,20 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-import augmentation
-import checkpoint
 import config
-import dataset
-import engine
 import ensemble
 import metrics
-import model as models
 from utils import UserError, atomic_write, choose_device, new_folder, set_threads, timestamp, warn, warn_counted
+
+if TYPE_CHECKING:  # imported where they are used: a vote on stored probabilities needs no torch
+    import torch
+
+    import checkpoint
+    import engine
 
 PROBS = "probs.npz"
 
@@ -35,6 +36,8 @@ class Member:
 
 def members_of(tree: Path, top_k: int) -> list[Member]:
     """The k best checkpoints of each fold of a tree. Raises UserError for a fold without one."""
+    import checkpoint
+
     found: list[Member] = []
     fewer: list[str] = []
     for folder in checkpoint.fold_folders(tree):
@@ -49,6 +52,8 @@ def members_of(tree: Path, top_k: int) -> list[Member]:
 
 def check_answers(members: Sequence[Member], task: str) -> None:
     """Every member must know the task. Raises UserError naming one that does not, and what it knows."""
+    import model as models
+
     for member in members:
         heads = config.trained_heads(member.info.model, member.info.task)
         if not models.can_answer(heads, task):
@@ -58,6 +63,9 @@ def check_answers(members: Sequence[Member], task: str) -> None:
 
 def best_checkpoint(task: str, model_type: str) -> Path:
     """The best checkpoint of the newest tree under ./saved_models that answers a task with a model."""
+    import checkpoint
+    import model as models
+
     parent = Path("./saved_models")
     for tree in checkpoint.trees_below(parent):
         able = []
@@ -72,6 +80,9 @@ def best_checkpoint(task: str, model_type: str) -> Path:
 
 def compute_for(settings: config.PredictSettings) -> engine.Compute:
     """Device, precision and workers of a prediction."""
+    import dataset
+    import engine
+
     device = choose_device(settings.device)
     set_threads(settings.threads)
     precision = engine.choose_precision(settings.precision, device)
@@ -103,6 +114,11 @@ def run_members(
     boxes_csv: str | None = None,
 ) -> ensemble.Probabilities:  # fmt: skip
     """Probabilities of all members, views and photographs, each photograph decoded once."""
+    import augmentation
+    import dataset
+    import engine
+    import model as models
+
     check_answers(members, task)
     used = transforms_of(members, transform, views)
     sizes = [(m.name, t, m.info.image_size) for m, t in zip(members, used, strict=True)]
@@ -123,9 +139,9 @@ def run_members(
 
 
 def save(folder: Path, probs: ensemble.Probabilities) -> None:
-    """probs.npz: plain arrays, read without unpickling."""
+    """probs.npz: plain arrays, read without unpickling; not compressed, which saves a tenth and takes most of a vote's time."""
     with atomic_write(folder / PROBS) as file:
-        np.savez_compressed(
+        np.savez(
             file, task=np.array(probs.task), probabilities=probs.array, members=np.array(probs.members),
             folds=np.array(probs.folds), weights=np.array(probs.weights), images=np.array(probs.images),
         )  # fmt: skip
@@ -170,7 +186,11 @@ def write_confusion(path: Path, task: str, scores: metrics.Scores) -> None:
 
 def truth_of(settings: config.PredictSettings, names: Sequence[str]) -> np.ndarray | None:
     """The true answers of these photographs where --answers names them."""
-    return dataset.read_answers(settings.answers, names, settings.task) if settings.answers else None
+    if settings.answers is None:
+        return None
+    import dataset
+
+    return dataset.read_answers(settings.answers, names, settings.task)
 
 
 def output_folder(save_path: str, tree: str, task: str) -> Path:
