@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -40,14 +40,7 @@ class Window:
     shrink: int = 1
 
 
-class Form(Protocol):
-    """A photograph -> what the network sees of it."""
-
-    def window(self) -> Window | None:
-        """Draw the part to be cut out, before the photograph is decoded; None where it hangs on its pixels."""
-
-    def __call__(self, photo: Image.Image, box: Box | None = None, window: Window | None = None) -> Image.Image:
-        """box: where the face is, if a file told; window: the one that was drawn (else another is)."""
+Form = Callable[[Image.Image, Box | None], Image.Image]  # a photograph, and where its face is if a file told
 
 
 @dataclass(frozen=True)
@@ -102,12 +95,13 @@ class Crop:
         self.random = v2.RandomResizedCrop(size)
 
     def window(self) -> Window:
+        """Draw the part to be cut out."""
         if self.side is not None:
             left = top = (WIDE - self.side) // 2
             width = height = self.side
         else:
-            drawn = self.random.make_params([SQUARE])
-            left, top, width, height = (drawn[name] for name in ("left", "top", "width", "height"))
+            made = self.random.make_params([SQUARE])
+            left, top, width, height = (made[name] for name in ("left", "top", "width", "height"))
         return Window(left, top, width, height, 2 if self.shrinks and min(width, height) >= 2 * self.size else 1)
 
     def __call__(self, photo: Image.Image, box: Box | None = None, window: Window | None = None) -> Image.Image:
@@ -117,14 +111,22 @@ class Crop:
         photo = photo if small else self.frame(photo)
         left = round((photo.width * shrink - WIDE) / 2) + window.left
         top = round((photo.height * shrink - WIDE) / 2) + window.top
-        edges = (left, top, left + window.width, top + window.height)
+        right, bottom = left + window.width, top + window.height
         size = (self.size, self.size)
         if small:
-            left, top, right, bottom = (edge / shrink for edge in edges)
-            photo = photo.resize(size, Image.Resampling.BILINEAR, (left, top, right, bottom))
+            edges = (left / shrink, top / shrink, right / shrink, bottom / shrink)
+            photo = photo.resize(size, Image.Resampling.BILINEAR, edges)
         else:
-            photo = photo.crop(edges).resize(size, Image.Resampling.BILINEAR)
+            photo = photo.crop((left, top, right, bottom)).resize(size, Image.Resampling.BILINEAR)
         return photo if self.change is None else self.change(photo)
+
+
+def drawn(form: Form) -> tuple[int, Form]:
+    """(By how much smaller a photograph may be decoded for a form, the form with its window drawn)."""
+    if not isinstance(form, Crop):
+        return 1, form
+    window = form.window()
+    return window.shrink, partial(form, window=window)
 
 
 def base(size: int) -> Forms:
@@ -172,10 +174,7 @@ class FaceSteps:
         self.size = (round(size * ROOM),) * 2
         self.crop = crop
 
-    def window(self) -> None:
-        return None
-
-    def __call__(self, photo: Image.Image, box: Box | None = None, window: Window | None = None) -> Image.Image:
+    def __call__(self, photo: Image.Image, box: Box | None = None) -> Image.Image:
         square = face_square(photo, box or find_face(photo))
         seen: Image.Image = self.crop(photo.resize(self.size, Image.Resampling.BILINEAR, square, reducing_gap=3.0))
         return seen

@@ -71,7 +71,7 @@ def read_train(root: str | Path) -> pd.DataFrame:
 def distinct_rows(*columns: Any) -> tuple[list[tuple[Any, ...]], np.ndarray]:
     """(the different rows of these columns, which of them each row is): a label is worked out once for all alike."""
     frame = pd.DataFrame(dict(enumerate(map(np.asarray, columns))))
-    groups = frame.groupby(list(frame.columns), sort=False).ngroup().to_numpy()
+    groups = frame.groupby(list(frame.columns), sort=False).ngroup().to_numpy(copy=True)
     firsts = np.unique(groups, return_index=True)[1]
     return list(frame.iloc[firsts].itertuples(index=False, name=None)), groups
 
@@ -349,11 +349,10 @@ class Photos(Dataset[tuple[torch.Tensor, list[torch.Tensor], bool]]):
         seen = []
         for view in self.views:
             with seeded(*view.key, epoch, copy, self.names[i]):
-                window = view.form.window()
-                shrink = window.shrink if window else 1
+                shrink, form = augmentation.drawn(view.form)  # before decoding
                 if shrink not in decoded:
                     decoded[shrink] = self.read(i, shrink)
-                seen.append(view.form(decoded[shrink], self.boxes.get(self.names[i]), window))
+                seen.append(form(decoded[shrink], self.boxes.get(self.names[i])))
         # One that has the size of a half-decoded photograph needs no scaling where that was asked for.
         sizes = [tuple(side // shrink for side in config.PHOTO_SIZE) for shrink in (1, *decoded)]
         return seen, any(photo.size not in sizes for photo in decoded.values())

@@ -66,7 +66,7 @@ def tables(folder: Path, small: int, large: int) -> None:
                 (root / "images" / path).mkdir()
                 for shot in SHOTS:
                     (root / "images" / path / f"{shot}.jpg").touch()
-        dataset.list_photos = listing(who) if made_up else listed
+        dataset.list_photos = listing(who) if made_up else listed  # type: ignore[assignment]
         try:
             start = time.perf_counter()
             table = dataset.read_train(root)

@@ -20,7 +20,7 @@ SMALL = (*NETWORK, "--rounds", "1", "--workers", "0", "--threads", "1")
         ("loading_speed", ("--image-size", "32", "--images", "2", "--rounds", "1"), r"random [\d.]+ [\d.]+ +tta [\d.]+"),
         ("ensemble_speed", (*SMALL, "--images", "2", "--members", "2", "--plain-passes", "1"), r"real / limit, in time [\d.]+"),
         ("memory", ("--image-size", "32", "--members", "1", "--images", "14"), r"ensemble of +1 over +14 .*\n.*training on +14 "),
-        ("growth", (*SMALL, "--images", "2", "--rows", "14", "70"), r"of 1x\n(.*\n)+ +70 rows, listing made up"),
+        ("growth", (*SMALL, "--images", "2", "--rows", "42", "70"), r"of 1x\n(.*\n)+ +70 rows, listing made up"),
     ],
 )
 def test_a_benchmark_prints_its_ratios(
