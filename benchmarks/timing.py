@@ -15,6 +15,7 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
+import utils  # noqa: E402, F401  (before torch, whose threads it sets up)
 
 Side = Callable[[], int]  # does a turn's work and returns how many units (photographs, passes ...) it was
 
