@@ -3,6 +3,9 @@ PYTHON ?= python3
 PY = .venv/bin/python
 DEMO = --device cpu
 
+# Threads that wait do not take the processor from those that they wait for (see utils.py).
+export GOMP_SPINCOUNT ?= 1000
+
 .PHONY: demo test lint pictures clean
 
 .venv/installed: requirements.txt requirements-dev.txt

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -24,6 +25,20 @@ NARROW = 224  # side of the square in the middle that inference looks at
 
 MARGIN = 0.15  # of the face's box, added on each side before it is made square
 ROOM = 8 / 7  # the face's square is brought to this much more than the network's size, for the crop to move in
+
+SQUARE = Image.new("L", (WIDE, WIDE))  # stands for the square that windows are drawn in
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of the middle square of 384 pixels, in those pixels, and by how much a photograph may be decoded smaller for it."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+    shrink: int = 1
+
 
 Form = Callable[[Image.Image, Box | None], Image.Image]  # a photograph, and where its face is if a file told
 
@@ -55,42 +70,81 @@ def fit_frame(photo: Image.Image) -> Image.Image:
     return photo.resize(size, Image.Resampling.BILINEAR)
 
 
-def middle(side: int, size: int) -> list[v2.Transform]:
-    """The middle square of `side` pixels, brought to the network's size."""
-    return [v2.CenterCrop(side)] + ([v2.Resize((size, size))] if side != size else [])
+def stretch_to_frame(photo: Image.Image) -> Image.Image:
+    """Bring a photograph of another size to exactly (384, 512), whatever its shape."""
+    return photo if photo.size == config.PHOTO_SIZE else photo.resize(config.PHOTO_SIZE, Image.Resampling.BILINEAR)
 
 
-class Steps:
-    """torchvision transforms in a row, over a photograph brought to the frame first."""
+class Crop:
+    """The middle `side` pixels of the frame, or a random window of its middle 384, at the network's size; then `change`.
 
-    def __init__(self, *steps: v2.Transform, frame: Callable[[Image.Image], Image.Image] = fit_frame) -> None:
-        self.frame = frame
-        self.steps = steps
+    The draws and the pixels are those of torchvision's CenterCrop, RandomResizedCrop and Resize one after the other.
+    Where a window is at least twice the network's size and the form `shrinks`, the photograph may come decoded at half
+    its size (JPEG's draft mode, dataset.read_photo): the same within the rounding of the resampling.
+    """
 
-    def __call__(self, photo: Image.Image, box: Box | None = None) -> Image.Image:
-        photo = self.frame(photo)
-        for step in self.steps:
-            photo = step(photo)
-        return photo
+    def __init__(
+        self,
+        size: int,
+        side: int | None = None,
+        change: v2.Transform | None = None,
+        frame: Callable[[Image.Image], Image.Image] = fit_frame,
+        shrinks: bool = True,
+    ) -> None:
+        self.size, self.side, self.change, self.frame, self.shrinks = size, side, change, frame, shrinks
+        self.random = v2.RandomResizedCrop(size)
+
+    def window(self) -> Window:
+        """Draw the part to be cut out."""
+        if self.side is not None:
+            left = top = (WIDE - self.side) // 2
+            width = height = self.side
+        else:
+            made = self.random.make_params([SQUARE])
+            left, top, width, height = (made[name] for name in ("left", "top", "width", "height"))
+        return Window(left, top, width, height, 2 if self.shrinks and min(width, height) >= 2 * self.size else 1)
+
+    def __call__(self, photo: Image.Image, box: Box | None = None, window: Window | None = None) -> Image.Image:
+        window = window or self.window()
+        small = window.shrink > 1 and photo.size == tuple(side // window.shrink for side in config.PHOTO_SIZE)
+        shrink = window.shrink if small else 1
+        photo = photo if small else self.frame(photo)
+        left = round((photo.width * shrink - WIDE) / 2) + window.left
+        top = round((photo.height * shrink - WIDE) / 2) + window.top
+        right, bottom = left + window.width, top + window.height
+        size = (self.size, self.size)
+        if small:
+            edges = (left / shrink, top / shrink, right / shrink, bottom / shrink)
+            photo = photo.resize(size, Image.Resampling.BILINEAR, edges)
+        else:
+            photo = photo.crop((left, top, right, bottom)).resize(size, Image.Resampling.BILINEAR)
+        return photo if self.change is None else self.change(photo)
+
+
+def drawn(form: Form) -> tuple[int, Form]:
+    """(By how much smaller a photograph may be decoded for a form, the form with its window drawn)."""
+    if not isinstance(form, Crop):
+        return 1, form
+    window = form.window()
+    return window.shrink, partial(form, window=window)
 
 
 def base(size: int) -> Forms:
     """Resize(512, 384); a random crop of the middle 384 to train on, the middle 224 to judge by."""
-    frame = v2.Resize((config.PHOTO_SIZE[1], config.PHOTO_SIZE[0]))
-    narrow = Steps(*middle(NARROW, size), frame=frame)
-    return Forms(Steps(v2.CenterCrop(WIDE), v2.RandomResizedCrop(size), frame=frame), narrow, narrow)
+    narrow = Crop(size, NARROW, frame=stretch_to_frame)
+    return Forms(Crop(size, frame=stretch_to_frame), narrow, narrow)
 
 
 def random(size: int) -> Forms:
     """A random crop of the middle 384 and RandAugment(2, 9) to train on, the middle 224 to judge by."""
-    narrow = Steps(*middle(NARROW, size))
-    return Forms(Steps(v2.CenterCrop(WIDE), v2.RandomResizedCrop(size), v2.RandAugment(2, 9)), narrow, narrow)
+    narrow = Crop(size, NARROW)
+    return Forms(Crop(size, change=v2.RandAugment(2, 9)), narrow, narrow)
 
 
 def tta(size: int) -> Forms:
     """Trains as `random`; validates on the middle 384; every test view is another random crop of it."""
-    crop = Steps(v2.CenterCrop(WIDE), v2.RandomResizedCrop(size))
-    return Forms(random(size).train, Steps(*middle(WIDE, size)), crop)
+    crop = Crop(size, shrinks=False)  # all views are cut from one decoding
+    return Forms(random(size).train, Crop(size, WIDE), crop)
 
 
 def face_square(photo: Image.Image, box: Box | None) -> tuple[float, float, float, float]:
@@ -122,7 +176,8 @@ class FaceSteps:
 
     def __call__(self, photo: Image.Image, box: Box | None = None) -> Image.Image:
         square = face_square(photo, box or find_face(photo))
-        return self.crop(photo.resize(self.size, Image.Resampling.BILINEAR, square, reducing_gap=3.0))
+        seen: Image.Image = self.crop(photo.resize(self.size, Image.Resampling.BILINEAR, square, reducing_gap=3.0))
+        return seen
 
 
 def facecrop(size: int) -> Forms:

@@ -10,7 +10,6 @@ import math
 import os
 import re
 import time
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,11 +25,10 @@ import torch
 from torch import Tensor
 
 import config
-from utils import UserError, atomic_write, new_folder, reason, timestamp
+from utils import UserError, atomic_write, new_folder, read_arrays, reason, timestamp
 
 FORMAT = 1
 PREFIX = "kfold-ensemble-"
-MOST_BYTES = 1 << 33  # unpacked, of an .npz
 VALIDATION = "validation.npz"  # every epoch's probabilities of the fold's held-out people
 STATE = "state.pt"  # what an unfinished fold goes on from
 
@@ -269,29 +267,6 @@ def read_validation(folder: Path, task: str) -> tuple[list[str], np.ndarray] | N
     ):  # fmt: skip
         raise UserError(f"{path}: damaged (its arrays do not fit {task}); remove {folder} to train it again")
     return files.tolist(), probabilities
-
-
-def read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray] | None:
-    """All arrays of an .npz, nothing unpickled; None where there is none. Raises UserError for anything else."""
-    try:
-        with zipfile.ZipFile(path) as parts:
-            size = sum(part.file_size for part in parts.infolist())
-        if size > MOST_BYTES:
-            raise ValueError(f"{size:,} bytes unpacked, at most {MOST_BYTES:,} are read")
-        with np.load(path, allow_pickle=False) as arrays:
-            found = dict(arrays)
-        for name, array in found.items():
-            if not isinstance(array, np.ndarray):
-                raise ValueError(f"{name} is no array")
-            if array.dtype.kind == "U":  # numpy would make strings of numbers that are no characters
-                codes = np.frombuffer(array.astype(array.dtype.newbyteorder("=")).tobytes(), np.uint32)
-                if codes.size and codes.max() > 0x10FFFF:
-                    raise ValueError(f"{name} is no text")
-        return found
-    except FileNotFoundError:
-        return None
-    except Exception as error:  # over damaged bytes zipfile and numpy raise nearly every kind there is
-        raise UserError(f"{path}: damaged ({reason(error)}); {remedy}") from None
 
 
 # ------------------------------------------------------------------------------------------------------- the tree

@@ -86,10 +86,18 @@ def read_train(root: str | Path) -> pd.DataFrame:
 
 def with_labels(table: pd.DataFrame) -> pd.DataFrame:
     """The table with a column of labels per task, from its mask, gender and years."""
-    triples = list(zip(table["mask"], table["gender"], table["years"], strict=True))
-    labels = {name: np.array([task.label(*triple) for triple in triples], float if task.regression else np.int64)
+    distinct, where = distinct_rows(table["mask"], table["gender"], table["years"])
+    labels = {name: np.array([task.label(*row) for row in distinct], float if task.regression else np.int64)[where]
               for name, task in config.TASKS.items()}  # fmt: skip
     return table.assign(**labels)
+
+
+def distinct_rows(*columns: Any) -> tuple[list[tuple[Any, ...]], np.ndarray]:
+    """(the different rows of these columns, which of them each row is): a label is worked out once for all alike."""
+    frame = pd.DataFrame(dict(enumerate(map(np.asarray, columns))))
+    groups = frame.groupby(list(frame.columns), sort=False).ngroup().to_numpy(copy=True)
+    firsts = np.unique(groups, return_index=True)[1]
+    return list(frame.iloc[firsts].itertuples(index=False, name=None)), groups
 
 
 def list_photos(root: Path, images: Path) -> pd.DataFrame:
@@ -275,8 +283,9 @@ def label_tensors(table: pd.DataFrame, tasks: Sequence[str], age_filter: int | N
     for name in tasks:
         task = config.TASKS[name]
         ages = years if task.regression else grouped
-        values = [task.label(m, g, y) for m, g, y in zip(table["mask"], table["gender"], ages, strict=True)]
-        labels[name] = torch.tensor(values, dtype=torch.float32 if task.regression else torch.int64)
+        distinct, where = distinct_rows(table["mask"], table["gender"], ages)
+        values = torch.tensor([task.label(*row) for row in distinct], dtype=torch.float32 if task.regression else torch.int64)
+        labels[name] = values[torch.from_numpy(where)]
     return labels
 
 
@@ -423,13 +432,16 @@ def photo_problem(path: str) -> str:
     return ""
 
 
-def read_photo(path: str) -> Image.Image:
+def read_photo(path: str, shrink: int = 1) -> Image.Image:
     """An upright RGB image, whatever the file's format, mode or EXIF orientation; what is transparent, on white.
 
-    Of an animation the first picture. Raises UserError naming the file.
+    Of an animation the first picture. shrink (2, 4, 8): decode a JPEG of the competition's size so many times smaller;
+    other photographs come whole. Raises UserError naming the file.
     """
     try:
         with open_photo(path) as photo:
+            if shrink > 1 and photo.size == config.PHOTO_SIZE:
+                photo.draft(None, (photo.width // shrink, photo.height // shrink))
             photo.load()
             return upright_rgb(photo)
     except Exception as error:  # over damaged bytes Pillow's readers raise nearly every kind there is
@@ -464,9 +476,10 @@ class Blending:
 class Photos(Dataset[tuple[torch.Tensor, list[torch.Tensor], bool]]):
     """Item (epoch, i, copy) -> ((i, j), one uint8 [height, width, 3] per view, whether it had to be scaled).
 
-    Each photograph is decoded once, whatever the number of views. A view's random draws hang on its key, the epoch,
-    the photograph's name and the copy (above 0 where oversampling repeats it) alone, so neither workers nor order
-    change them. j is i itself, or the partner that a copy is blended with half and half.
+    Each photograph is decoded once, whatever the number of views (at half its size where its one view allows that).
+    A view's random draws hang on its key, the epoch, the photograph's name and the copy (above 0 where oversampling
+    repeats it) alone, so neither workers nor order change them. j is i itself, or the partner that a copy is blended
+    with half and half.
     """
 
     def __init__(
@@ -485,12 +498,18 @@ class Photos(Dataset[tuple[torch.Tensor, list[torch.Tensor], bool]]):
 
     def look(self, i: int, epoch: int, copy: int) -> tuple[list[Image.Image], bool]:
         """All views of one photograph, and whether it was of another size."""
-        photo = read_photo(self.paths[i])
-        seen = []
+        photo: Image.Image | None = None
+        seen, shrink = [], 1
         for view in self.views:
             with seeded(*view.key, epoch, copy, self.names[i]):
-                seen.append(view.form(photo, self.boxes.get(self.names[i])))
-        return seen, photo.size != config.PHOTO_SIZE
+                less, form = augmentation.drawn(view.form)  # before decoding
+                if photo is None:
+                    shrink = less if len(self.views) == 1 else 1
+                    photo = read_photo(self.paths[i], shrink)
+                seen.append(form(photo, self.boxes.get(self.names[i])))
+        # One that has the size of a half-decoded photograph needs no scaling where that was asked for.
+        sizes = (config.PHOTO_SIZE, tuple(side // shrink for side in config.PHOTO_SIZE))
+        return seen, photo is not None and photo.size not in sizes
 
     def __getitem__(self, key: tuple[int, int, int]) -> tuple[torch.Tensor, list[torch.Tensor], bool]:
         epoch, i, copy = key

@@ -55,7 +55,7 @@ def read_thumbnails(paths: Sequence[str]) -> list[np.ndarray | None]:
 
     def read(path: str) -> np.ndarray | None:
         try:
-            photo = dataset.read_photo(path, (WIDTH, HEIGHT))
+            photo = dataset.read_photo(path, 4)
         except UserError:
             return None
         return np.asarray(photo.convert("L").resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))

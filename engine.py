@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,11 +45,19 @@ class Compute:
     def to_network(self, pixels: Tensor) -> Tensor:
         """uint8 [batch, height, width, 3] -> normalised float32 [batch, 3, height, width], channels last in memory."""
         images = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float()
-        mean, deviation = (
-            torch.tensor(values, device=self.device).view(1, 3, 1, 1) * 255
-            for values in (augmentation.IMAGENET_MEAN, augmentation.IMAGENET_DEVIATION)
-        )
-        return (images - mean) / deviation
+        mean, deviation = imagenet_statistics(self.device)
+        return images.sub_(mean).div_(deviation)
+
+
+@functools.cache  # making them anew for each batch would make the host wait for a GPU
+@torch.inference_mode(False)
+def imagenet_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and deviation [1, 3, 1, 1] of ImageNet's pixels, counted from 0 to 255."""
+    mean, deviation = (
+        torch.tensor(values, device=device).view(1, 3, 1, 1) * 255
+        for values in (augmentation.IMAGENET_MEAN, augmentation.IMAGENET_DEVIATION)
+    )
+    return mean, deviation
 
 
 def halfway(labels: Tensor, partners: Tensor) -> Tensor:

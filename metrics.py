@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 import config
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 def confusion(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
@@ -143,6 +146,8 @@ class RunningLoss:
 
     def __init__(self, device: torch.device, sums: Sequence[float] = ()) -> None:
         """sums: what an interrupted epoch had counted (see `kept`)."""
+        import torch  # scores of stored answers do without it
+
         kind = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
         # losses, photographs, hits, whether hits are counted, the first step whose loss was no number (-1: none)
         self.sums = torch.tensor(list(sums) or [0.0, 0.0, 0.0, 0.0, -1.0], dtype=kind, device=device)

@@ -12,7 +12,6 @@ import utils
 
 if TYPE_CHECKING:
     import ensemble
-    import processes
 
 
 def stored(settings: config.EnsembleSettings) -> tuple[str, ensemble.Probabilities]:
@@ -24,36 +23,38 @@ def stored(settings: config.EnsembleSettings) -> tuple[str, ensemble.Probabiliti
     return f"{folder.resolve().name}_again", probs.top(settings.top_k) if settings.top_k else probs
 
 
-def predicted(settings: config.EnsembleSettings, who: processes.Processes) -> tuple[str, ensemble.Probabilities]:
-    """(name of the tree, probabilities of its members); several processes share the photographs."""
+def predicted(settings: config.EnsembleSettings) -> tuple[str, ensemble.Probabilities] | None:
+    """(name of the tree, probabilities of its members); of several processes that share the photographs, in the first."""
     import checkpoint
     import dataset
+    import members
+    import processes
     import submission
 
+    who = processes.from_environment()
     tree = checkpoint.find_tree(settings.root)
     views, transform = settings.tta or 1, settings.transform_type or "base"
-    members = submission.members_of(tree, settings.top_k or 3)
+    voters = members.members_of(tree, settings.top_k or 3)
     names, paths = dataset.read_eval(settings.data_root)
-    passes = f"{len(members)} members x {views} views ({transform})"
+    passes = f"{len(voters)} members x {views} views ({transform})"
     if who.first:
         print(f"tree: {utils.printable(tree)}: {passes} of {len(names)} photographs", flush=True)
     submission.truth_of(settings, names)  # refused before the long part, if it is to be refused
-    probs = submission.answer(members, settings, transform, views, tree, names, paths, who)
-    return tree.resolve().name, probs
+    probs = members.answer(voters, settings, transform, views, tree, names, paths, who)
+    processes.leave(who)
+    return (tree.resolve().name, probs) if who.first else None
 
 
 def main(argv: list[str] | None = None) -> int:
     settings = config.parse(config.EnsembleSettings, argv, "submit_ensemble.py", __doc__ or "").completed()
 
     import ensemble
-    import processes
     import submission
 
-    who = processes.Processes() if settings.from_probs else processes.from_environment()
-    name, probs = stored(settings) if settings.from_probs else predicted(settings, who)
-    processes.leave(who)
-    if not who.first:
+    found = stored(settings) if settings.from_probs else predicted(settings)
+    if found is None:
         return 0
+    name, probs = found
     truth = submission.truth_of(settings, probs.images)
     voted = ensemble.vote(settings.method, probs.task, probs.array, probs.weights)
     folder = submission.output_folder(settings.save_path, name, settings.task)

@@ -16,18 +16,19 @@ def main(argv: list[str] | None = None) -> int:
     import checkpoint
     import dataset
     import ensemble
+    import members
     import submission
 
     wanted = settings.model_type or "VanillaEfficientNet"
-    path = Path(settings.load_state_dict or submission.best_checkpoint(settings.task, wanted))
+    path = Path(settings.load_state_dict or members.best_checkpoint(settings.task, wanted))
     print(f"checkpoint: {utils.printable(path)}", flush=True)
     found, info = checkpoint.read_described(path)
     if settings.model_type not in (None, info.model):
         raise utils.UserError(f"--model-type {settings.model_type}: {path} holds a {info.model}; leave the option out")
-    member = submission.Member(path.name, info, found)
+    member = members.Member(path.name, info, found)
     names, paths = dataset.read_eval(settings.data_root)
     truth = submission.truth_of(settings, names)
-    probs = submission.answer([member], settings, settings.transform_type, 1, path.absolute().parent.parent, names, paths)
+    probs = members.answer([member], settings, settings.transform_type, 1, path.absolute().parent.parent, names, paths)
     answers = ensemble.decide(probs.task, ensemble.arithmetic(probs.array))
     folder = submission.output_folder(settings.save_path, f"{path.parent.parent.name}_{path.parent.name}", settings.task)
     submission.write_prediction(folder, {"submission": answers}, probs, truth)

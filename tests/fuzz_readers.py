@@ -34,6 +34,7 @@ import checkpoint
 import config
 import dataset
 import ensemble
+import members
 import submission
 from utils import UserError
 
@@ -204,7 +205,7 @@ def checkpoints(folder: Path) -> list[Reader]:
         (folder / "run.json").write_bytes(data)
         assert isinstance(checkpoint.read_run(folder), dict)
         assert np.isfinite(checkpoint.started(folder))
-        assert 0 <= submission.usual_answer(one, folder)[0] < 18
+        assert 0 <= members.usual_answer(one, folder)[0] < 18
 
     def check_validation(data: bytes) -> None:
         (folder / checkpoint.VALIDATION).write_bytes(data)

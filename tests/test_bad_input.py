@@ -25,6 +25,7 @@ import config
 import crossval
 import dataset
 import ensemble
+import members
 import submission
 import submit_ensemble
 import submit_singular
@@ -326,10 +327,10 @@ def test_one_checkpoint_alone_falls_back_on_its_own_predictions(
 def test_years_fall_back_on_the_median(tmp_path: Path) -> None:
     array = np.array([20.0, 50.0, 30.0], np.float32).reshape(1, 1, 3, 1)
     probs = ensemble.Probabilities("age", array, ["m"], [0], [0.5], ["a", "b", "c"])
-    filled = submission.filled(probs, ["a", "x", "b", "c"], [0, 2, 3], tmp_path)
+    filled = members.filled(probs, ["a", "x", "b", "c"], [0, 2, 3], tmp_path)
     assert filled.array[0, 0, :, 0].tolist() == [20, 30, 50, 30]
     (tmp_path / "run.json").write_text('{"settings": {"task": "age"}, "data": {"median_age": 41.5}}')
-    assert submission.usual_answer(probs, tmp_path) == (41.5, "the training data")
+    assert members.usual_answer(probs, tmp_path) == (41.5, "the training data")
 
 
 def test_metadata_that_lacks_an_entry_is_refused(tmp_path: Path) -> None:

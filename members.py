@@ -1,0 +1,166 @@
+"""A tree's checkpoints and the photographs to answer -> probabilities."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import audit
+import augmentation
+import checkpoint
+import config
+import dataset
+import engine
+import ensemble
+import model as models
+import processes
+from utils import UserError, warn_counted
+
+
+@dataclass(frozen=True)
+class Member:
+    """One checkpoint of an ensemble."""
+
+    name: str  # within its tree
+    info: checkpoint.Info
+    found: checkpoint.Checkpoint
+
+
+def members_of(tree: Path, top_k: int) -> list[Member]:
+    """The k best checkpoints of each fold of a tree. Raises UserError for a fold without one."""
+    found: list[Member] = []
+    fewer: list[str] = []
+    for folder in checkpoint.fold_folders(tree):
+        ranked = checkpoint.ranked_members(folder)
+        if not ranked:
+            raise UserError(f"{folder}: holds no checkpoint; finish its training or remove the folder")
+        fewer += [folder.name] if len(ranked) < top_k else []
+        found += [Member(checkpoint.member_name(c.path, tree), info, c) for c, info in ranked[:top_k]]
+    warn_counted(fewer, f"--top-k {top_k}: all that a fold holds vote in folds that hold fewer")
+    return found
+
+
+def check_answers(members: Sequence[Member], task: str) -> None:
+    """Every member must know the task. Raises UserError naming one that does not, and what it knows."""
+    for member in members:
+        heads = config.trained_heads(member.info.model, member.info.task)
+        if not models.can_answer(heads, task):
+            known = [name for name in config.TASKS if models.can_answer(heads, name)]
+            raise UserError(f"--task {task}: {member.found.path} was trained for {member.info.task}; use --task {known[0]}")
+
+
+def best_checkpoint(task: str, model_type: str) -> Path:
+    """The best checkpoint of the newest tree under ./saved_models that answers a task with a model."""
+    parent = Path("./saved_models")
+    for tree in checkpoint.trees_below(parent):
+        able = []
+        for path in tree.glob("fold*/*.pth"):
+            info = checkpoint.info_from_name(path.name) or checkpoint.read_described(path)[1]
+            if info.model == model_type and models.can_answer(config.trained_heads(info.model, info.task), task):
+                able.append(checkpoint.read_described(path))
+        if able:
+            return min(able, key=lambda pair: (-pair[1].macro_f1, pair[1].fold, pair[1].epoch))[0].path
+    raise UserError(f"--load-state-dict: no checkpoint of {model_type} under {parent} answers {task}; train one, or name a file")
+
+
+def transforms_of(members: Sequence[Member], asked: str, views: int) -> list[str]:
+    """The transform type of each member's views. One line where a member's validation saw another part of the photograph.
+
+    Raises UserError where several views would all be the same.
+    """
+    own = [member.info.transform for member in members]
+    used = own if asked == config.AUTO else [asked] * len(members)
+    fixed = [name for name in used if not config.TRANSFORMS[name].random_view]
+    if views > 1 and fixed:
+        raise UserError(f"--tta {views}: transform {fixed[0]} shows every view alike; use --transform-type tta")
+    sees = config.TRANSFORMS
+    others = sorted({name for name, mine in zip(used, own, strict=True) if sees[name].sees != sees[mine].sees})
+    if others:
+        validated = sorted({sees[name].sees for name in own})
+        print(f"note: {others[0]} looks at {sees[others[0]].sees}, validation looked at {', '.join(validated)}; "
+              f"--transform-type {config.AUTO} looks where validation did")  # fmt: skip
+    return used
+
+
+def answer(
+    members: Sequence[Member], settings: config.PredictSettings, transform: str, views: int, tree: Path,
+    names: list[str], paths: list[str], who: processes.Processes | None = None,
+) -> ensemble.Probabilities:  # fmt: skip
+    """Probabilities for every name. With --skip-bad-images a photograph that cannot be read gets the usual answer.
+
+    tree: the members' run, which tells how frequent the classes are. `who`: one of several processes that share the
+    photographs. Raises UserError naming bad photographs otherwise.
+    """
+    check_answers(members, settings.task)
+    compute = processes.compute_for(settings, settings.batch_size, who or processes.Processes(), shared=True)
+    bad = set(audit.unreadable(paths, settings.skip_bad_images))
+    good = [i for i, path in enumerate(paths) if path not in bad]
+    probs = run_members(
+        members, settings.task, transform, views, [names[i] for i in good], [paths[i] for i in good],
+        compute, settings.boxes,
+    )  # fmt: skip
+    return filled(probs, names, good, tree) if bad else probs
+
+
+def filled(probs: ensemble.Probabilities, names: list[str], good: Sequence[int], tree: Path) -> ensemble.Probabilities:
+    """Probabilities [.., images, ..] of the `good` positions among all names, the others certain of the usual answer."""
+    usual, source = usual_answer(probs, tree)
+    spec = config.TASKS[probs.task]
+    members, views, _, width = probs.array.shape
+    array = np.zeros((members, views, len(names), width), probs.array.dtype)
+    array[:, :, :, 0 if spec.regression else int(usual)] = usual if spec.regression else 1
+    array[:, :, good] = probs.array
+    shown = f"{usual:g} years, the median" if spec.regression else f"{int(usual)} ({spec.classes[int(usual)]}), the commonest"
+    lost = sorted(set(range(len(names))) - set(good))
+    warn_counted([names[i] for i in lost], f"photographs that cannot be read, answered with {shown} of {source}")
+    return dataclasses.replace(probs, array=array, images=names)
+
+
+def usual_answer(probs: ensemble.Probabilities, tree: Path) -> tuple[float, str]:
+    """(the most frequent class, or the median of years; whose): the training data's where run.json tells, else the
+    predictions'."""
+    spec = config.TASKS[probs.task]
+    try:
+        run = checkpoint.read_run(tree)
+        trained, data = run["settings"]["task"], run["data"]
+        if spec.regression:
+            return float(data["median_age"]), "the training data"
+        counts = np.array([int(data["photographs_per_class"][name]) for name in config.TASKS[trained].classes])
+        if trained == "main" and spec.from_main:
+            counts = np.bincount(spec.from_main, counts)
+        if trained in ("main", probs.task) and len(counts) == spec.outputs:
+            return float(counts.argmax()), "the training data"
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError):
+        pass  # an older tree, or none
+    decided = ensemble.decide(probs.task, ensemble.arithmetic(probs.array))
+    return float(np.median(decided) if spec.regression else np.bincount(decided).argmax()), "the other predictions"
+
+
+def run_members(
+    members: Sequence[Member], task: str, transform: str, views: int, names: list[str], paths: list[str],
+    compute: engine.Compute,
+    boxes_csv: str | None = None,
+) -> ensemble.Probabilities:  # fmt: skip
+    """Probabilities of all members, views and photographs, each photograph decoded once."""
+    check_answers(members, task)
+    used = transforms_of(members, transform, views)
+    sizes = [(m.name, t, m.info.image_size) for m, t in zip(members, used, strict=True)]
+    distinct, plan = augmentation.view_plan(sizes, views, transform == config.AUTO)
+    networks: list[torch.nn.Module] = []
+    for member in members:
+        network = models.rebuild(member.info, member.found.weights, str(member.found.path))
+        networks.append(models.place(network, compute.device))
+    if boxes_csv is not None and "facecrop" not in used:
+        raise UserError(f"--boxes {boxes_csv}: none of these checkpoints was trained with facecrop; leave --boxes out")
+    boxes = dataset.read_boxes(boxes_csv, names, paths) if boxes_csv else None
+    photos = dataset.Photos(names, paths, distinct, boxes)
+    array = engine.predict(networks, plan, photos, [task], compute)[task]
+    return ensemble.Probabilities(
+        task, array, [m.name for m in members], [m.info.fold for m in members],
+        [m.info.macro_f1 for m in members], names,
+    )  # fmt: skip

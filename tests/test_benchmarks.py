@@ -1,0 +1,48 @@
+"""Every benchmark runs at its smallest size and prints its ratios. Times are never judged here."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+NETWORK = ("--backbone", "tiny", "--image-size", "32")
+SMALL = (*NETWORK, "--rounds", "1", "--workers", "0", "--threads", "1")
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "said"),
+    [
+        ("training_speed", (*SMALL, "--batches", "1", "--batch-size", "4", "--resident"), r"real / limit [\d.]+ +real / plain"),
+        ("loading_speed", ("--image-size", "32", "--images", "2", "--rounds", "1"), r"random [\d.]+ [\d.]+ +tta [\d.]+"),
+        ("ensemble_speed", (*SMALL, "--images", "2", "--members", "2", "--plain-passes", "1"), r"real / limit, in time [\d.]+"),
+        ("memory", ("--image-size", "32", "--members", "1", "--images", "14"), r"ensemble of +1 over +14 .*\n.*training on +14 "),
+        ("growth", (*SMALL, "--images", "2", "--rows", "42", "70"), r"of 1x\n(.*\n)+ +70 rows, listing made up"),
+    ],
+)
+def test_a_benchmark_prints_its_ratios(
+    script: str, words: tuple[str, ...], said: str, train_root: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    assert run(script, (str(train_root), *words), monkeypatch) == 0
+    assert re.search(said, capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [("startup", ("--rounds", "1")), ("revote", ("--rounds", "1", "--members", "2", "--images", "5"))],
+)
+def test_a_benchmark_compares_processes_with_python_alone(
+    script: str, words: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(script, words, monkeypatch) == 0
+    assert len(re.findall(r"[\d.]+ s +[\d.]+ x python -c pass", capsys.readouterr().out)) >= 3
+
+
+def run(script: str, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    code: int = runpy.run_path(str(BENCHMARKS / f"{script}.py"))["main"](list(words))
+    return code
