@@ -156,7 +156,8 @@ class RunningLoss:
         """loss: the mean of a batch of `count` photographs."""
         self.sums[0] += loss.detach() * count
         self.sums[1] += count
-        self.sums[4] = torch.where((self.sums[4] < 0) & ~torch.isfinite(loss.detach()), step, self.sums[4])
+        bad = (self.sums[4] < 0) & ~loss.detach().isfinite()
+        self.sums[4] = self.sums[4].where(~bad, step)
 
     def add_hits(self, outputs: Tensor, labels: Tensor) -> None:
         """outputs [batch, classes], labels [batch]."""

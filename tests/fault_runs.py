@@ -95,6 +95,8 @@ def one_round(root: Path, saved: Path, rng: random.Random, seconds: float, fell:
     words = ["--train-root", str(root), "--save-path", str(saved), *RUN, *support.FAST]
     while True:
         begun = list(saved.glob("*/run.json")) if saved.is_dir() else []
+        if begun and "finished" in checkpoint.read_run(begun[0].parent):
+            return kills  # killed after its last file was written
         more = ["--resume"] if begun else []
         if not begun and saved.is_dir():  # killed before run.json was there: nothing to go on with
             for tree in saved.iterdir():
