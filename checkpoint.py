@@ -30,6 +30,7 @@ from utils import UserError, atomic_write, new_folder, read_arrays, reason, time
 FORMAT = 1
 PREFIX = "kfold-ensemble-"
 VALIDATION = "validation.npz"  # every epoch's probabilities of the fold's held-out people
+LOCK_SECONDS = 15.0  # a killed run's processes that read photographs hold its locks until they notice, for about 5 seconds
 STATE = "state.pt"  # what an unfinished fold goes on from
 
 
@@ -328,6 +329,14 @@ def check_agrees(settings: config.TrainSettings, tree: Path, option: str, remedy
         raise UserError(f"{option}: {tree} was trained with {', '.join(differ)}; {remedy}")
 
 
+def _lock(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def locked(folder: Path, needed: bool = True) -> Iterator[None]:
     """Make a fold's folder and keep other processes on this machine out of it. Raises UserError where one is in it."""
@@ -337,10 +346,11 @@ def locked(folder: Path, needed: bool = True) -> Iterator[None]:
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{folder}: another process trains this fold; wait for it, or choose another --run-name") from None
+        until = time.monotonic() + LOCK_SECONDS
+        while not _lock(handle):
+            if time.monotonic() > until:
+                raise UserError(f"{folder}: another process trains this fold; wait for it, or choose another --run-name")
+            time.sleep(0.1)
         yield
     finally:
         os.close(handle)

@@ -162,7 +162,8 @@ def test_resume_refuses_other_settings_and_says_what_there_is(train_root: Path, 
         run(other, tmp_path, "--resume", tree.name)
 
 
-def test_two_processes_do_not_train_one_fold(tmp_path: Path) -> None:
+def test_two_processes_do_not_train_one_fold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "LOCK_SECONDS", 0.3)
     tree = tmp_path / "kfold-ensemble-VanillaEfficientNet_x"
     tree.mkdir()
     with (
