@@ -191,6 +191,10 @@ PRECISIONS = {
     "fp16": "float16 autocast with a gradient scaler",
 }
 METHODS = {"softvoting": "three means of the probabilities", "hardvoting": "majority of the votes"}
+DECISIONS = {
+    "argmax": "the likeliest class",
+    "macro-f1": "after the rule that the run fitted for macro F1 on its out-of-fold answers",
+}
 METHOD_ALIASES = {"soft": "softvoting", "hard": "hardvoting"}
 NEWEST = "newest"  # --resume without a name
 AUTO = "auto"  # --transform-type: the form that the checkpoint's own validation used
@@ -470,6 +474,7 @@ class PredictSettings(MachineSettings):
         shown="found in the pixels", metavar="CSV",
     )  # fmt: skip
     skip_bad_images: bool = option(DATA, "answer photographs that cannot be read with the most frequent class", False)
+    decision: str = option(VOTING, "how probabilities become answers", "argmax", Choice(DECISIONS))
     answers: str | None = option(DATA, "true classes (ImageID,ans), to score against", metavar="CSV")
     batch_size: int = option(MACHINE, "photographs in a forward pass", 32, Range(int, 1))
 

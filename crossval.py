@@ -23,6 +23,7 @@ import augmentation
 import checkpoint
 import config
 import dataset
+import duplicates
 import engine
 import ensemble
 import loss
@@ -31,6 +32,7 @@ import model as models
 import optim
 import outoffold
 import processes
+import report
 import suspects
 from utils import (
     RunError,
@@ -41,10 +43,13 @@ from utils import (
     cell,
     derive_seed,
     printable,
+    sweep,
     usable_processors,
     warn,
+    warn_counted,
 )
 
+SHOWN = 24  # suspects with pictures in the report
 SPLIT_OF = 10  # a single split holds out one fold of so many
 ALONE = processes.Processes()
 SAVE_SECONDS = 60.0  # a kill inside an epoch costs no more than this
@@ -231,6 +236,7 @@ def take_up(study: Study) -> None:
             warn(f"{key}: the run began with {then[key]} and goes on with {now[key]}, so it will differ by rounding")
     content.setdefault("resumed", []).append({"at": time.strftime("%Y-%m-%dT%H:%M:%S"), "command": sys.argv, "chosen": now})
     content.pop("finished", None)
+    sweep(study.tree)
     checkpoint.write_json(study.tree / "run.json", content)
 
 
@@ -568,9 +574,21 @@ def begin(study: Study) -> Path:
     if (tree / "run.json").is_file():
         take_up(study)
     else:
+        warn_of_duplicates(study)
         write_start(study)
     print(f"checkpoints: {printable(tree)}", flush=True)
     return tree
+
+
+def warn_of_duplicates(study: Study) -> None:
+    """One warning for near-duplicate photographs of different people, who may stand on both sides of a fold."""
+    names = dict(zip(study.table["path"], study.table["file"], strict=True))
+    pairs = [(names[a], names[b], d) for a, b, d in duplicates.find_duplicates(list(names), study.table["person"].tolist())]
+    if not pairs:
+        return
+    duplicates.write_pairs(study.tree / "duplicates.csv", pairs)
+    warn_counted([f"{a} and {b}" for a, b, _ in pairs], "nearly the same photograph under two people's names, a leak between "
+                 f"folds unless they are one person; all pairs in {study.tree / 'duplicates.csv'}")  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -613,14 +631,37 @@ def close(study: Study, outside: pd.DataFrame | None, failed: dict[int, str]) ->
         if found is not None
     ]
     if done:
-        outoffold.write(study.tree, task, done)
         print(*outoffold.summary(task, done, failed), sep="\n")
+        tell(study, done)
     if outside is not None and done:
         print(score_outside(study, outside))
     content = checkpoint.read_run(study.tree)
     content |= {"finished": time.strftime("%Y-%m-%dT%H:%M:%S"), "failed": failed}
     checkpoint.write_json(study.tree / "run.json", content)
     return 1 if failed else 0
+
+
+def tell(study: Study, done: list[outoffold.Held]) -> None:
+    """What the out-of-fold answers tell beyond their score: tables, a decision rule, suspects, the report."""
+    task, tree = study.settings.task, study.tree
+    rows, answers = outoffold.honest(done)
+    table = outoffold.write(tree, task, rows, answers)
+    extra: dict[str, list[tuple[str, object]]] = {}
+    if len(done) > 1 and not config.TASKS[task].regression:
+        line, gain, low = outoffold.fit_decision(tree, task, rows, answers)
+        print(line)
+        extra["Decision rule for macro F1"] = [("gain, nested", round(gain, 4)), ("its 95 % interval starts at", round(low, 4))]
+    if task == "main":
+        found = suspects.label_suspects(rows, answers)
+        suspects.write_suspects(tree / "suspects.csv", found)
+        print(f"{len(found)} labels to look at, the most suspicious first: {printable(tree / 'suspects.csv')}")
+        paths = dict(zip(study.table["file"], study.table["path"], strict=True))
+        extra["Labels to look at"] = [
+            (row.file, report.Picture(paths[row.file], f"{row.kind}: {row.given}? looks {row.suggested}"))
+            for row in found.head(SHOWN).itertuples()
+        ]
+    report.training_report(tree, study.table, table, extra)
+    print(f"report: {printable(tree / 'report.html')}")
 
 
 def finished(study: Study, number: int) -> np.ndarray | None:

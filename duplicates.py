@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 import dataset
-from utils import UserError, progress, usable_processors, warn_counted
+from utils import UserError, atomic_write, cell, progress, usable_processors, warn_counted
 
 WIDTH, HEIGHT = 72, 96  # of the thumbnails
 FREQUENCIES = 12  # in each direction of the perceptual hash
@@ -48,6 +50,14 @@ def find_duplicates(paths: Sequence[str], people: Sequence[str]) -> list[Pair]:
         if found <= LIMIT:
             nearest[i, j] = min(found, nearest.get((i, j), found))
     return sorted(((paths[kept[i]], paths[kept[j]], found) for (i, j), found in nearest.items()), key=lambda pair: pair[2])
+
+
+def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
+    """duplicates.csv: first, second, distance; the nearest first."""
+    with atomic_write(path, "w") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["first", "second", "distance"])
+        rows.writerows([cell(first), cell(second), f"{apart:.4f}"] for first, second, apart in pairs)
 
 
 def read_thumbnails(paths: Sequence[str]) -> list[np.ndarray | None]:

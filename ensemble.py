@@ -6,14 +6,18 @@ For a regression the last axis holds one value (years), and the same functions g
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 import config
-from utils import UserError, warn_counted
+import metrics
+from utils import UserError, reason, warn_counted
 
+RULE = "decision.json"  # in a tree, and in predictions made from it
 FLOOR = 1e-12  # a probability of 0 from one member must not veto all others in a geometric mean
 
 
@@ -101,16 +105,21 @@ def decide(task: str, answers: np.ndarray) -> np.ndarray:
     return decided
 
 
-def vote(method: str, task: str, probabilities: np.ndarray, weights: Sequence[float]) -> dict[str, np.ndarray]:
-    """{name of the file: answers [images]} of a method: three for softvoting, one for hardvoting."""
+def vote(
+    method: str, task: str, probabilities: np.ndarray, weights: Sequence[float], rule: Rule | None = None
+) -> dict[str, np.ndarray]:
+    """{name of the file: answers [images]} of a method: three for softvoting, one for hardvoting.
+
+    A rule adjusts the means of softvoting, and for hardvoting each pass, before the likeliest class is taken.
+    """
     if method == "hardvoting":
-        return {"hardvoting": majority(probabilities)}
+        return {"hardvoting": majority(rule.adjust(probabilities) if rule else probabilities)}
     means: dict[str, Callable[[], np.ndarray]] = {
         "arithmetic": lambda: arithmetic(probabilities),
         "geometric": lambda: geometric(probabilities),
         "weighted_mean": lambda: weighted_mean(probabilities, weights),
     }
-    return {name: decide(task, mean()) for name, mean in means.items()}
+    return {name: decide(task, rule.adjust(mean()) if rule else mean()) for name, mean in means.items()}
 
 
 def answer_from_main(probabilities: np.ndarray, task: str) -> np.ndarray:
@@ -118,3 +127,82 @@ def answer_from_main(probabilities: np.ndarray, task: str) -> np.ndarray:
     index = np.array(config.TASKS[task].from_main)
     columns = [probabilities[..., index == c].sum(-1) for c in range(config.TASKS[task].outputs)]
     return np.stack(columns, axis=-1)
+
+
+# ------------------------------------------------------------------------------------------------------ decision rules
+
+STEPS = np.arange(-1, 1.01, 0.25)  # offsets that are tried for a class, in logits
+PULL = 0.002  # macro F1 that an offset must gain for each unit of its square: holds back what a few people suggest
+SWEEPS = 3
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Temperature and per-class offsets: softmax(log p / temperature + offset) in place of p."""
+
+    task: str
+    temperature: float
+    offsets: tuple[float, ...]
+
+    def adjust(self, probabilities: np.ndarray) -> np.ndarray:
+        """[..., classes] probabilities -> the adjusted ones."""
+        logits = np.log(np.maximum(probabilities.astype(np.float64), FLOOR)) / self.temperature + np.array(self.offsets)
+        powers = np.exp(logits - logits.max(-1, keepdims=True))
+        adjusted: np.ndarray = powers / powers.sum(-1, keepdims=True)
+        return adjusted
+
+
+def fit_rule(task: str, probabilities: np.ndarray, truth: np.ndarray) -> Rule:
+    """A rule for macro F1 from out-of-fold probabilities [images, classes] and true classes [images].
+
+    The temperature makes the probabilities as likely as can be (Guo et al. 2017, arXiv:1706.04599); then the classes'
+    offsets (logit adjustment, Menon et al. 2021, arXiv:2007.07314) climb in turn to the best macro F1, held back by their
+    own size.
+    """
+    logs = np.log(np.maximum(probabilities.astype(np.float64), FLOOR))
+    heats = np.exp(np.linspace(-1.5, 1.5, 61))
+    rows = np.arange(len(truth))
+    surprise = [-(logs[rows, truth] / t - np.log(np.exp(logs / t).sum(1))).mean() for t in heats]
+    heat = float(heats[int(np.argmin(surprise))])
+    logits, classes = logs / heat, probabilities.shape[1]
+    offsets = np.zeros(classes)
+    for _ in range(SWEEPS):
+        for c in np.unique(truth):
+            others = logits + offsets
+            own = logits[:, c].copy()
+            others[:, c] = -np.inf
+            rival, best = others.argmax(1), others.max(1)
+            gains = [_f1(np.where(own + step > best, c, rival), truth, classes) - PULL * step**2 for step in STEPS]
+            offsets[c] = STEPS[int(np.argmax(gains))]
+    return Rule(task, heat, tuple(offsets.tolist()))
+
+
+def _f1(predicted: np.ndarray, truth: np.ndarray, classes: int) -> float:
+    return metrics.macro_f1(metrics.confusion(truth, predicted, classes))
+
+
+def nested(task: str, probabilities: np.ndarray, truth: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    """Classes [images] by rules that never saw the photograph's own fold: what a rule fitted on all can be expected to give."""
+    decided = np.empty(len(truth), np.int64)
+    for fold in np.unique(folds):
+        inside = folds == fold
+        decided[inside] = fit_rule(task, probabilities[~inside], truth[~inside]).adjust(probabilities[inside]).argmax(1)
+    return decided
+
+
+def read_rule(tree: Path, task: str) -> Rule:
+    """The rule that a tree's run fitted, or a prediction kept. Raises UserError where it has none for this task."""
+    path = tree / RULE
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        rule = Rule(str(told["task"]), float(told["temperature"]), tuple(map(float, told["offsets"])))
+    except FileNotFoundError:
+        raise UserError(f"--decision macro-f1: {path} is not there; a run of --cv 2 or more writes it when it ends") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({reason(error)}); remove it, or use --decision argmax") from None
+    if rule.task != task:
+        raise UserError(f"--decision macro-f1: the rule of {tree} is for {rule.task}; use --task {rule.task}")
+    if not (len(rule.offsets) == config.TASKS[task].outputs and np.isfinite([rule.temperature, *rule.offsets]).all()
+            and rule.temperature > 0):  # fmt: skip
+        raise UserError(f"{path}: damaged (its numbers do not fit {task}); remove it, or use --decision argmax")
+    return rule

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,17 +59,21 @@ def pooled(task: str, folds: Sequence[Held], epochs: Sequence[int]) -> metrics.S
     return metrics.score(task, ensemble.decide(task, answers), rows[task].to_numpy())
 
 
-def write(tree: Path, task: str, folds: Sequence[Held]) -> None:
+def honest(folds: Sequence[Held]) -> tuple[pd.DataFrame, np.ndarray]:
+    """(rows, probabilities) of all held-out photographs, each fold's epoch the one that the other folds chose."""
+    return table(folds, others_best(np.stack([f.curve for f in folds])))
+
+
+def write(tree: Path, task: str, rows: pd.DataFrame, answers: np.ndarray) -> pd.DataFrame:
     """oof.csv: file, person, fold, the true labels and p0, p1 ... of every held-out photograph (`value` for a regression).
 
-    Each fold's epoch is the one that the other folds chose.
+    Returns the table.
     """
-    rows, answers = table(folds, others_best(np.stack([f.curve for f in folds])))
-    names = columns(task)
     told = rows[["file", "person", "fold", "mask", "gender", "age", "ageg", "main"]]
-    whole = pd.concat([told, pd.DataFrame(answers, columns=names)], axis=1)
+    whole = pd.concat([told, pd.DataFrame(answers, columns=columns(task))], axis=1)
     with atomic_write(tree / FILE, "w") as file:
         whole.to_csv(file, index=False, float_format="%.7g")
+    return whole
 
 
 def columns(task: str) -> list[str]:
@@ -106,10 +111,50 @@ def summary(task: str, folds: Sequence[Held], failed: dict[int, str]) -> list[st
     if len(folds) > 1:
         top = np.array([f.curve.max() for f in folds])
         lines.append(f"mean macro F1 of the folds' best epochs {top.mean():.4f}, standard deviation {top.std(ddof=1):.4f}")
-        chosen = others_best(np.stack([f.curve for f in folds]))
-        honest, selected = pooled(task, folds, chosen), pooled(task, folds, best)
-        lines.append(f"out-of-fold, {sum(len(f.rows) for f in folds)} photographs:")
-        lines.append(f"  headline  {honest.line()}  (each fold's epoch chosen by the other folds)")
+        rows, answers = honest(folds)
+        headline, selected = metrics.score(task, ensemble.decide(task, answers), rows[task].to_numpy()), pooled(task, folds, best)
+        lines.append(f"out-of-fold, {len(rows)} photographs of {rows['person'].nunique()} people:")
+        lines.append(f"  headline  {headline.line()}  (each fold's epoch chosen by the other folds)")
         lines.append(f"  selected  {selected.line()}  (each fold's own best epoch: optimistic by "
-                     f"{selected.macro_f1 - honest.macro_f1:+.4f})")  # fmt: skip
+                     f"{selected.macro_f1 - headline.macro_f1:+.4f})")  # fmt: skip
+        lines += intervals(task, rows, answers)
     return lines
+
+
+def intervals(task: str, rows: pd.DataFrame, answers: np.ndarray) -> list[str]:
+    """The headline's 95 % intervals by bootstrap over people; a `main` model's parts are judged too."""
+    lines = []
+    parts = [task, *(("mask", "gender", "ageg") if task == "main" else ())]
+    for part in parts:
+        told = answers if part == task else ensemble.answer_from_main(answers, part)
+        truth, decided = rows[part].to_numpy(), ensemble.decide(part, told)
+        draws = bootstrap(part, rows, decided)
+        f1, right = metrics.interval(metrics.macro_f1s(draws)), metrics.interval(metrics.accuracies(draws))
+        score = metrics.score(part, decided, truth).macro_f1
+        lines.append(f"  {part:<8}  macro F1 {score:.4f} (95 % {f1[0]:.3f} to {f1[1]:.3f})  "
+                     f"accuracy {right[0]:.3f} to {right[1]:.3f}")  # fmt: skip
+    return lines
+
+
+def bootstrap(task: str, rows: pd.DataFrame, decided: np.ndarray) -> np.ndarray:
+    """Confusion matrices [draws, classes, classes] of people drawn again and again."""
+    truth, classes = metrics.to_classes(task, rows[task].to_numpy()), len(config.TASKS[config.judged(task)].classes)
+    return metrics.bootstrap_people(truth, metrics.to_classes(task, decided), rows["person"].to_numpy(), classes)
+
+
+def fit_decision(tree: Path, task: str, rows: pd.DataFrame, answers: np.ndarray) -> tuple[str, float, float]:
+    """Fit a decision rule for macro F1 on everything and keep it in the tree; returns (line for the user, gain, its lower end).
+
+    The gain is that of nested rules, each fitted without the fold that it decides on.
+    """
+    truth = rows[task].to_numpy()
+    rule = ensemble.fit_rule(task, answers, truth)
+    with atomic_write(tree / ensemble.RULE, "w") as file:
+        json.dump({"task": task, "temperature": rule.temperature, "offsets": rule.offsets}, file)
+    plain, ruled = ensemble.decide(task, answers), ensemble.nested(task, answers, truth, rows["fold"].to_numpy())
+    draws = metrics.macro_f1s(bootstrap(task, rows, ruled)) - metrics.macro_f1s(bootstrap(task, rows, plain))
+    gain = metrics.score(task, ruled, truth).macro_f1 - metrics.score(task, plain, truth).macro_f1
+    low, high = metrics.interval(draws)
+    worth = "worth trying" if low > 0 else "not certain to help" if high > 0 else "leave it alone"
+    return (f"decision rule for macro F1 (submit with --decision macro-f1): {gain:+.4f} out of fold, nested "
+            f"(95 % {low:+.4f} to {high:+.4f}): {worth}"), gain, low  # fmt: skip

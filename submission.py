@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -73,13 +74,39 @@ def truth_of(settings: config.PredictSettings, names: Sequence[str]) -> np.ndarr
     return dataset.read_answers(settings.answers, names, settings.task)
 
 
+def rule_of(settings: config.PredictSettings, source: Path) -> ensemble.Rule | None:
+    """The rule of --decision, from the tree or the earlier prediction; None for argmax. Raises UserError where it lacks."""
+    return ensemble.read_rule(source, settings.task) if settings.decision == "macro-f1" else None
+
+
+def training_shares(tree: Path, task: str) -> list[float] | None:
+    """The classes' shares among the training photographs, where a tree's run.json tells them for this task."""
+    try:
+        run = json.loads((tree / "run.json").read_text(encoding="utf-8"))
+        trained, counts = run["settings"]["task"], np.array(list(run["data"]["photographs_per_class"].values()), float)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if trained == "main" and task != "main" and config.TASKS[task].from_main:
+        counts = np.bincount(config.TASKS[task].from_main, counts, config.TASKS[task].outputs)
+    elif trained != task:
+        return None
+    return (counts / counts.sum()).tolist() if counts.sum() > 0 else None
+
+
 def output_folder(save_path: str, tree: str, task: str) -> Path:
     """A new folder for a prediction, named after tree, task and time."""
     return new_folder(Path(save_path), f"{tree}_{task}_{timestamp()}")
 
 
-def write_prediction(folder: Path, voted: dict[str, np.ndarray], probs: ensemble.Probabilities, truth: np.ndarray | None) -> None:
-    """All CSVs of a prediction, the probabilities, and where the truth is known the scores; prints where everything is."""
+def write_prediction(
+    folder: Path, voted: dict[str, np.ndarray], probs: ensemble.Probabilities, truth: np.ndarray | None, source: Path
+) -> None:
+    """All CSVs of a prediction, the probabilities and a report, and where the truth is known the scores; prints where
+    everything is. source: the tree, or the earlier prediction; its decision rule is kept for votes on these probabilities."""
+    rule = source / ensemble.RULE
+    if rule.is_file():
+        with atomic_write(folder / ensemble.RULE) as file:
+            file.write(rule.read_bytes())
     save(folder, probs)
     if len(probs.members) > 1:
         (folder / "members").mkdir()
@@ -93,6 +120,10 @@ def write_prediction(folder: Path, voted: dict[str, np.ndarray], probs: ensemble
             write_confusion(folder / f"{name}_confusion.csv", probs.task, scores)
             note = f"  {scores.line()}"
         print(f"{printable(folder / f'{name}.csv')}{note}")
+    if not (source / PROBS).is_file():  # another vote on stored probabilities is to be quick
+        import report
+
+        report.prediction_report(folder, probs, voted, truth, training_shares(source, probs.task))
     if truth is not None:
         print_members(probs, truth)
         absent = metrics.absent_classes(probs.task, truth)

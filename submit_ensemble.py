@@ -14,17 +14,18 @@ if TYPE_CHECKING:
     import ensemble
 
 
-def stored(settings: config.EnsembleSettings) -> tuple[str, ensemble.Probabilities]:
-    """(name of the earlier prediction, its probabilities for this task and --top-k)."""
+def stored(settings: config.EnsembleSettings) -> tuple[str, ensemble.Probabilities, Path]:
+    """(name of the earlier prediction, its probabilities for this task and --top-k, its folder)."""
     import submission
 
     folder = Path(settings.from_probs or "")
     probs = submission.load(folder).answering(settings.task)
-    return f"{folder.resolve().name}_again", probs.top(settings.top_k) if settings.top_k else probs
+    return f"{folder.resolve().name}_again", probs.top(settings.top_k) if settings.top_k else probs, folder
 
 
-def predicted(settings: config.EnsembleSettings) -> tuple[str, ensemble.Probabilities] | None:
-    """(name of the tree, probabilities of its members); of several processes that share the photographs, in the first."""
+def predicted(settings: config.EnsembleSettings) -> tuple[str, ensemble.Probabilities, Path] | None:
+    """(name of the tree, probabilities of its members, the tree); of several processes that share the photographs, in the
+    first."""
     import checkpoint
     import dataset
     import members
@@ -40,9 +41,10 @@ def predicted(settings: config.EnsembleSettings) -> tuple[str, ensemble.Probabil
     if who.first:
         print(f"tree: {utils.printable(tree)}: {passes} of {len(names)} photographs", flush=True)
     submission.truth_of(settings, names)  # refused before the long part, if it is to be refused
+    submission.rule_of(settings, tree)
     probs = members.answer(voters, settings, transform, views, tree, names, paths, who)
     processes.leave(who)
-    return (tree.resolve().name, probs) if who.first else None
+    return (tree.resolve().name, probs, tree) if who.first else None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,11 +56,11 @@ def main(argv: list[str] | None = None) -> int:
     found = stored(settings) if settings.from_probs else predicted(settings)
     if found is None:
         return 0
-    name, probs = found
+    name, probs, source = found
     truth = submission.truth_of(settings, probs.images)
-    voted = ensemble.vote(settings.method, probs.task, probs.array, probs.weights)
+    voted = ensemble.vote(settings.method, probs.task, probs.array, probs.weights, submission.rule_of(settings, source))
     folder = submission.output_folder(settings.save_path, name, settings.task)
-    submission.write_prediction(folder, voted, probs, truth)
+    submission.write_prediction(folder, voted, probs, truth, source)
     return 0
 
 

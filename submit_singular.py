@@ -28,10 +28,13 @@ def main(argv: list[str] | None = None) -> int:
     member = members.Member(path.name, info, found)
     names, paths = dataset.read_eval(settings.data_root)
     truth = submission.truth_of(settings, names)
-    probs = members.answer([member], settings, settings.transform_type, 1, path.absolute().parent.parent, names, paths)
-    answers = ensemble.decide(probs.task, ensemble.arithmetic(probs.array))
+    tree = path.absolute().parent.parent
+    rule = submission.rule_of(settings, tree)
+    probs = members.answer([member], settings, settings.transform_type, 1, tree, names, paths)
+    mean = ensemble.arithmetic(probs.array)
+    answers = ensemble.decide(probs.task, rule.adjust(mean) if rule else mean)
     folder = submission.output_folder(settings.save_path, f"{path.parent.parent.name}_{path.parent.name}", settings.task)
-    submission.write_prediction(folder, {"submission": answers}, probs, truth)
+    submission.write_prediction(folder, {"submission": answers}, probs, truth, tree)
     return 0
 
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import signal
+import socket
 import stat
 import sys
 import tempfile
@@ -244,7 +245,7 @@ def atomic_write(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[An
     if "b" not in mode:
         options = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "", **options}  # a path may be no text
     try:
-        handle, name = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".writing-{socket.gethostname()}-{os.getpid()}-", dir=path.parent)
     except OSError as error:
         raise RunError(f"{path}: cannot be written ({error.strerror}); mend that, then go on with --resume") from None
     try:
@@ -272,6 +273,25 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
+
+
+def sweep(folder: Path) -> None:
+    """Delete what killed processes of this machine were writing in a folder; those of living ones stay."""
+    mine = f".writing-{socket.gethostname()}-"
+    for path in folder.glob(".writing-*"):
+        pid = path.name.removeprefix(mine).partition("-")[0]
+        if path.name.startswith(mine) and pid.isdigit() and not _alive(int(pid)):
+            path.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def flush_folder(folder: Path) -> None:
