@@ -22,7 +22,7 @@ from pages import Numbers, Picture, Rows
 from utils import UserError, atomic_write
 
 MOST_WRONG = 12  # people shown
-PARTS = ("mask", "gender", "ageg")  # of the 18 classes
+PARTS = config.PARTS
 NEAR = 3  # years on either side of a boundary between age groups
 
 
@@ -228,7 +228,7 @@ def prediction_numbers(
     grouped = np.stack([metrics.to_classes(task, answers) for answers in members])
     methods = {method: metrics.to_classes(task, answers) for method, answers in voted.items()}
     first = next(iter(methods))
-    told = zip(probs.members, probs.folds, probs.weights, grouped, members, strict=True)
+    told = zip(probs.members, probs.folds, probs.validation_f1, grouped, members, strict=True)
     numbers: Numbers = {
         "kind": "prediction", "name": name, "task": task, "photographs": len(probs.images), "views": probs.array.shape[1],
         "members": [
