@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import support
+from PIL import Image
 
+import augmentation
 import checkpoint
 import config
 import dataset
@@ -23,10 +25,12 @@ from utils import UserError
 
 
 @pytest.fixture(scope="module")
-def grown(train_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Trees that share the folds of `tree`: one for each part, one of another size and seed; and one of other folds."""
+def grown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Trees of two folds that they share: `main`, one for each part, one of another size and model; one of other folds."""
     saved = tmp_path_factory.mktemp("grown")
-    others = {
+    root = support.make_train(tmp_path_factory.mktemp("few") / "train", support.PEOPLE[:6], junk=False)
+    trees = {
+        "main": [],
         "mask": ["--task", "mask", "--image-size", "48"],
         "gender": ["--task", "gender", "--transform-type", "tta"],
         "ageg": ["--task", "ageg"],
@@ -36,10 +40,21 @@ def grown(train_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(config.BACKBONES, "tiny", support.TINY)
         patch.setitem(config.BACKBONES, "tiny-resnet", support.TINY_RESNET)
-        for name, words in others.items():
-            assert train.main(["--train-root", str(train_root), "--save-path", str(saved), "--epochs", "2", "--cv", "3", "--quiet",
+        for name, words in trees.items():
+            assert train.main(["--train-root", str(root), "--save-path", str(saved), "--epochs", "2", "--cv", "2", "--quiet",
                                "--save-top", "2", "--run-name", name, *support.FAST, *words]) == 0  # fmt: skip
-    return {name: next(saved.glob(f"*_{name}")) for name in others}
+    return {name: next(saved.glob(f"*_{name}")) for name in trees}
+
+
+@pytest.fixture
+def tree(grown: dict[str, Path]) -> Path:
+    return grown["main"]
+
+
+@pytest.fixture
+def whole_photographs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One view alone may be of a photograph decoded at half its size, which changes the last digits."""
+    monkeypatch.setattr(augmentation, "drawn", lambda form: (1, form))
 
 
 def predict(eval_root: Path, out: Path, roots: list[Path], *words: str) -> Path:
@@ -53,11 +68,16 @@ def predict(eval_root: Path, out: Path, roots: list[Path], *words: str) -> Path:
 
 def test_two_trees_vote_each_photograph_decoded_once(
     tree: Path, grown: dict[str, Path], eval_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], whole_photographs: None,
 ) -> None:  # fmt: skip
     decoded: list[str] = []
     plain = dataset.read_photo
-    monkeypatch.setattr(dataset, "read_photo", lambda path, shrink=1: decoded.append(path) or plain(path, shrink))
+
+    def counted(path: str, shrink: int = 1) -> Image.Image:
+        decoded.append(path)
+        return plain(path, shrink)
+
+    monkeypatch.setattr(dataset, "read_photo", counted)
     both = submission.load(predict(eval_root, tmp_path, [tree, grown["seed"]], "--top-k", "1", "--transform-type", "auto"))
     assert len(decoded) == len(set(decoded)) == len(both.images) == 9
     out = capsys.readouterr().out
@@ -66,9 +86,9 @@ def test_two_trees_vote_each_photograph_decoded_once(
     assert both.array == pytest.approx(np.concatenate([one.array for one in alone]), abs=1e-5)
     names = [f"{root.name}/{name}" for root, one in zip((tree, grown["seed"]), alone, strict=True) for name in one.members]
     assert both.members == names
-    assert both.folds == [0, 1, 2, 0, 1, 2]
+    assert both.folds == [0, 1, 0, 1]
     made = next(p for p in tmp_path.iterdir() if p.name.startswith(f"{tree.name}-and-1-more_main_"))
-    assert len(list(made.glob("members/*/Fold*.csv"))) == 6
+    assert len(list(made.glob("members/*/Fold*.csv"))) == 4
 
     # the mixture's score, from the trees' own tables
     held = [outoffold.read(root, "main") for root in (tree, grown["seed"])]
@@ -84,7 +104,7 @@ def test_two_trees_vote_each_photograph_decoded_once(
 
 
 def test_trees_of_the_parts_multiply_into_main(
-    grown: dict[str, Path], eval_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    grown: dict[str, Path], eval_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], whole_photographs: None
 ) -> None:
     trees = [grown[part] for part in ("ageg", "mask", "gender")]  # in any order
     words = ("--transform-type", "auto", "--top-k", "2")
@@ -92,19 +112,18 @@ def test_trees_of_the_parts_multiply_into_main(
     out = capsys.readouterr().out
     parts = {part: submission.load(predict(eval_root, tmp_path / part, [grown[part]], *words, "--task", part))
              for part in config.PARTS}  # fmt: skip
-    assert whole.array.shape == (6, 1, 9, 18)
+    assert whole.array.shape == (4, 1, 9, 18)
     assert whole.array.sum(-1) == pytest.approx(1, abs=1e-5)
     for c in (0, 7, 17):
         expected = parts["mask"].array[..., c // 6] * parts["gender"].array[..., c // 3 % 2] * parts["ageg"].array[..., c % 3]
         assert whole.array[..., c] == pytest.approx(expected, abs=1e-6)
-    assert whole.folds == parts["mask"].folds == [0, 0, 1, 1, 2, 2]
+    assert whole.folds == parts["mask"].folds == [0, 0, 1, 1]
     assert whole.weights == pytest.approx(np.mean([parts[part].weights for part in config.PARTS], axis=0))
     assert whole.members[3] == "mask x gender x ageg/fold01/Fold01_rank2"
     held = {part: outoffold.read(grown[part], part) for part in config.PARTS}
     answers = ensemble.multiply({part: found[1] for part, found in held.items() if found is not None})
     rows = held["mask"][0] if held["mask"] is not None else None
     assert rows is not None
-    assert f"  mixture: {metrics.score('main', answers.argmax(1), rows['main'].to_numpy()).line()[:20]}"[:11] in out
     score = metrics.score("main", answers.argmax(1), rows["main"].to_numpy())
     assert re.search(rf"mixture: main macro F1 {score.macro_f1:.4f} .* accuracy {score.accuracy:.4f} ", out)
     assert f"{grown['gender'].name}: gender macro F1 " in out
@@ -113,8 +132,8 @@ def test_trees_of_the_parts_multiply_into_main(
 def test_a_main_tree_votes_beside_a_product(tree: Path, grown: dict[str, Path], eval_root: Path, tmp_path: Path) -> None:
     roots = [grown["mask"], tree, grown["gender"], grown["ageg"]]
     probs = submission.load(predict(eval_root, tmp_path, roots, "--top-k", "1", "--tta", "2"))
-    assert probs.array.shape == (6, 2, 9, 18)
-    assert [name.split("/")[0] for name in probs.members] == [tree.name] * 3 + ["mask x gender x ageg"] * 3
+    assert probs.array.shape == (4, 2, 9, 18)
+    assert [name.split("/")[0] for name in probs.members] == [tree.name] * 2 + ["mask x gender x ageg"] * 2
 
 
 def test_what_does_not_go_together_is_refused(tree: Path, grown: dict[str, Path], eval_root: Path, tmp_path: Path) -> None:
@@ -131,8 +150,8 @@ def test_what_does_not_go_together_is_refused(tree: Path, grown: dict[str, Path]
     fewer = shutil.copytree(gender, tmp_path / gender.name)
     next((fewer / "fold01").glob("*.pth")).unlink()
     assert "for fold 1: mask has 2, gender has 1, ageg has 2, and three" in refused(mask, fewer, ageg)
-    shutil.rmtree(fewer / "fold02")
-    assert "for fold 2: mask has 2, gender has 0" in refused(mask, fewer, ageg, words=("--top-k", "1"))
+    shutil.rmtree(fewer / "fold01")
+    assert "for fold 1: mask has 1, gender has 0" in refused(mask, fewer, ageg, words=("--top-k", "1"))
     oof = ("--weights", "oof")
     assert f"{mask} was trained for mask" in refused(mask, gender, ageg, words=oof)
     assert "hold out other photographs" in refused(tree, grown["elsewhere"], words=oof)
@@ -149,7 +168,7 @@ def test_trees_of_other_folds_vote_without_a_score(
     tree: Path, grown: dict[str, Path], eval_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     probs = submission.load(predict(eval_root, tmp_path, [tree, grown["elsewhere"]], "--top-k", "1"))
-    assert len(probs.members) == 6
+    assert len(probs.members) == 4
     out = capsys.readouterr().out
     assert out.count("the mixture has no score") == 1
     assert "mixture:" not in out
@@ -162,22 +181,23 @@ def test_weights_are_chosen_on_what_each_member_said_of_its_held_out_people(
     made = predict(eval_root, tmp_path, roots, "--top-k", "2", "--weights", "oof")
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("weights, fold ")]
     probs = submission.load(made)
-    assert len(lines) == 3
-    for fold in range(3):
+    assert len(lines) == 2
+    for fold in range(2):
         own = [m for m, f in enumerate(probs.folds) if f == fold]
-        answers = []
+        answers: list[np.ndarray] = []
+        files: list[str] = []
         for m in own:
-            root = next(r for r in roots if r.name == probs.members[m].split("/")[0])
-            stored = checkpoint.read_validation(root / f"fold{fold:02d}", "main")
+            stored = checkpoint.read_validation(tree.parent / Path(probs.members[m]).parent, "main")
             epoch = re.search(r"ep\((\d+)\)", probs.members[m])
             assert stored is not None
             assert epoch is not None
+            files = stored[0]
             answers.append(stored[1][int(epoch[1]) - 1])
         held = outoffold.read(tree, "main")
         assert held is not None
-        truth = held[0].set_index("file").loc[stored[0], "main"].to_numpy()
+        truth = held[0].set_index("file").loc[files, "main"].to_numpy()
         counts = ensemble.greedy_weights(np.stack(answers), truth, 20)
-        assert [probs.weights[m] for m in own] == pytest.approx(counts / counts.sum() / 3)
+        assert [probs.weights[m] for m in own] == pytest.approx(counts / counts.sum() / 2)
     assert probs.f1 == pytest.approx([float(re.search(r"f1\(([\d.]+)\)", name)[1]) for name in probs.members], abs=1e-4)  # type: ignore[index]
 
     # stored, they vote again; the validation F1 is there too
@@ -188,7 +208,8 @@ def test_weights_are_chosen_on_what_each_member_said_of_its_held_out_people(
         (folder,) = (tmp_path / str(number)).iterdir()
         assert (folder / "weighted_mean.csv").read_bytes() == (made / "weighted_mean.csv").read_bytes()
     (plain,) = (tmp_path / "2").iterdir()
-    assert submission.load(plain).weights == sorted(submission.load(plain).weights, key=probs.f1.index)
+    best = [max(f1 for f1, own in zip(probs.f1, probs.folds, strict=True) if own == fold) for fold in (0, 1)]
+    assert submission.load(plain).weights == best
     with pytest.raises(UserError, match="add --weights f1"):
         submit_ensemble.main([*again, str(tmp_path), "--top-k", "1"])
     with pytest.raises(UserError, match="hold no such weights"):
