@@ -79,7 +79,7 @@ def answering_together(members: Sequence[Member], task: str) -> list[list[int]]:
     if len(there) < len(parts):
         missing = " and ".join(part for part in parts if part not in there)
         raise UserError(f"--root: trees trained for {' and '.join(there)} answer main only together with {missing}; name a tree "
-                        f"of {missing} too, or ask for --task {there[0]}")  # fmt: skip
+                        f"of {missing} too, or leave theirs out")  # fmt: skip
     together: list[list[int]] = []
     for fold in sorted({members[m].info.fold for m, own in enumerate(known) if own}):
         ranked = [[m for m in found if members[m].info.fold == fold] for found in parts.values()]
