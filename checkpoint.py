@@ -10,6 +10,7 @@ import math
 import os
 import re
 import time
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,6 +112,7 @@ def safe_load(path: Path, mapped: bool = True) -> dict[str, Any]:
     mapped: read tensors from the file when they are used, not at once.
     """
     try:
+        refuse_packed(path)
         try:
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         except (RuntimeError, ValueError):  # the format before torch 1.6 cannot be mapped
@@ -120,6 +122,15 @@ def safe_load(path: Path, mapped: bool = True) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise UserError(f"{path}: holds a {type(loaded).__name__}, not weights; use a checkpoint or a state dict")
     return loaded
+
+
+def refuse_packed(path: Path) -> None:
+    """Raise ValueError for a zip that unpacks to more than it is: torch writes none, a zip bomb is one."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as parts:
+            size = sum(part.file_size for part in parts.infolist())
+        if size > path.stat().st_size:
+            raise ValueError(f"{size:,} bytes unpacked from {path.stat().st_size:,}, which torch never writes")
 
 
 def sha256(path: Path) -> str:
@@ -152,6 +163,11 @@ def _checked_info(plain: Any, path: Path) -> Info:
         if member.name not in plain or not isinstance(value, kinds[str(member.type)]):  # type: ignore[arg-type]
             raise UserError(f"{path}: its metadata gives {member.name} as {value!r}; use another file")
     info = Info(**{member.name: plain[member.name] for member in dataclasses.fields(Info)})
+    low, high = 16, 2048  # as --image-size
+    sizes = low <= info.image_size <= high and (info.padding is None or low <= info.padding <= high)
+    if not sizes or not 0 <= info.macro_f1 <= 1 or info.fold < 0 or info.epoch < 0:
+        raise UserError(f"{path}: its metadata is out of range (image size {info.image_size}, padding {info.padding}, macro F1 "
+                        f"{info.macro_f1}, fold {info.fold}, epoch {info.epoch}); use another file")  # fmt: skip
     known = (("model", config.MODELS), ("task", config.TASKS), ("transform", config.TRANSFORMS))
     for name, registry in known:
         if getattr(info, name) not in registry:
@@ -302,7 +318,7 @@ def unfinished_tree(settings: config.TrainSettings) -> Path:
             raise UserError(f"--resume {settings.resume}: no such run in {parent}; name a folder that is there")
         check_agrees(settings, tree, "--resume", "give the settings it began with")
         return tree
-    runs = [p for p in parent.glob(f"{PREFIX}*") if (p / "run.json").is_file() and "finished" not in read_run(p)]
+    runs = [p for p in parent.glob(f"{PREFIX}*") if (p / "run.json").is_file() and not complete(read_run(p))]
     runs.sort(key=lambda p: (started(p), p.name), reverse=True)
     if not runs:
         raise UserError(f"--resume: no unfinished run in {parent}; leave --resume out to start one")
@@ -310,6 +326,11 @@ def unfinished_tree(settings: config.TrainSettings) -> Path:
     if same is None:
         check_agrees(settings, runs[0], "--resume", "give the settings it began with")
     return same or runs[0]
+
+
+def complete(run: dict[str, Any]) -> bool:
+    """Whether a run.json tells of a run that ended with all its folds; a fold that failed is tried again."""
+    return "finished" in run and not run.get("failed")
 
 
 def disagreements(settings: config.TrainSettings, tree: Path) -> list[str]:

@@ -9,7 +9,6 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,6 +157,8 @@ def readable(
     for fold in range(s.cv):
         if not 0 < (kept[0]["fold"] == fold).sum() < len(kept[0]):
             raise UserError(f"--skip-bad-images: nobody is left on one side of fold {fold}; mend the photographs")
+        if (kept[0]["fold"] != fold).sum() < 2:
+            raise UserError(f"{s.train_root}: a single photograph is left to train fold {fold} on; training takes two or more")
     return kept[0], kept[1] if outside is not None else None
 
 
@@ -235,7 +236,7 @@ def take_up(study: Study) -> None:
         if then.get(key, now[key]) != now[key]:
             warn(f"{key}: the run began with {then[key]} and goes on with {now[key]}, so it will differ by rounding")
     content.setdefault("resumed", []).append({"at": time.strftime("%Y-%m-%dT%H:%M:%S"), "command": sys.argv, "chosen": now})
-    content.pop("finished", None)
+    content = {key: value for key, value in content.items() if key not in ("finished", "failed")}
     sweep(study.tree)
     checkpoint.write_json(study.tree / "run.json", content)
 
@@ -251,11 +252,13 @@ def make_model(study: Study, fold: int) -> torch.nn.Module:
     if study.weights is not None:
         source = f"--pretrained {s.pretrained}"
         models.load_weights(models.trunk_of(network), study.weights, source)
+        models.check_finite(models.trunk_of(network), source)
     if config.TASKS[s.task].regression:
         training = study.table.loc[study.table["fold"] != fold, s.task]
         models.start_at(network, float(training.mean()))
     if study.start is not None:
         fresh = models.train_on(network, study.start, s.model_type, s.task)
+        models.check_finite(network, f"--load-state-dict {s.load_state_dict}")
         if fresh:
             warn(f"--load-state-dict: the backbone is taken; for --task {s.task} these start afresh: {', '.join(fresh)}")
     return network
@@ -354,11 +357,16 @@ def check_finite(fold: Fold, running: metrics.RunningLoss) -> None:
     """Raise Diverged where a loss was no number."""
     step = running.first_bad()
     if step is not None:
-        epoch, inside = divmod(step, len(fold.batches))
-        raise Diverged(
-            f"fold {fold.number}, epoch {epoch + 1}, step {inside + 1} of {len(fold.batches)}: the loss is no number any more "
-            f"at a learning rate of {fold.recipe.rate(step):g}; try a smaller --lr, --clip-grad 1 or --warmup-epochs 1"
-        )
+        raise diverged(fold, step, "the loss is no number any more")
+
+
+def diverged(fold: Fold, step: int, what: str) -> Diverged:
+    """What is said of a fold that went wrong in a step, counted over the whole run."""
+    epoch, inside = divmod(step, len(fold.batches))
+    return Diverged(
+        f"fold {fold.number}, epoch {epoch + 1}, step {inside + 1} of {len(fold.batches)}: {what} "
+        f"at a learning rate of {fold.recipe.rate(step):g}; try a smaller --lr, --clip-grad 1 or --warmup-epochs 1"
+    )
 
 
 def train_fold(study: Study, number: int, clock: Clock, stop: StopSignal) -> None:
@@ -421,8 +429,9 @@ def finish_epoch(
         [fold.learner.model], [[0]], fold.validation, validated_tasks(s), study.compute, fold.rows.tolist(),
         f"validating fold {number}",
     )  # fmt: skip
-    if not all(np.isfinite(array).all() for array in answers.values()):
-        raise Diverged(f"fold {number}, epoch {state.epoch + 1}: the network's answers are no numbers; try a smaller --lr")
+    if not all(np.isfinite(array).all() for array in answers.values()) or models.not_finite(fold.learner.model):
+        step = (state.epoch + 1) * len(fold.batches) - 1
+        raise diverged(fold, step, "the network's weights or answers are no numbers any more")
     scores, mean_loss = judge_epoch(study, fold, {task: array[0, 0] for task, array in answers.items()})
     rate = fold.recipe.rate(state.epoch * len(fold.batches))
     state.epoch, state.step, state.sums = state.epoch + 1, 0, []
@@ -522,9 +531,8 @@ def run(settings: config.TrainSettings) -> int:
     """Train all folds. Returns the exit code: 0, or 1 where a fold failed."""
     who = processes.from_environment()
     try:
-        return run_folds(settings, who)
-    except torch.OutOfMemoryError as error:
-        raise RunError(out_of_memory(settings, error)) from None
+        with processes.failures_told(settings.batch_size, " in a new run (--resume takes no other batch size)"):
+            return run_folds(settings, who)
     finally:
         processes.leave(who)
 
@@ -547,7 +555,7 @@ def run_folds(settings: config.TrainSettings, who: processes.Processes) -> int:
                 say(study, f"fold {number}: complete already")
                 continue
             try:
-                with killed_workers(stop, study):
+                with processes.workers_told(stop, f"; the same command with --resume goes on ({study.tree})"):
                     train_fold(study, number, clock, stop)
             except Diverged as error:
                 failed[number] = str(error)
@@ -574,8 +582,15 @@ def begin(study: Study) -> Path:
     if (tree / "run.json").is_file():
         take_up(study)
     else:
-        warn_of_duplicates(study)
-        write_start(study)
+        try:
+            warn_of_duplicates(study)
+            write_start(study)
+        except RunError:  # nothing is there to go on with
+            with contextlib.suppress(OSError):
+                for name in ("duplicates.csv", "folds.csv"):
+                    (tree / name).unlink(missing_ok=True)
+                tree.rmdir()
+            raise
     print(f"checkpoints: {printable(tree)}", flush=True)
     return tree
 
@@ -589,32 +604,6 @@ def warn_of_duplicates(study: Study) -> None:
     duplicates.write_pairs(study.tree / "duplicates.csv", pairs)
     warn_counted([f"{a} and {b}" for a, b, _ in pairs], "nearly the same photograph under two people's names, a leak between "
                  f"folds unless they are one person; all pairs in {study.tree / 'duplicates.csv'}")  # fmt: skip
-
-
-@contextlib.contextmanager
-def killed_workers(stop: StopSignal, study: Study) -> Iterator[None]:
-    """A process that reads photographs may be killed with the run, or for want of memory: one line says so."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        if stop.number:
-            raise Stopped(stop.number, f"stopped; the same command with --resume goes on ({study.tree})") from None
-        raise RunError(
-            f"a process that reads photographs was killed ({str(error).splitlines()[0]}); often the memory is short: use fewer "
-            f"--workers; the same command with --resume goes on ({study.tree})"
-        ) from None
-
-
-def out_of_memory(settings: config.TrainSettings | config.PredictSettings, error: Exception) -> str:
-    """What the user needs to know when the device's memory is full."""
-    if not torch.cuda.is_available():
-        return f"--batch-size {settings.batch_size}: the memory is full ({str(error).splitlines()[0]}); use a smaller one"
-    free, whole = torch.cuda.mem_get_info()
-    peak = torch.cuda.max_memory_allocated() / 2**30
-    return (f"--batch-size {settings.batch_size}: the GPU's memory is full (peak {peak:.1f} GiB here, {free / 2**30:.1f} of "
-            f"{whole / 2**30:.1f} GiB free); use a smaller one, then --resume cannot go on: start anew")  # fmt: skip
 
 
 def close(study: Study, outside: pd.DataFrame | None, failed: dict[int, str]) -> int:

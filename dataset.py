@@ -6,9 +6,11 @@ import csv
 import io
 import itertools
 import logging
+import multiprocessing.queues
 import os
 import re
 import signal
+import threading
 import unicodedata
 import warnings
 from collections import Counter
@@ -16,6 +18,11 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+try:
+    import resource
+except ImportError:  # Windows has none
+    resource = None  # type: ignore[assignment]
 
 import numpy as np
 import pandas as pd
@@ -25,7 +32,18 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 import augmentation
 import config
-from utils import UserError, derive_seed, read_file, reason, seeded, usable_processors, warn, warn_counted
+from utils import (
+    RunError,
+    UserError,
+    blame_machine,
+    derive_seed,
+    read_file,
+    reason,
+    seeded,
+    usable_processors,
+    warn,
+    warn_counted,
+)
 
 EXTENSIONS = {".jpg", ".jpeg", ".png"}
 SHOT = r"(?P<shot>incorrect_mask|mask[1-5]|normal)"
@@ -33,6 +51,7 @@ FOLDER_SHOT = re.compile(SHOT, re.IGNORECASE)
 FLAT_SHOT = re.compile(rf"(?P<person>.+)_{SHOT}", re.IGNORECASE)
 PERSON = re.compile(r"(?P<id>.+)_(?P<gender>male|female)_(?P<race>[^_]*)_(?P<age>\d+)", re.IGNORECASE)
 SHOTS_PER_PERSON = 7
+PREFETCH = 4  # batches that each worker reads ahead
 YEARS = re.compile(r"\d{1,3}(\.\d*)?", re.ASCII)
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")  # whatever the extension says; others' readers are not let near files
@@ -428,6 +447,7 @@ def photo_problem(path: str) -> str:
     try:
         open_photo(path).close()
     except Exception as error:  # as in read_photo
+        blame_machine(path, error)
         return reason(error)
     return ""
 
@@ -445,6 +465,7 @@ def read_photo(path: str, shrink: int = 1) -> Image.Image:
             photo.load()
             return upright_rgb(photo)
     except Exception as error:  # over damaged bytes Pillow's readers raise nearly every kind there is
+        blame_machine(path, error)
         raise UserError(f"{path}: cannot be read as a photograph ({reason(error)}); mend or remove it") from None
 
 
@@ -617,23 +638,60 @@ def blending(table: pd.DataFrame, rows: Sequence[int], tasks: Sequence[str], see
     return Blending(seed, partners)
 
 
+class Loader(DataLoader[Any]):
+    """A DataLoader whose dead workers are noticed while their batch is waited for (within 5 seconds), and then alone:
+    torch's own signal handler would raise wherever the program is, in the middle of saving or of telling the cause."""
+
+    def __iter__(self) -> Any:
+        batches = super().__iter__()
+        if self.num_workers and hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        return batches
+
+
+def allow_open_files(workers: int, tensors: int) -> None:
+    """Raise the limit of open files to what so many tensors per batch need: each is a file on its way from a worker.
+
+    Raises RunError where the system does not allow that; torch would wait for ever.
+    """
+    if resource is None or not workers:
+        return
+    needed = 64 + workers * (8 + PREFETCH * tensors)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < needed and hard != resource.RLIM_INFINITY:
+        raise RunError(f"--workers {workers}: about {needed} files will be open at once, the system allows {hard}; "
+                       "use fewer --workers (0 needs none), or raise that limit (ulimit -n)")  # fmt: skip
+    if soft < needed and soft != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
 def loader(photos: Photos, batches: Batches, workers: int, device: torch.device) -> DataLoader[Any]:
     """A DataLoader over those batches, in their order. Its own generator keeps torch's global one untouched."""
-    return DataLoader(
+    allow_open_files(workers, 2 + len(photos.views))
+    return Loader(
         photos,
         batch_sampler=batches,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=PREFETCH if workers else None,
         generator=torch.Generator(),
-        worker_init_fn=leave_interrupts,
+        worker_init_fn=start_worker,
     )
 
 
-def leave_interrupts(worker: int) -> None:
-    """Ctrl-C reaches workers too; how to stop is for the main process to say."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def start_worker(worker: int) -> None:
+    """Ctrl-C and SIGTERM may reach workers too; how to stop is for the main process to say. A batch that cannot be sent
+    ends the worker, or the main process would wait for it for ever."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(give_up)  # type: ignore[attr-defined]
+
+
+def give_up(error: BaseException, batch: object) -> None:
+    """End a worker that could not send a batch."""
+    warn(f"a process that reads photographs cannot send them: {reason(error)}")
+    os._exit(1)
 
 
 def choose_workers(asked: int | None, device: torch.device, sharing: int = 1) -> int:

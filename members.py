@@ -19,7 +19,7 @@ import engine
 import ensemble
 import model as models
 import processes
-from utils import UserError, warn_counted
+from utils import UserError, check_writable, warn, warn_counted
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,9 @@ def members_of(tree: Path, top_k: int) -> list[Member]:
         fewer += [folder.name] if len(ranked) < top_k else []
         found += [Member(checkpoint.member_name(c.path, tree), info, c) for c, info in ranked[:top_k]]
     warn_counted(fewer, f"--top-k {top_k}: all that a fold holds vote in folds that hold fewer")
+    kinds = sorted({f"{m.info.model} for {m.info.task}" for m in found})
+    if len(kinds) > 1:
+        warn(f"{tree}: its checkpoints are of {len(kinds)} kinds ({', '.join(kinds)}) and vote together")
     return found
 
 
@@ -153,13 +156,15 @@ def answer(
     photographs. Raises UserError naming bad photographs otherwise.
     """
     answering_together(members, settings.task)  # refused early, if it is to be refused
-    compute = processes.compute_for(settings, settings.batch_size, who or processes.Processes(), shared=True)
-    bad = set(audit.unreadable(paths, settings.skip_bad_images))
-    good = [i for i, path in enumerate(paths) if path not in bad]
-    probs = run_members(
-        members, settings.task, transform, views, [names[i] for i in good], [paths[i] for i in good],
-        compute, settings.boxes,
-    )  # fmt: skip
+    check_writable(settings.save_path, "--save-path")  # not only when all is predicted
+    with processes.failures_told(settings.batch_size):
+        compute = processes.compute_for(settings, settings.batch_size, who or processes.Processes(), shared=True)
+        bad = set(audit.unreadable(paths, settings.skip_bad_images))
+        good = [i for i, path in enumerate(paths) if path not in bad]
+        probs = run_members(
+            members, settings.task, transform, views, [names[i] for i in good], [paths[i] for i in good],
+            compute, settings.boxes,
+        )  # fmt: skip
     return filled(probs, names, good, tree) if bad else probs
 
 

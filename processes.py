@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -15,7 +20,7 @@ import config
 import dataset
 import engine
 import metrics
-from utils import choose_device, set_threads, usable_processors
+from utils import RunError, Stopped, StopSignal, choose_device, reason, set_threads, usable_processors
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)  # a process may wait for another's whole epoch, or longer
@@ -80,6 +85,70 @@ def add_up(running: metrics.RunningLoss, model: nn.Module) -> None:
     running.sums.copy_(torch.tensor([*sums[:3], everyone[0][3], min(bad, default=-1.0)]))
     for buffer in model.buffers():
         dist.broadcast(buffer, 0)
+
+
+FULL = re.compile(r"out of memory|can't allocate memory|not enough memory|ALLOC_FAILED|Cannot allocate memory")
+LOST = re.compile(r"DataLoader worker \(pid|Communication with the workers is no longer possible")
+
+
+@contextlib.contextmanager
+def failures_told(batch_size: int, remedy: str = "") -> Iterator[None]:
+    """Turn a full memory, and processes that read photographs and are killed, into one line. Raises RunError.
+
+    remedy: what a smaller --batch-size takes.
+    """
+    try:
+        with workers_told(StopSignal()):
+            yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not FULL.search(str(error)):
+            raise
+        raise RunError(out_of_memory(batch_size, error) + remedy) from None
+
+
+@contextlib.contextmanager
+def workers_told(stop: StopSignal, go_on: str = "") -> Iterator[None]:
+    """Turn a killed process that reads photographs into one line that ends in `go_on`. Raises RunError, or Stopped where
+    `stop` noted a signal."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not LOST.search(str(error)):
+            raise
+        if stop.number:
+            raise Stopped(stop.number, f"stopped{go_on}") from None
+        raise RunError(f"a process that reads photographs was killed ({reason(error)}); often the memory is short: use fewer "
+                       f"--workers{go_on}") from None  # fmt: skip
+
+
+def out_of_memory(batch_size: int, error: Exception) -> str:
+    """What the user needs to know when the GPU's or the machine's memory is full."""
+    kind, peak, free = "", 0.0, 0.0
+    if isinstance(error, torch.OutOfMemoryError) and torch.cuda.is_available():
+        kind, peak, free = "GPU's ", float(torch.cuda.max_memory_allocated()), float(torch.cuda.mem_get_info()[0])
+    else:
+        peak, free = peak_memory(), free_memory()
+    return (f"--batch-size {batch_size}: the {kind}memory is full (peak {peak / 2**30:.1f} GiB here, {free / 2**30:.1f} GiB "
+            "free now); use a smaller one")  # fmt: skip
+
+
+def peak_memory() -> float:
+    """The most bytes that this process has held so far."""
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return 0.0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if sys.platform == "darwin" else 1024.0)
+
+
+def free_memory() -> float:
+    """Bytes of the machine's memory that programs can still have."""
+    try:
+        told = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+        return int(told[1]) * 1024.0 if told else 0.0
+    except OSError:
+        names = getattr(os, "sysconf_names", {})
+        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) if "SC_AVPHYS_PAGES" in names else 0.0
 
 
 def leave(who: Processes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import hashlib
 import os
 import signal
@@ -24,22 +25,27 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MOST_BYTES = 1 << 33  # unpacked, of an .npz
+MOST_TIMES = 100  # its size; probabilities hardly shrink when they are packed, a zip bomb's zeros do a thousandfold
 
 # Read when torch loads. By default a thread that waits for the others spins for milliseconds, and where anything else runs,
 # the loader's processes or other people's, it takes the processor from those that it waits for: a step of 0.8 s takes 6 s.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
-class UserError(Exception):
-    """Bad input: ends the program with exit code 2 and this one line on stderr (file or option, what is wrong, what to do)."""
+class Told(Exception):
+    """What ends a program with one line on stderr."""
 
     def __init__(self, message: str) -> None:
         # A DataLoader worker's exception arrives wrapped in its traceback; the user's line is what follows the type.
-        own = message.rsplit("UserError: ", 1)[-1].strip()
+        own = message.rsplit(f"{type(self).__name__}: ", 1)[-1].strip()
         super().__init__(printable(" ".join(own.splitlines())))
 
 
-class RunError(Exception):
+class UserError(Told):
+    """Bad input: ends the program with exit code 2 and this one line on stderr (file or option, what is wrong, what to do)."""
+
+
+class RunError(Told):
     """Something outside the program's power went wrong (a full disk, a killed worker): one line on stderr, exit code 1."""
 
 
@@ -135,6 +141,22 @@ def reason(error: BaseException) -> str:
     return printable(" ".join(str(said).split()))[:200]
 
 
+def blame_machine(path: str | Path, error: BaseException) -> None:
+    """Raise the error (as a RunError, unless the memory is full) where it says nothing of the file: the machine ran out of
+    something."""
+    if isinstance(error, MemoryError):
+        raise error
+    if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        raise RunError(f"{path}: cannot be opened ({reason(error)}); raise that limit, then go on with --resume") from None
+
+
+def check_writable(folder: str, option: str) -> None:
+    """Raise UserError where nothing can be written below a folder that is there or still to be made."""
+    there = next(p for p in (Path(folder), *Path(folder).absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{option} {folder}: {there} cannot be written to; name another folder")
+
+
 def read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray] | None:
     """All arrays of an .npz, nothing unpickled; None where there is none. Raises UserError for anything else."""
     import numpy as np
@@ -142,8 +164,9 @@ def read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray] | None:
     try:
         with zipfile.ZipFile(path) as parts:
             size = sum(part.file_size for part in parts.infolist())
-        if size > MOST_BYTES:
-            raise ValueError(f"{size:,} bytes unpacked, at most {MOST_BYTES:,} are read")
+        most = min(MOST_BYTES, max(MOST_TIMES * path.stat().st_size, 1 << 24))
+        if size > most:
+            raise ValueError(f"{size:,} bytes unpacked, at most {most:,} are read")
         with np.load(path, allow_pickle=False) as arrays:
             found = dict(arrays)
         for name, array in found.items():
