@@ -113,7 +113,7 @@ def run_members(
     compute: engine.Compute,
     boxes_csv: str | None = None,
 ) -> ensemble.Probabilities:  # fmt: skip
-    """Probabilities of all members, views and photographs, each photograph decoded once."""
+    """Probabilities of all members, views and photographs, each photograph decoded once. Empties the members' `found`."""
     import augmentation
     import dataset
     import engine
@@ -127,6 +127,7 @@ def run_members(
     for member in members:
         network = models.rebuild(member.info, member.found.weights, str(member.found.path))
         networks.append(models.place(network, compute.device))
+        member.found.weights.clear()  # mapped from the file: they would lie in memory a second time
     if boxes_csv is not None and "facecrop" not in used:
         raise UserError(f"--boxes {boxes_csv}: none of these checkpoints was trained with facecrop; leave --boxes out")
     boxes = dataset.read_boxes(boxes_csv, names, paths) if boxes_csv else None
