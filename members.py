@@ -217,6 +217,7 @@ def run_members(
         network = models.rebuild(member.info, member.found.weights, str(member.found.path))
         part = part_known(member, task)
         networks.append(models.place(models.Spread(network, part) if part else network, compute.device))
+        member.found.weights.clear()  # mapped from the file: they would lie in memory a second time
     if boxes_csv is not None and "facecrop" not in used:
         raise UserError(f"--boxes {boxes_csv}: none of these checkpoints was trained with facecrop; leave --boxes out")
     boxes = dataset.read_boxes(boxes_csv, names, paths) if boxes_csv else None
