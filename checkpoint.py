@@ -10,6 +10,7 @@ import math
 import os
 import re
 import time
+import warnings
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -113,10 +114,12 @@ def safe_load(path: Path, mapped: bool = True) -> dict[str, Any]:
     """
     try:
         refuse_packed(path)
-        try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-        except (RuntimeError, ValueError):  # the format before torch 1.6 cannot be mapped
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of odd pickles
+            try:
+                loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            except (RuntimeError, ValueError):  # the format before torch 1.6 cannot be mapped
+                loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # over damaged bytes the unpickler raises nearly every kind there is
         raise UserError(f"{path}: cannot be read safely as weights ({reason(error)}); use another file") from None
     if not isinstance(loaded, dict):

@@ -20,7 +20,7 @@ import config
 import dataset
 import engine
 import metrics
-from utils import RunError, Stopped, StopSignal, choose_device, reason, set_threads, usable_processors
+from utils import RunError, Stopped, StopSignal, choose_device, set_threads, usable_processors
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)  # a process may wait for another's whole epoch, or longer
@@ -88,7 +88,7 @@ def add_up(running: metrics.RunningLoss, model: nn.Module) -> None:
 
 
 FULL = re.compile(r"out of memory|can't allocate memory|not enough memory|ALLOC_FAILED|Cannot allocate memory")
-LOST = re.compile(r"DataLoader worker \(pid|Communication with the workers is no longer possible")
+LOST = re.compile(r"DataLoader worker \(pid|Too many open files")
 
 
 @contextlib.contextmanager
@@ -112,13 +112,14 @@ def workers_told(stop: StopSignal, go_on: str = "") -> Iterator[None]:
     `stop` noted a signal."""
     try:
         yield
-    except RuntimeError as error:
-        if not LOST.search(str(error)):
+    except (RuntimeError, ConnectionError, EOFError) as error:  # the latter two: killed while it handed a batch over
+        if isinstance(error, RuntimeError) and not LOST.search(str(error)):
             raise
         if stop.number:
             raise Stopped(stop.number, f"stopped{go_on}") from None
-        raise RunError(f"a process that reads photographs was killed ({reason(error)}); often the memory is short: use fewer "
-                       f"--workers{go_on}") from None  # fmt: skip
+        last = [type(error).__name__, *str(error).strip().splitlines()][-1]  # one inside a worker comes with its traceback
+        raise RunError(f"a process that reads photographs was lost ({last}); often the memory is short, or too few files may be "
+                       f"open (ulimit -n): use fewer --workers{go_on}") from None  # fmt: skip
 
 
 def out_of_memory(batch_size: int, error: Exception) -> str:
