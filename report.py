@@ -19,7 +19,7 @@ import ensemble
 import metrics
 import pages
 from pages import Numbers, Picture, Rows
-from utils import UserError, atomic_write
+from utils import UserError, atomic_write, printable
 
 MOST_WRONG = 12  # people shown
 PARTS = config.PARTS
@@ -274,11 +274,11 @@ def write(folder: Path, numbers: Numbers, page: Callable[[Numbers], str]) -> Non
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        print(f"{folder / 'report.json'}  (pip install matplotlib, and there will be a report.html to look at too)")
+        print(f"{printable(folder / 'report.json')}  (pip install matplotlib, and there will be a report.html to look at too)")
         return
     with atomic_write(folder / "report.html", "w") as file:
         file.write(page(stored))
-    print(folder / "report.html")
+    print(f"report: {printable(folder / 'report.html')}")
 
 
 def plain(value: object) -> Any:
