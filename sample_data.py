@@ -7,13 +7,16 @@ place, light and noise say nothing about the class.
 
 import argparse
 import csv
+import functools
 import hashlib
 import json
 import math
+import multiprocessing
 import os
 import random
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -342,37 +345,42 @@ def make_person(number: int, kind: str, balance: str, seed: int) -> Person:
     return Person("female" if rng.random() < 0.61 else "male", age, own)
 
 
-def draw_all(out: Path, people: int, eval_people: int, seed: int, balance: str) -> None:
-    """Draw every picture and write the tables."""
-    tables: dict[str, list[list[str]]] = {
-        "train/train.csv": [["id", "gender", "race", "age", "path"]],
-        "eval/info.csv": [["ImageID", "ans"]],
-        "eval/answers.csv": [["ImageID", "ans"]],
-    }
+def draw_one(out: Path, kind: str, number: int, balance: str, seed: int) -> tuple[list[str], list[list[str]]]:
+    """Draw all pictures of a person; returns (row of train.csv, answers of the evaluation pictures)."""
+    person = make_person(number, kind, balance, seed)
+    group = 3 * (person.gender == "female") + (person.age >= 30) + (person.age >= 60)
+    row = [f"{number + 1:06d}", person.gender, "Asian", str(person.age)]
+    folder = out / "train" / "images" / "_".join(row)
+    files = random.Random(f"{person.seed}/files")
+    suffix = files.choice(EXTENSIONS)
     answers: list[list[str]] = []
+    if kind == "train":
+        folder.mkdir(parents=True)
+    for shot in SHOTS:
+        path = folder / (shot + suffix)
+        if kind == "eval":
+            path = out / "eval" / "images" / (hashlib.sha1(f"{person.seed}/{shot}".encode()).hexdigest() + ".jpg")
+            mask = {"incorrect_mask": 1, "normal": 2}.get(shot, 0)
+            answers.append([path.name, str(6 * mask + group)])
+        # Quality is drawn by chance, so that a file's size says nothing about what it shows.
+        draw_person(person, shot).save(path, quality=files.randint(70, 95), compress_level=1)
+    return [*row, folder.name], answers
+
+
+def draw_all(out: Path, people: int, eval_people: int, seed: int, balance: str) -> None:
+    """Draw every picture, on all processors, and write the tables."""
     (out / "eval" / "images").mkdir(parents=True)
-    numbers = [("train", i) for i in range(people)] + [("eval", i) for i in range(eval_people)]
-    for kind, number in tqdm(numbers, unit="person", disable=not sys.stderr.isatty()):
-        person = make_person(number, kind, balance, seed)
-        group = 3 * (person.gender == "female") + (person.age >= 30) + (person.age >= 60)
-        row = [f"{number + 1:06d}", person.gender, "Asian", str(person.age)]
-        folder = out / "train" / "images" / "_".join(row)
-        files = random.Random(f"{person.seed}/files")
-        suffix = files.choice(EXTENSIONS)
-        if kind == "train":
-            folder.mkdir(parents=True)
-            tables["train/train.csv"].append([*row, folder.name])
-        for shot in SHOTS:
-            path = folder / (shot + suffix)
-            if kind == "eval":
-                path = out / "eval" / "images" / (hashlib.sha1(f"{person.seed}/{shot}".encode()).hexdigest() + ".jpg")
-                mask = {"incorrect_mask": 1, "normal": 2}.get(shot, 0)
-                answers.append([path.name, str(6 * mask + group)])
-            # Quality is drawn by chance, so that a file's size says nothing about what it shows.
-            draw_person(person, shot).save(path, quality=files.randint(70, 95), compress_level=1)
-    answers.sort()  # by hash: the order gives nothing away
-    tables["eval/answers.csv"] += answers
-    tables["eval/info.csv"] += [[name, "0"] for name, _ in answers]
+    kinds = ["train"] * people + ["eval"] * eval_people
+    numbers = [*range(people), *range(eval_people)]
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        draw = functools.partial(draw_one, out, balance=balance, seed=seed)
+        drawn = list(tqdm(pool.map(draw, kinds, numbers), total=len(kinds), unit="person", disable=not sys.stderr.isatty()))
+    answers = sorted(answer for _, own in drawn for answer in own)  # by hash: the order gives nothing away
+    tables = {
+        "train/train.csv": [["id", "gender", "race", "age", "path"], *(row for row, _ in drawn[:people])],
+        "eval/info.csv": [["ImageID", "ans"], *([name, "0"] for name, _ in answers)],
+        "eval/answers.csv": [["ImageID", "ans"], *answers],
+    }
     for name, rows in tables.items():
         with (out / name).open("w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows(rows)
