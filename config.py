@@ -73,6 +73,9 @@ TASKS: dict[str, Task] = {
 }
 
 
+PARTS = ("mask", "gender", "ageg")  # what the 18 classes are made of
+
+
 def judged(task: str) -> str:
     """The task whose classes the macro F1 of `task` is counted in: itself, or a regression's groups."""
     return TASKS[task].judged_as or task
@@ -195,6 +198,7 @@ DECISIONS = {
     "argmax": "the likeliest class",
     "macro-f1": "after the rule that the run fitted for macro F1 on its out-of-fold answers",
 }
+WEIGHTS = {"f1": "each checkpoint's validation F1", "oof": "greedy selection on out-of-fold probabilities"}
 METHOD_ALIASES = {"soft": "softvoting", "hard": "hardvoting"}
 NEWEST = "newest"  # --resume without a name
 AUTO = "auto"  # --transform-type: the form that the checkpoint's own validation used
@@ -294,10 +298,11 @@ def option(
     shown: str | None = None,
     metavar: str | None = None,
     const: Any = None,
+    several: bool = False,
 ) -> Any:
     """A settings field that is also a command-line option. `shown`: how the help words the default; `const`: the
-    value of the option given without one."""
-    meta = {"group": group, "help": help, "kind": kind, "shown": shown, "metavar": metavar, "const": const}
+    value of the option given without one; `several`: it takes one value or more, as a tuple."""
+    meta = {"group": group, "help": help, "kind": kind, "shown": shown, "metavar": metavar, "const": const, "several": several}
     return dataclasses.field(default=default, metadata=meta)
 
 
@@ -502,9 +507,9 @@ class SingularSettings(PredictSettings):
 class EnsembleSettings(PredictSettings):
     """Everything `submit_ensemble.py` is asked for."""
 
-    root: str | None = option(
-        MODEL, "tree of checkpoints, or a folder that holds one", None,
-        shown="the newest kfold-ensemble-* under ./saved_models", metavar="DIR",
+    root: tuple[str, ...] | None = option(
+        MODEL, "trees of checkpoints that vote together, or folders that hold one; those of mask, gender and ageg multiply into "
+        "main", None, shown="the newest kfold-ensemble-* under ./saved_models", metavar="DIR", several=True,
     )  # fmt: skip
     from_probs: str | None = option(
         VOTING, "folder of an earlier prediction: vote again on its probs.npz, without a forward pass", metavar="DIR"
@@ -516,9 +521,16 @@ class EnsembleSettings(PredictSettings):
     top_k: int | None = option(VOTING, "best checkpoints OF EACH FOLD that vote", None, Range(int, 1), "3")
     tta: int | None = option(VOTING, "views of each photograph, each another crop", None, Range(int, 1), "1")
     method: str = option(VOTING, "how to vote (soft, hard)", "softvoting", Choice(METHODS, METHOD_ALIASES))
+    weights: str | None = option(
+        VOTING, "of the weighted mean: validation F1, or chosen fold by fold on out-of-fold probabilities", None,
+        Choice(WEIGHTS), "f1; with --from-probs as it voted",
+    )  # fmt: skip
 
     def completed(self) -> EnsembleSettings:
         """Fill what hangs on other options, and refuse what does not go together (UserError)."""
+        if self.weights == "oof" and (self.method == "hardvoting" or TASKS[self.task].regression):
+            other = "--method hardvoting" if self.method == "hardvoting" else f"--task {self.task}"
+            raise UserError(f"--weights oof: {other} has no use for it, only softvoting over classes has; leave it out")
         if self.from_probs is not None:
             for given, name in ((self.root, "root"), (self.transform_type, "transform-type"), (self.tta, "tta"),
                                 (self.data_root, "data-root"), (self.boxes, "boxes"),
@@ -562,6 +574,8 @@ def build_parser(settings: type[MachineSettings], prog: str, description: str) -
             metavar = "N" if isinstance(kind, Range) and kind.kind is int else "X"
         shown = meta["shown"] or ("none" if field.default is None else f"{field.default}")
         extra = {"nargs": "?", "const": meta["const"]} if meta["const"] is not None else {}
+        if meta["several"]:  # given twice, it takes both: the first is not to be lost in silence
+            extra = {"nargs": "+", "action": "extend"}
         text = f"{meta['help']} (default: {shown})".replace("%", "%%")
         group.add_argument(flag, type=kind, default=field.default, metavar=metavar, help=text, **extra)
     return parser
@@ -574,7 +588,9 @@ def parse(settings: type[S], argv: Sequence[str] | None, prog: str, description:
     """
     words = [hyphenated(word) for word in (sys.argv[1:] if argv is None else argv)]
     os.environ.setdefault("COLUMNS", "120")
-    return settings(**vars(build_parser(settings, prog, description).parse_args(words)))
+    given = vars(build_parser(settings, prog, description).parse_args(words))
+    several: dict[str, Any] = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    return settings(**given | several)
 
 
 def hyphenated(word: str) -> str:
@@ -593,5 +609,6 @@ def options_table(settings: type[MachineSettings], prog: str) -> str:
             continue
         meaning, _, default = (action.help or "").replace("%%", "%").partition(" (default: ")
         values = "" if action.nargs == 0 else str(action.metavar).strip("{}").replace(",", ", ")
+        values += " ..." if action.nargs == "+" else ""
         rows.append(f"| `{action.option_strings[0]}` | {values} | {default.removesuffix(')')} | {meaning} |")
     return "\n".join(rows)

@@ -650,7 +650,6 @@ def tell(study: Study, done: list[outoffold.Held]) -> None:
             for row in found.head(SHOWN).itertuples()
         ]
     report.training_report(tree, study.table, table, extra)
-    print(f"report: {printable(tree / 'report.html')}")
 
 
 def finished(study: Study, number: int) -> np.ndarray | None:

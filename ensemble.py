@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,14 +29,27 @@ class Probabilities:
     array: np.ndarray  # float32 [members, views, images, classes]; values in the last axis for a regression
     members: list[str]
     folds: list[int]
-    weights: list[float]  # each member's validation macro F1
+    weights: list[float]  # of the weighted mean: each member's validation macro F1, or fitted
     images: list[str]
+    f1: list[float] = dataclasses.field(default_factory=list)  # the validation macro F1 where the weights are fitted
+
+    @property
+    def validation_f1(self) -> list[float]:
+        """Each member's validation macro F1, whatever the weights are."""
+        return self.f1 or self.weights
+
+    def weighted(self, asked: str | None) -> Probabilities:
+        """With weights `f1` or `oof`, or as they are (None). Raises UserError where nothing was fitted."""
+        if asked == "oof" and not self.f1:
+            raise UserError("--weights oof: the stored probabilities hold no such weights; predict again with --weights oof")
+        return dataclasses.replace(self, weights=self.f1, f1=[]) if asked == "f1" and self.f1 else self
 
     def select(self, keep: Sequence[int]) -> Probabilities:
         """Only these members."""
         return dataclasses.replace(
             self, array=self.array[list(keep)], members=[self.members[k] for k in keep],
             folds=[self.folds[k] for k in keep], weights=[self.weights[k] for k in keep],
+            f1=[self.f1[k] for k in keep if self.f1],
         )  # fmt: skip
 
     def answering(self, task: str) -> Probabilities:
@@ -48,7 +61,9 @@ class Probabilities:
         return dataclasses.replace(self, task=task, array=answer_from_main(self.array, task))
 
     def top(self, k: int) -> Probabilities:
-        """The k best members of each fold; says so where a fold has fewer."""
+        """The k best members of each fold; says so where a fold has fewer. Raises UserError for fitted weights."""
+        if self.f1:
+            raise UserError(f"--top-k {k}: the stored weights were fitted for all members together; add --weights f1")
         keep: list[int] = []
         fewer: list[str] = []
         for fold in sorted(set(self.folds)):
@@ -83,6 +98,39 @@ def weighted_mean(probabilities: np.ndarray, weights: Sequence[float]) -> np.nda
     each = each / each.sum() if each.sum() > 0 else np.full(len(each), 1 / len(each))
     combined: np.ndarray = np.tensordot(each, probabilities.astype(np.float64).mean(1), axes=1)
     return combined
+
+
+def greedy_weights(probabilities: np.ndarray, truth: np.ndarray, rounds: int) -> np.ndarray:
+    """How often each member is taken, int [members], for the mean of those taken to have the best macro F1.
+
+    Greedy selection with replacement (Caruana et al., Ensemble Selection from Libraries of Models, ICML 2004), begun
+    with the best few members: as many of the ranking's first as score best together. Then `rounds` times the member
+    that helps most is added, and the best selection on the way counts. Ties: fewer and better members.
+    probabilities [members, images, classes]; truth [images].
+    """
+    classes = probabilities.shape[2]
+
+    def scores(means: np.ndarray) -> np.ndarray:
+        """Macro F1 of each of [candidates, images, classes]."""
+        return metrics.macro_f1s(np.stack([metrics.confusion(truth, mean.argmax(1), classes) for mean in means]))
+
+    ranked = np.argsort(-scores(probabilities), kind="stable")
+    own = probabilities[ranked].astype(np.float64)
+    sums = own.cumsum(0)
+    firsts = scores(sums)
+    start = int(firsts.argmax())
+    counts, total, best = (np.arange(len(own)) <= start).astype(int), sums[start], firsts[start]
+    chosen = counts.copy()
+    for _ in range(rounds):
+        after = scores(total + own)
+        taken = int(after.argmax())
+        counts[taken] += 1
+        total = total + own[taken]
+        if after[taken] > best:
+            best, chosen = after[taken], counts.copy()
+    found = np.empty_like(chosen)
+    found[ranked] = chosen
+    return found
 
 
 def majority(probabilities: np.ndarray) -> np.ndarray:
@@ -120,6 +168,13 @@ def vote(
         "weighted_mean": lambda: weighted_mean(probabilities, weights),
     }
     return {name: decide(task, rule.adjust(mean()) if rule else mean()) for name, mean in means.items()}
+
+
+def multiply(parts: Mapping[str, np.ndarray]) -> np.ndarray:
+    """{mask, gender, ageg: probabilities [..., classes]} -> [..., 18] of `main`, as if they were independent."""
+    mask, gender, group = (parts[part][..., list(config.TASKS[part].from_main)] for part in config.PARTS)
+    product: np.ndarray = mask * gender * group
+    return product
 
 
 def answer_from_main(probabilities: np.ndarray, task: str) -> np.ndarray:

@@ -26,7 +26,7 @@ from utils import UserError, check_writable, warn, warn_counted
 class Member:
     """One checkpoint of an ensemble."""
 
-    name: str  # within its tree
+    name: str  # within its tree; after the tree's name where several vote
     info: checkpoint.Info
     found: checkpoint.Checkpoint
 
@@ -55,6 +55,62 @@ def check_answers(members: Sequence[Member], task: str) -> None:
         if not models.can_answer(heads, task):
             known = [name for name in config.TASKS if models.can_answer(heads, name)]
             raise UserError(f"--task {task}: {member.found.path} was trained for {member.info.task}; use --task {known[0]}")
+
+
+def part_known(member: Member, task: str) -> str:
+    """The part of `main` that a member was trained for where `main` is asked and it knows no more; else nothing."""
+    info = member.info
+    if task != "main" or info.task not in config.PARTS or models.can_answer(config.trained_heads(info.model, info.task), task):
+        return ""
+    return info.task
+
+
+def answering_together(members: Sequence[Member], task: str) -> list[list[int]]:
+    """Who answers a task: each member that knows it alone, then those of several trees that know a part of `main` in threes.
+
+    In each fold the k-th member for mask goes with the k-th for gender and the k-th for ageg. Raises UserError where a
+    member knows too little, or has no partners.
+    """
+    known = [part_known(member, task) for member in members]
+    parts = {part: [m for m, own in enumerate(known) if own == part] for part in config.PARTS}
+    there = [part for part, found in parts.items() if found]
+    alone = [m for m, own in enumerate(known) if not own]
+    if not there or len({member.found.path.parent.parent for member in members}) == 1:
+        check_answers(members, task)
+        return [[m] for m in alone]
+    check_answers([members[m] for m in alone], task)
+    if len(there) < len(parts):
+        missing = " and ".join(part for part in parts if part not in there)
+        raise UserError(f"--root: trees trained for {' and '.join(there)} answer main only together with {missing}; name a tree "
+                        f"of {missing} too, or leave theirs out")  # fmt: skip
+    together: list[list[int]] = []
+    for fold in sorted({members[m].info.fold for m, own in enumerate(known) if own}):
+        ranked = [[m for m in found if members[m].info.fold == fold] for found in parts.values()]
+        if len({len(found) for found in ranked}) > 1:
+            counts = ", ".join(f"{part} has {len(found)}" for part, found in zip(parts, ranked, strict=True))
+            raise UserError(f"--root: members for fold {fold}: {counts}, and three multiply into one of main; name trees of as "
+                            "many folds, or use a lower --top-k")  # fmt: skip
+        together += map(list, zip(*ranked, strict=True))
+    return [[m] for m in alone] + together
+
+
+def multiplied(probs: ensemble.Probabilities, together: Sequence[Sequence[int]]) -> ensemble.Probabilities:
+    """Probabilities in which members that answer together are one, named after their parts, of their mean F1."""
+    if all(len(group) == 1 for group in together):
+        return probs
+    names: list[str] = []
+    arrays = []
+    for group in together:
+        one, fold, title = probs.array[group[0]], probs.folds[group[0]], " x ".join(config.PARTS)
+        if len(group) > 1:
+            known = zip(config.PARTS, group, strict=True)
+            one = ensemble.multiply({part: ensemble.answer_from_main(probs.array[m], part) for part, m in known})
+        rank = sum(name.startswith(f"{title}/fold{fold:02d}/") for name in names) + 1
+        arrays.append(one)
+        names.append(probs.members[group[0]] if len(group) == 1 else f"{title}/fold{fold:02d}/Fold{fold:02d}_rank{rank}")
+    folds = [probs.folds[group[0]] for group in together]
+    weights = [float(np.mean([probs.weights[m] for m in group])) for group in together]
+    return dataclasses.replace(probs, array=np.stack(arrays), members=names, folds=folds, weights=weights)
 
 
 def best_checkpoint(task: str, model_type: str) -> Path:
@@ -99,7 +155,7 @@ def answer(
     tree: the members' run, which tells how frequent the classes are. `who`: one of several processes that share the
     photographs. Raises UserError naming bad photographs otherwise.
     """
-    check_answers(members, settings.task)
+    answering_together(members, settings.task)  # refused early, if it is to be refused
     check_writable(settings.save_path, "--save-path")  # not only when all is predicted
     with processes.failures_told(settings.batch_size):
         compute = processes.compute_for(settings, settings.batch_size, who or processes.Processes(), shared=True)
@@ -152,20 +208,23 @@ def run_members(
     boxes_csv: str | None = None,
 ) -> ensemble.Probabilities:  # fmt: skip
     """Probabilities of all members, views and photographs, each photograph decoded once."""
-    check_answers(members, task)
+    together = answering_together(members, task)
     used = transforms_of(members, transform, views)
     sizes = [(m.name, t, m.info.image_size) for m, t in zip(members, used, strict=True)]
     distinct, plan = augmentation.view_plan(sizes, views, transform == config.AUTO)
     networks: list[torch.nn.Module] = []
     for member in members:
         network = models.rebuild(member.info, member.found.weights, str(member.found.path))
-        networks.append(models.place(network, compute.device))
+        part = part_known(member, task)
+        networks.append(models.place(models.Spread(network, part) if part else network, compute.device))
+        member.found.weights.clear()  # mapped from the file: they would lie in memory a second time
     if boxes_csv is not None and "facecrop" not in used:
         raise UserError(f"--boxes {boxes_csv}: none of these checkpoints was trained with facecrop; leave --boxes out")
     boxes = dataset.read_boxes(boxes_csv, names, paths) if boxes_csv else None
     photos = dataset.Photos(names, paths, distinct, boxes)
     array = engine.predict(networks, plan, photos, [task], compute)[task]
-    return ensemble.Probabilities(
+    probs = ensemble.Probabilities(
         task, array, [m.name for m in members], [m.info.fold for m in members],
         [m.info.macro_f1 for m in members], names,
     )  # fmt: skip
+    return multiplied(probs, together)

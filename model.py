@@ -392,6 +392,18 @@ def probabilities(outputs: dict[str, Tensor], task: str) -> Tensor:
     return product if task == "main" else sum_classes(product, task)
 
 
+class Spread(nn.Module):
+    """A network that knows one part of `main`, answering `main`: every class of the other parts is as likely."""
+
+    def __init__(self, network: nn.Module, part: str) -> None:
+        super().__init__()
+        self.network, self.part = network, part
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        known = self.network(images)[self.part].float().log_softmax(1)
+        return {"main": known[:, config.TASKS[self.part].from_main]}
+
+
 def sum_classes(main: Tensor, task: str) -> Tensor:
     """[batch, 18] probabilities of `main` -> [batch, classes] of a task that `main` knows."""
     index = torch.tensor(config.TASKS[task].from_main, device=main.device)

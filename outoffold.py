@@ -14,7 +14,7 @@ import config
 import dataset
 import ensemble
 import metrics
-from utils import UserError, atomic_write
+from utils import UserError, atomic_write, cell
 
 FILE = "oof.csv"
 
@@ -69,10 +69,11 @@ def write(tree: Path, task: str, rows: pd.DataFrame, answers: np.ndarray) -> pd.
 
     Returns the table.
     """
-    told = rows[["file", "person", "fold", "mask", "gender", "age", "ageg", "main"]]
+    told = rows[list(dict.fromkeys(["file", "person", "fold", "mask", "gender", "age", "ageg", "main", task]))]
     whole = pd.concat([told, pd.DataFrame(answers, columns=columns(task))], axis=1)
     with atomic_write(tree / FILE, "w") as file:
-        whole.to_csv(file, index=False, float_format="%.7g")
+        named = whole.assign(file=whole["file"].map(cell), person=whole["person"].map(cell))
+        named.to_csv(file, index=False, float_format="%.7g")
     return whole
 
 
@@ -92,7 +93,8 @@ def read(tree: Path, task: str) -> tuple[pd.DataFrame, np.ndarray] | None:
         numbers = whole.drop(columns=["file", "person"]).astype(float)
     except ValueError as error:
         raise UserError(f"{path}: {error}; the run that completes the tree writes it again") from None
-    rows = whole[["file", "person"]].join(numbers[["age"]]).join(numbers[["fold", "mask", "gender", "ageg", "main"]].astype(int))
+    names = whole[["file", "person"]].replace(r"^'(?=[=+\-@])", "", regex=True)
+    rows = names.join(numbers[["age"]]).join(numbers[["fold", "mask", "gender", "ageg", "main"]].astype(int))
     return rows, numbers[columns(task)].to_numpy(np.float64)
 
 

@@ -19,10 +19,10 @@ import ensemble
 import metrics
 import pages
 from pages import Numbers, Picture, Rows
-from utils import UserError, atomic_write
+from utils import UserError, atomic_write, printable
 
 MOST_WRONG = 12  # people shown
-PARTS = ("mask", "gender", "ageg")  # of the 18 classes
+PARTS = config.PARTS
 NEAR = 3  # years on either side of a boundary between age groups
 
 
@@ -228,7 +228,7 @@ def prediction_numbers(
     grouped = np.stack([metrics.to_classes(task, answers) for answers in members])
     methods = {method: metrics.to_classes(task, answers) for method, answers in voted.items()}
     first = next(iter(methods))
-    told = zip(probs.members, probs.folds, probs.weights, grouped, members, strict=True)
+    told = zip(probs.members, probs.folds, probs.validation_f1, grouped, members, strict=True)
     numbers: Numbers = {
         "kind": "prediction", "name": name, "task": task, "photographs": len(probs.images), "views": probs.array.shape[1],
         "members": [
@@ -274,11 +274,11 @@ def write(folder: Path, numbers: Numbers, page: Callable[[Numbers], str]) -> Non
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        print(f"{folder / 'report.json'}  (pip install matplotlib, and there will be a report.html to look at too)")
+        print(f"{printable(folder / 'report.json')}  (pip install matplotlib, and there will be a report.html to look at too)")
         return
     with atomic_write(folder / "report.html", "w") as file:
         file.write(page(stored))
-    print(folder / "report.html")
+    print(f"report: {printable(folder / 'report.html')}")
 
 
 def plain(value: object) -> Any:

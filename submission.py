@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -23,6 +23,7 @@ def save(folder: Path, probs: ensemble.Probabilities) -> None:
         np.savez(
             file, task=np.array(probs.task), probabilities=probs.array, members=np.array(probs.members),
             folds=np.array(probs.folds), weights=np.array(probs.weights), images=np.array(probs.images),
+            f1=np.array(probs.f1, float),
         )  # fmt: skip
 
 
@@ -36,15 +37,24 @@ def load(folder: Path) -> ensemble.Probabilities:
         task, array = str(arrays["task"]), arrays["probabilities"]
         members, images = list(map(str, arrays["members"].tolist())), list(map(str, arrays["images"].tolist()))
         folds, weights = arrays["folds"].astype(int).tolist(), arrays["weights"].astype(float).tolist()
+        f1 = arrays.get("f1", np.empty(0)).astype(float).tolist()  # not in older files
         outputs = config.TASKS[task].outputs
         fits = array.shape[:1] + array.shape[2:] == (len(members), len(images), outputs) and array.ndim == 4 and array.size > 0
-        fits = fits and len(folds) == len(weights) == len({Path(name).stem for name in members}) == len(members)
+        fits = fits and len(folds) == len(weights) == len({member_file(name) for name in members}) == len(members)
+        fits = fits and len(f1) in (0, len(members)) and bool(np.isfinite(f1).all())
         fits = fits and all(name.isprintable() for name in members)  # each names a file
         if not fits or not np.isfinite(array).all() or not np.isfinite(weights).all():
             raise ValueError("its arrays do not fit each other, or hold what is no number")
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise UserError(f"{path}: damaged ({reason(error)}); predict again") from None
-    return ensemble.Probabilities(task, array.astype(np.float32), members, folds, weights, images)
+    return ensemble.Probabilities(task, array.astype(np.float32), members, folds, weights, images, f1)
+
+
+def member_file(name: str) -> Path:
+    """Where a member's own answers go: its checkpoint's name without suffix, in a folder of its tree's where several vote."""
+    path = PurePosixPath(name)
+    tree = path.parent.parent.name
+    return Path("" if tree == ".." else tree) / path.stem
 
 
 def write_answers(path: Path, task: str, images: Sequence[str], answers: np.ndarray) -> None:
@@ -109,9 +119,10 @@ def write_prediction(
             file.write(rule.read_bytes())
     save(folder, probs)
     if len(probs.members) > 1:
-        (folder / "members").mkdir()
         for name, alone in zip(probs.members, member_answers(probs), strict=True):
-            write_answers(folder / "members" / f"{Path(name).stem}.csv", probs.task, probs.images, alone)
+            path = folder / "members" / f"{member_file(name)}.csv"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_answers(path, probs.task, probs.images, alone)
     for name, decided in voted.items():
         write_answers(folder / f"{name}.csv", probs.task, probs.images, decided)
         note = ""
@@ -138,7 +149,7 @@ def print_members(probs: ensemble.Probabilities, truth: np.ndarray) -> None:
         return
     alone = [metrics.score(probs.task, answers, truth) for answers in member_answers(probs)]
     for name, scores in zip(probs.members, alone, strict=True):
-        print(f"  {printable(Path(name).stem.partition('bs(')[0]):<60}  {scores.line()}")
+        print(f"  {printable(str(member_file(name)).partition('bs(')[0]):<60}  {scores.line()}")
     print(f"  mean macro F1 of the {len(alone)} members alone: {np.mean([scores.macro_f1 for scores in alone]):.4f}")
 
 

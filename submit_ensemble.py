@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Turn a tree of checkpoints into a submission: the best of each fold vote, with as many views as asked for."""
+"""Turn trees of checkpoints into a submission: the best of each fold vote, with as many views as asked for."""
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,36 +16,46 @@ if TYPE_CHECKING:
 
 
 def stored(settings: config.EnsembleSettings) -> tuple[str, ensemble.Probabilities, Path]:
-    """(name of the earlier prediction, its probabilities for this task and --top-k, its folder)."""
+    """(name of the earlier prediction, its probabilities for this task, --weights and --top-k, its folder)."""
     import submission
 
     folder = Path(settings.from_probs or "")
-    probs = submission.load(folder).answering(settings.task)
+    probs = submission.load(folder).answering(settings.task).weighted(settings.weights)
     return f"{folder.resolve().name}_again", probs.top(settings.top_k) if settings.top_k else probs, folder
 
 
 def predicted(settings: config.EnsembleSettings) -> tuple[str, ensemble.Probabilities, Path] | None:
-    """(name of the tree, probabilities of its members, the tree); of several processes that share the photographs, in the
-    first."""
-    import checkpoint
+    """(name of the trees, probabilities of their members, the tree that knows the task); of several processes that share
+    the photographs, in the first."""
     import dataset
     import members
     import processes
     import submission
+    import trees
 
     who = processes.from_environment()
-    tree = checkpoint.find_tree(settings.root)
+    found = trees.find(settings.root, settings.top_k or 3)
     views, transform = settings.tta or 1, settings.transform_type or "base"
-    voters = members.members_of(tree, settings.top_k or 3)
+    voters = [member for tree in found for member in tree.members]
     names, paths = dataset.read_eval(settings.data_root)
-    passes = f"{len(voters)} members x {views} views ({transform})"
-    if who.first:
-        print(f"tree: {utils.printable(tree)}: {passes} of {len(names)} photographs", flush=True)
+    lines = [f"tree: {utils.printable(tree.path)}: {len(tree.members)} members x {views} views ({transform}) of "
+             f"{len(names)} photographs" for tree in found]  # fmt: skip
     submission.truth_of(settings, names)  # refused before the long part, if it is to be refused
-    submission.rule_of(settings, tree)
-    probs = members.answer(voters, settings, transform, views, tree, names, paths, who)
+    home = next((tree for tree in found if tree.task in ("main", settings.task)), found[0])
+    if len(found) > 1 and settings.decision != "argmax":
+        raise utils.UserError(f"--decision {settings.decision}: a rule is one tree's own; use it with a single --root")
+    submission.rule_of(settings, home.path)
+    members.answering_together(voters, settings.task)
+    lines += trees.mixture(found, settings.task) if len(found) > 1 else []
+    weights, told = trees.fitted_weights(found, settings.task) if settings.weights == "oof" else ([], [])
+    if who.first:
+        print(*lines, *told, sep="\n", flush=True)
+    probs = members.answer(voters, settings, transform, views, home.path, names, paths, who)
+    if weights:
+        probs = dataclasses.replace(probs, weights=weights, f1=probs.weights)
     processes.leave(who)
-    return (tree.resolve().name, probs, tree) if who.first else None
+    name = found[0].path.resolve().name + (f"-and-{len(found) - 1}-more" if len(found) > 1 else "")
+    return (name, probs, home.path) if who.first else None
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,7 +12,7 @@ import pandas as pd
 
 import config
 import dataset
-from utils import UserError, atomic_write
+from utils import UserError, atomic_write, cell
 
 PARTS = ("mask", "gender", "ageg")  # the axes of 18 probabilities as [3, 2, 3]
 COLUMNS = ["kind", "person", "file", "given", "suggested", "evidence"]
@@ -129,7 +129,8 @@ def photo_suspects(table: pd.DataFrame, probabilities: np.ndarray) -> list[tuple
 def write_suspects(path: Path, suspects: pd.DataFrame) -> None:
     """suspects.csv, whole or not at all; evidence in nats with two decimals."""
     with atomic_write(path, "w") as file:
-        suspects.to_csv(file, index=False, float_format="%.2f")
+        named = suspects.assign(person=suspects["person"].map(cell), file=suspects["file"].map(cell))
+        named.to_csv(file, index=False, float_format="%.2f")
 
 
 # ---------------------------------------------------------------------------------------------------------- fixes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import os
@@ -242,7 +243,21 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"--device {name}: not usable here ({first}); try --device cpu or auto") from None
+    if device.type == "cpu":
+        keep_freed_memory()
     return device
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep large freed blocks for the next step, where it would give them back and have them cleared again.
+
+    Otherwise the system's clearing of pages is a third of a training step of EfficientNet-b3. Peak memory grows by a tenth.
+    """
+    mmap_max, trim_threshold = -4, -1  # of malloc.h
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, -1)
 
 
 def set_threads(threads: int | None) -> int:

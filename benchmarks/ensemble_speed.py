@@ -3,20 +3,21 @@
 
     python benchmarks/ensemble_speed.py input/data/train                       b3 at 224 px, about 4 minutes
 
-Sides, taking turns in one process, in passes of a photograph through a network (a photograph counts members x views):
+Sides, taking turns in one run, in passes of a photograph through a network (a photograph counts members x views):
 
 - real: engine.predict with the views that augmentation.view_plan gives for `tta`: files in, probabilities out. The start
   of its reading processes counts; building the networks does not.
 - limit: the same networks' forwards on resident tensors: channels last, native SiLU, inference mode, same batch.
 - plain: one decoding pass per member and view: a DataLoader without workers, torchvision's v1 transforms, normalised on
-  the CPU, efficientnet_pytorch with its defaults (memory-efficient swish, contiguous, float32), no_grad. Every pass
-  costs the same, so only --plain-passes of the 20 are timed in a turn.
+  the CPU, efficientnet_pytorch with its defaults (memory-efficient swish, contiguous, float32), no_grad; in
+  a process of its own. Every pass costs the same, so only --plain-passes of the 20 are timed in a turn.
 
 Weights are random: they do not change the speed.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -76,21 +77,23 @@ def bare(networks: list[nn.Module], size: int, views: int, images: int, compute:
     return side
 
 
-def plain(backbone: str, paths: list[str], size: int, passes: int, compute: engine.Compute) -> timing.Side:
+def plain(args: argparse.Namespace, paths: list[str]) -> timing.Side:
     """A decoding pass for each member and view."""
+    backbone, size, device = args.backbone, args.image_size, torch.device(args.device)
+    torch.set_num_threads(args.threads)
     if backbone in VALID_MODELS:
         network: Any = EfficientNet.from_name(backbone, num_classes=18)
     else:
         network = config.resolve(config.backbone_entry(backbone).target)(backbone, size)
-    network.to(compute.device)
+    network.to(device)
 
     @torch.no_grad()
     def side() -> int:
         network.eval()
-        for _ in range(passes):
-            for images in DataLoader(Files(paths, size), batch_size=compute.batch_size, num_workers=0):
-                network(images.to(compute.device)).softmax(1).cpu().numpy()
-        return passes * len(paths)
+        for _ in range(args.plain_passes):
+            for images in DataLoader(Files(paths, size), batch_size=args.batch_size, num_workers=0):
+                network(images.to(device)).softmax(1).cpu().numpy()
+        return args.plain_passes * len(paths)
 
     return side
 
@@ -106,13 +109,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--members", type=int, default=10)
     parser.add_argument("--views", type=int, default=2)
     parser.add_argument("--plain-passes", type=int, default=5)
+    parser.add_argument("--plain", action="store_true", help="serve as the plain side (the benchmark starts this itself)")
     args = parser.parse_args(argv)
+    found = dataset.read_train(args.root)["path"].tolist()
+    paths = (found[:: max(1, len(found) // args.images)] * args.images)[: args.images]
+    if args.plain:
+        timing.serve(plain(args, paths))
+        return 0
     device = utils.choose_device(args.device)
     utils.set_threads(args.threads)
     precision = engine.choose_precision(args.precision, device)
     compute = engine.Compute(device, precision, dataset.choose_workers(args.workers, device), args.batch_size)
-    found = dataset.read_train(args.root)["path"].tolist()
-    paths = (found[:: max(1, len(found) // args.images)] * args.images)[: args.images]
     names = [f"member {m}" for m in range(args.members)]
     networks = [models.place(models.build("VanillaEfficientNet", "main", args.backbone, args.image_size), device) for _ in names]
     views, plan = augmentation.view_plan([(name, "tta", args.image_size) for name in names], args.views, False)
@@ -122,14 +129,19 @@ def main(argv: list[str] | None = None) -> int:
         engine.predict(networks, plan, photos, ["main"], compute)
         return len(paths) * len(views)
 
-    sides = {
+    words = {"backbone": args.backbone, "image-size": args.image_size, "batch-size": args.batch_size, "images": args.images,
+             "plain-passes": args.plain_passes, "device": str(device), "threads": torch.get_num_threads()}  # fmt: skip
+    options = [word for name, value in words.items() for word in (f"--{name}", str(value))]
+    elsewhere = timing.Elsewhere([__file__, args.root, *options, "--plain"])
+    sides: dict[str, timing.Side] = {
         "real": real,
         "limit": bare(networks, args.image_size, args.views, len(paths), compute),
-        "plain": plain(args.backbone, paths, args.image_size, args.plain_passes, compute),
+        "plain": elsewhere,
     }
     bare(networks[:1], args.image_size, 1, len(paths), compute)()
-    plain(args.backbone, paths, args.image_size, 1, compute)()
+    elsewhere()
     seconds = timing.alternate(sides, args.rounds)
+    elsewhere.close()
     timing.show(
         f"{len(names)} x {args.backbone} at {args.image_size} px, {args.views} views, {precision} on {device}, "
         f"{torch.get_num_threads()} threads, {compute.workers} workers:", seconds, "passes", "limit",

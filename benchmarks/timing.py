@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
-import utils  # noqa: E402, F401  (before torch, whose threads it sets up)
+import utils  # noqa: E402  (before torch, whose threads it sets up)
 
 Side = Callable[[], int]  # does a turn's work and returns how many units (photographs, passes ...) it was
 
@@ -29,6 +30,34 @@ def alternate(sides: Mapping[str, Side], rounds: int) -> dict[str, float]:
             units = side()
             taken[name].append((time.perf_counter() - start) / units)
     return {name: statistics.median(seconds) for name, seconds in taken.items()}
+
+
+class Elsewhere:
+    """A side in a process of its own, which waits while the others have their turns: what the project does to its own
+    process (memory that is kept) must not help the sides it is compared with. The process runs `serve`."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.child = subprocess.Popen([sys.executable, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __call__(self) -> int:
+        assert self.child.stdin is not None
+        assert self.child.stdout is not None
+        self.child.stdin.write("go\n")
+        self.child.stdin.flush()
+        line = self.child.stdout.readline()
+        if not line:
+            raise utils.UserError(f"{' '.join(map(str, self.child.args))}: ended with {self.child.wait()}")  # type: ignore[arg-type]
+        return int(line)
+
+    def close(self) -> None:
+        """End the process."""
+        self.child.communicate()
+
+
+def serve(side: Side) -> None:
+    """Have a turn for every line on stdin, answering with its units."""
+    for _ in sys.stdin:
+        print(side(), flush=True)
 
 
 def show(title: str, seconds: Mapping[str, float], unit: str, limit: str) -> None:

@@ -4,7 +4,7 @@
     python benchmarks/training_speed.py input/data/train                       both networks below, about 4 minutes
     python benchmarks/training_speed.py input/data/train --device cuda --batches 100 --batch-size 256
 
-Sides, taking turns in one process (after a first turn or step that does not count):
+Sides, taking turns in one run (after a first turn or step that does not count):
 
 - real: engine.train_epoch over dataset.loader as train.py sets them up (crossval.prepare_fold), over --batches batches of
   files. Every turn is an epoch of its own, so that filling the pipeline counts in full, though a real epoch is far longer.
@@ -12,7 +12,8 @@ Sides, taking turns in one process (after a first turn or step that does not cou
   a GPU also with torch.compile and as a CUDA graph, in the real loop's precision; the fastest of them is the limit.
 - plain: as a tutorial has it: efficientnet_pytorch with its defaults (memory-efficient swish), float32, contiguous,
   torchvision's v1 transforms on Pillow images, a DataLoader without workers, loss.item() and scikit-learn's scores at
-  every step, Adam as it comes. EfficientNet-lite0 is not in that library: the project's network, contiguous.
+  every step, Adam as it comes, in a process of its own (whose threads wait as the project's do, which flatters it where
+  the machine has other work). EfficientNet-lite0 is not in that library: the project's network, contiguous.
 - resident (--resident): the real loop with photographs that lie decoded in memory: what a cache
   of decoded photographs could gain.
 
@@ -175,15 +176,17 @@ class Files(Dataset[tuple[Tensor, int]]):
         return self.transform(Image.open(self.paths[i]).convert("RGB")), self.labels[i]
 
 
-def plain(study: crossval.Study, backbone: str, size: int, batches: int) -> timing.Side:
+def plain(args: argparse.Namespace) -> timing.Side:
     """The loop of a tutorial."""
-    device, batch = study.compute.device, study.settings.batch_size
-    count = min(batches * batch, len(study.table))
-    photos = Files(study.table["path"].tolist()[:count], study.table["main"].tolist()[:count], size)
+    backbone, device, batch = args.backbone, torch.device(args.device), args.batch_size
+    torch.set_num_threads(args.threads)
+    table = dataset.read_train(args.root)
+    count = min(args.batches * batch, len(table))
+    photos = Files(table["path"].tolist()[:count], table["main"].tolist()[:count], args.image_size)
     if backbone in VALID_MODELS:
         network: Any = EfficientNet.from_name(backbone, num_classes=18)
     else:
-        network = config.resolve(config.backbone_entry(backbone).target)(backbone, size)
+        network = config.resolve(config.backbone_entry(backbone).target)(backbone, args.image_size)
     network.to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=0.001)
     criterion = nn.CrossEntropyLoss()
@@ -232,17 +235,20 @@ def measure(args: argparse.Namespace, backbone: str, size: int, batches: int) ->
     kinds = ("eager", "compiled", "graph") if compute.device.type == "cuda" else ("eager",)
     steps = {kind: bare_step(backbone, size, compute, kind) for kind in kinds}
     sides |= {f"bare step, {kind}": repeated(step, batches, compute) for kind, step in steps.items()}
-    sides["plain"] = plain(study, backbone, size, max(1, batches // 3))
+    words = {"backbone": backbone, "image-size": size, "batch-size": args.batch_size, "batches": max(1, batches // 3),
+             "device": str(compute.device), "threads": torch.get_num_threads()}  # fmt: skip
+    options = [word for name, value in words.items() for word in (f"--{name}", str(value))]
+    elsewhere = sides["plain"] = timing.Elsewhere([__file__, args.root, *options, "--plain"])
     if args.resident:
         sides["resident"] = Real(study, batches, resident=True)
     for step in steps.values():
         step()
-    plain(study, backbone, size, 1)()
-    for name in ("real", "resident"):
+    for name in ("real", "plain", "resident"):
         if name in sides:
             sides[name]()  # its workers start here
     real.seconds = real.loader.seconds = 0.0
     seconds = timing.alternate(sides, args.rounds)
+    elsewhere.close()
     best = min((name for name in seconds if name.startswith("bare")), key=lambda name: seconds[name])
     timing.show(
         f"{backbone} at {size} px, batch {args.batch_size}, {compute.precision} on {compute.device}, "
@@ -268,7 +274,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batches", type=int, help="batches of a turn (default: 3 for b3 and 24 for lite0)")
     parser.add_argument("--transform-type", default="random")
     parser.add_argument("--resident", action="store_true", help="also with photographs that lie decoded in memory")
+    parser.add_argument("--plain", action="store_true", help="serve as the plain side (the benchmark starts this itself)")
     args = parser.parse_args(argv)
+    if args.plain:
+        timing.serve(plain(args))
+        return 0
     cases = {args.backbone: (args.image_size, 3)} if args.backbone else CASES
     for backbone, (size, batches) in cases.items():
         measure(args, backbone, size, args.batches or batches)

@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-NETWORK = ("--backbone", "tiny", "--image-size", "32")
-SMALL = (*NETWORK, "--rounds", "1", "--workers", "0", "--threads", "1")
+LITE = ("--backbone", "efficientnet-lite0", "--image-size", "32")  # a side in another process does not know the tiny one
+SMALL = ("--rounds", "1", "--workers", "0", "--threads", "1")
 
 
 @pytest.mark.parametrize(
     ("script", "words", "said"),
     [
-        ("training_speed", (*SMALL, "--batches", "1", "--batch-size", "4", "--resident"), r"real / limit [\d.]+ +real / plain"),
+        ("training_speed", (*LITE, *SMALL, "--batches", "1", "--batch-size", "4", "--resident"), r"real / limit [\d.]+ +real"),
         ("loading_speed", ("--image-size", "32", "--images", "2", "--rounds", "1"), r"random [\d.]+ [\d.]+ +tta [\d.]+"),
-        ("ensemble_speed", (*SMALL, "--images", "2", "--members", "2", "--plain-passes", "1"), r"real / limit, in time [\d.]+"),
+        ("ensemble_speed", (*LITE, *SMALL, "--images", "2", "--members", "2", "--plain-passes", "1"), r"limit, in time [\d.]+"),
         ("memory", ("--image-size", "32", "--members", "1", "--images", "14"), r"ensemble of +1 over +14 .*\n.*training on +14 "),
-        ("growth", (*SMALL, "--images", "2", "--rows", "42", "70"), r"of 1x\n(.*\n)+ +70 rows, listing made up"),
+        ("growth", ("--backbone", "tiny", *SMALL, "--images", "2", "--rows", "42", "70"), r"of 1x\n(.*\n)+ +70 rows, listing"),
     ],
 )
 def test_a_benchmark_prints_its_ratios(
