@@ -42,6 +42,11 @@ def test_a_benchmark_compares_processes_with_python_alone(
     assert len(re.findall(r"[\d.]+ s +[\d.]+ x python -c pass", capsys.readouterr().out)) >= 3
 
 
+def test_what_keeping_the_state_costs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("state_cost", ("--backbone", "tiny", "--rounds", "1"), monkeypatch) == 0
+    assert re.search(r"state of tiny: .* s a write .*% of 60 s", capsys.readouterr().out)
+
+
 def run(script: str, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     code: int = runpy.run_path(str(BENCHMARKS / f"{script}.py"))["main"](list(words))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import pickle
 import re
@@ -10,6 +11,7 @@ import resource
 import shutil
 import signal
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -246,15 +248,21 @@ def test_a_machine_that_is_short_does_not_make_photographs_bad(
             read("x.jpg")
 
 
+def kill_children() -> None:
+    for child in multiprocessing.active_children():
+        child.kill()
+
+
 def kill_worker() -> None:
-    """Kill a process that reads, in the middle of an epoch."""
-    at_call(engine.Compute, "to_network", 5, lambda: os.kill(next(iter(children())), signal.SIGKILL))
+    """Kill the processes that read, in the middle of an epoch, while they have photographs to read."""
+    at_call(engine.Compute, "to_network", 4, kill_children)
+    plain = dataset.Photos.__getitem__
 
+    def slow(photos: dataset.Photos, key: tuple[int, int, int]) -> Any:
+        time.sleep(0.03)
+        return plain(photos, key)
 
-def children() -> set[int]:
-    import multiprocessing
-
-    return {child.pid for child in multiprocessing.active_children() if child.pid}
+    dataset.Photos.__getitem__ = slow  # type: ignore[method-assign]
 
 
 def test_a_killed_worker_is_named_and_the_run_goes_on_from_there(
