@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import csv
 import io
 import itertools
@@ -644,6 +645,9 @@ class Loader(DataLoader[Any]):
 
     def __iter__(self) -> Any:
         batches = super().__iter__()
+        if self.num_workers:
+            atexit.unregister(end_workers)
+            atexit.register(end_workers)
         if self.num_workers and hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         return batches
@@ -678,6 +682,14 @@ def loader(photos: Photos, batches: Batches, workers: int, device: torch.device)
         generator=torch.Generator(),
         worker_init_fn=start_worker,
     )
+
+
+def end_workers() -> None:
+    """At the program's end: workers that are still there do not heed the SIGTERM by which multiprocessing would end them,
+    and it would wait for them for ever."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def start_worker(worker: int) -> None:

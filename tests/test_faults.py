@@ -10,6 +10,8 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 import zipfile
@@ -567,3 +569,17 @@ def test_a_full_memory_names_the_batch_size_the_peak_and_what_is_free(
         submit_singular.main(alone)
     with pytest.raises(UserError, match=r"--batch-size 8 \(now 4\)"):
         train.main(words(root, tmp_path / "s", "--resume", "--batch-size", "4"))
+
+
+def test_a_program_ends_though_its_readers_are_still_there(train_root: Path) -> None:
+    """They ignore SIGTERM; whoever holds an exception's frames keeps them alive to the end."""
+    root = Path(__file__).parent.parent
+    code = f"""
+import sys, torch, augmentation, dataset
+paths = dataset.read_train({str(train_root)!r})['path'].tolist()
+photos = dataset.Photos(paths, paths, [augmentation.View(augmentation.forms('base', 16).valid)])
+sys.kept = iter(dataset.loader(photos, dataset.Batches(range(len(paths)), 8), 1, torch.device('cpu')))
+print(len(next(sys.kept)))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout.strip()) == (0, "3"), ended.stderr
