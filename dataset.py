@@ -527,11 +527,15 @@ class Photos(Dataset[tuple[torch.Tensor, list[torch.Tensor], bool]]):
                 less, form = augmentation.drawn(view.form)  # before decoding
                 if photo is None:
                     shrink = less if len(self.views) == 1 else 1
-                    photo = read_photo(self.paths[i], shrink)
+                    photo = self.read(i, shrink)
                 seen.append(form(photo, self.boxes.get(self.names[i])))
         # One that has the size of a half-decoded photograph needs no scaling where that was asked for.
         sizes = (config.PHOTO_SIZE, tuple(side // shrink for side in config.PHOTO_SIZE))
         return seen, photo is not None and photo.size not in sizes
+
+    def read(self, i: int, shrink: int) -> Image.Image:
+        """Photograph i, decoded smaller where that can be."""
+        return read_photo(self.paths[i], shrink)
 
     def __getitem__(self, key: tuple[int, int, int]) -> tuple[torch.Tensor, list[torch.Tensor], bool]:
         epoch, i, copy = key

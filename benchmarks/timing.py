@@ -50,13 +50,15 @@ class Elsewhere:
         return int(line)
 
     def close(self) -> None:
-        """End the process."""
-        self.child.communicate()
+        """End the process. Asked for in words: reading processes that were started since hold its stdin open too."""
+        self.child.communicate("stop\n")
 
 
 def serve(side: Side) -> None:
-    """Have a turn for every line on stdin, answering with its units."""
-    for _ in sys.stdin:
+    """Have a turn for every `go` on stdin, answering with its units."""
+    for line in sys.stdin:
+        if line != "go\n":
+            return
         print(side(), flush=True)
 
 
