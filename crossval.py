@@ -389,10 +389,10 @@ def train_fold(study: Study, number: int, clock: Clock, stop: StopSignal) -> Non
             warn(f"fold {number}: {len(absent)} classes are not among the held-out people ({absent[0]}, ...): "
                  "macro F1 leaves them out unless they are predicted")  # fmt: skip
         keeper = Keeper(study, fold, state, folder, stop)
-        loader = dataset.loader(fold.training, fold.batches, study.compute.workers, study.compute.device)
-        while state.epoch < s.epochs:
-            trained = train_epoch(study, fold, state, loader, keeper)
-            finish_epoch(study, fold, state, trained, keeper, clock)
+        with dataset.loader(fold.training, fold.batches, study.compute.workers, study.compute.device) as loader:
+            while state.epoch < s.epochs:
+                trained = train_epoch(study, fold, state, loader, keeper)
+                finish_epoch(study, fold, state, trained, keeper, clock)
         if study.writes:
             (folder / checkpoint.STATE).unlink(missing_ok=True)
 

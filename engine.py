@@ -187,24 +187,24 @@ def predict(
     indices = range(len(photos)) if indices is None else indices
     own = indices[compute.rank :: compute.world]
     batches = dataset.Batches(own, compute.batch_size)
-    loader = dataset.loader(photos, batches, compute.workers, compute.device)
     shape = (len(networks), len(plan[0]), len(own))
     answers = {t: torch.zeros(*shape, config.TASKS[t].outputs, device=compute.device) for t in tasks}
     for network in networks:
         network.eval()
     resized: list[str] = []
     done = 0
-    for pairs, views, scaled in progress(loader, label):
-        index = pairs[:, 0]
-        images = [compute.to_network(view) for view in views]
-        for m, (network, row) in enumerate(zip(networks, plan, strict=True)):
-            for v, which in enumerate(row):
-                with compute.autocast():
-                    outputs = network(images[which])
-                for task, array in answers.items():
-                    array[m, v, done : done + len(index)] = models.probabilities(outputs, task)
-        resized += [photos.names[i] for i in index[scaled].tolist()]
-        done += len(index)
+    with dataset.loader(photos, batches, compute.workers, compute.device) as loader:
+        for pairs, views, scaled in progress(loader, label):
+            index = pairs[:, 0]
+            images = [compute.to_network(view) for view in views]
+            for m, (network, row) in enumerate(zip(networks, plan, strict=True)):
+                for v, which in enumerate(row):
+                    with compute.autocast():
+                        outputs = network(images[which])
+                    for task, array in answers.items():
+                        array[m, v, done : done + len(index)] = models.probabilities(outputs, task)
+            resized += [photos.names[i] for i in index[scaled].tolist()]
+            done += len(index)
     warn_resized(resized)
     return gathered({task: array.cpu().numpy() for task, array in answers.items()}, len(indices), compute.world)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import support
 
+import charts
 import config
 import train
 import utils
@@ -17,6 +18,13 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(config.BACKBONES, "tiny", support.TINY)
     monkeypatch.setitem(config.BACKBONES, "tiny-resnet", support.TINY_RESNET)
     utils._warned.clear()
+
+
+@pytest.fixture(autouse=True)
+def _no_charts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run ends with a report, whose charts take longer than the tests' training: only the reports' own tests draw them."""
+    if request.module.__name__ != "test_report":
+        monkeypatch.setattr(charts, "drawn", lambda *_, **__: "<svg></svg>")
 
 
 @pytest.fixture(scope="session")

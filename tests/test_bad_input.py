@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import os
 import shutil
 import struct
@@ -267,6 +268,7 @@ def test_one_found_only_while_reading_stops_the_run_with_its_name(root: Path, tm
         run(root, tmp_path / "saved", "--workers", workers)
     assert str(caught.value).startswith(f"{path}: cannot be read as a photograph")
     assert "Traceback" not in str(caught.value)
+    assert not multiprocessing.active_children(), "left to the garbage collector, each would be waited for ten seconds"
 
 
 # ---------------------------------------------------------------------------------------------------- submissions

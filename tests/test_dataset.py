@@ -22,6 +22,8 @@ import config
 import dataset
 from utils import UserError, seeded
 
+CPU = torch.device("cpu")
+
 
 def test_one_row_per_photograph_whatever_its_extension_and_no_junk(train_root: Path) -> None:
     table = dataset.read_train(train_root)
@@ -231,8 +233,8 @@ def test_an_unreadable_photograph_is_named_also_by_a_worker(tmp_path: Path) -> N
     bad.write_text("no picture")
     photos = dataset.Photos(["bad.jpg"], [str(bad)], [augmentation.View(augmentation.forms("base", 32).valid)])
     for workers in (0, 1):
-        with pytest.raises(UserError) as caught:
-            list(dataset.loader(photos, dataset.Batches([0], 1), workers, torch.device("cpu")))
+        with pytest.raises(UserError) as caught, dataset.loader(photos, dataset.Batches([0], 1), workers, CPU) as loader:
+            list(loader)
         assert str(caught.value).startswith(str(bad))
         assert "Traceback" not in str(caught.value)
 
@@ -272,9 +274,9 @@ def photos_of(root: Path, transform: str = "random") -> dataset.Photos:
 
 def epoch_pixels(photos: dataset.Photos, epoch: int, workers: int) -> torch.Tensor:
     batches = dataset.Batches(range(20), 6, ("fold", 42, 0), least=2)
-    loader = dataset.loader(photos, batches, workers, torch.device("cpu"))
     batches.epoch = epoch
-    found = {int(i): pixels for pairs, views, _ in loader for i, pixels in zip(pairs[:, 0], views[0], strict=True)}
+    with dataset.loader(photos, batches, workers, CPU) as loader:
+        found = {int(i): pixels for pairs, views, _ in loader for i, pixels in zip(pairs[:, 0], views[0], strict=True)}
     return torch.stack([found[i] for i in range(20)])
 
 
@@ -293,11 +295,11 @@ def test_random_draws_do_not_hang_on_workers_but_on_the_epoch(train_root: Path) 
 def test_persistent_workers_see_each_new_epoch(train_root: Path) -> None:
     photos = photos_of(train_root)
     batches = dataset.Batches([3], 1)
-    loader = dataset.loader(photos, batches, 1, torch.device("cpu"))
     seen = []
-    for epoch in range(3):
-        batches.epoch = epoch
-        seen += [views[0] for _, views, _ in loader]
+    with dataset.loader(photos, batches, 1, CPU) as loader:
+        for epoch in range(3):
+            batches.epoch = epoch
+            seen += [views[0] for _, views, _ in loader]
     assert not torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[1], seen[2])
 
