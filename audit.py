@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
 
-import dataset
+import photographs
 from utils import UserError, progress, warn_counted
 
 NAMED = 5  # of the photographs that an error counts
@@ -19,7 +19,7 @@ def check_photos(names: Sequence[str], paths: Sequence[str], workers: int = 4) -
     Nothing is decoded: about a tenth of a millisecond each where the disk is warm. `workers` threads wait for a slow one.
     """
     with ThreadPoolExecutor(max(workers, 1)) as pool:
-        problems = progress(pool.map(dataset.photo_problem, paths), "checking photographs", len(paths))
+        problems = progress(pool.map(photographs.photo_problem, paths), "checking photographs", len(paths))
         return [(name, problem) for name, problem in zip(names, problems, strict=True) if problem]
 
 

@@ -80,7 +80,7 @@ class Crop:
 
     The draws and the pixels are those of torchvision's CenterCrop, RandomResizedCrop and Resize one after the other.
     Where a window is at least twice the network's size and the form `shrinks`, the photograph may come decoded at half
-    its size (JPEG's draft mode, dataset.read_photo), which saves a fifth of the decoding. No form does: at 96 px four
+    its size (JPEG's draft mode, photographs.read_photo), which saves a fifth of the decoding. No form does: at 96 px four
     folds of five scored lower with it, and whether by chance has not been measured yet.
     """
 

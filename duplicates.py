@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-import dataset
+import photographs
 from utils import UserError, atomic_write, cell, progress, usable_processors, warn_counted
 
 WIDTH, HEIGHT = 72, 96  # of the thumbnails
@@ -65,7 +65,7 @@ def read_thumbnails(paths: Sequence[str]) -> list[np.ndarray | None]:
 
     def read(path: str) -> np.ndarray | None:
         try:
-            photo = dataset.read_photo(path, 4)
+            photo = photographs.read_photo(path, 4)
         except UserError:
             return None
         return np.asarray(photo.convert("L").resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))

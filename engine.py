@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 import augmentation
 import config
 import dataset
+import loading
 import metrics
 import model as models
 import optim
@@ -193,7 +194,7 @@ def predict(
         network.eval()
     resized: list[str] = []
     done = 0
-    with dataset.loader(photos, batches, compute.workers, compute.device) as loader:
+    with loading.loader(photos, batches, compute.workers, compute.device) as loader:
         for pairs, views, scaled in progress(loader, label):
             index = pairs[:, 0]
             images = [compute.to_network(view) for view in views]

@@ -19,6 +19,7 @@ import engine
 import ensemble
 import model as models
 import processes
+import tables
 from utils import UserError, check_writable, warn, warn_counted
 
 
@@ -220,7 +221,7 @@ def run_members(
         member.found.weights.clear()  # mapped from the file: they would lie in memory a second time
     if boxes_csv is not None and "facecrop" not in used:
         raise UserError(f"--boxes {boxes_csv}: none of these checkpoints was trained with facecrop; leave --boxes out")
-    boxes = dataset.read_boxes(boxes_csv, names, paths) if boxes_csv else None
+    boxes = tables.read_boxes(boxes_csv, names, paths) if boxes_csv else None
     photos = dataset.Photos(names, paths, distinct, boxes)
     array = engine.predict(networks, plan, photos, [task], compute)[task]
     probs = ensemble.Probabilities(

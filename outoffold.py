@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 import config
-import dataset
 import ensemble
 import metrics
+import tables
 from utils import UserError, atomic_write, cell
 
 FILE = "oof.csv"
@@ -88,7 +88,7 @@ def read(tree: Path, task: str) -> tuple[pd.DataFrame, np.ndarray] | None:
     path = tree / FILE
     if not path.is_file():
         return None
-    whole = dataset.read_csv(path, ["file", "person", "fold", "mask", "gender", "age", "ageg", "main", *columns(task)])
+    whole = tables.read_csv(path, ["file", "person", "fold", "mask", "gender", "age", "ageg", "main", *columns(task)])
     try:
         numbers = whole.drop(columns=["file", "person"]).astype(float)
     except ValueError as error:

@@ -12,7 +12,7 @@ from typing import Any
 from unicodedata import category
 
 import config
-import dataset
+import photographs
 from utils import UserError
 
 THUMBNAIL = 96  # pixels of a small photograph's width
@@ -370,7 +370,7 @@ def span(part: Mapping[str, float]) -> str:
 def thumbnail(path: str | None) -> str:
     """A photograph as a small <img>, or an empty frame where it cannot be read any more."""
     try:
-        photo = dataset.read_photo(path or "")
+        photo = photographs.read_photo(path or "")
     except UserError:
         return '<span class="lost">no photograph</span>'
     photo.thumbnail((THUMBNAIL, 2 * THUMBNAIL))

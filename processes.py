@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch import nn
 
 import config
-import dataset
 import engine
+import loading
 import metrics
 from utils import RunError, Stopped, StopSignal, choose_device, set_threads, usable_processors
 
@@ -71,7 +71,7 @@ def compute_for(s: config.MachineSettings, batch_size: int, who: Processes, shar
     if device.type == "cuda" and device.index is None and who.world > 1:
         device = torch.device("cuda", who.local_rank % torch.cuda.device_count())
     set_threads(s.threads or max(1, usable_processors() // who.local_world))
-    workers = dataset.choose_workers(s.workers, device, who.local_world)
+    workers = loading.choose_workers(s.workers, device, who.local_world)
     together = (who.rank, who.world) if shared else (0, 1)
     return engine.Compute(device, engine.choose_precision(s.precision, device), workers, batch_size, *together)
 

@@ -32,7 +32,7 @@ NEAR = 3  # years on either side of a boundary between age groups
 def training_report(tree: Path, table: pd.DataFrame, oof: pd.DataFrame, extra: Mapping[str, Rows]) -> None:
     """Write report.json and, where matplotlib is installed, report.html into a tree.
 
-    table: a row per photograph as dataset.read_train reads it. oof: file, person, fold, mask, gender, age (years), ageg,
+    table: a row per photograph as tables.read_train reads it. oof: file, person, fold, mask, gender, age (years), ageg,
     main and p0 ... p{C-1}, or value for a regression. extra: title -> (name, value) rows, shown and stored as they are.
     """
     numbers = training_numbers(tree, oof)

@@ -12,6 +12,7 @@ import numpy as np
 import config
 import ensemble
 import metrics
+import tables
 from utils import UserError, atomic_write, new_folder, printable, read_arrays, reason, timestamp, warn
 
 PROBS = "probs.npz"
@@ -79,9 +80,8 @@ def truth_of(settings: config.PredictSettings, names: Sequence[str]) -> np.ndarr
     """The true answers of these photographs where --answers names them."""
     if settings.answers is None:
         return None
-    import dataset  # a vote without answers needs no torch
 
-    return dataset.read_answers(settings.answers, names, settings.task)
+    return tables.read_answers(settings.answers, names, settings.task)
 
 
 def rule_of(settings: config.PredictSettings, source: Path) -> ensemble.Rule | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import config
+import tables
 import utils
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ def stored(settings: config.EnsembleSettings) -> tuple[str, ensemble.Probabiliti
 def predicted(settings: config.EnsembleSettings) -> tuple[str, ensemble.Probabilities, Path] | None:
     """(name of the trees, probabilities of their members, the tree that knows the task); of several processes that share
     the photographs, in the first."""
-    import dataset
     import members
     import processes
     import submission
@@ -37,7 +37,7 @@ def predicted(settings: config.EnsembleSettings) -> tuple[str, ensemble.Probabil
     found = trees.find(settings.root, settings.top_k or 3)
     views, transform = settings.tta or 1, settings.transform_type or "base"
     voters = [member for tree in found for member in tree.members]
-    names, paths = dataset.read_eval(settings.data_root)
+    names, paths = tables.read_eval(settings.data_root)
     lines = [f"tree: {utils.printable(tree.path)}: {len(tree.members)} members x {views} views ({transform}) of "
              f"{len(names)} photographs" for tree in found]  # fmt: skip
     submission.truth_of(settings, names)  # refused before the long part, if it is to be refused

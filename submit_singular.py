@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import config
+import tables
 import utils
 
 
@@ -14,7 +15,6 @@ def main(argv: list[str] | None = None) -> int:
     settings = config.parse(config.SingularSettings, argv, "submit_singular.py", __doc__ or "").completed()
 
     import checkpoint
-    import dataset
     import ensemble
     import members
     import submission
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     if settings.model_type not in (None, info.model):
         raise utils.UserError(f"--model-type {settings.model_type}: {path} holds a {info.model}; leave the option out")
     member = members.Member(path.name, info, found)
-    names, paths = dataset.read_eval(settings.data_root)
+    names, paths = tables.read_eval(settings.data_root)
     truth = submission.truth_of(settings, names)
     tree = path.absolute().parent.parent
     rule = submission.rule_of(settings, tree)

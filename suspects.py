@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 import config
-import dataset
+import tables
 from utils import UserError, atomic_write, cell
 
 PARTS = ("mask", "gender", "ageg")  # the axes of 18 probabilities as [3, 2, 3]
@@ -137,13 +137,13 @@ def write_suspects(path: Path, suspects: pd.DataFrame) -> None:
 
 
 def apply_fixes(table: pd.DataFrame, path: str | Path) -> tuple[pd.DataFrame, dict[str, int]]:
-    """(the table of dataset.read_train with corrected labels, how many of each column were corrected).
+    """(the table of tables.read_train with corrected labels, how many of each column were corrected).
 
     The CSV has the columns (path, column, value): a person and its gender (male, female) or age (years), or a photograph
     and its mask (wear, incorrect, not_wear); or (image, mask). Codes do for names. Raises UserError for a row that names
     nobody, holds a wrong column or value, comes twice, or changes nothing.
     """
-    rows = dataset.read_csv(Path(path), ())
+    rows = tables.read_csv(Path(path), ())
     short = {"image", "mask"} <= set(rows.columns)
     if not short and not {"path", "column", "value"} <= set(rows.columns):
         raise UserError(f"{path}: its columns are {', '.join(rows.columns)}; expected path,column,value or image,mask")
@@ -152,7 +152,7 @@ def apply_fixes(table: pd.DataFrame, path: str | Path) -> tuple[pd.DataFrame, di
     seen: dict[tuple[str, str], int] = {}
     for number, row in enumerate(rows.to_dict("records"), start=2):
         words = (row["image"], "mask", row["mask"]) if short else (row["path"], row["column"], row["value"])
-        name, column, text = (dataset.nfc(str(word)).strip() for word in words)
+        name, column, text = (tables.nfc(str(word)).strip() for word in words)
         name, column = name.replace("\\", "/").removeprefix("./").rstrip("/"), column.lower()
         where = f"{path}: row {number}"
         if column not in ("gender", "age", "mask"):
@@ -170,7 +170,7 @@ def apply_fixes(table: pd.DataFrame, path: str | Path) -> tuple[pd.DataFrame, di
             raise UserError(f"{where}: changes nothing, the {column} of {name} is {text} already; correct or remove the row")
         fixed.iloc[own, fixed.columns.get_loc(field)] = value
         counts[column] += 1
-    return dataset.with_labels(fixed), dict(counts)
+    return tables.with_labels(fixed), dict(counts)
 
 
 def label_value(where: str, column: str, text: str) -> float:

@@ -12,11 +12,11 @@ import pandas as pd
 
 import checkpoint
 import config
-import dataset
 import ensemble
 import members
 import metrics
 import outoffold
+import tables
 from utils import UserError, printable
 
 ROUNDS = 20  # of greedy selection, after its start
@@ -79,7 +79,7 @@ def folds_of(tree: Tree) -> dict[str, str] | None:
     path = tree.path / "folds.csv"
     if not path.is_file():
         return None
-    table = dataset.read_csv(path, ["person", "fold"])
+    table = tables.read_csv(path, ["person", "fold"])
     return dict(zip(table["person"], table["fold"], strict=True))
 
 

@@ -34,7 +34,9 @@ import augmentation
 import config
 import dataset
 import engine
+import loading
 import model as models
+import tables
 import utils
 
 
@@ -111,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--plain-passes", type=int, default=5)
     parser.add_argument("--plain", action="store_true", help="serve as the plain side (the benchmark starts this itself)")
     args = parser.parse_args(argv)
-    found = dataset.read_train(args.root)["path"].tolist()
+    found = tables.read_train(args.root)["path"].tolist()
     paths = (found[:: max(1, len(found) // args.images)] * args.images)[: args.images]
     if args.plain:
         timing.serve(plain(args, paths))
@@ -119,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
     device = utils.choose_device(args.device)
     utils.set_threads(args.threads)
     precision = engine.choose_precision(args.precision, device)
-    compute = engine.Compute(device, precision, dataset.choose_workers(args.workers, device), args.batch_size)
+    compute = engine.Compute(device, precision, loading.choose_workers(args.workers, device), args.batch_size)
     names = [f"member {m}" for m in range(args.members)]
     networks = [models.place(models.build("VanillaEfficientNet", "main", args.backbone, args.image_size), device) for _ in names]
     views, plan = augmentation.view_plan([(name, "tta", args.image_size) for name in names], args.views, False)

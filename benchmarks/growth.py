@@ -6,8 +6,8 @@
 - Photographs, 1x, 4x and 16x as many (the same few files again and again under other names): an epoch of training and a
   prediction by engine.train_epoch and engine.predict, in turns, per photograph. The start of the reading processes counts,
   so that small numbers look a little dearer than they are.
-- Tables: dataset.read_train, dataset.assign_folds and the labels. Of 18,900 rows both the listing (real folders of empty
-  files) and the rest are timed; for 1,000,000 rows the listing is made up (dataset.list_photos is replaced by a function
+- Tables: tables.read_train, dataset.assign_folds and the labels. Of 18,900 rows both the listing (real folders of empty
+  files) and the rest are timed; for 1,000,000 rows the listing is made up (tables.list_photos is replaced by a function
   that gives the names), the train.csv is a real file.
 """
 
@@ -25,9 +25,12 @@ import timing
 
 import augmentation
 import config
-import crossval
 import dataset
 import engine
+import loading
+import prepare
+import tables
+import training
 import utils
 
 SHOTS = ("incorrect_mask", "mask1", "mask2", "mask3", "mask4", "mask5", "normal")
@@ -48,15 +51,15 @@ def write_table(root: Path, rows: list[tuple[str, str, int]]) -> None:
 
 
 def listing(rows: list[tuple[str, str, int]]) -> Callable[[Path, Path], pd.DataFrame]:
-    """Stands for dataset.list_photos."""
+    """Stands for tables.list_photos."""
     files = [(path, shot, f"images/{path}/{shot}.jpg") for path, _, _ in rows for shot in SHOTS]
     table = pd.DataFrame(files, columns=["person", "shot", "file"])
     return lambda root, images: table.assign(path=table["file"])
 
 
-def tables(folder: Path, small: int, large: int) -> None:
+def time_tables(folder: Path, small: int, large: int) -> None:
     """Print seconds per row of both tables."""
-    listed = dataset.list_photos
+    listed = tables.list_photos
     for rows, made_up in ((small, False), (small, True), (large, True)):
         who = people(-(-rows // len(SHOTS)))
         root = folder / f"table{rows}{made_up}"
@@ -66,16 +69,16 @@ def tables(folder: Path, small: int, large: int) -> None:
                 (root / "images" / path).mkdir()
                 for shot in SHOTS:
                     (root / "images" / path / f"{shot}.jpg").touch()
-        dataset.list_photos = listing(who) if made_up else listed  # type: ignore[assignment]
+        tables.list_photos = listing(who) if made_up else listed  # type: ignore[assignment]
         try:
             start = time.perf_counter()
-            table = dataset.read_train(root)
+            table = tables.read_train(root)
             read = time.perf_counter()
             dataset.assign_folds(table, 5, 42)
             dataset.label_tensors(table, ["main"])
             split = time.perf_counter()
         finally:
-            dataset.list_photos = listed
+            tables.list_photos = listed
         print(f"  {len(table):>9,} rows, {'listing made up' if made_up else 'files listed':<15}  read {read - start:6.2f} s  "
               f"split and labels {split - read:5.2f} s {1e6 * (split - start) / len(table):5.1f} us/row", flush=True)  # fmt: skip
 
@@ -93,8 +96,8 @@ def main(argv: list[str] | None = None) -> int:
         train_root=args.root, backbone=args.backbone, image_size=args.image_size, pretrained="none", cv=5, device=args.device,
         precision=args.precision, workers=args.workers, threads=args.threads,
     ).completed()  # fmt: skip
-    study, _ = crossval.set_up(settings)
-    fold = crossval.prepare_fold(study, 0)
+    study, _ = prepare.set_up(settings)
+    fold = training.prepare_fold(study, 0)
     view = augmentation.View(augmentation.forms("random", args.image_size).train, ("benchmark",))
     sides: dict[str, timing.Side] = {}
     for times in (1, 4, 16):
@@ -106,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
         labels = {task: values.repeat(count // len(values) + 1)[:count] for task, values in fold.labels.items()}
 
         def train(photos=photos, batches=batches, labels=labels) -> int:  # type: ignore[no-untyped-def]
-            loader = dataset.loader(photos, batches, study.compute.workers, study.compute.device)
+            loader = loading.loader(photos, batches, study.compute.workers, study.compute.device)
             engine.train_epoch(fold.learner, fold.recipe, loader, labels, "main", study.compute, 0)
             return len(photos)
 
@@ -123,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"  {name:<36} {1000 * each:8.3f} ms a photograph   {each / first:.3f} of 1x", flush=True)
     print("tables:")
     with tempfile.TemporaryDirectory() as name:
-        tables(Path(name), *args.rows)
+        time_tables(Path(name), *args.rows)
     return 0
 
 

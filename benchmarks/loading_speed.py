@@ -27,6 +27,7 @@ from torchvision import transforms
 import augmentation
 import config
 import dataset
+import tables
 import utils
 
 
@@ -72,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=150, help="photographs of a turn")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    found = dataset.read_train(args.root)["path"].tolist()
+    found = tables.read_train(args.root)["path"].tolist()
     paths = found[:: max(1, len(found) // args.images)][: args.images]
     for size in args.image_size:
         sides: dict[str, timing.Side] = {"decode": over(paths, lambda path: Image.open(path).convert("RGB"))}

@@ -23,8 +23,8 @@ import torch
 
 import checkpoint
 import config
-import dataset
 import model as models
+import tables
 import utils
 
 SHOTS = ("incorrect_mask", "mask1", "mask2", "mask3", "mask4", "mask5", "normal")
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--images", type=int, nargs="+", default=[3150, 12600])
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    found = dataset.read_train(args.root)["path"].tolist()
+    found = tables.read_train(args.root)["path"].tolist()
     sources = [str(Path(path).resolve()) for path in found[:: max(1, len(found) // 50)]]
     common = ["--device", "cpu", "--workers", "0"]
     least, most = min(args.images), max(args.members)

@@ -19,8 +19,9 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import dataset
 import duplicates
+import photographs
+import tables
 
 COPIES = 50
 
@@ -48,7 +49,7 @@ def plant(paths: list[str], people: list[str], shots: list[str], folder: Path, s
                and k not in planted and k not in sources]  # fmt: skip
         copy = draw.choice(fit)
         target = folder / f"copy{number}.jpg"
-        disguise(dataset.read_photo(os.path.realpath(paths[source])), number, draw).save(target, quality=draw.randint(40, 90))
+        disguise(photographs.read_photo(os.path.realpath(paths[source])), number, draw).save(target, quality=draw.randint(40, 90))
         planted[copy] = source
         paths[copy] = str(target)
     return planted
@@ -61,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--people", type=int, help="of the root's first people only")
     parser.add_argument("--seeds", type=int, default=1)
     args = parser.parse_args(argv)
-    table = dataset.read_train(args.root)
+    table = tables.read_train(args.root)
     table = table[table["person"].isin(table["person"].unique()[: args.people])]
     for seed in range(args.seeds):
         with tempfile.TemporaryDirectory() as folder:

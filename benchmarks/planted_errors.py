@@ -30,8 +30,8 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import checkpoint
 import config
-import dataset
 import suspects
+import tables
 
 PART = 0.05
 COLUMNS = [f"p{number}" for number in range(18)]
@@ -44,7 +44,7 @@ def read_tree(tree: Path, train_root: Path) -> pd.DataFrame:
         found = checkpoint.read_validation(folder, "main")
         if found is not None:
             parts.append(pd.DataFrame(found[1][-1], columns=COLUMNS).assign(file=found[0]))
-    return dataset.read_train(train_root).merge(pd.concat(parts), on="file")
+    return tables.read_train(train_root).merge(pd.concat(parts), on="file")
 
 
 def plant(table: pd.DataFrame, seed: int) -> list[tuple[str, str, str]]:
@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     results = []
     for oof, plan in zip(args.oof, args.planted, strict=True):
-        rows = dataset.read_csv(plan, ("path", "column", "value"))
+        rows = tables.read_csv(plan, ("path", "column", "value"))
         fixes = list(rows[["path", "column", "value"]].itertuples(index=False, name=None))
         results.append(judge(pd.read_csv(oof, dtype={"person": str}), fixes))
     if not args.oof:

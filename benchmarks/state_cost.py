@@ -2,7 +2,7 @@
 
 A learner as train.py has it (VanillaEfficientNet on --backbone, Adam after one step on random pixels, so that the
 optimizer's state is there) is written by `checkpoint.write_state`, flush to the disk included, --rounds times. Inside an
-epoch that happens every crossval.SAVE_SECONDS at most; training waits for it. Printed: the median and the slowest.
+epoch that happens every training.SAVE_SECONDS at most; training waits for it. Printed: the median and the slowest.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import timing
 import torch
 
 import checkpoint
-import crossval
 import engine
 import model
 import optim
+import training
 
 
 def learner(backbone: str, image_size: int) -> engine.Learner:
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
             taken.append(time.perf_counter() - start)
         size = (Path(name) / checkpoint.STATE).stat().st_size / 2**20
     each, worst = statistics.median(taken), max(taken)
-    every = crossval.SAVE_SECONDS
+    every = training.SAVE_SECONDS
     print(f"state of {args.backbone}: {size:.0f} MiB, {each:.2f} s a write (slowest {worst:.2f} s): "
           f"{each / every:.2%} of {every:.0f} s (slowest {worst / every:.2%})")  # fmt: skip
     return 0

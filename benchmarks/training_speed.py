@@ -6,7 +6,7 @@
 
 Sides, taking turns in one run (after a first turn or step that does not count):
 
-- real: engine.train_epoch over dataset.loader as train.py sets them up (crossval.prepare_fold), over --batches batches of
+- real: engine.train_epoch over loading.loader as train.py sets them up (training.prepare_fold), over --batches batches of
   files. Every turn is an epoch of its own, so that filling the pipeline counts in full, though a real epoch is far longer.
 - limit: forward, loss, backward, step on one batch that lies on the device, channels last, native SiLU, fused Adam; on
   a GPU also with torch.compile and as a CUDA graph, in the real loop's precision; the fastest of them is the limit.
@@ -42,12 +42,16 @@ from torchvision import transforms
 
 import augmentation
 import config
-import crossval
 import dataset
 import engine
+import loading
 import loss
 import model as models
 import optim
+import photographs
+import prepare
+import tables
+import training
 import utils
 
 CASES = {"efficientnet-b3": (224, 3), "efficientnet-lite0": (96, 24)}  # image size, batches a turn
@@ -76,7 +80,7 @@ class Resident(dataset.Photos):
     """Photographs that were decoded before."""
 
     def keep(self, indices: list[int]) -> None:
-        self.decoded = {i: dataset.read_photo(self.paths[i]) for i in set(indices)}
+        self.decoded = {i: photographs.read_photo(self.paths[i]) for i in set(indices)}
 
     def read(self, i: int, shrink: int) -> Image.Image:
         return self.decoded[i]
@@ -85,9 +89,9 @@ class Resident(dataset.Photos):
 class Real:
     """The project's own training loop, a turn an epoch."""
 
-    def __init__(self, study: crossval.Study, batches: int, resident: bool = False) -> None:
+    def __init__(self, study: prepare.Study, batches: int, resident: bool = False) -> None:
         self.compute = study.compute
-        self.fold = crossval.prepare_fold(study, 0)
+        self.fold = training.prepare_fold(study, 0)
         size = study.settings.batch_size
         wanted = self.fold.batches.indices
         indices = (wanted * (batches * size // len(wanted) + 1))[: batches * size]
@@ -96,7 +100,7 @@ class Real:
             photos = Resident(photos.names, photos.paths, photos.views)
             photos.keep(indices)
         self.batches = dataset.Batches(indices, size, ("benchmark",), least=2)
-        self.loader = Waiting(dataset.loader(photos, self.batches, self.compute.workers, self.compute.device))
+        self.loader = Waiting(loading.loader(photos, self.batches, self.compute.workers, self.compute.device))
         self.task, self.seconds = study.settings.task, 0.0
 
     def __call__(self) -> int:
@@ -180,7 +184,7 @@ def plain(args: argparse.Namespace) -> timing.Side:
     """The loop of a tutorial."""
     backbone, device, batch = args.backbone, torch.device(args.device), args.batch_size
     torch.set_num_threads(args.threads)
-    table = dataset.read_train(args.root)
+    table = tables.read_train(args.root)
     count = min(args.batches * batch, len(table))
     photos = Files(table["path"].tolist()[:count], table["main"].tolist()[:count], args.image_size)
     if backbone in VALID_MODELS:
@@ -228,7 +232,7 @@ def measure(args: argparse.Namespace, backbone: str, size: int, batches: int) ->
         transform_type=args.transform_type, device=args.device, precision=args.precision, workers=args.workers,
         threads=args.threads,
     ).completed()  # fmt: skip
-    study, _ = crossval.set_up(settings)
+    study, _ = prepare.set_up(settings)
     compute = study.compute
     real = Real(study, batches)
     sides: dict[str, timing.Side] = {"real": real}

@@ -34,6 +34,8 @@ import ensemble
 import metrics
 import model
 import outoffold
+import photographs
+import tables
 from facecrop import Box, find_face
 from utils import UserError, atomic_write, run_script, seeded
 
@@ -292,7 +294,7 @@ def portrait(table: pd.DataFrame) -> Image.Image:
     """The first person without a mask (else the first photograph), in the frame. Raises UserError."""
     bare = table[table["shot"] == "normal"]
     row = (table if bare.empty else bare).iloc[0]
-    return ImageOps.fit(dataset.read_photo(row["path"]), config.PHOTO_SIZE)
+    return ImageOps.fit(photographs.read_photo(row["path"]), config.PHOTO_SIZE)
 
 
 def centred(side: float, about: Square) -> Square:
@@ -529,7 +531,7 @@ def read_result(tree: Path, table: pd.DataFrame) -> Result:
 def read_curve(path: Path) -> np.ndarray:
     """Macro F1 of each epoch from a history.csv. Raises UserError."""
     try:
-        return dataset.read_csv(path, ("epoch", "macro_f1"))["macro_f1"].to_numpy(float)
+        return tables.read_csv(path, ("epoch", "macro_f1"))["macro_f1"].to_numpy(float)
     except ValueError:
         raise UserError(f"{path}: its macro_f1 holds something else than numbers; train the fold again") from None
 
@@ -661,7 +663,7 @@ def main(argv: list[str] | None = None) -> int:
     if not draw.keys() >= set(args.only):
         if not args.data.is_dir():
             raise UserError(f"--data {args.data}: no such folder; run make demo first, or name a training folder")
-        table = dataset.read_train(args.data / "train" if (args.data / "train").is_dir() else args.data)
+        table = tables.read_train(args.data / "train" if (args.data / "train").is_dir() else args.data)
         draw["split"] = partial(draw_split, table)
         if "transforms" in args.only:
             draw["transforms"] = partial(draw_transforms, portrait(table))

@@ -35,6 +35,7 @@ import config
 import crossval
 import engine
 import train
+import training
 
 STAGES = ("before the first step", "within an epoch", "validating", "writing a checkpoint", "writing the validation",
           "writing the state", "deleting the displaced", "closing")  # fmt: skip
@@ -58,7 +59,7 @@ def watch(stage: Any, owner: Any, name: str, inside: int, after: int) -> None:
 def child(words: list[str], stage: Any, save_seconds: float) -> None:
     """A training process: silent, its stage told to the parent."""
     config.BACKBONES["tiny"] = support.TINY
-    crossval.SAVE_SECONDS = save_seconds
+    training.SAVE_SECONDS = save_seconds
     watch(stage, engine, "predict", 2, 1)
     watch(stage, checkpoint, "write", 3, 1)
     watch(stage, checkpoint, "write_validation", 4, 1)

@@ -32,10 +32,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import checkpoint
 import config
-import dataset
 import ensemble
 import members
+import photographs
 import submission
+import tables
 from utils import UserError
 
 SLOW = 120  # seconds after which a thousand cases count as hanging
@@ -118,7 +119,7 @@ def saved(save: Callable[[io.BytesIO], object]) -> bytes:
     return buffer.getvalue()
 
 
-def tables(folder: Path) -> list[Reader]:
+def table_readers(folder: Path) -> list[Reader]:
     """train.csv and info.csv."""
     head = "id,gender,race,age,path\n"
     rows = "000001,female,Asian,45,000001_female_Asian_45\n000002,male,Asian,20.0,000002_male_Asian_20\n"
@@ -131,7 +132,7 @@ def tables(folder: Path) -> list[Reader]:
 
     def check_people(data: bytes) -> None:
         (folder / "train.csv").write_bytes(data)
-        table = dataset.read_people(folder / "train.csv")
+        table = tables.read_people(folder / "train.csv")
         assert table["person"].is_unique
         assert table["person"].str.len().min() > 0
         assert table["gender"].isin([0, 1]).all()
@@ -140,7 +141,7 @@ def tables(folder: Path) -> list[Reader]:
 
     def check_info(data: bytes) -> None:
         (folder / "info.csv").write_bytes(data)
-        found, paths = dataset.read_eval(str(folder))
+        found, paths = tables.read_eval(str(folder))
         assert len(found) == len(set(paths)) == len(paths) > 0
         assert all(Path(path).parent == folder / "images" for path in paths)
 
@@ -166,8 +167,8 @@ def images(folder: Path) -> list[Reader]:
 
     def check(data: bytes) -> None:
         (folder / "a.jpg").write_bytes(data)
-        problem = dataset.photo_problem(str(folder / "a.jpg"))
-        photo = dataset.read_photo(str(folder / "a.jpg"))
+        problem = photographs.photo_problem(str(folder / "a.jpg"))
+        photo = photographs.read_photo(str(folder / "a.jpg"))
         assert not problem, "the quick check refuses what the reader takes"
         assert photo.mode == "RGB"
         assert len(photo.tobytes()) == 3 * photo.width * photo.height > 0
@@ -244,7 +245,7 @@ def predictions(folder: Path) -> list[Reader]:
 def readers(folder: Path) -> list[Reader]:
     """All readers, each in a folder of its own."""
     made: list[Reader] = []
-    for make in (tables, images, checkpoints, predictions):
+    for make in (table_readers, images, checkpoints, predictions):
         (folder / make.__name__).mkdir()
         made += make(folder / make.__name__)
     return made

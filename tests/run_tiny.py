@@ -16,9 +16,9 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 import config  # noqa: E402
-import crossval  # noqa: E402
 import submit_ensemble  # noqa: E402
 import train  # noqa: E402
+import training  # noqa: E402
 import utils  # noqa: E402
 
 
@@ -47,6 +47,6 @@ def register() -> None:
 if __name__ == "__main__":
     register()
     torch.set_num_threads(1)
-    crossval.SAVE_SECONDS = float(os.environ.get("SAVE_SECONDS", crossval.SAVE_SECONDS))
+    training.SAVE_SECONDS = float(os.environ.get("SAVE_SECONDS", training.SAVE_SECONDS))
     script = {"train.py": train, "submit_ensemble.py": submit_ensemble}[sys.argv.pop(1)]
     sys.exit(utils.run_script(script.main, "train.py"))

@@ -12,10 +12,10 @@ import support
 from PIL import Image, ImageOps
 
 import config
-import crossval
-import dataset
 import duplicates
+import prepare
 import suspects
+import tables
 import train
 from utils import UserError
 
@@ -29,7 +29,7 @@ def answered(people: int = 80, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray]
     table = pd.DataFrame(rows, columns=["person", "shot", "years", "gender"])
     table["file"] = table["person"] + "/" + table["shot"] + ".jpg"
     table["mask"] = table["shot"].map({"incorrect_mask": 1, "normal": 2}).fillna(0).astype(int)
-    table = dataset.with_labels(table)
+    table = tables.with_labels(table)
     logits = draw.normal(0, 1, (len(table), 18)) + 3 * np.eye(18)[table["main"]]
     return table, np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
 
@@ -47,7 +47,7 @@ def test_planted_errors_come_first() -> None:
     wrong.loc[wrong["person"].isin(genders), "gender"] ^= 1
     moved = wrong["person"].isin(swapped) & (wrong["mask"] > 0)
     wrong.loc[moved, "mask"] = 3 - wrong.loc[moved, "mask"]
-    found = suspects.label_suspects(dataset.with_labels(wrong), probabilities)
+    found = suspects.label_suspects(tables.with_labels(wrong), probabilities)
     assert found["evidence"].is_monotonic_decreasing
     assert set(found[found["kind"] == "gender"]["person"][:3]) == set(genders)
     masks = found[found["kind"] == "mask"][:4]
@@ -70,7 +70,7 @@ def test_a_group_away_is_more_suspicious_than_a_year_away() -> None:
         own = (table["person"] == person).to_numpy()
         table.loc[own, "years"] = years
         probabilities[own] = 0.9 * np.eye(18)[old[own]] + 0.1 / 18
-    found = suspects.label_suspects(dataset.with_labels(table), probabilities)
+    found = suspects.label_suspects(tables.with_labels(table), probabilities)
     evidence = found[found["kind"] == "age"].set_index("person")["evidence"]
     assert evidence.index[0] == "003"
     assert evidence.get("002", 0.0) < evidence["003"] / 2
@@ -101,7 +101,7 @@ def fixes(folder: Path, *lines: str) -> str:
 
 
 def test_fixes_change_every_label_that_hangs_on_them(train_root: Path, tmp_path: Path) -> None:
-    table = dataset.read_train(train_root)
+    table = tables.read_train(train_root)
     lines = ("000001_female_Asian_20,gender,male", "000001_female_Asian_20,age,61", "000002_male_Asian_61,age,29.4")
     fixed, counts = suspects.apply_fixes(table, fixes(tmp_path, "path,column,value,note", *(f"{line},x" for line in lines)))
     assert counts == {"gender": 1, "age": 2}
@@ -116,7 +116,7 @@ def test_fixes_change_every_label_that_hangs_on_them(train_root: Path, tmp_path:
 
 @pytest.mark.parametrize("form", ["short", "long", "codes"])
 def test_mask_fixes_take_single_photographs(form: str, train_root: Path, tmp_path: Path) -> None:
-    table = dataset.read_train(train_root)
+    table = tables.read_train(train_root)
     own = table[table["person"] == "000003_female_Asian_45"].set_index("shot")["file"]
     names = (own["incorrect_mask"], own["normal"].removeprefix("images/"))  # both spellings of a file
     values = ("2", "1") if form == "codes" else ("not_wear", "incorrect")
@@ -154,7 +154,7 @@ REFUSED = (
 def test_a_fix_that_would_do_nothing_or_harm_is_refused(
     lines: tuple[str, ...], message: str, train_root: Path, tmp_path: Path
 ) -> None:
-    table = dataset.read_train(train_root)
+    table = tables.read_train(train_root)
     lines = tuple(line.replace(f"{P}/mask1.jpg", f"{P}/{mask1(table)}") for line in lines)
     with pytest.raises(UserError, match=rf"fixes\.csv: .*{message}"):
         suspects.apply_fixes(table, fixes(tmp_path, *lines))
@@ -167,12 +167,12 @@ def mask1(table: pd.DataFrame) -> str:
 
 @pytest.mark.parametrize("cv", [1, 4])
 def test_fixes_do_not_move_a_fold(cv: int, train_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    table = dataset.read_train(train_root)
+    table = tables.read_train(train_root)
     lines = [f"{row.person},gender,{config.GENDERS[1 - row.gender]}" for row in table.drop_duplicates("person").itertuples()]
     settings = config.TrainSettings(train_root=str(train_root), cv=cv)
-    before = crossval.load_table(settings)[0]
+    before = prepare.load_table(settings)[0]
     path = fixes(tmp_path, "path,column,value", *lines[:5], "000003_female_Asian_45,age,20")
-    after = crossval.load_table(config.TrainSettings(train_root=str(train_root), cv=cv, label_fixes=path))[0]
+    after = prepare.load_table(config.TrainSettings(train_root=str(train_root), cv=cv, label_fixes=path))[0]
     assert (before["file"] == after["file"]).all()
     assert (before["fold"] == after["fold"]).all()
     assert (before["gender"] != after["gender"]).sum() == 5 * 7

@@ -23,13 +23,16 @@ import audit
 import augmentation
 import checkpoint
 import config
-import crossval
 import dataset
 import ensemble
+import loading
 import members
+import photographs
+import prepare
 import submission
 import submit_ensemble
 import submit_singular
+import tables
 import train
 import utils
 from utils import UserError
@@ -49,12 +52,12 @@ def photo(size: tuple[int, int] = (40, 56)) -> Image.Image:
 def read(path: Path, data: bytes | None = None) -> Image.Image:
     if data is not None:
         path.write_bytes(data)
-    return dataset.read_photo(str(path))
+    return photographs.read_photo(str(path))
 
 
 def refused(path: Path, match: str = "cannot be read as a photograph") -> str:
     with pytest.raises(UserError, match=match) as caught:
-        dataset.read_photo(str(path))
+        photographs.read_photo(str(path))
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -72,9 +75,9 @@ def test_a_photograph_cut_off_anywhere_is_refused(tmp_path: Path, kind: str, sav
         path.write_bytes(whole[:length])
         refused(path)
         if length > len(whole) - 30:
-            assert dataset.photo_problem(str(path)), "the quick check must see it too"
+            assert photographs.photo_problem(str(path)), "the quick check must see it too"
     assert read(path, whole).size == (16, 24)
-    assert not dataset.photo_problem(str(path))
+    assert not photographs.photo_problem(str(path))
 
 
 def test_a_cut_jpeg_filled_up_with_zeros_or_holding_a_whole_thumbnail_is_refused(tmp_path: Path) -> None:
@@ -86,7 +89,7 @@ def test_a_cut_jpeg_filled_up_with_zeros_or_holding_a_whole_thumbnail_is_refused
     for data in (whole[:-2], whole[: len(whole) * 2 // 3] + bytes(len(whole) // 3)):
         path.write_bytes(data)
         refused(path)
-        assert dataset.photo_problem(str(path))
+        assert photographs.photo_problem(str(path))
     assert read(path, whole + b"\0\0 what a telephone appends").size == (40, 56)
 
 
@@ -235,7 +238,7 @@ def test_skipping_keeps_everybodys_fold_and_drops_who_has_none_left(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = config.TrainSettings(train_root=str(root), cv=2)
-    before = crossval.load_table(settings)[0].drop_duplicates("person").set_index("person")["fold"]
+    before = prepare.load_table(settings)[0].drop_duplicates("person").set_index("person")["fold"]
     damage(root, 0, *support.SHOTS)
     damage(root, 2, "mask3", "normal")
     assert run(root, tmp_path / "saved", "--skip-bad-images") == 0
@@ -250,7 +253,7 @@ def test_skipping_keeps_everybodys_fold_and_drops_who_has_none_left(
 
 def test_a_fold_that_loses_everybody_is_refused(root: Path, tmp_path: Path) -> None:
     settings = config.TrainSettings(train_root=str(root), cv=6)
-    folds = crossval.load_table(settings)[0].drop_duplicates("person")["fold"].tolist()
+    folds = prepare.load_table(settings)[0].drop_duplicates("person")["fold"].tolist()
     damage(root, 3, *support.SHOTS)
     with pytest.raises(UserError, match=f"--skip-bad-images: nobody is left on one side of fold {folds[3]}"):
         run(root, tmp_path / "saved", "--cv", "6", "--skip-bad-images")
@@ -263,7 +266,7 @@ def test_one_found_only_while_reading_stops_the_run_with_its_name(root: Path, tm
     middle = data.index(b"IDAT") + 60
     data[middle : middle + 40] = bytes(40)  # header and end are in order
     path.write_bytes(data)
-    assert not dataset.photo_problem(str(path))
+    assert not photographs.photo_problem(str(path))
     with pytest.raises(UserError) as caught:
         run(root, tmp_path / "saved", "--workers", workers)
     assert str(caught.value).startswith(f"{path}: cannot be read as a photograph")
@@ -352,7 +355,7 @@ ROWS = "1,female,Asian,20,000001_female_Asian_20\n2,male,Asian,61,000002_male_As
 def people(tmp_path: Path, data: str | bytes) -> list[tuple[str, int, float]]:
     path = tmp_path / "train.csv"
     path.write_bytes(data if isinstance(data, bytes) else data.encode())
-    return [(p, int(g), float(y)) for p, g, y in dataset.read_people(path).itertuples(index=False)]
+    return [(p, int(g), float(y)) for p, g, y in tables.read_people(path).itertuples(index=False)]
 
 
 GOOD = [("000001_female_Asian_20", 1, 20.0), ("000002_male_Asian_61", 0, 61.0)]
@@ -417,7 +420,7 @@ def test_bad_tables_are_refused_by_file_row_and_remedy(tmp_path: Path, data: str
 @pytest.mark.parametrize("name", ["train.csv", "info.csv"])
 def test_a_table_that_is_there_but_cannot_be_read_is_not_passed_over(root: Path, tmp_path: Path, name: str) -> None:
     folder = root if name == "train.csv" else support.make_eval(tmp_path / "eval", 2)
-    read_root = dataset.read_train if name == "train.csv" else lambda where: dataset.read_eval(str(where))
+    read_root = tables.read_train if name == "train.csv" else lambda where: tables.read_eval(str(where))
     for make in (os.mkfifo, lambda path: os.symlink("gone", path), os.mkdir):
         if (folder / name).is_dir():
             (folder / name).rmdir()
@@ -433,14 +436,14 @@ def test_folders_and_rows_that_miss_each_other(root: Path, capsys: pytest.Captur
     lines = table.read_text().splitlines(keepends=True)
     table.write_text("".join([*lines[:2], "\n", *lines[3:]]))
     next((root / "images" / "000001_female_Asian_20").glob("mask1.*")).unlink()
-    read_back = dataset.read_train(root)
+    read_back = tables.read_train(root)
     assert read_back["person"].nunique() == 5
     err = capsys.readouterr().err
     assert "people left out, train.csv has no row for them: 1 (the first: '000002_male_Asian_61')" in err
     assert "people with fewer than 7 photographs: 1" in err
     shutil.rmtree(root / "images" / "003397_male_Asian_19")
     with pytest.raises(UserError, match=r"train.csv: row 5: .*003397_male_Asian_19 is not there .*restore"):
-        dataset.read_train(root)
+        tables.read_train(root)
 
 
 def test_one_name_in_two_unicode_forms_is_refused(tmp_path: Path) -> None:
@@ -450,13 +453,13 @@ def test_one_name_in_two_unicode_forms_is_refused(tmp_path: Path) -> None:
     except FileExistsError:
         pytest.skip("this file system takes both for one")
     with pytest.raises(UserError, match=r"train.csv: row 3: the path .* is that of row 2 too"):
-        dataset.read_people(root / "train.csv")
+        tables.read_people(root / "train.csv")
     with pytest.raises(UserError, match="same name in another Unicode form"):
-        dataset.list_photos(root, root / "images")
+        tables.list_photos(root, root / "images")
     shutil.rmtree(root / "images" / f"{names[0]}_male_Asian_20")
     lines = (root / "train.csv").read_text().splitlines(keepends=True)
     (root / "train.csv").write_text("".join(lines[:2]))
-    assert dataset.read_train(root)["person"].unique().tolist() == [f"{names[0]}_male_Asian_20"]
+    assert tables.read_train(root)["person"].unique().tolist() == [f"{names[0]}_male_Asian_20"]
 
 
 @pytest.mark.parametrize(
@@ -473,12 +476,12 @@ def test_one_name_in_two_unicode_forms_is_refused(tmp_path: Path) -> None:
 )
 def test_bad_info_csv_is_refused_by_row(tmp_path: Path, data: str, told: str) -> None:
     root = support.make_eval(tmp_path / "eval", 2)
-    names = dataset.read_eval(str(root))[0]
+    names = tables.read_eval(str(root))[0]
     (root / "info.csv").write_text(data.format(*names))
     with pytest.raises(UserError, match=f"info.csv: .*{told}"):
-        dataset.read_eval(str(root))
+        tables.read_eval(str(root))
     (root / "info.csv").write_text("ImageID;ans\r\n" + "".join(f'"{name}";0\r\n' for name in names))
-    assert dataset.read_eval(str(root))[0] == names
+    assert tables.read_eval(str(root))[0] == names
 
 
 def test_image_ids_are_given_back_exactly_as_info_csv_spells_them(tmp_path: Path) -> None:
@@ -486,7 +489,7 @@ def test_image_ids_are_given_back_exactly_as_info_csv_spells_them(tmp_path: Path
     spelt = unicodedata.normalize("NFD", "=가 나.jpg")
     support.paint(root / "images" / unicodedata.normalize("NFC", spelt), 1)
     (root / "info.csv").write_text(f"ImageID,ans\n{spelt},0\n")
-    names, paths = dataset.read_eval(str(root))
+    names, paths = tables.read_eval(str(root))
     assert names == [spelt]
     assert Path(paths[0]).is_file()
     submission.write_answers(tmp_path / "out.csv", "main", names, np.array([3]))
@@ -498,10 +501,10 @@ def test_answers_that_are_no_class_are_refused_by_row(tmp_path: Path, bad: str) 
     path = tmp_path / "answers.csv"
     path.write_text(f"ImageID,ans\na,3\nb,{bad}\n")
     with pytest.raises(UserError, match="answers.csv: row 3: ans"):
-        dataset.read_answers(str(path), ["a", "b"], "mask")
+        tables.read_answers(str(path), ["a", "b"], "mask")
     path.write_text("ImageID,ans\na,3\na,4\n")
     with pytest.raises(UserError, match="row 3: 'a' has another answer"):
-        dataset.read_answers(str(path), ["a"], "main")
+        tables.read_answers(str(path), ["a"], "main")
 
 
 # ------------------------------------------------------------------------------------------------ untrusted names
@@ -554,13 +557,13 @@ def test_a_name_that_is_no_text_is_refused_and_a_path_that_is_none_does_no_harm(
     folder.mkdir()
     shutil.copy(photo_file, folder)
     with pytest.raises(UserError, match=r"\\udcff.*not UTF-8; rename it"):
-        dataset.read_train(root)
+        tables.read_train(root)
 
 
 def test_a_photograph_of_any_size_reaches_the_network(tmp_path: Path) -> None:
     path = tmp_path / "tiny.png"
     Image.new("RGB", (1, 1), "red").save(path)
     photos = dataset.Photos(["a"], [str(path)], [augmentation.View(augmentation.forms("base", 32).valid)])
-    (_, views, scaled), = list(dataset.loader(photos, dataset.Batches([0], 1), 0, torch.device("cpu")))  # fmt: skip
+    (_, views, scaled), = list(loading.loader(photos, dataset.Batches([0], 1), 0, torch.device("cpu")))  # fmt: skip
     assert views[0].shape == (1, 32, 32, 3)
     assert bool(scaled[0])

@@ -20,20 +20,23 @@ from torchvision.transforms import v2
 import augmentation
 import config
 import dataset
+import loading
+import photographs
+import tables
 from utils import UserError, seeded
 
 CPU = torch.device("cpu")
 
 
 def test_one_row_per_photograph_whatever_its_extension_and_no_junk(train_root: Path) -> None:
-    table = dataset.read_train(train_root)
+    table = tables.read_train(train_root)
     assert len(table) == 7 * len(support.PEOPLE)
     assert not table["file"].str.contains(r"\._").any()
     assert {Path(f).suffix for f in table["file"]} == {".jpg", ".JPG", ".jpeg", ".png"}
 
 
 def test_a_person_is_the_path_not_the_id(train_root: Path) -> None:
-    table = dataset.read_train(train_root)
+    table = tables.read_train(train_root)
     assert table["person"].nunique() == len(support.PEOPLE)
     twice = table[table["person"].str.startswith("003397")]
     assert set(zip(twice["person"], twice["gender"], twice["age"], strict=True)) == {
@@ -43,7 +46,7 @@ def test_a_person_is_the_path_not_the_id(train_root: Path) -> None:
 
 
 def test_labels_of_all_tasks(train_root: Path) -> None:
-    table = dataset.read_train(train_root)
+    table = tables.read_train(train_root)
     row = table[(table["person"] == "001498-2_female_Asian_60") & (table["shot"] == "incorrect_mask")].iloc[0]
     assert (row["mask"], row["gender"], row["age"], row["ageg"], row["main"]) == (1, 1, 60.0, 2, 6 + 3 + 2)
     assert table.groupby("person")["mask"].apply(lambda m: sorted(m)).map(tuple).unique().tolist() == [(0,) * 5 + (1, 2)]
@@ -55,7 +58,7 @@ def test_age_groups(years: float, group: int) -> None:
 
 
 def test_age_filter_changes_training_labels_only(train_root: Path) -> None:
-    table = dataset.read_train(train_root)
+    table = tables.read_train(train_root)
     plain = dataset.label_tensors(table, ["main", "ageg", "mask"])
     moved = dataset.label_tensors(table, ["main", "ageg", "mask"], age_filter=58)
     changed = table["age"].between(58, 59).to_numpy()
@@ -69,12 +72,12 @@ def test_age_filter_changes_training_labels_only(train_root: Path) -> None:
 def test_flat_folder_and_folder_names_without_a_table(
     tmp_path: Path, train_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    nested = dataset.read_train(train_root)
+    nested = tables.read_train(train_root)
     flat = tmp_path / "flat"
     flat.mkdir()
     for _, row in nested.iterrows():
         shutil.copy(row["path"], flat / f"{row['person']}_{row['shot']}{Path(row['path']).suffix}")
-    table = dataset.read_train(flat)
+    table = tables.read_train(flat)
     columns = ["person", "shot", "mask", "gender", "age", "ageg", "main"]
     assert table[columns].equals(nested[columns])
     assert capsys.readouterr().err.count("no train.csv") == 1
@@ -84,7 +87,7 @@ def test_the_table_wins_over_the_folder_name_with_one_warning(tmp_path: Path, ca
     root = support.make_train(tmp_path / "train", support.PEOPLE[:3])
     text = (root / "train.csv").read_text().replace("000001,female,Asian,20", "000001,male,Asian,33")
     (root / "train.csv").write_text(text)
-    table = dataset.read_train(root)
+    table = tables.read_train(root)
     first = table[table["person"] == "000001_female_Asian_20"]
     assert (first["gender"] == 0).all()
     assert (first["age"] == 33).all()
@@ -109,7 +112,7 @@ def test_bad_tables_are_refused_by_file_and_row(tmp_path: Path, old: str, new: s
     table = root / "train.csv"
     table.write_text(table.read_text().replace(old, new))
     with pytest.raises(UserError, match=told) as caught:
-        dataset.read_train(root)
+        tables.read_train(root)
     assert "train.csv" in str(caught.value)
 
 
@@ -118,7 +121,7 @@ def test_names_are_compared_in_one_unicode_form(tmp_path: Path) -> None:
     root = support.make_train(tmp_path / "train", [(unicodedata.normalize("NFD", name), "female", 20), *support.PEOPLE[:1]])
     table = root / "train.csv"
     table.write_text(unicodedata.normalize("NFC", table.read_text()))
-    read = dataset.read_train(root)
+    read = tables.read_train(root)
     assert read["person"].nunique() == 2
     assert read["file"].map(lambda f: unicodedata.is_normalized("NFC", f)).all()
     assert all(os.path.exists(p) for p in read["path"])
@@ -128,7 +131,7 @@ def test_names_are_compared_in_one_unicode_form(tmp_path: Path) -> None:
 
 
 def test_no_person_is_on_both_sides(train_root: Path) -> None:
-    table = dataset.read_train(train_root)
+    table = tables.read_train(train_root)
     folds = dataset.assign_folds(table, 5, 42)
     table["fold"] = table["person"].map(folds)
     assert table.groupby("person")["fold"].nunique().max() == 1
@@ -139,15 +142,15 @@ def test_no_person_is_on_both_sides(train_root: Path) -> None:
 
 
 def test_the_file_systems_order_does_not_change_the_split(train_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = dataset.assign_folds(dataset.read_train(train_root), 5, 42)
+    before = dataset.assign_folds(tables.read_train(train_root), 5, 42)
     plain = Path.iterdir
     monkeypatch.setattr(Path, "iterdir", lambda self: iter(sorted(plain(self), key=lambda p: p.name[::-1], reverse=True)))
-    table = dataset.read_train(train_root)
+    table = tables.read_train(train_root)
     assert dataset.assign_folds(table.sample(frac=1, random_state=1), 5, 42) == before
 
 
 def test_splits_hang_on_the_split_seed_and_never_change(train_root: Path) -> None:
-    table = dataset.read_train(train_root)
+    table = tables.read_train(train_root)
     folds = dataset.assign_folds(table, 5, 42)
     assert folds != dataset.assign_folds(table, 5, 43)
     assert [folds[p] for p in sorted(folds)] == [1, 0, 0, 1, 2, 4, 3, 2, 3, 1, 4, 0]  # written down once: the same on any machine
@@ -173,7 +176,7 @@ def test_every_stratum_and_the_total_are_balanced_to_one_person(groups: list[tup
 
 def test_eight_people_and_five_folds(tmp_path: Path) -> None:
     root = support.make_train(tmp_path / "train", support.PEOPLE[:8])
-    folds = dataset.assign_folds(dataset.read_train(root), 5, 42)
+    folds = dataset.assign_folds(tables.read_train(root), 5, 42)
     assert len(folds) == 8
     assert sorted(np.bincount(list(folds.values()))) == [1, 1, 2, 2, 2]
 
@@ -184,15 +187,15 @@ def test_eight_people_and_five_folds(tmp_path: Path) -> None:
 def test_info_csv_gives_the_order_from_the_folder_or_its_images(eval_root: Path) -> None:
     order = [row[0] for row in support.read_rows(eval_root / "info.csv")[1:]]
     assert order != sorted(order)
-    assert dataset.read_eval(str(eval_root))[0] == order
-    assert dataset.read_eval(str(eval_root / "images"))[0] == order
+    assert tables.read_eval(str(eval_root))[0] == order
+    assert tables.read_eval(str(eval_root / "images"))[0] == order
 
 
 def test_without_info_csv_every_image_sorted_by_name(tmp_path: Path) -> None:
     root = support.make_eval(tmp_path / "eval")
     (root / "info.csv").unlink()
     (root / "images" / "._junk.jpg").write_bytes(b"x")
-    names = dataset.read_eval(str(root))[0]
+    names = tables.read_eval(str(root))[0]
     assert names == sorted(names)
     assert len(names) == 9
 
@@ -202,10 +205,10 @@ def test_info_csv_naming_a_missing_or_doubled_photograph_is_refused(tmp_path: Pa
     rows = (root / "info.csv").read_text().splitlines()
     (root / "info.csv").write_text("\n".join([*rows, rows[1]]))
     with pytest.raises(UserError, match=r"info.csv: row 11.*earlier row"):
-        dataset.read_eval(str(root))
+        tables.read_eval(str(root))
     (root / "info.csv").write_text("\n".join([*rows, "nobody.jpg,0"]))
     with pytest.raises(UserError, match=r"info.csv: row 11.*nobody.jpg"):
-        dataset.read_eval(str(root))
+        tables.read_eval(str(root))
 
 
 # ---------------------------------------------------------------------------------------------- photographs
@@ -217,15 +220,15 @@ def test_photographs_are_upright_rgb(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate by 90 degrees clockwise to view
     image.save(tmp_path / "turned.jpg", exif=exif, quality=95)
-    turned = dataset.read_photo(str(tmp_path / "turned.jpg"))
+    turned = photographs.read_photo(str(tmp_path / "turned.jpg"))
     assert turned.size == (20, 40)
     assert turned.getpixel((10, 5))[2] > 200  # type: ignore[index]
     image.convert("RGBA").save(tmp_path / "alpha.png")
     image.convert("L").save(tmp_path / "grey.png")
     Image.fromarray(np.full((4, 4), 32768, np.uint16)).save(tmp_path / "deep.png")
-    assert dataset.read_photo(str(tmp_path / "alpha.png")).getpixel((30, 5)) == (255, 0, 0)
-    assert dataset.read_photo(str(tmp_path / "grey.png")).mode == "RGB"
-    assert dataset.read_photo(str(tmp_path / "deep.png")).getpixel((1, 1)) == (128, 128, 128)
+    assert photographs.read_photo(str(tmp_path / "alpha.png")).getpixel((30, 5)) == (255, 0, 0)
+    assert photographs.read_photo(str(tmp_path / "grey.png")).mode == "RGB"
+    assert photographs.read_photo(str(tmp_path / "deep.png")).getpixel((1, 1)) == (128, 128, 128)
 
 
 def test_an_unreadable_photograph_is_named_also_by_a_worker(tmp_path: Path) -> None:
@@ -233,7 +236,7 @@ def test_an_unreadable_photograph_is_named_also_by_a_worker(tmp_path: Path) -> N
     bad.write_text("no picture")
     photos = dataset.Photos(["bad.jpg"], [str(bad)], [augmentation.View(augmentation.forms("base", 32).valid)])
     for workers in (0, 1):
-        with pytest.raises(UserError) as caught, dataset.loader(photos, dataset.Batches([0], 1), workers, CPU) as loader:
+        with pytest.raises(UserError) as caught, loading.loader(photos, dataset.Batches([0], 1), workers, CPU) as loader:
             list(loader)
         assert str(caught.value).startswith(str(bad))
         assert "Traceback" not in str(caught.value)
@@ -241,8 +244,8 @@ def test_an_unreadable_photograph_is_named_also_by_a_worker(tmp_path: Path) -> N
 
 def test_crops_are_torchvisions_and_half_decoded_ones_the_same_within_rounding(tmp_path: Path) -> None:
     support.paint(tmp_path / "a.jpg", 1, quality=95)
-    whole = dataset.read_photo(str(tmp_path / "a.jpg"))
-    half = dataset.read_photo(str(tmp_path / "a.jpg"), 2)
+    whole = photographs.read_photo(str(tmp_path / "a.jpg"))
+    half = photographs.read_photo(str(tmp_path / "a.jpg"), 2)
     assert (whole.size, half.size) == ((384, 512), (192, 256))
     theirs = v2.Compose([v2.CenterCrop(384), v2.RandomResizedCrop(32), v2.RandAugment(2, 9)])
     ours = augmentation.forms("random", 32).train
@@ -261,13 +264,13 @@ def test_crops_are_torchvisions_and_half_decoded_ones_the_same_within_rounding(t
 
 def test_only_photographs_of_the_usual_size_are_decoded_smaller(tmp_path: Path) -> None:
     support.paint(tmp_path / "large.jpg", 1, (768, 1024))
-    assert dataset.read_photo(str(tmp_path / "large.jpg"), 2).size == (768, 1024)
+    assert photographs.read_photo(str(tmp_path / "large.jpg"), 2).size == (768, 1024)
     view = augmentation.View(augmentation.forms("random", 32).valid)
     assert dataset.Photos(["large.jpg"], [str(tmp_path / "large.jpg")], [view])[(0, 0, 0)][2]
 
 
 def photos_of(root: Path, transform: str = "random") -> dataset.Photos:
-    table = dataset.read_train(root)
+    table = tables.read_train(root)
     view = augmentation.View(augmentation.forms(transform, 32).train, ("train", 42, 0))
     return dataset.Photos(table["file"].tolist(), table["path"].tolist(), [view])
 
@@ -275,7 +278,7 @@ def photos_of(root: Path, transform: str = "random") -> dataset.Photos:
 def epoch_pixels(photos: dataset.Photos, epoch: int, workers: int) -> torch.Tensor:
     batches = dataset.Batches(range(20), 6, ("fold", 42, 0), least=2)
     batches.epoch = epoch
-    with dataset.loader(photos, batches, workers, CPU) as loader:
+    with loading.loader(photos, batches, workers, CPU) as loader:
         found = {int(i): pixels for pairs, views, _ in loader for i, pixels in zip(pairs[:, 0], views[0], strict=True)}
     return torch.stack([found[i] for i in range(20)])
 
@@ -296,7 +299,7 @@ def test_persistent_workers_see_each_new_epoch(train_root: Path) -> None:
     photos = photos_of(train_root)
     batches = dataset.Batches([3], 1)
     seen = []
-    with dataset.loader(photos, batches, 1, CPU) as loader:
+    with loading.loader(photos, batches, 1, CPU) as loader:
         for epoch in range(3):
             batches.epoch = epoch
             seen += [views[0] for _, views, _ in loader]

@@ -31,7 +31,10 @@ import config
 import crossval
 import dataset
 import engine
+import loading
 import outoffold
+import photographs
+import prepare
 import submission
 import submit_ensemble
 import submit_singular
@@ -48,7 +51,7 @@ def _brief() -> Any:
     """Runs without what follows the out-of-fold table, in one thread (forked processes have no others)."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(config.BACKBONES, "tiny", support.TINY)
-        patch.setattr(crossval, "warn_of_duplicates", lambda study: None)
+        patch.setattr(prepare, "warn_of_duplicates", lambda study: None)
         patch.setattr(
             crossval, "tell", lambda study, done: outoffold.write(study.tree, study.settings.task, *outoffold.honest(done))
         )
@@ -232,9 +235,9 @@ def test_the_limit_of_open_files_is_raised_as_far_as_batches_need(monkeypatch: p
     limits = [(100, 4096)]
     monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
     monkeypatch.setattr(resource, "setrlimit", lambda _, new: limits.append(new))
-    dataset.allow_open_files(16, 32)
+    loading.allow_open_files(16, 32)
     assert limits[-1][0] > 16 * 4 * 32
-    dataset.allow_open_files(1, 3)
+    loading.allow_open_files(1, 3)
     assert len(limits) == 2
 
 
@@ -245,8 +248,8 @@ def test_a_machine_that_is_short_does_not_make_photographs_bad(
     def short(*_: object) -> bytes:
         raise error
 
-    monkeypatch.setattr(dataset, "read_file", short)
-    for read in (dataset.read_photo, dataset.photo_problem):
+    monkeypatch.setattr(photographs, "read_file", short)
+    for read in (photographs.read_photo, photographs.photo_problem):
         with pytest.raises((RunError, MemoryError)):
             read("x.jpg")
 
@@ -578,10 +581,10 @@ def test_a_program_ends_though_its_readers_are_still_there(train_root: Path) -> 
     """They ignore SIGTERM; whoever holds an exception's frames keeps them alive to the end."""
     root = Path(__file__).parent.parent
     code = f"""
-import sys, torch, augmentation, dataset
-paths = dataset.read_train({str(train_root)!r})['path'].tolist()
+import sys, torch, augmentation, dataset, loading, tables
+paths = tables.read_train({str(train_root)!r})['path'].tolist()
 photos = dataset.Photos(paths, paths, [augmentation.View(augmentation.forms('base', 16).valid)])
-sys.kept = iter(dataset.loader(photos, dataset.Batches(range(len(paths)), 8), 1, torch.device('cpu')))
+sys.kept = iter(loading.loader(photos, dataset.Batches(range(len(paths)), 8), 1, torch.device('cpu')))
 print(len(next(sys.kept)))
 """
     ended = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60, check=False)

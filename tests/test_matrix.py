@@ -19,14 +19,17 @@ from torchvision.models import resnet50
 import augmentation
 import checkpoint
 import config
-import crossval
 import dataset
 import facecrop
 import model
+import photographs
+import prepare
 import submission
 import submit_ensemble
 import submit_singular
+import tables
 import train
+import training
 from utils import UserError
 
 AXES = {
@@ -312,8 +315,8 @@ def test_a_frozen_backbone_stays_as_it_is_with_its_statistics(small_root: Path, 
     asked = ["--train-root", str(small_root), "--epochs", "3", "--freeze", "2", "--backbone", "resnet18", "--image-size", "32",
              "--model-type", "VanillaResNet", "--pretrained", "none", "--workers", "0"]  # fmt: skip
     s = config.parse(config.TrainSettings, asked, "train.py", "").completed()
-    study, _ = crossval.set_up(s)
-    start = {k: v.clone() for k, v in crossval.make_model(study, 0).state_dict().items()}
+    study, _ = prepare.set_up(s)
+    start = {k: v.clone() for k, v in prepare.make_model(study, 0).state_dict().items()}
     assert train.main([*asked, "--save-path", str(tmp_path)]) == 0
     ends = {(info.epoch): found.weights for found, info in checkpoint.ranked_members(next(tmp_path.glob("*/fold00")))}
     assert sorted(ends) == [1, 2, 3]
@@ -357,9 +360,9 @@ def test_oversampling_brings_every_class_up_to_the_largest(classes: list[int], s
         assert own.max() - own.min() <= 1
 
 
-def study_of(root: Path, *asked: str) -> crossval.Study:
+def study_of(root: Path, *asked: str) -> prepare.Study:
     s = config.parse(config.TrainSettings, ["--train-root", str(root), *support.FAST, *asked], "train.py", "").completed()
-    return crossval.set_up(s)[0]
+    return prepare.set_up(s)[0]
 
 
 def test_mixup_blends_two_people_of_one_class_and_nobody_held_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -369,7 +372,7 @@ def test_mixup_blends_two_people_of_one_class_and_nobody_held_out(tmp_path: Path
     table = study.table
     lone = table.loc[table["age"] == 60, "fold"].iloc[0]
     number = next(f for f in range(3) if f != lone)
-    fold = crossval.prepare_fold(study, number)
+    fold = training.prepare_fold(study, number)
     assert "photographs an epoch" in capsys.readouterr().out
     person, label = table["person"].to_numpy(), table["main"].to_numpy()
     counts = np.bincount(label[fold.batches.indices])
@@ -392,7 +395,7 @@ def test_mixup_blends_two_people_of_one_class_and_nobody_held_out(tmp_path: Path
 
 def test_a_class_of_one_person_is_repeated_with_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     people = [(f"{n:06d}", "male", 20 + n) for n in range(4)] + [("100001", "male", 60)]
-    table = dataset.read_train(support.make_train(tmp_path / "train", people))
+    table = tables.read_train(support.make_train(tmp_path / "train", people))
     rows = list(range(len(table)))
     found = dataset.blending(table, rows, ("main",), ("x",))
     err = capsys.readouterr().err
@@ -403,7 +406,7 @@ def test_a_class_of_one_person_is_repeated_with_one_warning(tmp_path: Path, caps
 
 def test_repeated_photographs_are_augmented_anew(small_root: Path) -> None:
     study = study_of(small_root, "--oversample", "repeat")
-    fold = crossval.prepare_fold(study, 0)
+    fold = training.prepare_fold(study, 0)
     key = next(k for k in itertools.chain.from_iterable(fold.batches) if k[2])
     first = fold.training[(key[0], key[1], 0)][1][0]
     assert not torch.equal(first, fold.training[key][1][0])
@@ -468,16 +471,16 @@ def test_the_face_of_a_portrait_is_found() -> None:
 
 
 def test_boxes_take_the_finders_place_in_training_and_at_test(small_root: Path, small_eval: Path, tmp_path: Path) -> None:
-    table = dataset.read_train(small_root)
+    table = tables.read_train(small_root)
     boxes = tmp_path / "boxes.csv"
-    names = [f"images/{n}" for n in dataset.read_eval(str(small_eval))[0]]
+    names = [f"images/{n}" for n in tables.read_eval(str(small_eval))[0]]
     rows = [f"train/{f},10,20,110,140" for f in table["file"][1:]] + [f"eval/{n},0,0,384,512" for n in names]
     boxes.write_text("\n".join(["file,left,top,right,bottom", *rows]))
     s = ["--transform-type", "facecrop", "--boxes", str(boxes), "--epochs", "1"]
     study = study_of(small_root, *s)
     assert len(study.boxes) == len(table) - 1
-    photo = dataset.read_photo(table["path"][1])
-    fold = crossval.prepare_fold(study, 0)
+    photo = photographs.read_photo(table["path"][1])
+    fold = training.prepare_fold(study, 0)
     expected = augmentation.forms("facecrop", 32).valid(photo, (10, 20, 110, 140))
     assert torch.equal(fold.validation[(0, 1, 0)][1][0], torch.from_numpy(augmentation.pixels(expected)))
     assert train.main(["--train-root", str(small_root), "--save-path", str(tmp_path / "s"), *support.FAST, *s]) == 0
@@ -498,12 +501,12 @@ def test_boxes_take_the_finders_place_in_training_and_at_test(small_root: Path, 
     ],
 )
 def test_bad_boxes_are_refused_by_row(row: str, told: str, small_root: Path, tmp_path: Path) -> None:
-    table = dataset.read_train(small_root)
+    table = tables.read_train(small_root)
     boxes = tmp_path / "boxes.csv"
     text = row.format(f=table["file"][1], g=table["file"][0])
     boxes.write_text("\n".join(["file,left,top,right,bottom", f"{table['file'][0]},1,1,9,9", text]))
     with pytest.raises(UserError, match=told):
-        dataset.read_boxes(str(boxes), [*table["file"], "other"], [*table["path"], "/other/mask1.jpg"])
+        tables.read_boxes(str(boxes), [*table["file"], "other"], [*table["path"], "/other/mask1.jpg"])
 
 
 def test_boxes_without_the_face_crop_are_refused() -> None:

@@ -21,6 +21,7 @@ import config
 import dataset
 import ensemble
 import metrics
+import tables
 import utils
 from utils import UserError
 
@@ -57,7 +58,7 @@ def test_a_table_of_people_is_read_as_it_was_written(
     people: list[tuple[str, str, str, str]], how: tuple[str, str, int, str]
 ) -> None:
     rows = [[f"{race}x", gender, race, age, path] for path, gender, age, race in people]
-    table = dataset.read_people(write_table([["id", "gender", "race", "age", "path"], *rows], *how))
+    table = tables.read_people(write_table([["id", "gender", "race", "age", "path"], *rows], *how))
     assert table["person"].tolist() == [p[0] for p in people]
     assert table["gender"].tolist() == [config.GENDERS.index(p[1].strip().lower()) for p in people]
     assert table["years"].tolist() == [float(p[2]) for p in people]
@@ -71,7 +72,7 @@ def test_a_bad_row_is_named_as_a_spreadsheet_counts(before: list[str], how: tupl
     rows = [[f"{n}{row[0]}", *row[1:]] if row and row[0] else row for n, row in enumerate(kinds[kind] for kind in before)]
     table = write_table([["path", "gender", "age"], *rows, ["last", "male", "-1"]], *how)
     with pytest.raises(UserError, match=f"row {len(before) + 2}: gender 'male', age '-1'"):
-        dataset.read_people(table)
+        tables.read_people(table)
 
 
 @few
@@ -80,7 +81,7 @@ def test_any_bytes_are_a_table_or_refused_in_one_printable_line(data: bytes) -> 
     (WHERE / "any.csv").write_bytes(b"path,gender,age\n" + data)
     said = str(WHERE / "any.csv")
     try:
-        dataset.read_people(WHERE / "any.csv")
+        tables.read_people(WHERE / "any.csv")
     except UserError as error:
         said = str(error)
     assert said.startswith(str(WHERE / "any.csv"))

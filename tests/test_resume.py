@@ -19,6 +19,7 @@ import checkpoint
 import crossval
 import engine
 import train
+import training
 from utils import RunError, Stopped, UserError
 
 RUN = ("--cv", "2", "--epochs", "3", "--save-top", "2", "--batch-size", "8", "--transform-type", "tta")
@@ -84,13 +85,35 @@ def test_a_run_killed_anywhere_ends_as_if_it_had_not_been(
     train_root: Path, tmp_path: Path, unbroken: dict[str, object], owner: object, name: str, call: int, after: bool
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(crossval, "SAVE_SECONDS", 0.0)  # the state is kept after every step
+        patch.setattr(training, "SAVE_SECONDS", 0.0)  # the state is kept after every step
         kill_at(patch, owner, name, call, after)
         with pytest.raises(Killed):
             run(train_root, tmp_path)
         patch.undo()
         patch.setitem(crossval.config.BACKBONES, "tiny", support.TINY)
         assert run(train_root, tmp_path, "--resume", "--workers", str(call % 2)) == 0
+    assert result(tmp_path) == unbroken
+
+
+def test_a_run_killed_before_it_deletes_in_its_last_epoch_leaves_no_displaced_checkpoint(
+    train_root: Path, tmp_path: Path, unbroken: dict[str, object]
+) -> None:
+    plain, epochs = checkpoint.tidy, list[int]()
+
+    def dying(folder: Path, kept: list[checkpoint.Kept]) -> None:
+        if len(list(folder.glob("*.pth"))) > len(kept):
+            state = checkpoint.read_state(folder)
+            assert state is not None
+            epochs.append(state[0].epoch)
+            raise Killed
+        plain(folder, kept)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "tidy", dying)
+        with pytest.raises(Killed):
+            run(train_root, tmp_path)
+    assert epochs == [3], "the data must have an epoch 3 that displaces"
+    assert run(train_root, tmp_path, "--resume") == 0
     assert result(tmp_path) == unbroken
 
 

@@ -18,17 +18,20 @@ from sklearn.metrics import accuracy_score, f1_score
 import augmentation
 import checkpoint
 import config
-import crossval
 import dataset
 import engine
 import ensemble
 import metrics
 import model
 import outoffold
+import photographs
+import prepare
 import submission
 import submit_ensemble
 import submit_singular
+import tables
 import train
+import training
 from utils import UserError
 
 
@@ -87,7 +90,7 @@ def test_the_stored_probabilities_are_those_of_the_checkpoint(tree: Path, train_
     found, info = checkpoint.read_described(path)
     stored = checkpoint.read_validation(tree / "fold01", "main")
     assert stored is not None
-    table = dataset.read_train(train_root).set_index("file").loc[stored[0]]
+    table = tables.read_train(train_root).set_index("file").loc[stored[0]]
     photos = dataset.Photos(stored[0], table["path"].tolist(), [augmentation.View(augmentation.forms("tta", 32).valid)])
     network = model.rebuild(info, found.weights, "x")
     compute = engine.Compute(torch.device("cpu"), "fp32", 0, 5)
@@ -230,10 +233,10 @@ def test_validation_is_on_unaltered_labels(train_root: Path, tmp_path: Path) -> 
     s = config.parse(
         config.TrainSettings, ["--train-root", str(train_root), "--age-filter", "50", *support.FAST], "train.py", ""
     ).completed()
-    study, _ = crossval.set_up(s)
-    fold = crossval.prepare_fold(study, 0)
+    study, _ = prepare.set_up(s)
+    fold = training.prepare_fold(study, 0)
     rows = np.arange(len(study.table))
-    assert (study.truth(rows) == dataset.read_train(train_root)["main"].to_numpy()).all()
+    assert (study.truth(rows) == tables.read_train(train_root)["main"].to_numpy()).all()
     assert (fold.labels["main"].numpy() != study.truth(rows)).any()
     people = study.table["person"].to_numpy()
     assert set(people[fold.rows]).isdisjoint(people[fold.batches.indices])
@@ -283,15 +286,15 @@ def test_an_ensemble_decodes_each_photograph_once_and_its_views_differ(
     tree: Path, eval_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[str] = []
-    plain = dataset.read_photo
+    plain = photographs.read_photo
 
     def counted(path: str, shrink: int = 1) -> Image.Image:
         decoded.append(path)
         return plain(path, shrink)
 
-    monkeypatch.setattr(dataset, "read_photo", counted)
+    monkeypatch.setattr(photographs, "read_photo", counted)
     made = predict(submit_ensemble, eval_root, tmp_path, "--root", str(tree), "--top-k", "2", "--tta", "2", "--workers", "0")
-    assert sorted(decoded) == sorted(dataset.read_eval(str(eval_root))[1])
+    assert sorted(decoded) == sorted(tables.read_eval(str(eval_root))[1])
     probs = submission.load(made)
     assert probs.array.shape == (6, 2, 9, 18)
     assert probs.array.sum(-1) == pytest.approx(1, abs=1e-5)
@@ -299,7 +302,7 @@ def test_an_ensemble_decodes_each_photograph_once_and_its_views_differ(
         assert not np.array_equal(probs.array[m, 0], probs.array[m, 1])
     views, plan = augmentation.view_plan([(m, "tta", 32) for m in probs.members], 2, False)
     assert sorted(i for row in plan for i in row) == list(range(12))
-    photos = dataset.Photos(*dataset.read_eval(str(eval_root)), views)
+    photos = dataset.Photos(*tables.read_eval(str(eval_root)), views)
     crops = photos[(0, 0, 0)][1]
     assert len({crop.numpy().tobytes() for crop in crops}) == 12
 
@@ -414,7 +417,7 @@ def test_a_photograph_of_another_size_covers_the_crop_with_one_warning(
         support.paint(path, path.name, size=(150, 100))
     predict(submit_ensemble, root, tmp_path / "p", "--root", str(tree), "--workers", "0")
     assert capsys.readouterr().err.count("scaled to cover the crop: 3") == 1
-    photo = dataset.read_photo(str(sorted((root / "images").iterdir())[0]))
+    photo = photographs.read_photo(str(sorted((root / "images").iterdir())[0]))
     for name in config.TRANSFORMS:
         seen = augmentation.pixels(augmentation.forms(name, 64).valid(photo, None))
         assert seen.shape == (64, 64, 3)

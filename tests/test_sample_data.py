@@ -10,8 +10,8 @@ import pytest
 import support
 from PIL import Image
 
-import dataset
 import sample_data
+import tables
 
 
 @pytest.fixture(scope="module")
@@ -22,13 +22,13 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_layout_is_the_competitions(drawn: Path) -> None:
-    table = dataset.read_train(drawn / "train")
+    table = tables.read_train(drawn / "train")
     assert len(table) == 42
     assert set(zip(table["gender"], table["ageg"], strict=True)) == {(g, a) for g in range(2) for a in range(3)}
-    names, paths = dataset.read_eval(str(drawn / "eval"))
+    names, paths = tables.read_eval(str(drawn / "eval"))
     assert names == sorted(names)
     assert all(re.fullmatch(r"[0-9a-f]{40}\.jpg", name) for name in names)
-    truth = dataset.read_answers(str(drawn / "eval" / "answers.csv"), names, "main")
+    truth = tables.read_answers(str(drawn / "eval" / "answers.csv"), names, "main")
     assert Counter(truth // 6) == {0: 10, 1: 2, 2: 2}
     assert {row[1] for row in support.read_rows(drawn / "eval" / "info.csv")[1:]} == {"0"}
     for path in [*paths, *table["path"]]:

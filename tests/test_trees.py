@@ -14,10 +14,10 @@ from PIL import Image
 import augmentation
 import checkpoint
 import config
-import dataset
 import ensemble
 import metrics
 import outoffold
+import photographs
 import submission
 import submit_ensemble
 import train
@@ -71,13 +71,13 @@ def test_two_trees_vote_each_photograph_decoded_once(
     capsys: pytest.CaptureFixture[str], whole_photographs: None,
 ) -> None:  # fmt: skip
     decoded: list[str] = []
-    plain = dataset.read_photo
+    plain = photographs.read_photo
 
     def counted(path: str, shrink: int = 1) -> Image.Image:
         decoded.append(path)
         return plain(path, shrink)
 
-    monkeypatch.setattr(dataset, "read_photo", counted)
+    monkeypatch.setattr(photographs, "read_photo", counted)
     both = submission.load(predict(eval_root, tmp_path, [tree, grown["seed"]], "--top-k", "1", "--transform-type", "auto"))
     assert len(decoded) == len(set(decoded)) == len(both.images) == 9
     out = capsys.readouterr().out

@@ -1,0 +1,111 @@
+"""The processes that read batches ahead of the training: how many, started, watched and ended."""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing.queues
+import os
+import signal
+import threading
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+import dataset
+from utils import RunError, reason, usable_processors, warn
+
+try:
+    import resource
+except ImportError:  # Windows has none
+    resource = None  # type: ignore[assignment]
+
+PREFETCH = 4  # batches that each worker reads ahead
+
+
+class Loader(DataLoader[Any]):
+    """A DataLoader whose dead workers are noticed while their batch is waited for (within 5 seconds), and then alone:
+    torch's own signal handler would raise wherever the program is, in the middle of saving or of telling the cause."""
+
+    def __iter__(self) -> Any:
+        batches = super().__iter__()
+        if self.num_workers:
+            atexit.unregister(end_workers)
+            atexit.register(end_workers)
+        if self.num_workers and hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        return batches
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        """End the workers here: where a failure's traceback keeps their queues alive until the garbage collector finds them
+        in any order, they would never be told to stop, and be waited for, ten seconds each."""
+        batches, self._iterator = self._iterator, None
+        if self.num_workers and batches is not None:
+            batches._shutdown_workers()  # type: ignore[attr-defined]
+
+
+def allow_open_files(workers: int, tensors: int) -> None:
+    """Raise the limit of open files to what so many tensors per batch need: each is a file on its way from a worker.
+
+    Raises RunError where the system does not allow that; torch would wait for ever.
+    """
+    if resource is None or not workers:
+        return
+    needed = 64 + workers * (8 + PREFETCH * tensors)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < needed and hard != resource.RLIM_INFINITY:
+        raise RunError(f"--workers {workers}: about {needed} files will be open at once, the system allows {hard}; "
+                       "use fewer --workers (0 needs none), or raise that limit (ulimit -n)")  # fmt: skip
+    if soft < needed and soft != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def loader(photos: dataset.Photos, batches: dataset.Batches, workers: int, device: torch.device) -> Loader:
+    """A DataLoader over those batches, in their order; `with` ends its workers. Its own generator spares torch's global one."""
+    allow_open_files(workers, 2 + len(photos.views))
+    return Loader(
+        photos,
+        batch_sampler=batches,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+        prefetch_factor=PREFETCH if workers else None,
+        generator=torch.Generator(),
+        worker_init_fn=start_worker,
+    )
+
+
+def end_workers() -> None:
+    """At the program's end: workers that are still there do not heed the SIGTERM by which multiprocessing would end them,
+    and it would wait for them for ever."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
+
+
+def start_worker(worker: int) -> None:
+    """Ctrl-C and SIGTERM may reach workers too; how to stop is for the main process to say. A batch that cannot be sent
+    ends the worker, or the main process would wait for it for ever."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(give_up)  # type: ignore[attr-defined]
+
+
+def give_up(error: BaseException, batch: object) -> None:
+    """End a worker that could not send a batch."""
+    warn(f"a process that reads photographs cannot send them: {reason(error)}")
+    os._exit(1)
+
+
+def choose_workers(asked: int | None, device: torch.device, sharing: int = 1) -> int:
+    """Worker processes: as asked; else every processor but one beside an accelerator (at most 16), two beside a CPU.
+
+    sharing: processes like this one that share the machine's processors.
+    """
+    if asked is not None:
+        return asked
+    processors = max(1, usable_processors() // sharing)
+    return min(16, max(1, processors - 1)) if device.type != "cpu" else min(2, processors)

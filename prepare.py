@@ -1,0 +1,254 @@
+"""What comes before the first epoch: the data read, checked and split, the network as it starts, the run's tree."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import platform
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+import audit
+import augmentation
+import checkpoint
+import config
+import dataset
+import duplicates
+import engine
+import model as models
+import processes
+import suspects
+import tables
+from utils import RunError, UserError, atomic_write, cell, derive_seed, printable, sweep, usable_processors, warn, warn_counted
+
+SPLIT_OF = 10  # a single split holds out one fold of so many
+ALONE = processes.Processes()
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all folds of a run share."""
+
+    settings: config.TrainSettings
+    table: pd.DataFrame  # a row per photograph, with the fold that holds its person out (-1: none)
+    compute: engine.Compute
+    weights: dict[str, torch.Tensor] | None  # of the pretrained backbone
+    start: checkpoint.Checkpoint | None  # trained on from here
+    boxes: dict[str, augmentation.Box]  # of the faces, where a file tells them
+    tree: Path
+    who: processes.Processes
+
+    @property
+    def folds(self) -> list[int]:
+        return list(range(self.settings.cv))
+
+    @property
+    def own_folds(self) -> list[int]:
+        """The folds that this process trains: every so many-th of those asked for, or with all others the one of --cv 1."""
+        asked = list(self.settings.folds or self.folds)
+        return asked if self.settings.cv == 1 else asked[self.who.rank :: self.who.world]
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes its folds' files: the first one of those that share a fold."""
+        return self.compute.rank == 0
+
+    def held_out(self, fold: int) -> np.ndarray:
+        """Row numbers of the photographs that a fold is validated on."""
+        return np.flatnonzero(self.table["fold"] == fold)
+
+    def truth(self, rows: np.ndarray, task: str | None = None) -> np.ndarray:
+        """Unaltered labels of rows."""
+        return self.table[task or self.settings.task].to_numpy()[rows]
+
+
+def load_table(s: config.TrainSettings) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """(photographs with their `fold`, photographs of a --valid-root that is only scored at the end or None)."""
+    table = tables.read_train(s.train_root)
+    outside = tables.read_train(s.valid_root) if s.valid_root else None
+    if outside is not None:
+        both = sorted(set(table["person"]) & set(outside["person"]))
+        if both:
+            raise UserError(f"--valid-root {s.valid_root}: {len(both)} people are in --train-root too ({both[0]}); part them")
+        if s.cv == 1:
+            return pd.concat([fix_labels(s, table).assign(fold=-1), outside.assign(fold=0)], ignore_index=True), None
+    people = table["person"].nunique()
+    if people < 2:
+        raise UserError(f"{s.train_root}: holds {people} person; a split needs at least two")
+    folds = dataset.assign_folds(table, s.cv if s.cv > 1 else min(SPLIT_OF, people), s.split_seed)
+    fold = table["person"].map(folds)
+    return fix_labels(s, table).assign(fold=fold if s.cv > 1 else fold.where(fold == 0, -1)), outside
+
+
+def fix_labels(s: config.TrainSettings, table: pd.DataFrame) -> pd.DataFrame:
+    """The photographs of --train-root with the labels of --label-fixes; after the split, so that no fix moves a fold."""
+    if s.label_fixes is None:
+        return table
+    fixed, counts = suspects.apply_fixes(table, s.label_fixes)
+    relabelled = int((fixed[["mask", "gender", "years"]] != table[["mask", "gender", "years"]]).any(axis=1).sum())
+    print(f"--label-fixes {s.label_fixes}: corrected {', '.join(f'{column} {n}' for column, n in counts.items())} "
+          f"({relabelled} photographs)")  # fmt: skip
+    return fixed
+
+
+def readable(
+    s: config.TrainSettings, table: pd.DataFrame, outside: pd.DataFrame | None
+) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """Both tables without the photographs that cannot be read, folds as they were. Raises UserError (see audit)."""
+    kept = audit.without_bad([table] if outside is None else [table, outside], s.skip_bad_images)
+    for fold in range(s.cv):
+        if not 0 < (kept[0]["fold"] == fold).sum() < len(kept[0]):
+            raise UserError(f"--skip-bad-images: nobody is left on one side of fold {fold}; mend the photographs")
+        if (kept[0]["fold"] != fold).sum() < 2:
+            raise UserError(f"{s.train_root}: a single photograph is left to train fold {fold} on; training takes two or more")
+    return kept[0], kept[1] if outside is not None else None
+
+
+def set_up(s: config.TrainSettings, who: processes.Processes = ALONE) -> tuple[Study, pd.DataFrame | None]:
+    """Read, check and split everything, before the first folder is made."""
+    compute = processes.compute_for(s, s.batch_size, who, shared=s.cv == 1)
+    start = checkpoint.read(Path(s.load_state_dict)) if s.load_state_dict else None
+    weights = models.backbone_weights(s.backbone or "", s.pretrained) if start is None else None
+    table, outside = readable(s, *load_table(s))
+    boxes = tables.read_boxes(s.boxes, table["file"].tolist(), table["path"].tolist()) if s.boxes else {}
+    study = Study(s, table, compute, weights, start, boxes, Path(), who)
+    make_model(study, 0)  # weights that do not fit are refused before a folder is made
+    return study, outside
+
+
+def describe(study: Study) -> dict[str, Any]:
+    """Counts of the data, for run.json and the first lines."""
+    table, task = study.table, config.TASKS[study.settings.task]
+    counts = table[config.judged(study.settings.task)].value_counts()
+    names = config.TASKS[config.judged(study.settings.task)].classes
+    return {
+        "photographs": len(table),
+        "people": int(table["person"].nunique()),
+        "people_per_fold": {str(f): int(table.loc[table["fold"] == f, "person"].nunique()) for f in study.folds},
+        "photographs_per_class": {name: int(counts.get(number, 0)) for number, name in enumerate(names)},
+        "regression": task.regression,
+        "digest": digest(table),
+        "median_age": float(table["years"].median()),
+    }
+
+
+def digest(table: pd.DataFrame) -> str:
+    """What a run's result hangs on in its table: names, labels and folds of all photographs."""
+    told = table[["file", "person", "mask", "gender", "years", "fold"]].to_csv(index=False)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def chosen(study: Study) -> dict[str, Any]:
+    """What was left to the machine, as it was chosen."""
+    return {"device": study.compute.device.type, "precision": study.compute.precision, "workers": study.compute.workers,
+            "threads": torch.get_num_threads(), "processes": study.who.world}  # fmt: skip
+
+
+def opening(study: Study) -> list[str]:
+    """The first lines of a run."""
+    s, data = study.settings, describe(study)
+    several = f", {study.who.world} processes" if study.who.world > 1 else ""
+    return [
+        f"{data['photographs']} photographs of {data['people']} people; held out per fold: "
+        f"{', '.join(map(str, data['people_per_fold'].values()))} people",
+        f"{s.model_type} on {s.backbone}, {s.image_size} px, {study.compute.precision} on {study.compute.device}, "
+        f"{torch.get_num_threads()} threads, {study.compute.workers} workers{several}",
+    ]
+
+
+def begin(study: Study) -> Path:
+    """The run's tree: a new one, or that of the run to go on with."""
+    tree = checkpoint.open_tree(study.settings)
+    study = dataclasses.replace(study, tree=tree)
+    if (tree / "run.json").is_file():
+        take_up(study)
+    else:
+        try:
+            warn_of_duplicates(study)
+            write_start(study)
+        except RunError:  # nothing is there to go on with
+            with contextlib.suppress(OSError):
+                for name in ("duplicates.csv", "folds.csv"):
+                    (tree / name).unlink(missing_ok=True)
+                tree.rmdir()
+            raise
+    print(f"checkpoints: {printable(tree)}", flush=True)
+    return tree
+
+
+def warn_of_duplicates(study: Study) -> None:
+    """One warning for near-duplicate photographs of different people, who may stand on both sides of a fold."""
+    names = dict(zip(study.table["path"], study.table["file"], strict=True))
+    pairs = [(names[a], names[b], d) for a, b, d in duplicates.find_duplicates(list(names), study.table["person"].tolist())]
+    if not pairs:
+        return
+    duplicates.write_pairs(study.tree / "duplicates.csv", pairs)
+    warn_counted([f"{a} and {b}" for a, b, _ in pairs], "nearly the same photograph under two people's names, a leak between "
+                 f"folds unless they are one person; all pairs in {study.tree / 'duplicates.csv'}")  # fmt: skip
+
+
+def write_start(study: Study) -> None:
+    """run.json and folds.csv of a run that begins."""
+    versions = {name: __import__(name).__version__ for name in ("torch", "torchvision", "numpy", "pandas", "PIL")}
+    machine = {"system": platform.platform(), "processors": usable_processors(), "device": str(study.compute.device)}
+    if study.compute.device.type == "cuda":
+        machine["gpu"] = torch.cuda.get_device_name(study.compute.device)
+    content = {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        "command": sys.argv,
+        "settings": dataclasses.asdict(study.settings),
+        "chosen": chosen(study),
+        "versions": {"python": platform.python_version(), **versions},
+        "machine": machine,
+        "data": describe(study),
+    }  # fmt: skip
+    people = study.table.drop_duplicates("person")[["person", "gender", "ageg", "fold"]]
+    shown = people.assign(person=people["person"].map(cell), fold=people["fold"].map(lambda f: "" if f < 0 else f))
+    with atomic_write(study.tree / "folds.csv", "w") as file:
+        shown.to_csv(file, index=False)
+    checkpoint.write_json(study.tree / "run.json", content)
+
+
+def take_up(study: Study) -> None:
+    """Note in run.json that a run goes on. Raises UserError where its data are others now."""
+    content = checkpoint.read_run(study.tree)
+    before = content.get("data", {}).get("digest")
+    if before not in (None, digest(study.table)):
+        raise UserError(f"{study.tree}: {study.settings.train_root} has other photographs, labels or folds than when the run "
+                        "began; restore them, or start a new run")  # fmt: skip
+    now, then = chosen(study), content.get("chosen", {})
+    for key in ("device", "precision", "threads"):
+        if then.get(key, now[key]) != now[key]:
+            warn(f"{key}: the run began with {then[key]} and goes on with {now[key]}, so it will differ by rounding")
+    content.setdefault("resumed", []).append({"at": time.strftime("%Y-%m-%dT%H:%M:%S"), "command": sys.argv, "chosen": now})
+    content = {key: value for key, value in content.items() if key not in ("finished", "failed")}
+    sweep(study.tree)
+    checkpoint.write_json(study.tree / "run.json", content)
+
+
+def make_model(study: Study, fold: int) -> torch.nn.Module:
+    """A fold's network before its first step."""
+    s = study.settings
+    torch.manual_seed(derive_seed("weights", s.seed, fold))
+    network = models.build(s.model_type, s.task, s.backbone or "", s.image_size)
+    if study.weights is not None:
+        source = f"--pretrained {s.pretrained}"
+        models.load_weights(models.trunk_of(network), study.weights, source)
+        models.check_finite(models.trunk_of(network), source)
+    if config.TASKS[s.task].regression:
+        training = study.table.loc[study.table["fold"] != fold, s.task]
+        models.start_at(network, float(training.mean()))
+    if study.start is not None:
+        fresh = models.train_on(network, study.start, s.model_type, s.task)
+        models.check_finite(network, f"--load-state-dict {s.load_state_dict}")
+        if fresh:
+            warn(f"--load-state-dict: the backbone is taken; for --task {s.task} these start afresh: {', '.join(fresh)}")
+    return network

@@ -1,0 +1,329 @@
+"""Folders and CSV tables -> one DataFrame, a row per photograph; what does not fit is refused with file and row."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import os
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+import augmentation
+import config
+import photographs
+from utils import UserError, read_file, reason, warn, warn_counted
+
+EXTENSIONS = {".jpg", ".jpeg", ".png"}
+SHOT = r"(?P<shot>incorrect_mask|mask[1-5]|normal)"
+FOLDER_SHOT = re.compile(SHOT, re.IGNORECASE)
+FLAT_SHOT = re.compile(rf"(?P<person>.+)_{SHOT}", re.IGNORECASE)
+PERSON = re.compile(r"(?P<id>.+)_(?P<gender>male|female)_(?P<race>[^_]*)_(?P<age>\d+)", re.IGNORECASE)
+SHOTS_PER_PERSON = 7
+YEARS = re.compile(r"\d{1,3}(\.\d*)?", re.ASCII)
+
+
+def nfc(text: str) -> str:
+    """One spelling for a name, however the file system stores its accents."""
+    return unicodedata.normalize("NFC", text)
+
+
+def is_photo(name: str) -> bool:
+    """Whether a file's name is a photograph's; macOS's `._*` and other hidden files are not."""
+    return not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS
+
+
+def read_train(root: str | Path) -> pd.DataFrame:
+    """One row per photograph of a training root: file, path, person, shot, mask, gender, age and a column per task.
+
+    `file` is relative to the root and in NFC, `path` is what to open, `age` is in years. A person is its folder's
+    name (or the part before the shot in a flat folder). Sorted by person and shot. Raises UserError.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; name the folder of labelled photographs with --train-root")
+    images = root / "images" if (root / "images").is_dir() else root
+    tables = [p for p in (root / "train.csv", root.parent / "train.csv" if root.name == "images" else None) if p]
+    table_path = next((p for p in tables if os.path.lexists(p)), None)
+    found = list_photos(root, images)
+    labels = label_people(found["person"].unique(), table_path, images)
+    rows = found.merge(labels, on="person", how="inner")
+    if rows.empty:
+        raise UserError(f"{images}: no labelled photographs; expected folders like 000001_female_Asian_45/mask1.jpg")
+    counts = rows.groupby("person").size()
+    warn_counted(sorted(counts[counts < SHOTS_PER_PERSON].index), "people with fewer than 7 photographs")
+    rows["mask"] = rows["shot"].map(lambda shot: 0 if shot.startswith("mask") else 1 if shot != "normal" else 2)
+    return with_labels(rows.sort_values(["person", "shot", "file"], ignore_index=True))
+
+
+def with_labels(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with a column of labels per task, from its mask, gender and years."""
+    distinct, where = distinct_rows(table["mask"], table["gender"], table["years"])
+    labels = {name: np.array([task.label(*row) for row in distinct], float if task.regression else np.int64)[where]
+              for name, task in config.TASKS.items()}  # fmt: skip
+    return table.assign(**labels)
+
+
+def distinct_rows(*columns: Any) -> tuple[list[tuple[Any, ...]], np.ndarray]:
+    """(the different rows of these columns, which of them each row is): a label is worked out once for all alike."""
+    frame = pd.DataFrame(dict(enumerate(map(np.asarray, columns))))
+    groups = frame.groupby(list(frame.columns), sort=False).ngroup().to_numpy(copy=True)
+    firsts = np.unique(groups, return_index=True)[1]
+    return list(frame.iloc[firsts].itertuples(index=False, name=None)), groups
+
+
+def list_photos(root: Path, images: Path) -> pd.DataFrame:
+    """Every photograph below `images`, in folders of people or flat: person, shot, file, path. Raises UserError."""
+    rows: list[tuple[str, str, str, str]] = []
+    strange: list[str] = []
+    try:
+        entries = [e for e in sorted(images.iterdir()) if not e.name.startswith(".") and (e.is_dir() or is_photo(e.name))]
+        check_names([nfc(e.name) for e in entries], [str(e) for e in entries])
+        for entry in entries:
+            names = [(p, FOLDER_SHOT.fullmatch(p.stem)) for p in sorted(entry.iterdir())] if entry.is_dir() else [
+                (entry, FLAT_SHOT.fullmatch(entry.stem))
+            ]  # fmt: skip
+            for path, match in names:
+                if not is_photo(path.name):
+                    continue
+                if match is None:
+                    strange.append(str(path.relative_to(root)))
+                    continue
+                person = nfc(entry.name if entry.is_dir() else match["person"])
+                rows.append((person, match["shot"].lower(), nfc(path.relative_to(root).as_posix()), str(path)))
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be listed ({error.strerror}); check its permissions") from None
+    if not rows:
+        raise UserError(f"{images}: no photographs in it; expected folders like 000001_female_Asian_45/mask1.jpg")
+    check_names([row[2] for row in rows], [row[3] for row in rows])
+    warn_counted(strange, "photographs left out, their names tell no mask state (incorrect_mask, mask1..5, normal)")
+    return pd.DataFrame(rows, columns=["person", "shot", "file", "path"])
+
+
+def check_names(names: Sequence[str], paths: Sequence[str]) -> None:
+    """Every name (in NFC) must be text and there once. Raises UserError naming the path."""
+    seen: dict[str, str] = {}
+    for name, path in zip(names, paths, strict=True):
+        if not name.isprintable() and any("\ud800" <= c <= "\udfff" for c in name):
+            raise UserError(f"{path}: its name is not UTF-8; rename it")
+        if name in seen:
+            raise UserError(f"{path}: {seen[name]} has the same name in another Unicode form; rename or remove one")
+        seen[name] = path
+
+
+def label_people(people: Sequence[str], table: Path | None, images: Path) -> pd.DataFrame:
+    """person, gender, years of all people: by the table where there is one, else by their folders' names."""
+    named = {person: PERSON.fullmatch(person) for person in people}
+    if table is None:
+        warn(f"{images.parent}: no train.csv; gender and age are read from the names of {len(people)} people")
+        nameless = [person for person, match in named.items() if match is None]
+        if nameless:
+            raise UserError(
+                f"{images / nameless[0]}: the name tells no gender and age, and there is no train.csv; "
+                "name it like 000001_female_Asian_45 or add the table"
+            )
+        rows = [(p, gender_code(m["gender"]), float(m["age"])) for p, m in named.items() if m]
+        return pd.DataFrame(rows, columns=["person", "gender", "years"])
+    labels = read_people(table)
+    missing = [p for p in labels["person"] if p not in named]
+    if missing:
+        row = labels.index[labels["person"] == missing[0]][0]
+        raise UserError(
+            f"{table}: row {row}: {images / missing[0][:100]} is not there ({len(missing)} of {len(labels)} people are "
+            "missing); restore the photographs or remove the rows"
+        )
+    listed = set(labels["person"])
+    warn_counted([p for p in people if p not in listed], f"people left out, {table.name} has no row for them")
+    told = {p: (gender_code(m["gender"]), float(m["age"])) for p, m in named.items() if m}
+    tabled = zip(labels["person"], labels["gender"], labels["years"], strict=True)
+    differ = [p for p, gender, years in tabled if p in told and told[p] != (gender, years)]
+    warn_counted(differ, f"people whose folder's name and {table.name} disagree; the table is taken")
+    return labels
+
+
+def gender_code(text: str) -> int:
+    """0 male, 1 female. Raises ValueError for anything else."""
+    return config.GENDERS.index(text.strip().lower())
+
+
+def read_people(table: Path) -> pd.DataFrame:
+    """train.csv -> person (its path, NFC), gender (0, 1), years; indexed by the table's row numbers. Raises UserError."""
+    raw = read_csv(table, ("gender", "age", "path"))
+    rows: list[tuple[str, int, float]] = []
+    seen: dict[str, int] = {}
+    for number, path, gender, age in zip(raw.index, raw["path"], raw["gender"], raw["age"], strict=True):
+        person = nfc(path.strip())
+        if not person or person in seen:
+            problem = f"the path {person[:100]!r} is that of row {seen[person]} too" if person else "the path is empty"
+            raise UserError(f"{table}: row {number}: {problem}; a person's path must be there once")
+        if person in (".", "..") or "/" in person or "\\" in person:
+            problem = f"the path {person[:100]!r} may lead elsewhere"
+            raise UserError(f"{table}: row {number}: {problem}; write the plain name of a folder")
+        seen[person] = number
+        try:
+            rows.append((person, gender_code(gender), years_of(age)))
+        except ValueError:
+            raise UserError(
+                f"{table}: row {number}: gender {gender[:40]!r}, age {age[:40]!r}: expected male or female and years from 0 "
+                "to 120; correct the row"
+            ) from None
+    return pd.DataFrame(rows, columns=["person", "gender", "years"], index=raw.index)
+
+
+def years_of(text: str) -> float:
+    """An age in years, from 0 to 120. Raises ValueError for anything else."""
+    if not YEARS.fullmatch(text.strip()) or float(text) > 120:
+        raise ValueError(f"{text!r} is no age")
+    return float(text)
+
+
+def read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """A CSV as text, with at least these columns and one row; commas, semicolons or tabs between, as its header has it.
+
+    The index holds the rows' numbers as a spreadsheet counts them: 1 is the file's first row, blank ones count, a
+    quoted line break does not. Raises UserError naming file and row.
+    """
+    try:
+        text = read_file(path).decode("utf-8-sig", errors="replace")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({reason(error)}); mend or remove the file") from None
+    first = next((line for line in io.StringIO(text, newline="") if line.strip(" ,;\t\r\n")), "")
+    fits = (d for d in (",", ";", "\t") if set(columns) <= {name.strip(' "\r\n') for name in first.split(d)})
+    rows = csv_rows(path, text, next(fits, ","))
+    header = [name.strip() for name in next(rows, (0, []))[1]]
+    missing = [name for name in columns if name not in header]
+    if missing:
+        found = ", ".join(name[:40] for name in header[:20]) or "an empty file"
+        raise UserError(f"{path}: no column {missing[0]!r} (found: {found}); its first row must have {', '.join(columns)}")
+    for name in columns:
+        if header.count(name) > 1:
+            raise UserError(f"{path}: the column {name!r} is there twice; remove one")
+    numbers, records = [], []
+    for number, record in rows:
+        if len(record) != len(header):
+            raise UserError(f"{path}: row {number}: {len(record)} fields, the header has {len(header)}; correct the row")
+        numbers.append(number)
+        records.append(record)
+    if not records:
+        raise UserError(f"{path}: no rows below the header; fill the table")
+    return pd.DataFrame(records, columns=header, index=numbers)
+
+
+def csv_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """(number, fields) of a CSV's rows that are not blank. Raises UserError for bad quotes and bytes that are no text."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+    broken = "\ufffd" in text or "\0" in text
+    for number in itertools.count(1):
+        try:
+            record = next(reader, None)
+        except csv.Error as error:
+            raise UserError(f"{path}: row {number}: no CSV ({reason(error)}); correct its quotes") from None
+        if record is None:
+            return
+        if broken and any("\ufffd" in field or "\0" in field for field in record):
+            raise UserError(f"{path}: row {number}: bytes that are not UTF-8 text; save the table as CSV in UTF-8")
+        if any(field.strip() for field in record):
+            yield number, record
+
+
+def read_eval(data_root: str | None) -> tuple[list[str], list[str]]:
+    """(names, paths) of the photographs to answer, in info.csv's order, or sorted by name. Raises UserError."""
+    defaults = [Path("./input/data/images"), Path("./input/data/eval/images")]
+    root = Path(data_root) if data_root else next((p for p in defaults if p.is_dir()), defaults[-1])
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; name the evaluation folder or its images with --data-root")
+    images = root / "images" if (root / "images").is_dir() else root
+    info = next((p for p in (root / "info.csv", root.parent / "info.csv") if os.path.lexists(p)), None)
+    try:
+        photos = [p for p in sorted(images.iterdir()) if is_photo(p.name)]
+    except OSError as error:
+        raise UserError(f"{images}: cannot be listed ({reason(error)}); check its permissions") from None
+    check_names([nfc(p.name) for p in photos], [str(p) for p in photos])
+    there = {nfc(p.name): str(p) for p in photos}
+    if info is None:
+        if not there:
+            raise UserError(f"{images}: no photographs in it, and no info.csv; name the folder with --data-root")
+        return list(there), list(there.values())
+    listed = read_csv(info, ("ImageID",))["ImageID"]
+    seen: dict[str, int] = {}
+    for number, name in listed.items():
+        key = nfc(name.strip())
+        if key not in there or key in seen:
+            problem = f"is in an earlier row too (row {seen[key]})" if key in seen else f"is not in {images}"
+            raise UserError(f"{info}: row {number}: {name[:100]!r} {problem}; correct the row or restore the photograph")
+        seen[key] = number
+    return listed.tolist(), [there[key] for key in seen]
+
+
+def read_boxes(path: str, names: Sequence[str], paths: Sequence[str]) -> dict[str, augmentation.Box]:
+    """{name: the face's box in the photograph's own pixels} from a CSV (file,left,top,right,bottom). Raises UserError.
+
+    A row belongs to the photograph whose path ends in its `file`, at whole folder names. Photographs without a row are
+    counted in one warning; their faces are found in the pixels.
+    """
+    table = read_csv(Path(path), ("file", "left", "top", "right", "bottom"))
+    told: dict[str, tuple[int, augmentation.Box]] = {}
+    for number, *fields in table[["file", "left", "top", "right", "bottom"]].itertuples():
+        file = nfc(fields[0]).strip().replace("\\", "/").removeprefix("./")
+        try:
+            left, top, right, bottom = (round(float(value)) for value in fields[1:])
+            if max(map(abs, (left, top, right, bottom))) > photographs.MOST_PIXELS:
+                raise ValueError
+        except (ValueError, OverflowError):
+            raise UserError(f"{path}: row {number}: left, top, right, bottom must be pixels; correct the row") from None
+        if file in told or right <= left or bottom <= top:
+            problem = f"{file!r} is in row {told[file][0]} too" if file in told else "the box is empty"
+            raise UserError(f"{path}: row {number}: {problem}; correct the row")
+        told[file] = (number, (left, top, right, bottom))
+    boxes: dict[str, augmentation.Box] = {}
+    taken: dict[str, str] = {}
+    for name, where in zip(names, paths, strict=True):
+        parts = nfc(Path(where).absolute().as_posix()).split("/")
+        ends = ("/".join(parts[start:]) for start in range(len(parts)))
+        end = next((e for e in ends if e in told), None)
+        if end is None:
+            continue
+        if end in taken:
+            raise UserError(f"{path}: row {told[end][0]}: {end!r} fits both {taken[end]} and {name}; write more of its path")
+        taken[end] = name
+        boxes[name] = told[end][1]
+    if not boxes:
+        raise UserError(f"{path}: none of its rows names one of the {len(names)} photographs ({names[0]} ...); check `file`")
+    warn_counted([n for n in names if n not in boxes], f"photographs without a box in {path}, found in the pixels instead")
+    return boxes
+
+
+def read_answers(path: str, names: Sequence[str], task: str) -> np.ndarray:
+    """True labels of `names` for a task from a CSV (ImageID,ans; ans is the 18-class answer; age needs a column `age`)."""
+    spec = config.TASKS[task]
+    column = "age" if spec.regression else "ans"
+    table = read_csv(Path(path), ("ImageID", column))
+    answers: dict[str, float] = {}
+    for number, name, text in zip(table.index, table["ImageID"], table[column], strict=True):
+        try:
+            value = years_of(text) if spec.regression else answer_of(text, spec)
+        except ValueError:
+            expected = "years" if spec.regression else "a class's number"
+            raise UserError(f"{path}: row {number}: {column} {text[:40]!r}: expected {expected}; correct the row") from None
+        if answers.setdefault(nfc(name.strip()), value) != value:
+            raise UserError(f"{path}: row {number}: {name[:100]!r} has another answer in an earlier row; remove one")
+    keys = [nfc(name.strip()) for name in names]
+    lost = [key for key in keys if key not in answers]
+    if lost:
+        raise UserError(f"{path}: no answer for {lost[0]!r} ({len(lost)} of {len(names)} lack one); use its own answers")
+    return np.array([answers[key] for key in keys], float if spec.regression else np.int64)
+
+
+def answer_of(text: str, spec: config.Task) -> int:
+    """An answer (one of the 18 classes where the task is a part of them) -> the task's class. Raises ValueError."""
+    classes = spec.from_main or tuple(range(len(spec.classes)))
+    number = float(text)
+    if number not in range(len(classes)):
+        raise ValueError(f"{text!r} is no class")
+    return classes[int(number)]

@@ -1,0 +1,302 @@
+"""The training of one fold: its epochs, its best checkpoints, its state for --resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import augmentation
+import checkpoint
+import config
+import dataset
+import engine
+import ensemble
+import loading
+import loss
+import metrics
+import model as models
+import optim
+import prepare
+import processes
+from prepare import Study
+from utils import Stopped, StopSignal, warn
+
+SAVE_SECONDS = 60.0  # a kill inside an epoch costs no more than this
+
+
+class Diverged(Exception):
+    """A loss that is no number any more; ends its fold."""
+
+
+class Clock:
+    """How long the rest of a run will take, from the epochs that it has seen."""
+
+    def __init__(self, epochs: int) -> None:
+        self.left, self.done, self.start = epochs, 0, time.monotonic()
+
+    def epoch_over(self) -> str:
+        """Count an epoch; the time left as h:mm:ss."""
+        self.done, self.left = self.done + 1, self.left - 1
+        return duration((time.monotonic() - self.start) / self.done * self.left)
+
+    def fold_over(self, epochs: int) -> None:
+        """Leave out epochs that will not be trained."""
+        self.left -= epochs
+
+
+def duration(seconds: float) -> str:
+    """3725 -> 1:02:05."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+@dataclass
+class Fold:
+    """One fold in training: its people, its learner, and the views it trains and validates by."""
+
+    number: int
+    learner: engine.Learner
+    recipe: engine.Recipe
+    training: dataset.Photos
+    batches: dataset.Batches
+    validation: dataset.Photos
+    rows: np.ndarray  # held-out photographs
+    labels: dict[str, torch.Tensor]
+
+
+def prepare_fold(study: Study, number: int) -> Fold:
+    """Network, optimizer, schedule, photographs and labels of a fold."""
+    s, table, device = study.settings, study.table, study.compute.device
+    network = models.place(prepare.make_model(study, number), device)
+    optimizer = optim.make_optimizer(
+        s.optim_type, models.parameter_groups(network, s.backbone_lr_scale), s.lr or 0.0, s.weight_decay or 0.0
+    )
+    scaler = torch.amp.GradScaler(device.type, enabled=study.compute.precision == "fp16")
+    rows = study.held_out(number)
+    rest = np.flatnonzero(table["fold"] != number).tolist()
+    labels = dataset.label_tensors(table, s.heads, s.age_filter)
+    indices, blending = oversample(study, number, rest)
+    batches = dataset.Batches(
+        indices, s.batch_size, ("fold", s.seed, number), least=2, rank=study.compute.rank, world=study.compute.world
+    )
+    factor = optim.schedule(s.lr_scheduler, len(batches), s.epochs, s.warmup_epochs, s.cycle_epochs)
+    recipe = engine.Recipe(
+        s.heads, loss.make_loss(s.loss_type or ""), lambda step: (s.lr or 0.0) * factor(step), s.clip_grad, (s.seed, number)
+    )
+    made = augmentation.forms(s.transform_type, s.image_size)
+    training = augmentation.View(made.train, ("train", s.seed, number))
+    names, paths = table["file"].tolist(), table["path"].tolist()
+    return Fold(
+        number,
+        engine.Learner(network, optimizer, scaler, torch.compile(network) if s.compile else network),
+        recipe,
+        dataset.Photos(names, paths, [training], study.boxes, blending),
+        batches,
+        dataset.Photos(names, paths, [augmentation.View(made.valid)], study.boxes),
+        rows,
+        {task: values.to(device) for task, values in labels.items()},
+    )
+
+
+def oversample(study: Study, number: int, rows: list[int]) -> tuple[list[int], dataset.Blending | None]:
+    """A fold's training photographs with the rarer classes' repeated, and with whom the repeated ones are blended."""
+    s = study.settings
+    if s.oversample == "none":
+        return rows, None
+    judged = config.judged(s.task)
+    labels = dataset.label_tensors(study.table, (judged, *s.heads), s.age_filter)
+    indices = dataset.oversampled(rows, labels[judged].numpy()[rows], f"{s.seed}/{number}")
+    print(f"fold {number}: {len(indices)} photographs an epoch, {len(rows)} before --oversample {s.oversample}")
+    if s.oversample == "repeat":
+        return indices, None
+    relabelled = study.table.assign(**{task: values.numpy() for task, values in labels.items()})
+    return indices, dataset.blending(relabelled, rows, (judged, *s.heads), ("mixup", s.seed, number))
+
+
+class Keeper:
+    """Keeps a fold's state: at the end of each epoch, inside long ones every minute, and when asked to stop."""
+
+    def __init__(self, study: Study, fold: Fold, state: checkpoint.FoldState, folder: Path, stop: StopSignal) -> None:
+        self.study, self.fold, self.state, self.folder, self.stop = study, fold, state, folder, stop
+        self.saved = time.monotonic()
+
+    def save(self) -> None:
+        """Write the state, then delete the checkpoints that it does not list."""
+        if self.study.writes:
+            checkpoint.write_state(self.folder, self.state, self.fold.learner.state())
+            checkpoint.tidy(self.folder, self.state.kept)
+        self.saved = time.monotonic()
+
+    def after_step(self, running: metrics.RunningLoss, done: int) -> None:
+        """done: steps of this epoch that are complete. Raises Stopped where that was asked for."""
+        if not self.stop.number and time.monotonic() - self.saved < SAVE_SECONDS:
+            return
+        check_finite(self.fold, running)
+        self.state.step, self.state.sums = done, running.kept()
+        self.save()
+        if self.stop.number:
+            raise Stopped(self.stop.number, f"stopped in epoch {self.state.epoch + 1} of fold {self.fold.number}; the same "
+                          f"command with --resume goes on from there ({self.study.tree})")  # fmt: skip
+
+
+def check_finite(fold: Fold, running: metrics.RunningLoss) -> None:
+    """Raise Diverged where a loss was no number."""
+    step = running.first_bad()
+    if step is not None:
+        raise diverged(fold, step, "the loss is no number any more")
+
+
+def diverged(fold: Fold, step: int, what: str) -> Diverged:
+    """What is said of a fold that went wrong in a step, counted over the whole run."""
+    epoch, inside = divmod(step, len(fold.batches))
+    return Diverged(
+        f"fold {fold.number}, epoch {epoch + 1}, step {inside + 1} of {len(fold.batches)}: {what} "
+        f"at a learning rate of {fold.recipe.rate(step):g}; try a smaller --lr, --clip-grad 1 or --warmup-epochs 1"
+    )
+
+
+def train_fold(study: Study, number: int, clock: Clock, stop: StopSignal) -> None:
+    """All epochs of a fold that are left, its best checkpoints kept. Raises Diverged, the best so far staying where they are."""
+    s = study.settings
+    folder = study.tree / f"fold{number:02d}"
+    with checkpoint.locked(folder, study.writes):
+        begun = checkpoint.read_state(folder)
+        fold = prepare_fold(study, number)
+        state = checkpoint.FoldState(number)
+        if begun is not None:
+            state = begun[0]
+            fold.learner.restore(begun[1], str(folder / checkpoint.STATE))
+            clock.fold_over(state.epoch)
+            say(study, f"fold {number}: goes on after {state.epoch} epochs and {state.step} of {len(fold.batches)} steps")
+        elif study.writes:
+            checkpoint.tidy(folder, [])  # of a process that was killed before it had kept a state
+        absent = metrics.absent_classes(s.task, study.truth(fold.rows))
+        if absent:
+            warn(f"fold {number}: {len(absent)} classes are not among the held-out people ({absent[0]}, ...): "
+                 "macro F1 leaves them out unless they are predicted")  # fmt: skip
+        keeper = Keeper(study, fold, state, folder, stop)
+        with loading.loader(fold.training, fold.batches, study.compute.workers, study.compute.device) as loader:
+            while state.epoch < s.epochs:
+                trained = train_epoch(study, fold, state, loader, keeper)
+                finish_epoch(study, fold, state, trained, keeper, clock)
+        if study.writes:
+            checkpoint.tidy(folder, state.kept)  # a killed process may have come to its last state and no further
+            (folder / checkpoint.STATE).unlink(missing_ok=True)
+
+
+def train_epoch(study: Study, fold: Fold, state: checkpoint.FoldState, loader: Any, keeper: Keeper) -> tuple[float, float, float]:
+    """What is left of the epoch under way. Returns (mean loss, accuracy, photographs a second)."""
+    models.freeze(fold.learner.model, state.epoch < study.settings.freeze)
+    fold.batches.epoch, fold.batches.start = state.epoch, state.step
+    first = state.epoch * len(fold.batches)
+    running = metrics.RunningLoss(study.compute.device, state.sums)
+    learner = fold.learner
+    if study.compute.world > 1:  # made anew for each epoch: it must know which parameters learn
+        shared = torch.nn.parallel.DistributedDataParallel(learner.forward)
+        learner = dataclasses.replace(learner, forward=shared)
+    _, speed = engine.train_epoch(
+        learner, fold.recipe, loader, fold.labels, study.settings.task, study.compute, first + state.step, running,
+        lambda step: keeper.after_step(running, step - first),
+    )  # fmt: skip
+    if study.compute.world > 1:
+        processes.add_up(running, learner.model)
+    check_finite(fold, running)
+    mean, accuracy, _ = running.read()
+    return mean, accuracy, speed
+
+
+def finish_epoch(
+    study: Study, fold: Fold, state: checkpoint.FoldState, trained: tuple[float, float, float], keeper: Keeper, clock: Clock
+) -> None:
+    """Validate, keep what the epoch gave, and say so."""
+    s, number = study.settings, fold.number
+    answers = engine.predict(
+        [fold.learner.model], [[0]], fold.validation, validated_tasks(s), study.compute, fold.rows.tolist(),
+        f"validating fold {number}",
+    )  # fmt: skip
+    if not all(np.isfinite(array).all() for array in answers.values()) or models.not_finite(fold.learner.model):
+        step = (state.epoch + 1) * len(fold.batches) - 1
+        raise diverged(fold, step, "the network's weights or answers are no numbers any more")
+    scores, mean_loss = judge_epoch(study, fold, {task: array[0, 0] for task, array in answers.items()})
+    rate = fold.recipe.rate(state.epoch * len(fold.batches))
+    state.epoch, state.step, state.sums = state.epoch + 1, 0, []
+    for task, array in answers.items():
+        state.probabilities.setdefault(task, []).append(array[0, 0])
+    mine = scores[s.task]
+    state.history.append(epoch_row(state.epoch, trained, scores, mean_loss, rate, s.task))
+    if study.writes:
+        held_out = sorted(set(study.table["person"].iloc[fold.rows]))
+        info = checkpoint.Info(
+            s.model_type, s.task, s.transform_type, s.backbone or "", s.image_size, s.image_size, number, state.epoch,
+            mine.macro_f1, mean_loss, score_dict(mine), held_out,
+        )  # fmt: skip
+        new = checkpoint.Kept(checkpoint.file_name(info, s), state.epoch, mine.macro_f1)
+        checkpoint.save_best(keeper.folder, state.kept, new, fold.learner.model.state_dict(), info, s.save_top)
+        checkpoint.write_validation(keeper.folder, state, study.table["file"].iloc[fold.rows].tolist())
+    keeper.save()
+    if not s.quiet:
+        say(study, epoch_line(state, s, scores, clock.epoch_over()))
+
+
+def say(study: Study, line: str) -> None:
+    """Print a line of a fold; of several processes that share one, the first."""
+    if study.writes:
+        print(line, flush=True)
+
+
+def validated_tasks(s: config.TrainSettings) -> list[str]:
+    """The task trained for first, then the model's other heads."""
+    return [s.task, *(head for head in s.heads if head != s.task)]
+
+
+def judge_epoch(study: Study, fold: Fold, answers: dict[str, np.ndarray]) -> tuple[dict[str, metrics.Scores], float]:
+    """Scores of every head's answers [images, classes] and the sum of the trained heads' losses, on unaltered labels."""
+    criterion = fold.recipe.criterion
+    scores, losses = {}, []
+    for task, array in answers.items():
+        truth = study.truth(fold.rows, task)
+        scores[task] = metrics.score(task, ensemble.decide(task, array), truth)
+        if task in fold.recipe.heads:
+            labels = torch.tensor(truth, dtype=torch.float32 if config.TASKS[task].regression else torch.int64)
+            losses.append(loss.loss_of_probabilities(criterion, task, torch.from_numpy(array), labels))
+    return scores, sum(losses)
+
+
+def score_dict(scores: metrics.Scores) -> dict[str, float]:
+    """Scores as plain numbers."""
+    named = {"macro_f1": scores.macro_f1, "accuracy": scores.accuracy, "rmse": scores.rmse, "mae": scores.mae}
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def epoch_row(
+    epoch: int,
+    trained: tuple[float, float, float],
+    scores: dict[str, metrics.Scores],
+    mean_loss: float,
+    rate: float,
+    task: str,
+) -> dict[str, float]:
+    """An epoch's line in history.csv."""
+    row = {"epoch": float(epoch), "train_loss": trained[0], "valid_loss": mean_loss, **score_dict(scores[task])}
+    if not math.isnan(trained[1]):
+        row["train_accuracy"] = trained[1]
+    row |= {f"macro_f1_{head}": found.macro_f1 for head, found in scores.items() if head != task}
+    return row | {"lr": rate, "images_per_second": trained[2]}
+
+
+def epoch_line(state: checkpoint.FoldState, s: config.TrainSettings, scores: dict[str, metrics.Scores], left: str) -> str:
+    """What the user reads after each epoch."""
+    row = state.history[-1]
+    heads = "".join(f"  {head} F1 {found.macro_f1:.4f}" for head, found in scores.items() if head != s.task)
+    return (
+        f"fold {state.fold}  epoch {state.epoch:>2}/{s.epochs}  loss {row['train_loss']:.4f} train "
+        f"{row['valid_loss']:.4f} valid  {scores[s.task].line()}{heads}  lr {row['lr']:.2e}  "
+        f"{row['images_per_second']:.1f} images/s  left {left}"
+    )
