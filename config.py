@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
+import importlib.util
 import math
 import os
 import re
@@ -309,6 +310,7 @@ def option(
 DATA, MODEL, TRAINING, FOLDS, MACHINE, VOTING = (
     "data", "model", "training", "folds and checkpoints", "machine", "views and votes",
 )  # fmt: skip
+BESIDE = ""  # what takes a package of its own: told below the groups of --help
 
 
 @dataclass(frozen=True)
@@ -393,6 +395,7 @@ class TrainSettings(MachineSettings):
     compile: bool = option(MACHINE, "let torch.compile make the training step faster (minutes at the start)", False)
     dry_run: bool = option(MACHINE, "read, split, run one batch, estimate time and disk, and stop", False)
     quiet: bool = option(MACHINE, "print no line per epoch", False)
+    tensorboard: bool = option(BESIDE, "write each fold's history for TensorBoard, too; takes the package tensorboard", False)
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -457,6 +460,8 @@ def check_training(s: TrainSettings) -> None:
         raise UserError(f"--folds {','.join(map(str, s.folds))}: {remedy}")
     if s.resume is not None and s.run_name is not None:
         raise UserError(f"--resume: --run-name {s.run_name} goes on with that run already; leave one of them out")
+    if s.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise UserError("--tensorboard: the package tensorboard is not there; pip install tensorboard, or leave it out")
     if s.freeze >= s.epochs:
         raise UserError(f"--freeze {s.freeze}: must be fewer than --epochs {s.epochs}, or the backbone never learns")
     check_boxes(s.boxes, s.transform_type)
@@ -557,6 +562,8 @@ class _Parser(argparse.ArgumentParser):
 def build_parser(settings: type[MachineSettings], prog: str, description: str) -> argparse.ArgumentParser:
     """The parser of a settings class: an option per field, in groups, each with its choices and default."""
     parser = _Parser(prog=prog, description=description, allow_abbrev=False)
+    beside = [field for field in dataclasses.fields(settings) if field.metadata["group"] == BESIDE]
+    parser.epilog = "; ".join(f"also --{field.name}: {field.metadata['help']}" for field in beside)
     groups: dict[str, Any] = {}
     for field in sorted(dataclasses.fields(settings), key=lambda f: f.metadata["group"] == MACHINE):
         meta = field.metadata
@@ -564,7 +571,8 @@ def build_parser(settings: type[MachineSettings], prog: str, description: str) -
         groups[meta["group"]] = group
         flag = "--" + field.name.replace("_", "-")
         if field.default is False:
-            group.add_argument(flag, action="store_true", help=f"{meta['help']} (default: off)")
+            text = argparse.SUPPRESS if field in beside else f"{meta['help']} (default: off)"
+            group.add_argument(flag, action="store_true", help=text)
             continue
         kind = meta["kind"]
         metavar = meta["metavar"]
@@ -608,6 +616,8 @@ def options_table(settings: type[MachineSettings], prog: str) -> str:
         if isinstance(action, argparse._HelpAction):
             continue
         meaning, _, default = (action.help or "").replace("%%", "%").partition(" (default: ")
+        if action.help == argparse.SUPPRESS:
+            meaning, default = settings.__dataclass_fields__[action.dest].metadata["help"], "off)"
         values = "" if action.nargs == 0 else str(action.metavar).strip("{}").replace(",", ", ")
         values += " ..." if action.nargs == "+" else ""
         rows.append(f"| `{action.option_strings[0]}` | {values} | {default.removesuffix(')')} | {meaning} |")

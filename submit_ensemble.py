@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import config
-import tables
 import utils
 
 if TYPE_CHECKING:
@@ -31,6 +30,7 @@ def predicted(settings: config.EnsembleSettings) -> tuple[str, ensemble.Probabil
     import members
     import processes
     import submission
+    import tables
     import trees
 
     who = processes.from_environment()

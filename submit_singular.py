@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import config
-import tables
 import utils
 
 
@@ -18,6 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     import ensemble
     import members
     import submission
+    import tables
 
     wanted = settings.model_type or "VanillaEfficientNet"
     path = Path(settings.load_state_dict or members.best_checkpoint(settings.task, wanted))

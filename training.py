@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -241,8 +242,21 @@ def finish_epoch(
         checkpoint.save_best(keeper.folder, state.kept, new, fold.learner.model.state_dict(), info, s.save_top)
         checkpoint.write_validation(keeper.folder, state, study.table["file"].iloc[fold.rows].tolist())
     keeper.save()
+    if s.tensorboard and study.writes:
+        write_board(keeper.folder, state.history[-1])
     if not s.quiet:
         say(study, epoch_line(state, s, scores, clock.epoch_over()))
+
+
+def write_board(folder: Path, row: Mapping[str, float]) -> None:
+    """An epoch's line of history.csv for TensorBoard; what a killed run wrote of this epoch counts no more."""
+    from torch.utils.tensorboard import SummaryWriter  # optional, and slow to import
+
+    epoch = int(row["epoch"])
+    with SummaryWriter(str(folder / "tensorboard"), purge_step=epoch) as board:
+        for name, value in row.items():
+            if name != "epoch":
+                board.add_scalar(name, value, epoch)
 
 
 def say(study: Study, line: str) -> None:

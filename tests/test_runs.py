@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import shutil
 import sys
@@ -74,6 +75,24 @@ def test_a_cross_validation_leaves_what_the_contract_says(tree: Path) -> None:
     assert {row[3] for row in rows} == {"0", "1", "2"}
     history = support.read_rows(tree / "fold00" / "history.csv")
     assert len(history) == 3
+
+
+def test_tensorboard_reads_what_history_holds(train_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    words = ["--train-root", str(train_root), "--save-path", str(tmp_path), "--epochs", "2", "--tensorboard", *support.FAST]
+    assert train.main(words) == 0
+    (fold,) = tmp_path.glob("*/fold00")
+    events = EventAccumulator(str(fold / "tensorboard"))
+    events.Reload()
+    header, *rows = support.read_rows(fold / "history.csv")
+    for column, name in enumerate(header):
+        if name != "epoch":
+            told = [(event.step, event.value) for event in events.Scalars(name)]
+            assert told == [(int(float(row[0])), pytest.approx(float(row[column]), rel=1e-6)) for row in rows]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="--tensorboard: the package tensorboard is not there"):
+        train.main([*words[:3], str(tmp_path / "none"), *words[4:]])
 
 
 def test_a_checkpoint_knows_whom_it_never_saw(tree: Path, train_root: Path) -> None:
