@@ -39,6 +39,7 @@ import submission
 import submit_ensemble
 import submit_singular
 import train
+import training
 import utils
 from utils import RunError, UserError
 
@@ -205,7 +206,7 @@ def test_a_folder_that_becomes_read_only_is_named(
 
 def test_too_few_open_files_are_told_and_never_waited_for(root: Path, tmp_path: Path) -> None:
     def few() -> None:
-        at_call(crossval, "train_fold", 0, lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)))
+        at_call(training, "train_fold", 0, lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)))
 
     code, lines = Forked(train, words(root, tmp_path / "a", "--workers", "1"), few).end()
     assert (code, len(lines)) == (1, 1)
