@@ -253,7 +253,7 @@ def read_rule(tree: Path, task: str) -> Rule:
         rule = Rule(str(told["task"]), float(told["temperature"]), tuple(map(float, told["offsets"])))
     except FileNotFoundError:
         raise UserError(f"--decision macro-f1: {path} is not there; a run of --cv 2 or more writes it when it ends") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: damaged ({reason(error)}); remove it, or use --decision argmax") from None
     if rule.task != task:
         raise UserError(f"--decision macro-f1: the rule of {tree} is for {rule.task}; use --task {rule.task}")

@@ -91,10 +91,11 @@ def read(tree: Path, task: str) -> tuple[pd.DataFrame, np.ndarray] | None:
     whole = tables.read_csv(path, ["file", "person", "fold", "mask", "gender", "age", "ageg", "main", *columns(task)])
     try:
         numbers = whole.drop(columns=["file", "person"]).astype(float)
+        labels = numbers[["fold", "mask", "gender", "ageg", "main"]].astype(int)
     except ValueError as error:
-        raise UserError(f"{path}: {error}; the run that completes the tree writes it again") from None
+        raise UserError(f"{path}: {str(error)[:100]!r}; the run that completes the tree writes it again") from None
     names = whole[["file", "person"]].replace(r"^'(?=[=+\-@])", "", regex=True)
-    rows = names.join(numbers[["age"]]).join(numbers[["fold", "mask", "gender", "ageg", "main"]].astype(int))
+    rows = names.join(numbers[["age"]]).join(labels)
     return rows, numbers[columns(task)].to_numpy(np.float64)
 
 

@@ -12,7 +12,6 @@ import numpy as np
 import config
 import ensemble
 import metrics
-import tables
 from utils import UserError, atomic_write, new_folder, printable, read_arrays, reason, timestamp, warn
 
 PROBS = "probs.npz"
@@ -80,6 +79,7 @@ def truth_of(settings: config.PredictSettings, names: Sequence[str]) -> np.ndarr
     """The true answers of these photographs where --answers names them."""
     if settings.answers is None:
         return None
+    import tables  # needs pandas, and a vote without answers does not
 
     return tables.read_answers(settings.answers, names, settings.task)
 
@@ -94,13 +94,13 @@ def training_shares(tree: Path, task: str) -> list[float] | None:
     try:
         run = json.loads((tree / "run.json").read_text(encoding="utf-8"))
         trained, counts = run["settings"]["task"], np.array(list(run["data"]["photographs_per_class"].values()), float)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    if trained == "main" and task != "main" and config.TASKS[task].from_main:
-        counts = np.bincount(config.TASKS[task].from_main, counts, config.TASKS[task].outputs)
-    elif trained != task:
-        return None
-    return (counts / counts.sum()).tolist() if counts.sum() > 0 else None
+        if trained == "main" and task != "main" and config.TASKS[task].from_main:
+            counts = np.bincount(config.TASKS[task].from_main, counts, config.TASKS[task].outputs)
+        elif trained != task:
+            return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None  # a report does without
+    return (counts / counts.sum()).tolist() if 0 < counts.sum() < np.inf else None
 
 
 def output_folder(save_path: str, tree: str, task: str) -> Path:

@@ -146,28 +146,29 @@ def apply_fixes(table: pd.DataFrame, path: str | Path) -> tuple[pd.DataFrame, di
     rows = tables.read_csv(Path(path), ())
     short = {"image", "mask"} <= set(rows.columns)
     if not short and not {"path", "column", "value"} <= set(rows.columns):
-        raise UserError(f"{path}: its columns are {', '.join(rows.columns)}; expected path,column,value or image,mask")
+        found = ", ".join(name[:40] for name in rows.columns[:20])
+        raise UserError(f"{path}: its columns are {found}; expected path,column,value or image,mask")
     people, files = table.groupby("person").indices, table.groupby("file").indices
     fixed, counts = table.copy(), Counter[str]()
     seen: dict[tuple[str, str], int] = {}
-    for number, row in enumerate(rows.to_dict("records"), start=2):
+    for number, row in zip(rows.index, rows.to_dict("records"), strict=True):
         words = (row["image"], "mask", row["mask"]) if short else (row["path"], row["column"], row["value"])
         name, column, text = (tables.nfc(str(word)).strip() for word in words)
         name, column = name.replace("\\", "/").removeprefix("./").rstrip("/"), column.lower()
-        where = f"{path}: row {number}"
+        where, shown = f"{path}: row {number}", name[:100]
         if column not in ("gender", "age", "mask"):
-            raise UserError(f"{where}: the column {column!r} cannot be fixed; write gender, age or mask")
+            raise UserError(f"{where}: the column {column[:40]!r} cannot be fixed; write gender, age or mask")
         own = people.get(name) if column != "mask" else files.get(name, files.get(f"images/{name}"))
         if own is None:
             example = table["file" if column == "mask" else "person"].iloc[0]
-            raise UserError(f"{where}: there is no {'photograph' if column == 'mask' else 'person'} {name!r}; "
+            raise UserError(f"{where}: there is no {'photograph' if column == 'mask' else 'person'} {shown!r}; "
                             f"write it like {example}, or remove the row")  # fmt: skip
         field, value = "years" if column == "age" else column, label_value(where, column, text)
         if (name, column) in seen:
-            raise UserError(f"{where}: the {column} of {name} is fixed by row {seen[name, column]} too; remove one of them")
+            raise UserError(f"{where}: the {column} of {shown} is fixed by row {seen[name, column]} too; remove one of them")
         seen[name, column] = number
         if (table[field].to_numpy()[own] == value).all():
-            raise UserError(f"{where}: changes nothing, the {column} of {name} is {text} already; correct or remove the row")
+            raise UserError(f"{where}: changes nothing, the {column} of {shown} is {text[:40]} already; remove the row")
         fixed.iloc[own, fixed.columns.get_loc(field)] = value
         counts[column] += 1
     return tables.with_labels(fixed), dict(counts)
@@ -181,10 +182,10 @@ def label_value(where: str, column: str, text: str) -> float:
         except ValueError:
             years = -1
         if not 0 <= years <= 120:
-            raise UserError(f"{where}: {text!r} is no age; write years from 0 to 120")
+            raise UserError(f"{where}: {text[:40]!r} is no age; write years from 0 to 120")
         return years
     names = config.GENDERS if column == "gender" else config.MASKS
     codes = {**{name: code for code, name in enumerate(names)}, **{str(code): code for code in range(len(names))}}
     if text.lower() not in codes:
-        raise UserError(f"{where}: {text!r} is no {column}; write one of {', '.join(names)}")
+        raise UserError(f"{where}: {text[:40]!r} is no {column}; write one of {', '.join(names)}")
     return codes[text.lower()]

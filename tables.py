@@ -10,15 +10,17 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-import augmentation
 import config
 import photographs
 from utils import UserError, read_file, reason, warn, warn_counted
+
+if TYPE_CHECKING:
+    from augmentation import Box
 
 EXTENSIONS = {".jpg", ".jpeg", ".png"}
 SHOT = r"(?P<shot>incorrect_mask|mask[1-5]|normal)"
@@ -261,14 +263,14 @@ def read_eval(data_root: str | None) -> tuple[list[str], list[str]]:
     return listed.tolist(), [there[key] for key in seen]
 
 
-def read_boxes(path: str, names: Sequence[str], paths: Sequence[str]) -> dict[str, augmentation.Box]:
+def read_boxes(path: str, names: Sequence[str], paths: Sequence[str]) -> dict[str, Box]:
     """{name: the face's box in the photograph's own pixels} from a CSV (file,left,top,right,bottom). Raises UserError.
 
     A row belongs to the photograph whose path ends in its `file`, at whole folder names. Photographs without a row are
     counted in one warning; their faces are found in the pixels.
     """
     table = read_csv(Path(path), ("file", "left", "top", "right", "bottom"))
-    told: dict[str, tuple[int, augmentation.Box]] = {}
+    told: dict[str, tuple[int, Box]] = {}
     for number, *fields in table[["file", "left", "top", "right", "bottom"]].itertuples():
         file = nfc(fields[0]).strip().replace("\\", "/").removeprefix("./")
         try:
@@ -281,7 +283,7 @@ def read_boxes(path: str, names: Sequence[str], paths: Sequence[str]) -> dict[st
             problem = f"{file!r} is in row {told[file][0]} too" if file in told else "the box is empty"
             raise UserError(f"{path}: row {number}: {problem}; correct the row")
         told[file] = (number, (left, top, right, bottom))
-    boxes: dict[str, augmentation.Box] = {}
+    boxes: dict[str, Box] = {}
     taken: dict[str, str] = {}
     for name, where in zip(names, paths, strict=True):
         parts = nfc(Path(where).absolute().as_posix()).split("/")

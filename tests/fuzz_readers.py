@@ -10,6 +10,7 @@ process under faulthandler, so that a crash of a decoder ends the script with a 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import io
 import json
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 
@@ -32,11 +34,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import checkpoint
 import config
+import engine
 import ensemble
 import members
+import metrics
+import outoffold
 import photographs
 import submission
+import suspects
 import tables
+import trees
 from utils import UserError
 
 SLOW = 120  # seconds after which a thousand cases count as hanging
@@ -242,10 +249,100 @@ def predictions(folder: Path) -> list[Reader]:
     return [Reader("probs.npz", made, check)]
 
 
+def learner() -> engine.Learner:
+    """The smallest there is: weights, a batch norm's counts, and Adam's state after one step."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
+    made = engine.Learner(model, torch.optim.Adam(model.parameters()), torch.amp.GradScaler("cpu", enabled=False), model)
+    step(made)
+    return made
+
+
+def step(made: engine.Learner) -> None:
+    """One step of training."""
+    made.model(torch.rand(5, 4)).square().sum().backward()
+    made.optimizer.step()
+    made.optimizer.zero_grad()
+
+
+def states(folder: Path) -> list[Reader]:
+    """state.pt, beside the validation.npz that belongs to it."""
+    state = checkpoint.FoldState(1, 2, 3, [0.5, 1.0], [checkpoint.Kept("a.pth", 2, 0.4)], [{"epoch": 1.0}, {"epoch": 2.0}])
+    state.probabilities = {"main": [np.full((2, 18), 1 / 18, np.float32)] * 2}
+    checkpoint.write_validation(folder, state, ["a.jpg", "b.jpg"])
+    checkpoint.write_state(folder, state, learner().state())
+
+    def check(data: bytes) -> None:
+        (folder / checkpoint.STATE).write_bytes(data)
+        read = checkpoint.read_state(folder)
+        assert read is not None
+        taken = learner()
+        taken.restore(read[1], str(folder / checkpoint.STATE))
+        step(taken)
+        found = read[0]
+        assert min(found.fold, found.epoch, found.step) >= 0
+        assert sorted(found.kept, key=lambda kept: kept.rank)[:1] == found.kept[:1]
+        assert all(len(rows) == found.epoch for rows in found.probabilities.values())
+        assert metrics.RunningLoss(torch.device("cpu"), found.sums).kept() is not None
+
+    return [Reader("state", [(folder / checkpoint.STATE).read_bytes()], check)]
+
+
+def told_tables(folder: Path) -> list[Reader]:
+    """What users write or keep beside a run: oof.csv, decision.json, boxes, label fixes, answers."""
+    files = [f"images/{person}/{shot}.jpg" for person in ("p1", "p2") for shot in ("mask1", "normal")]
+    table = tables.with_labels(pd.DataFrame({
+        "file": files, "path": files, "person": ["p1", "p1", "p2", "p2"], "mask": [0, 2, 0, 2], "gender": [0, 0, 1, 1],
+        "years": [20.0, 20.0, 61.0, 61.0], "fold": [0, 0, 1, 1],
+    }))  # fmt: skip
+    outoffold.write(folder, "main", table, np.full((4, 18), 1 / 18))
+    tree = trees.Tree(folder, "tree", "main", [])
+    boxes = "file,left,top,right,bottom\n" + "".join(f"{file},1,2.0,30,40\n" for file in files)
+    fixes = "path,column,value\np1,gender,female\np2,age,30\nimages/p1/normal.jpg,mask,wear\n"
+    answers = "ImageID,ans\n" + "".join(f"{file},{number}\n" for number, file in enumerate(files))
+    rule = json.dumps({"task": "main", "temperature": 1.5, "offsets": [0.1] * 18})
+
+    def check_oof(data: bytes) -> None:
+        (folder / outoffold.FILE).write_bytes(data)
+        found = trees.told(tree)
+        assert found is not None
+        trees.scored("main", found.answers, found.rows)
+
+    def check_rule(data: bytes) -> None:
+        (folder / ensemble.RULE).write_bytes(data)
+        with np.errstate(all="ignore"):
+            assert np.isfinite(ensemble.read_rule(folder, "main").adjust(np.full((2, 18), 1 / 18))).all()
+
+    def check_boxes(data: bytes) -> None:
+        (folder / "boxes.csv").write_bytes(data)
+        found = tables.read_boxes(str(folder / "boxes.csv"), files, files)
+        assert all(box[0] < box[2] and box[1] < box[3] for box in found.values())
+
+    def check_fixes(data: bytes) -> None:
+        (folder / "fixes.csv").write_bytes(data)
+        fixed, counts = suspects.apply_fixes(table, folder / "fixes.csv")
+        assert sum(counts.values()) > 0
+        assert fixed["main"].between(0, 17).all()
+        assert fixed["years"].between(0, 120).all()
+
+    def check_answers(data: bytes) -> None:
+        (folder / "answers.csv").write_bytes(data)
+        assert set(tables.read_answers(str(folder / "answers.csv"), files, "main")) <= set(range(18))
+
+    short = "image,mask\nimages/p1/normal.jpg,wear\n"
+    return [
+        Reader("oof.csv", [(folder / outoffold.FILE).read_bytes()], check_oof),
+        Reader("decision.json", [rule.encode()], check_rule),
+        Reader("boxes", [boxes.encode()], check_boxes),
+        Reader("label fixes", [fixes.encode(), short.encode()], check_fixes),
+        Reader("answers", [answers.encode()], check_answers),
+    ]
+
+
 def readers(folder: Path) -> list[Reader]:
     """All readers, each in a folder of its own."""
     made: list[Reader] = []
-    for make in (table_readers, images, checkpoints, predictions):
+    for make in (table_readers, images, checkpoints, predictions, states, told_tables):
         (folder / make.__name__).mkdir()
         made += make(folder / make.__name__)
     return made
@@ -257,7 +354,8 @@ def readers(folder: Path) -> list[Reader]:
 def judge(check: Callable[[bytes], None], data: bytes) -> str:
     """`read`, `refused`, or what was unclean about it."""
     try:
-        check(data)
+        with contextlib.redirect_stderr(io.StringIO()):  # warnings
+            check(data)
     except UserError as error:
         clean = str(error).isprintable() and len(str(error)) < 1000 and ": " in str(error)
         return "refused" if clean else f"unclean message: {str(error)[:300]!r}"
