@@ -567,3 +567,68 @@ def test_a_photograph_of_any_size_reaches_the_network(tmp_path: Path) -> None:
     (_, views, scaled), = list(loading.loader(photos, dataset.Batches([0], 1), 0, torch.device("cpu")))  # fmt: skip
     assert views[0].shape == (1, 32, 32, 3)
     assert bool(scaled[0])
+
+
+# ----------------------------------------------------------------------------------------- folders that hold something else
+
+
+def written(path: Path, text: str = "") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("files", "read", "told"),
+    [
+        ({"images/notes.txt": ""}, lambda r: tables.read_train(r), "no photographs in it"),
+        ({"images/p1/mask9.jpg": ""}, lambda r: tables.read_train(r), "no photographs in it"),
+        ({"images/p1/mask1.jpg": ""}, lambda r: tables.read_train(r), "the name tells no gender and age"),
+        ({}, lambda r: tables.read_train(r / "none"), "no such folder"),
+        ({}, lambda r: tables.read_eval(str(r / "none")), "no such folder"),
+        ({"images/notes.txt": ""}, lambda r: tables.read_eval(str(r)), "no photographs in it, and no info.csv"),
+        ({"run.json": "[]"}, checkpoint.read_run, "holds no settings"),
+        ({"run.json": "{"}, checkpoint.read_run, "damaged"),
+        ({}, lambda r: checkpoint.find_tree(str(r / "none")), "no such folder"),
+        ({"other/a.txt": ""}, lambda r: checkpoint.find_tree(str(r)), "train first"),
+        ({}, lambda r: submission.load(r), "no such file"),
+        ({"b.csv": "file,left,top,right,bottom\nx.jpg,1,2,3,4\n"},
+         lambda r: tables.read_boxes(str(r / "b.csv"), ["a.jpg"], ["/a.jpg"]), "none of its rows"),
+        ({"b.csv": "file,left,top,right,bottom\na.jpg,1,2,3,1e30\n"},
+         lambda r: tables.read_boxes(str(r / "b.csv"), ["a.jpg"], ["/a.jpg"]), "row 2: left, top, right, bottom must be pixels"),
+    ],
+)  # fmt: skip
+def test_folders_and_files_that_hold_something_else_are_refused_by_name(
+    tmp_path: Path, files: dict[str, str], read: Callable[[Path], object], told: str
+) -> None:
+    for name, text in files.items():
+        written(tmp_path / name, text)
+    with pytest.raises(UserError, match=told) as refusal:
+        read(tmp_path)
+    assert str(tmp_path) in str(refusal.value)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def locked(path: Path) -> object:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", locked)
+    for read in (lambda: tables.read_train(root), lambda: tables.read_eval(str(root))):
+        with pytest.raises(UserError, match=r"images: cannot be listed \(Permission denied\); check its permissions"):
+            read()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"state": {"fold": 0}}, "holds no state of a fold"),
+        ({"state": {"fold": 0, "epoch": 0, "kept": [], "more": 1}, "learner": {}}, "holds no state of a fold"),
+        ({"state": {"fold": 0, "epoch": 2, "kept": []}, "learner": {"model": {}, "optimizer": {}, "scaler": {}}},
+         "counts epochs that validation.npz lacks"),
+        ([1], "holds a list, not weights"),
+    ],
+)  # fmt: skip
+def test_a_state_that_is_none_is_refused(tmp_path: Path, content: object, told: str) -> None:
+    torch.save(content, tmp_path / checkpoint.STATE)
+    with pytest.raises(UserError, match=told):
+        checkpoint.read_state(tmp_path)
