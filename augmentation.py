@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -27,18 +26,6 @@ MARGIN = 0.15  # of the face's box, added on each side before it is made square
 ROOM = 8 / 7  # the face's square is brought to this much more than the network's size, for the crop to move in
 
 SQUARE = Image.new("L", (WIDE, WIDE))  # stands for the square that windows are drawn in
-
-
-@dataclass(frozen=True)
-class Window:
-    """A part of the middle square of 384 pixels, in those pixels, and by how much a photograph may be decoded smaller for it."""
-
-    left: int
-    top: int
-    width: int
-    height: int
-    shrink: int = 1
-
 
 Form = Callable[[Image.Image, Box | None], Image.Image]  # a photograph, and where its face is if a file told
 
@@ -79,9 +66,6 @@ class Crop:
     """The middle `side` pixels of the frame, or a random window of its middle 384, at the network's size; then `change`.
 
     The draws and the pixels are those of torchvision's CenterCrop, RandomResizedCrop and Resize one after the other.
-    Where a window is at least twice the network's size and the form `shrinks`, the photograph may come decoded at half
-    its size (JPEG's draft mode, photographs.read_photo), which saves a fifth of the decoding. No form does: at 96 px four
-    folds of five scored lower with it, and whether by chance has not been measured yet.
     """
 
     def __init__(
@@ -90,44 +74,24 @@ class Crop:
         side: int | None = None,
         change: v2.Transform | None = None,
         frame: Callable[[Image.Image], Image.Image] = fit_frame,
-        shrinks: bool = False,
     ) -> None:
-        self.size, self.side, self.change, self.frame, self.shrinks = size, side, change, frame, shrinks
+        self.size, self.side, self.change, self.frame = size, side, change, frame
         self.random = v2.RandomResizedCrop(size)
 
-    def window(self) -> Window:
-        """Draw the part to be cut out."""
+    def window(self) -> tuple[int, int, int, int]:
+        """Draw the part of the middle square to be cut out: left, top, width, height in its pixels."""
         if self.side is not None:
-            left = top = (WIDE - self.side) // 2
-            width = height = self.side
-        else:
-            made = self.random.make_params([SQUARE])
-            left, top, width, height = (made[name] for name in ("left", "top", "width", "height"))
-        return Window(left, top, width, height, 2 if self.shrinks and min(width, height) >= 2 * self.size else 1)
+            start = (WIDE - self.side) // 2
+            return start, start, self.side, self.side
+        made = self.random.make_params([SQUARE])
+        return made["left"], made["top"], made["width"], made["height"]
 
-    def __call__(self, photo: Image.Image, box: Box | None = None, window: Window | None = None) -> Image.Image:
-        window = window or self.window()
-        small = window.shrink > 1 and photo.size == tuple(side // window.shrink for side in config.PHOTO_SIZE)
-        shrink = window.shrink if small else 1
-        photo = photo if small else self.frame(photo)
-        left = round((photo.width * shrink - WIDE) / 2) + window.left
-        top = round((photo.height * shrink - WIDE) / 2) + window.top
-        right, bottom = left + window.width, top + window.height
-        size = (self.size, self.size)
-        if small:
-            edges = (left / shrink, top / shrink, right / shrink, bottom / shrink)
-            photo = photo.resize(size, Image.Resampling.BILINEAR, edges)
-        else:
-            photo = photo.crop((left, top, right, bottom)).resize(size, Image.Resampling.BILINEAR)
+    def __call__(self, photo: Image.Image, box: Box | None = None) -> Image.Image:
+        x, y, width, height = self.window()
+        photo = self.frame(photo)
+        left, top = round((photo.width - WIDE) / 2) + x, round((photo.height - WIDE) / 2) + y
+        photo = photo.crop((left, top, left + width, top + height)).resize((self.size, self.size), Image.Resampling.BILINEAR)
         return photo if self.change is None else self.change(photo)
-
-
-def drawn(form: Form) -> tuple[int, Form]:
-    """(By how much smaller a photograph may be decoded for a form, the form with its window drawn)."""
-    if not isinstance(form, Crop):
-        return 1, form
-    window = form.window()
-    return window.shrink, partial(form, window=window)
 
 
 def base(size: int) -> Forms:

@@ -63,7 +63,7 @@ class Blending:
 class Photos(Dataset[tuple[torch.Tensor, list[torch.Tensor], bool]]):
     """Item (epoch, i, copy) -> ((i, j), one uint8 [height, width, 3] per view, whether it had to be scaled).
 
-    Each photograph is decoded once, whatever the number of views (at half its size where its one view allows that).
+    Each photograph is decoded once, whatever the number of views.
     A view's random draws hang on its key, the epoch, the photograph's name and the copy (above 0 where oversampling
     repeats it) alone, so neither workers nor order change them. j is i itself, or the partner that a copy is blended
     with half and half.
@@ -85,22 +85,16 @@ class Photos(Dataset[tuple[torch.Tensor, list[torch.Tensor], bool]]):
 
     def look(self, i: int, epoch: int, copy: int) -> tuple[list[Image.Image], bool]:
         """All views of one photograph, and whether it was of another size."""
-        photo: Image.Image | None = None
-        seen, shrink = [], 1
+        photo = self.read(i)
+        seen = []
         for view in self.views:
             with seeded(*view.key, epoch, copy, self.names[i]):
-                less, form = augmentation.drawn(view.form)  # before decoding
-                if photo is None:
-                    shrink = less if len(self.views) == 1 else 1
-                    photo = self.read(i, shrink)
-                seen.append(form(photo, self.boxes.get(self.names[i])))
-        # One that has the size of a half-decoded photograph needs no scaling where that was asked for.
-        sizes = (config.PHOTO_SIZE, tuple(side // shrink for side in config.PHOTO_SIZE))
-        return seen, photo is not None and photo.size not in sizes
+                seen.append(view.form(photo, self.boxes.get(self.names[i])))
+        return seen, photo.size != config.PHOTO_SIZE
 
-    def read(self, i: int, shrink: int) -> Image.Image:
-        """Photograph i, decoded smaller where that can be."""
-        return photographs.read_photo(self.paths[i], shrink)
+    def read(self, i: int) -> Image.Image:
+        """Photograph i, decoded."""
+        return photographs.read_photo(self.paths[i])
 
     def __getitem__(self, key: tuple[int, int, int]) -> tuple[torch.Tensor, list[torch.Tensor], bool]:
         epoch, i, copy = key

@@ -82,7 +82,7 @@ class Resident(dataset.Photos):
     def keep(self, indices: list[int]) -> None:
         self.decoded = {i: photographs.read_photo(self.paths[i]) for i in set(indices)}
 
-    def read(self, i: int, shrink: int) -> Image.Image:
+    def read(self, i: int) -> Image.Image:
         return self.decoded[i]
 
 

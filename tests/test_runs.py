@@ -307,9 +307,9 @@ def test_an_ensemble_decodes_each_photograph_once_and_its_views_differ(
     decoded: list[str] = []
     plain = photographs.read_photo
 
-    def counted(path: str, shrink: int = 1) -> Image.Image:
+    def counted(path: str) -> Image.Image:
         decoded.append(path)
-        return plain(path, shrink)
+        return plain(path)
 
     monkeypatch.setattr(photographs, "read_photo", counted)
     made = predict(submit_ensemble, eval_root, tmp_path, "--root", str(tree), "--top-k", "2", "--tta", "2", "--workers", "0")

@@ -73,9 +73,9 @@ def test_two_trees_vote_each_photograph_decoded_once(
     decoded: list[str] = []
     plain = photographs.read_photo
 
-    def counted(path: str, shrink: int = 1) -> Image.Image:
+    def counted(path: str) -> Image.Image:
         decoded.append(path)
-        return plain(path, shrink)
+        return plain(path)
 
     monkeypatch.setattr(photographs, "read_photo", counted)
     both = submission.load(predict(eval_root, tmp_path, [tree, grown["seed"]], "--top-k", "1", "--transform-type", "auto"))
