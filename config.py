@@ -394,7 +394,7 @@ class TrainSettings(MachineSettings):
     save_top: int = option(FOLDS, "checkpoints kept per fold, by validation macro F1", 3, Range(int, 1))
     compile: bool = option(MACHINE, "let torch.compile make the training step faster (minutes at the start)", False)
     dry_run: bool = option(MACHINE, "read, split, run one batch, estimate time and disk, and stop", False)
-    quiet: bool = option(MACHINE, "print no line per epoch", False)
+    quiet: bool = option(MACHINE, "neither bars nor a line per epoch", False)
     tensorboard: bool = option(BESIDE, "write each fold's history for TensorBoard, too; takes the package tensorboard", False)
 
     @property

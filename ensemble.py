@@ -252,7 +252,8 @@ def read_rule(tree: Path, task: str) -> Rule:
         told = json.loads(path.read_text(encoding="utf-8"))
         rule = Rule(str(told["task"]), float(told["temperature"]), tuple(map(float, told["offsets"])))
     except FileNotFoundError:
-        raise UserError(f"--decision macro-f1: {path} is not there; a run of --cv 2 or more writes it when it ends") from None
+        raise UserError(f"--decision macro-f1: {path} is not there; a run of --cv 2 or more writes it when it ends, "
+                        "and predictions of that one tree keep it; use --decision argmax") from None  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: damaged ({reason(error)}); remove it, or use --decision argmax") from None
     if rule.task != task:

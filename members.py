@@ -96,7 +96,11 @@ def answering_together(members: Sequence[Member], task: str) -> list[list[int]]:
 
 
 def multiplied(probs: ensemble.Probabilities, together: Sequence[Sequence[int]]) -> ensemble.Probabilities:
-    """Probabilities in which members that answer together are one, named after their parts, of their mean F1."""
+    """Probabilities in which members that answer together are one, named after their parts.
+
+    Its validation F1 is taken to be the product of theirs, as if the parts erred independently: of the size that one of
+    `main` has, so that it weighs beside those.
+    """
     if all(len(group) == 1 for group in together):
         return probs
     names: list[str] = []
@@ -110,7 +114,7 @@ def multiplied(probs: ensemble.Probabilities, together: Sequence[Sequence[int]])
         arrays.append(one)
         names.append(probs.members[group[0]] if len(group) == 1 else f"{title}/fold{fold:02d}/Fold{fold:02d}_rank{rank}")
     folds = [probs.folds[group[0]] for group in together]
-    weights = [float(np.mean([probs.weights[m] for m in group])) for group in together]
+    weights = [float(np.prod([probs.weights[m] for m in group])) for group in together]
     return dataclasses.replace(probs, array=np.stack(arrays), members=names, folds=folds, weights=weights)
 
 

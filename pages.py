@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -50,6 +51,7 @@ def training_head(numbers: Numbers) -> str:
     head, task, cv = numbers["headline"], numbers["task"], len(numbers["folds"])
     f1, right = head["macro_f1"], head["accuracy"]
     of = "the age groups' macro F1" if config.TASKS[task].regression else "macro F1"
+    of = f"{'out-of-fold' if cv > 1 else 'held-out'} {of}"
     means = (
         f"On people it has never seen, one model of this run scores about {number(f1['value'])}: every photograph was answered "
         f"by a model that never saw its person. {head['people']} people leave this uncertain, with 95 % confidence from "
@@ -70,7 +72,7 @@ def training_head(numbers: Numbers) -> str:
         ("images/s in training", number(numbers["time"]["images_per_second"], 1)),
     ]
     return (
-        f'<section class="head"><h1>{text(numbers["name"])}</h1><p class="soft">Task {text(task)}, out-of-fold {of}</p>'
+        f'<section class="head"><h1>{text(numbers["name"])}</h1><p class="soft">Task {text(task)}, {of}</p>'
         f'<div class="score">{number(f1["value"])} <small>95 % interval {span(f1)}</small></div>'
         f"{said(means)}{tiles(boxes)}</section>\n"
     )
@@ -80,7 +82,7 @@ def costs(numbers: Numbers) -> str:
     """What to work on: which part of the answer and which classes cost the most."""
     now = numbers["headline"]["macro_f1"]["value"]
     known = sorted((row for row in numbers["classes"] if row["photographs"]), key=lambda row: row["f1"])
-    weak = ", ".join(f"{text(row['name'].replace('_', ' '))} ({number(row['f1'], 2)})" for row in known[:3])
+    weak = "; ".join(f"{text(row['name'].replace('_', ' '))} ({number(row['f1'], 2)})" for row in known[:3])
     worst = said(f"Weakest classes: {weak}." if len(known) > 3 else "")
     if "if_right" not in numbers:
         return section("Where the points are lost", worst)
@@ -225,7 +227,7 @@ def data(numbers: Numbers) -> str:
     folds = numbers["folds"]
     scores = grid(
         ("fold", "people", "photographs", "macro F1", "accuracy", "best epoch"),
-        [(f["fold"], f["people"], f["photographs"], number(f["macro_f1"]), number(f["accuracy"]), best_epoch(f)) for f in folds],
+        [(f["fold"], f["people"], f["photographs"], ranged(f["macro_f1"]), ranged(f["accuracy"]), best_epoch(f)) for f in folds],
     )
     head = ("photographs of class", "all", *(f"fold {fold['fold']}" for fold in folds))
     rows = [
@@ -289,8 +291,9 @@ def prediction_head(numbers: Numbers) -> str:
     else:
         weights = [row["validation_macro_f1"] for row in numbers["members"]]
         score = (f'<div class="score">{number(sum(weights) / count)} <small>mean validation macro F1 of its members</small></div>'
-                 + said("The true answers are not known here. Each member's score is that of its best epoch, so a little "
-                        "optimistic; the out-of-fold score in the training's report is the one to trust."))  # fmt: skip
+                 + said("The true answers are not known here. Each member's score is that of its best epoch in the task it was "
+                        "trained for, so a little optimistic; the out-of-fold score in the training's report is the one to "
+                        "trust."))  # fmt: skip
     return (f'<section class="head"><h1>{text(numbers["name"])}</h1><p class="soft">Task {text(numbers["task"])}</p>'
             f"{score}{tiles(boxes)}</section>\n")  # fmt: skip
 
@@ -298,6 +301,14 @@ def prediction_head(numbers: Numbers) -> str:
 def vote_gain(gain: float, mean: float) -> str:
     """What the vote is worth beside its members."""
     return f"Its members alone score {number(mean)} on average: the vote {'gains' if gain >= 0 else 'loses'} {abs(gain):.3f}."
+
+
+def short_member(name: str) -> str:
+    """A member's name without what all of a tree share: its tree where several vote, fold and epoch."""
+    found = re.match(r"(?P<tree>.*?)/?fold\d+/Fold(?P<fold>\d+)_.*?ep\((?P<epoch>\d+)\)", name)
+    if found is None:
+        return name.partition("bs(")[0]
+    return f"{found['tree']}{', ' if found['tree'] else ''}fold {int(found['fold'])}, epoch {found['epoch']}"
 
 
 def methods(numbers: Numbers) -> str:
@@ -316,7 +327,7 @@ def members(numbers: Numbers) -> str:
     rows, scored = numbers["members"], "confusion" in numbers
     head = ("member", "validation macro F1", "equal to the vote", *(("macro F1 here", "accuracy here") if scored else ()))
     table = grid(head, [
-        (f"{place + 1}. {row['name'].partition('bs(')[0]}", number(row["validation_macro_f1"]), percent(row["equal_to_vote"]),
+        (f"{place + 1}. {short_member(row['name'])}", number(row["validation_macro_f1"]), percent(row["equal_to_vote"]),
          *((number(row["macro_f1"]), number(row["accuracy"])) if scored else ()))
         for place, row in enumerate(rows)
     ])  # fmt: skip

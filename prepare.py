@@ -8,6 +8,7 @@ import hashlib
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,15 +165,15 @@ def opening(study: Study) -> list[str]:
     ]
 
 
-def begin(study: Study) -> Path:
-    """The run's tree: a new one, or that of the run to go on with."""
+def begin(study: Study, outside: pd.DataFrame | None = None) -> Path:
+    """The run's tree: a new one, or that of the run to go on with. outside: photographs that are only scored at the end."""
     tree = checkpoint.open_tree(study.settings)
     study = dataclasses.replace(study, tree=tree)
     if (tree / "run.json").is_file():
         take_up(study)
     else:
         try:
-            warn_of_duplicates(study)
+            warn_of_duplicates(tree, [study.table] if outside is None else [study.table, outside])
             write_start(study)
         except RunError:  # nothing is there to go on with
             with contextlib.suppress(OSError):
@@ -184,15 +185,16 @@ def begin(study: Study) -> Path:
     return tree
 
 
-def warn_of_duplicates(study: Study) -> None:
+def warn_of_duplicates(tree: Path, parts: Sequence[pd.DataFrame]) -> None:
     """One warning for near-duplicate photographs of different people, who may stand on both sides of a fold."""
-    names = dict(zip(study.table["path"], study.table["file"], strict=True))
-    pairs = [(names[a], names[b], d) for a, b, d in duplicates.find_duplicates(list(names), study.table["person"].tolist())]
+    table = pd.concat(parts)
+    names = dict(zip(table["path"], table["file"], strict=True))
+    pairs = [(names[a], names[b], d) for a, b, d in duplicates.find_duplicates(list(names), table["person"].tolist())]
     if not pairs:
         return
-    duplicates.write_pairs(study.tree / "duplicates.csv", pairs)
+    duplicates.write_pairs(tree / "duplicates.csv", pairs)
     warn_counted([f"{a} and {b}" for a, b, _ in pairs], "nearly the same photograph under two people's names, a leak between "
-                 f"folds unless they are one person; all pairs in {study.tree / 'duplicates.csv'}")  # fmt: skip
+                 f"folds unless they are one person; all pairs in {tree / 'duplicates.csv'}")  # fmt: skip
 
 
 def write_start(study: Study) -> None:

@@ -131,7 +131,7 @@ def judged_parts(parts: Mapping[str, np.ndarray], decided: np.ndarray, truth: np
 
 def fold_numbers(tree: Path, fold: int, task: str, decided: np.ndarray, oof: pd.DataFrame) -> Numbers:
     """One fold's people, photographs per class, out-of-fold scores and learning curves."""
-    scores = metrics.score(task, decided, oof[task].to_numpy())
+    own = judged(task, decided, oof[task].to_numpy(), oof["person"].to_numpy())
     path = tree / f"fold{fold:02d}" / "history.csv"
     try:
         history = {name: values.tolist() for name, values in pd.read_csv(path).astype(float).items()}
@@ -140,8 +140,9 @@ def fold_numbers(tree: Path, fold: int, task: str, decided: np.ndarray, oof: pd.
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: damaged ({str(error).splitlines()[0]}); train the fold again") from None
     return {
-        "fold": fold, "people": int(oof["person"].nunique()), "photographs": len(oof), "macro_f1": scores.macro_f1,
-        "accuracy": scores.accuracy, "photographs_per_class": scores.matrix.sum(1).tolist(), "history": history,
+        "fold": fold, "people": int(oof["person"].nunique()), "photographs": len(oof),
+        "macro_f1": own["headline"]["macro_f1"], "accuracy": own["headline"]["accuracy"],
+        "photographs_per_class": [row["photographs"] for row in own["classes"]], "history": history,
     }  # fmt: skip
 
 

@@ -89,6 +89,14 @@ def rule_of(settings: config.PredictSettings, source: Path) -> ensemble.Rule | N
     return ensemble.read_rule(source, settings.task) if settings.decision == "macro-f1" else None
 
 
+def keep_rule(folder: Path, source: Path) -> None:
+    """Keep a tree's decision rule (or an earlier prediction's) for other votes on a prediction of that tree alone."""
+    rule = source / ensemble.RULE
+    if rule.is_file():
+        with atomic_write(folder / ensemble.RULE) as file:
+            file.write(rule.read_bytes())
+
+
 def training_shares(tree: Path, task: str) -> list[float] | None:
     """The classes' shares among the training photographs, where a tree's run.json tells them for this task."""
     try:
@@ -112,11 +120,7 @@ def write_prediction(
     folder: Path, voted: dict[str, np.ndarray], probs: ensemble.Probabilities, truth: np.ndarray | None, source: Path
 ) -> None:
     """All CSVs of a prediction, the probabilities and a report, and where the truth is known the scores; prints where
-    everything is. source: the tree, or the earlier prediction; its decision rule is kept for votes on these probabilities."""
-    rule = source / ensemble.RULE
-    if rule.is_file():
-        with atomic_write(folder / ensemble.RULE) as file:
-            file.write(rule.read_bytes())
+    everything is. source: the tree, or the earlier prediction."""
     save(folder, probs)
     if len(probs.members) > 1:
         for name, alone in zip(probs.members, member_answers(probs), strict=True):

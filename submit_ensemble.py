@@ -54,8 +54,7 @@ def predicted(settings: config.EnsembleSettings) -> tuple[str, ensemble.Probabil
     if weights:
         probs = dataclasses.replace(probs, weights=weights, f1=probs.weights)
     processes.leave(who)
-    name = found[0].path.resolve().name + (f"-and-{len(found) - 1}-more" if len(found) > 1 else "")
-    return (name, probs, home.path) if who.first else None
+    return (trees.title(found), probs, home.path) if who.first else None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -71,6 +70,8 @@ def main(argv: list[str] | None = None) -> int:
     truth = submission.truth_of(settings, probs.images)
     voted = ensemble.vote(settings.method, probs.task, probs.array, probs.weights, submission.rule_of(settings, source))
     folder = submission.output_folder(settings.save_path, name, settings.task)
+    if len(settings.root or ()) < 2:  # a mixture has no rule
+        submission.keep_rule(folder, source)
     submission.write_prediction(folder, voted, probs, truth, source)
     return 0
 

@@ -34,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     mean = ensemble.arithmetic(probs.array)
     answers = ensemble.decide(probs.task, rule.adjust(mean) if rule else mean)
     folder = submission.output_folder(settings.save_path, f"{path.parent.parent.name}_{path.parent.name}", settings.task)
+    submission.keep_rule(folder, tree)
     submission.write_prediction(folder, {"submission": answers}, probs, truth, tree)
     return 0
 

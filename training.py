@@ -27,7 +27,7 @@ import optim
 import prepare
 import processes
 from prepare import Study
-from utils import Stopped, StopSignal, warn
+from utils import Stopped, StopSignal, duration, warn
 
 SAVE_SECONDS = 60.0  # a kill inside an epoch costs no more than this
 
@@ -50,12 +50,6 @@ class Clock:
     def fold_over(self, epochs: int) -> None:
         """Leave out epochs that will not be trained."""
         self.left -= epochs
-
-
-def duration(seconds: float) -> str:
-    """3725 -> 1:02:05."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
 @dataclass

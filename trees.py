@@ -58,6 +58,12 @@ def find(roots: Sequence[str] | None, top_k: int) -> list[Tree]:
     return list(found.values())
 
 
+def title(trees: Sequence[Tree]) -> str:
+    """What a prediction's folder is named after."""
+    first = trees[0].path.resolve().name
+    return f"{first}-and-{len(trees) - 1}-more" if len(trees) > 1 else first
+
+
 def told(tree: Tree) -> Told | None:
     """A tree's oof.csv, None where it has none. Raises UserError for labels that are none."""
     read = outoffold.read(tree.path, tree.task)
@@ -153,7 +159,7 @@ def fitted_weights(trees: Sequence[Tree], task: str) -> tuple[list[float], list[
             raise UserError(f"--weights oof: {tree.path / outoffold.FILE} is missing; finish that training, or {remedy}")
         held[tree.name] = known
     folds = sorted({member.info.fold for _, member in voters})
-    weights, lines = np.zeros(len(voters)), []
+    weights, lines, halves = np.zeros(len(voters)), [], []
     for fold in folds:
         own = [v for v, (_, member) in enumerate(voters) if member.info.fold == fold]
         views = [validated(*voters[v], held[voters[v][0].name], task) for v in own]
@@ -161,12 +167,33 @@ def fitted_weights(trees: Sequence[Tree], task: str) -> tuple[list[float], list[
         if any(not other.equals(truth) for other, _ in views):
             raise UserError(f"--weights oof: the trees' folds {fold} hold out other photographs or labels; train them with one "
                             f"--split-seed and --cv, or {remedy}")  # fmt: skip
-        counts = ensemble.greedy_weights(np.stack([answers for _, answers in views]), truth.to_numpy(), ROUNDS)
+        stacked = np.stack([answers for _, answers in views])
+        counts = ensemble.greedy_weights(stacked, truth.to_numpy(), ROUNDS)
         weights[own] = counts / counts.sum() / len(folds)
+        f1 = [voters[v][1].info.macro_f1 for v in own]
+        rows = held[voters[own[0]][0].name].rows.loc[truth.index]
+        halves.append((rows, *in_halves(stacked, truth.to_numpy(), rows["person"].to_numpy(), f1)))
         taken = [(weights[v], *voters[v]) for v in own if weights[v]]
         shown = ", ".join(f"{tree.name} ep {member.info.epoch} {weight:.3f}" for weight, tree, member in taken)
         lines.append(f"weights, fold {fold}, chosen on its {len(truth)} held-out photographs: {shown}")
+    rows, plain, fitted = (pd.concat(part) if isinstance(part[0], pd.DataFrame) else np.concatenate(part)
+                           for part in zip(*halves, strict=True))  # fmt: skip
+    lines.append(f"weights oof against f1 within the folds, each half of a fold's people by weights chosen on the other half: "
+                 f"{outoffold.gain(task, rows, plain, fitted)}")  # fmt: skip
     return weights.tolist(), lines
+
+
+def in_halves(answers: np.ndarray, truth: np.ndarray, people: np.ndarray, f1: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Classes [images] by the weights f1, and by weights that greedy selection chose on the other half of the people.
+
+    answers: probabilities [members, images, classes] of a fold's members for its held-out photographs.
+    """
+    second = np.unique(people, return_inverse=True)[1] % 2 == 1
+    fitted = np.empty(len(truth), np.int64)
+    for half in (second, ~second):
+        counts = ensemble.greedy_weights(answers[:, ~half], truth[~half], ROUNDS)
+        fitted[half] = ensemble.weighted_mean(answers[:, None, half], counts.tolist()).argmax(1)
+    return ensemble.weighted_mean(answers[:, None], f1).argmax(1), fitted
 
 
 def validated(tree: Tree, member: members.Member, held: Told, task: str) -> tuple[pd.Series, np.ndarray]:

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MOST_BYTES = 1 << 33  # unpacked, of an .npz
+LINE_SECONDS = 60.0  # between two lines on how far something long has come, where no bar can be drawn
+quiet = False  # set by --quiet: neither bars nor such lines
 MOST_TIMES = 100  # its size; probabilities hardly shrink when they are packed, a zip bomb's zeros do a thousandfold
 
 # Read when torch loads. By default a thread that waits for the others spins for milliseconds, and where anything else runs,
@@ -200,12 +202,33 @@ def warn_counted(names: list[str], message: str) -> None:
 
 
 def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterable[T]:
-    """`items` behind a tqdm bar with an estimate where stderr is a terminal; as they are elsewhere."""
-    if not sys.stderr.isatty():
+    """`items` behind a tqdm bar with an estimate where stderr is a terminal; elsewhere with a plain line a minute."""
+    if quiet:
         return items
+    if not sys.stderr.isatty():
+        return _lines(items, label, total)
     from tqdm import tqdm
 
     return tqdm(items, desc=label, total=total, leave=False, dynamic_ncols=True)
+
+
+def _lines(items: Iterable[T], label: str, total: int | None) -> Iterator[T]:
+    """`items`, and on stderr now and then how many are done and how long the rest will take."""
+    total = len(items) if total is None and isinstance(items, Sized) else total
+    start = told = time.monotonic()
+    for done, item in enumerate(items):
+        now = time.monotonic()
+        if now - told >= LINE_SECONDS and done:
+            of = f" of {total}, about {duration((now - start) / done * (total - done))} left" if total else ""
+            print(f"{label}: {done}{of}", file=sys.stderr, flush=True)
+            told = now
+        yield item
+
+
+def duration(seconds: float) -> str:
+    """3725 -> 1:02:05."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
 def derive_seed(*parts: object) -> int:

@@ -52,7 +52,7 @@ def _brief() -> Any:
     """Runs without what follows the out-of-fold table, in one thread (forked processes have no others)."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(config.BACKBONES, "tiny", support.TINY)
-        patch.setattr(prepare, "warn_of_duplicates", lambda study: None)
+        patch.setattr(prepare, "warn_of_duplicates", lambda tree, parts: None)
         patch.setattr(
             crossval, "tell", lambda study, done: outoffold.write(study.tree, study.settings.task, *outoffold.honest(done))
         )

@@ -11,7 +11,6 @@ import pytest
 import support
 from PIL import Image
 
-import augmentation
 import checkpoint
 import config
 import ensemble
@@ -51,12 +50,6 @@ def tree(grown: dict[str, Path]) -> Path:
     return grown["main"]
 
 
-@pytest.fixture
-def whole_photographs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One view alone may be of a photograph decoded at half its size, which changes the last digits."""
-    monkeypatch.setattr(augmentation, "drawn", lambda form: (1, form))
-
-
 def predict(eval_root: Path, out: Path, roots: list[Path], *words: str) -> Path:
     """A new prediction's folder."""
     before = set(out.iterdir()) if out.is_dir() else set()
@@ -68,7 +61,7 @@ def predict(eval_root: Path, out: Path, roots: list[Path], *words: str) -> Path:
 
 def test_two_trees_vote_each_photograph_decoded_once(
     tree: Path, grown: dict[str, Path], eval_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str], whole_photographs: None,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     decoded: list[str] = []
     plain = photographs.read_photo
@@ -104,7 +97,7 @@ def test_two_trees_vote_each_photograph_decoded_once(
 
 
 def test_trees_of_the_parts_multiply_into_main(
-    grown: dict[str, Path], eval_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], whole_photographs: None
+    grown: dict[str, Path], eval_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trees = [grown[part] for part in ("ageg", "mask", "gender")]  # in any order
     words = ("--transform-type", "auto", "--top-k", "2")
