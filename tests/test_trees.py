@@ -20,6 +20,7 @@ import photographs
 import submission
 import submit_ensemble
 import train
+import trees
 from utils import UserError
 
 
@@ -99,9 +100,9 @@ def test_two_trees_vote_each_photograph_decoded_once(
 def test_trees_of_the_parts_multiply_into_main(
     grown: dict[str, Path], eval_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trees = [grown[part] for part in ("ageg", "mask", "gender")]  # in any order
+    roots = [grown[part] for part in ("ageg", "mask", "gender")]  # in any order
     words = ("--transform-type", "auto", "--top-k", "2")
-    whole = submission.load(predict(eval_root, tmp_path / "whole", trees, *words))
+    whole = submission.load(predict(eval_root, tmp_path / "whole", roots, *words))
     out = capsys.readouterr().out
     parts = {part: submission.load(predict(eval_root, tmp_path / part, [grown[part]], *words, "--task", part))
              for part in config.PARTS}  # fmt: skip
@@ -111,7 +112,10 @@ def test_trees_of_the_parts_multiply_into_main(
         expected = parts["mask"].array[..., c // 6] * parts["gender"].array[..., c // 3 % 2] * parts["ageg"].array[..., c % 3]
         assert whole.array[..., c] == pytest.approx(expected, abs=1e-6)
     assert whole.folds == parts["mask"].folds == [0, 0, 1, 1]
-    assert whole.weights == pytest.approx(np.mean([parts[part].weights for part in config.PARTS], axis=0))
+    assert whole.weights == pytest.approx(np.prod([parts[part].weights for part in config.PARTS], axis=0))
+    (made,) = (tmp_path / "whole").iterdir()
+    with pytest.raises(UserError, match="one tree keep it"):  # a mixture has no rule
+        submit_ensemble.main(["--from-probs", str(made), "--decision", "macro-f1"])
     assert whole.members[3] == "mask x gender x ageg/fold01/Fold01_rank2"
     held = {part: outoffold.read(grown[part], part) for part in config.PARTS}
     answers = ensemble.multiply({part: found[1] for part, found in held.items() if found is not None})
@@ -172,7 +176,9 @@ def test_weights_are_chosen_on_what_each_member_said_of_its_held_out_people(
 ) -> None:
     roots = [tree, grown["seed"]]
     made = predict(eval_root, tmp_path, roots, "--top-k", "2", "--weights", "oof")
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("weights, fold ")]
+    told = capsys.readouterr().out
+    lines = [line for line in told.splitlines() if line.startswith("weights, fold ")]
+    assert re.search(r"weights chosen on the other half: [+-][\d.]+ out of fold, nested \(95 % .*\): \w+", told)
     probs = submission.load(made)
     assert len(lines) == 2
     for fold in range(2):
@@ -207,6 +213,16 @@ def test_weights_are_chosen_on_what_each_member_said_of_its_held_out_people(
         submit_ensemble.main([*again, str(tmp_path), "--top-k", "1"])
     with pytest.raises(UserError, match="hold no such weights"):
         submit_ensemble.main(["--from-probs", str(plain), "--save-path", str(tmp_path), "--weights", "oof"])
+
+
+def test_halves_are_decided_by_weights_that_never_saw_them() -> None:
+    truth, people = np.array([0, 1] * 4), np.array(list("aabbccdd"))
+    right, wrong = np.eye(2)[truth], np.eye(2)[1 - truth]
+    second = np.isin(people, ["b", "d"])[:, None]
+    half_right = np.where(second, wrong, right)  # on a and c, where nothing tells against it
+    plain, fitted = trees.in_halves(np.stack([half_right, right * 0.6 + 0.2]), truth, people, [0.0, 1.0])
+    assert (plain == truth).all()
+    assert (fitted == truth).tolist() == (~second[:, 0]).tolist()
 
 
 def test_greedy_weights_on_hand_made_cases() -> None:
