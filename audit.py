@@ -16,11 +16,15 @@ NAMED = 5  # of the photographs that an error counts
 def check_photos(names: Sequence[str], paths: Sequence[str], workers: int = 4) -> list[tuple[str, str]]:
     """(name, problem) of every photograph that is no regular file, has no readable header, or whose end is missing.
 
+    One warning counts those of another size than the competition's.
+
     Nothing is decoded: about a tenth of a millisecond each where the disk is warm. `workers` threads wait for a slow one.
     """
     with ThreadPoolExecutor(max(workers, 1)) as pool:
-        problems = progress(pool.map(photographs.photo_problem, paths), "checking photographs", len(paths))
-        return [(name, problem) for name, problem in zip(names, problems, strict=True) if problem]
+        looks = list(progress(pool.map(photographs.look_over, paths), "checking photographs", len(paths)))
+    warn_counted([name for name, (_, other) in zip(names, looks, strict=True) if other],
+                 "photographs of another size than 384x512, scaled to cover the crop")  # fmt: skip
+    return [(name, problem) for name, (problem, _) in zip(names, looks, strict=True) if problem]
 
 
 def unreadable(paths: Sequence[str], skip: bool) -> list[str]:

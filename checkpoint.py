@@ -441,11 +441,14 @@ def find_tree(root: str | None) -> Path:
     return trees[0]
 
 
-def read_described(path: Path) -> tuple[Checkpoint, Info]:
-    """A checkpoint that tells what it is. Raises UserError for one that does not."""
+def read_described(path: Path, model: str | None = None, task: str = "main") -> tuple[Checkpoint, Info]:
+    """A checkpoint that tells what it is; of a bare state dict, model and task may do so. Raises UserError for another."""
     found = read(path)
+    if found.info is None and model is not None:
+        return found, Info(model, task, "base", config.MODELS[model].backbone, 224, None, fold=0, epoch=0, macro_f1=0.0, loss=0.0)
     if found.info is None:
-        raise UserError(f"{path}: a bare state dict whose name does not tell its model and task; name it as train.py does")
+        raise UserError(f"{path}: a bare state dict whose name does not tell its model and task; name it as train.py does, or "
+                        "tell both to submit_singular.py (--model-type, --task)")  # fmt: skip
     return found, found.info
 
 

@@ -201,6 +201,7 @@ DECISIONS = {
 }
 WEIGHTS = {"f1": "each checkpoint's validation F1", "oof": "greedy selection on out-of-fold probabilities"}
 METHOD_ALIASES = {"soft": "softvoting", "hard": "hardvoting"}
+TIMM = "timm:"  # before the names of timm's backbones
 NEWEST = "newest"  # --resume without a name
 AUTO = "auto"  # --transform-type: the form that the checkpoint's own validation used
 
@@ -213,6 +214,8 @@ def resolve(target: str) -> Any:
 
 def backbone_name(text: str) -> str:
     """A backbone's name as the registry has it, from any case; timm's own names are left as they are."""
+    if text.casefold().startswith(TIMM):
+        return TIMM + text[len(TIMM) :]
     return {name.casefold(): name for name in BACKBONES}.get(text.casefold(), text)
 
 
@@ -220,7 +223,7 @@ def backbone_entry(name: str) -> Backbone:
     """The registry's entry. Raises UserError for a name it does not have."""
     if name in BACKBONES:
         return BACKBONES[name]
-    if name.startswith("timm:") and len(name) > len("timm:"):
+    if name.startswith(TIMM) and len(name) > len(TIMM):
         return BACKBONES["timm:NAME"]
     raise UserError(f"--backbone {name}: unknown; choose from {', '.join(BACKBONES)}")
 
@@ -291,6 +294,11 @@ def schedule_name(text: str) -> str:
     return Choice(SCHEDULES)(text)
 
 
+def weights_source(text: str) -> str:
+    """`imagenet` and `none` in any case; a path as it is."""
+    return text.casefold() if text.casefold() in ("imagenet", "none") else text
+
+
 def option(
     group: str,
     help: str,
@@ -354,7 +362,7 @@ class TrainSettings(MachineSettings):
         MODEL, f"1000-way network below the head ({', '.join(BACKBONES)})", None, str, "the model's own", "NAME"
     )
     pretrained: str = option(
-        MODEL, "where the backbone's weights come from: imagenet, none, or a state dict's PATH", "imagenet",
+        MODEL, "where the backbone's weights come from: imagenet, none, or a state dict's PATH", "imagenet", weights_source,
         metavar="SOURCE",
     )  # fmt: skip
     load_state_dict: str | None = option(MODEL, "train on from this checkpoint", metavar="PATH")
@@ -427,7 +435,8 @@ class TrainSettings(MachineSettings):
             return f"learning rate {given:g} (--lr)"
         completed = self.completed()
         start = "from scratch" if self.pretrained == "none" and not self.load_state_dict else "on pretrained weights"
-        why = "" if completed.lr == 0.005 else ": 0.005 wrecks them under this optimizer"
+        wrecked = completed.lr != 0.005 and start == "on pretrained weights"
+        why = ": 0.005 wrecks them under this optimizer" if wrecked else ""
         return f"learning rate {completed.lr:g} (the default of {self.optim_type} {start}{why})"
 
 
@@ -440,7 +449,7 @@ def check_boxes(boxes: str | None, *transforms: str) -> None:
 def check_training(s: TrainSettings) -> None:
     """Refuse settings that do not go together, naming the option and the remedy."""
     task, loss, model = TASKS[s.task], LOSSES[s.loss_type or ""], MODELS[s.model_type]
-    if task.regression and model.heads:
+    if model.heads and s.task not in model.heads and (task.regression or not task.from_main):
         able = [name for name, entry in MODELS.items() if not entry.heads]
         raise UserError(f"--task {s.task}: {s.model_type} has no head for it; use --model-type {' or '.join(able)}")
     if task.regression != loss.regression:
@@ -464,6 +473,8 @@ def check_training(s: TrainSettings) -> None:
         raise UserError("--tensorboard: the package tensorboard is not there; pip install tensorboard, or leave it out")
     if s.freeze >= s.epochs:
         raise UserError(f"--freeze {s.freeze}: must be fewer than --epochs {s.epochs}, or the backbone never learns")
+    if s.load_state_dict is not None and s.pretrained not in ("imagenet", "none"):
+        raise UserError(f"--pretrained {s.pretrained}: --load-state-dict brings all weights; leave one of them out")
     check_boxes(s.boxes, s.transform_type)
     if s.warmup_epochs >= s.epochs:
         raise UserError(f"--warmup-epochs {s.warmup_epochs:g}: must be fewer than --epochs {s.epochs}")
@@ -485,7 +496,9 @@ class PredictSettings(MachineSettings):
     )  # fmt: skip
     skip_bad_images: bool = option(DATA, "answer photographs that cannot be read with the most frequent class", False)
     decision: str = option(VOTING, "how probabilities become answers", "argmax", Choice(DECISIONS))
-    answers: str | None = option(DATA, "true classes (ImageID,ans), to score against", metavar="CSV")
+    answers: str | None = option(
+        DATA, "true answers (ImageID,ans; one of the 18 classes, whatever --task), to score against", metavar="CSV"
+    )
     batch_size: int = option(MACHINE, "photographs in a forward pass", 32, Range(int, 1))
 
 

@@ -23,6 +23,7 @@ import prepare
 import processes
 import report
 import suspects
+import tables
 import training
 import utils
 from prepare import Study
@@ -141,7 +142,10 @@ def score_outside(study: Study, outside: pd.DataFrame) -> str:
     rebuilt = [models.rebuild(info, found.weights, str(found.path)) for found, info in members]
     networks = [models.place(network, study.compute.device) for network in rebuilt]
     view = augmentation.View(augmentation.forms(s.transform_type, s.image_size).valid)
-    photos = dataset.Photos(outside["file"].tolist(), outside["path"].tolist(), [view])
+    names, paths = outside["file"].tolist(), outside["path"].tolist()
+    boxes = tables.read_boxes(s.boxes, names, paths) if s.boxes else None
+    photos = dataset.Photos(names, paths, [view], boxes)
+    training.warn_of_absent(s.task, outside[s.task].to_numpy(), f"--valid-root {s.valid_root}")
     answers = engine.predict(networks, [[0]] * len(networks), photos, [s.task], study.compute)[s.task]
     decided = ensemble.decide(s.task, ensemble.arithmetic(answers))
     scores = metrics.score(s.task, decided, outside[s.task].to_numpy())

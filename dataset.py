@@ -60,8 +60,8 @@ class Blending:
     partners: Mapping[int, np.ndarray]  # photograph -> photographs of other people with the same labels
 
 
-class Photos(Dataset[tuple[torch.Tensor, list[torch.Tensor], bool]]):
-    """Item (epoch, i, copy) -> ((i, j), one uint8 [height, width, 3] per view, whether it had to be scaled).
+class Photos(Dataset[tuple[torch.Tensor, list[torch.Tensor]]]):
+    """Item (epoch, i, copy) -> ((i, j), one uint8 [height, width, 3] per view).
 
     Each photograph is decoded once, whatever the number of views.
     A view's random draws hang on its key, the epoch, the photograph's name and the copy (above 0 where oversampling
@@ -83,29 +83,28 @@ class Photos(Dataset[tuple[torch.Tensor, list[torch.Tensor], bool]]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def look(self, i: int, epoch: int, copy: int) -> tuple[list[Image.Image], bool]:
-        """All views of one photograph, and whether it was of another size."""
+    def look(self, i: int, epoch: int, copy: int) -> list[Image.Image]:
+        """All views of one photograph."""
         photo = self.read(i)
         seen = []
         for view in self.views:
             with seeded(*view.key, epoch, copy, self.names[i]):
                 seen.append(view.form(photo, self.boxes.get(self.names[i])))
-        return seen, photo.size != config.PHOTO_SIZE
+        return seen
 
     def read(self, i: int) -> Image.Image:
         """Photograph i, decoded."""
         return photographs.read_photo(self.paths[i])
 
-    def __getitem__(self, key: tuple[int, int, int]) -> tuple[torch.Tensor, list[torch.Tensor], bool]:
+    def __getitem__(self, key: tuple[int, int, int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         epoch, i, copy = key
-        seen, scaled = self.look(i, epoch, copy)
+        seen = self.look(i, epoch, copy)
         j = i
         if copy and self.blending is not None and len(self.blending.partners.get(i, ())):
             able = self.blending.partners[i]
             j = int(able[derive_seed("partner", *self.blending.seed, epoch, copy, self.names[i]) % len(able)])
-            others, also = self.look(j, epoch, copy)
-            seen, scaled = [Image.blend(a, b, 0.5) for a, b in zip(seen, others, strict=True)], scaled or also
-        return torch.tensor((i, j)), [torch.from_numpy(augmentation.pixels(image)) for image in seen], scaled
+            seen = [Image.blend(a, b, 0.5) for a, b in zip(seen, self.look(j, epoch, copy), strict=True)]
+        return torch.tensor((i, j)), [torch.from_numpy(augmentation.pixels(image)) for image in seen]
 
 
 class Batches(Sampler[list[tuple[int, int, int]]]):

@@ -21,7 +21,7 @@ import loading
 import metrics
 import model as models
 import optim
-from utils import UserError, derive_seed, progress, warn_counted
+from utils import UserError, derive_seed, progress
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -64,11 +64,6 @@ def imagenet_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
 def halfway(labels: Tensor, partners: Tensor) -> Tensor:
     """Labels of half-and-half blends: partners share the class; of values the mean."""
     return (labels + partners) / 2 if labels.is_floating_point() else labels
-
-
-def warn_resized(names: list[str]) -> None:
-    """One warning for the photographs that are not the competition's size."""
-    warn_counted(sorted(set(names)), "photographs of another size than 384x512, scaled to cover the crop")
 
 
 def choose_precision(asked: str, device: torch.device) -> str:
@@ -135,12 +130,10 @@ def train_epoch(
     """
     models.train_mode(learner.model)
     running = running or metrics.RunningLoss(compute.device)
-    resized: list[str] = []
     seen, start = 0, time.perf_counter()
-    for pairs, views, scaled in progress(loader, f"epoch {loader.batch_sampler.epoch + 1}"):
+    for pairs, views in progress(loader, f"epoch {loader.batch_sampler.epoch + 1}"):
         # Dropout draws from the global generator: seeded by the step, an epoch can be taken up in its middle.
         torch.manual_seed(derive_seed("step", *recipe.seed, step))
-        resized += [loader.dataset.names[i] for i, _ in pairs[scaled].tolist()]
         index, partner = pairs.to(compute.device, non_blocking=True).unbind(1)
         images = compute.to_network(views[0])
         with compute.autocast():
@@ -165,7 +158,6 @@ def train_epoch(
             after_step(step)
     if compute.device.type == "cuda":
         torch.cuda.synchronize(compute.device)
-    warn_resized(resized)
     return running, seen * compute.world / (time.perf_counter() - start)
 
 
@@ -192,10 +184,9 @@ def predict(
     answers = {t: torch.zeros(*shape, config.TASKS[t].outputs, device=compute.device) for t in tasks}
     for network in networks:
         network.eval()
-    resized: list[str] = []
     done = 0
     with loading.loader(photos, batches, compute.workers, compute.device) as loader:
-        for pairs, views, scaled in progress(loader, label):
+        for pairs, views in progress(loader, label):
             index = pairs[:, 0]
             images = [compute.to_network(view) for view in views]
             for m, (network, row) in enumerate(zip(networks, plan, strict=True)):
@@ -204,9 +195,7 @@ def predict(
                         outputs = network(images[which])
                     for task, array in answers.items():
                         array[m, v, done : done + len(index)] = models.probabilities(outputs, task)
-            resized += [photos.names[i] for i in index[scaled].tolist()]
             done += len(index)
-    warn_resized(resized)
     return gathered({task: array.cpu().numpy() for task, array in answers.items()}, len(indices), compute.world)
 
 

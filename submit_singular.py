@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     wanted = settings.model_type or "VanillaEfficientNet"
     path = Path(settings.load_state_dict or members.best_checkpoint(settings.task, wanted))
     print(f"checkpoint: {utils.printable(path)}", flush=True)
-    found, info = checkpoint.read_described(path)
+    found, info = checkpoint.read_described(path, settings.model_type, settings.task)
     if settings.model_type not in (None, info.model):
         raise utils.UserError(f"--model-type {settings.model_type}: {path} holds a {info.model}; leave the option out")
     member = members.Member(path.name, info, found)
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     probs = members.answer([member], settings, settings.transform_type, 1, tree, names, paths)
     mean = ensemble.arithmetic(probs.array)
     answers = ensemble.decide(probs.task, rule.adjust(mean) if rule else mean)
-    folder = submission.output_folder(settings.save_path, f"{path.parent.parent.name}_{path.parent.name}", settings.task)
+    folder = submission.output_folder(settings.save_path, f"{tree.name}_{path.absolute().parent.name}", settings.task)
     submission.keep_rule(folder, tree)
     submission.write_prediction(folder, {"submission": answers}, probs, truth, tree)
     return 0

@@ -54,10 +54,12 @@ def read_train(root: str | Path) -> pd.DataFrame:
     tables = [p for p in (root / "train.csv", root.parent / "train.csv" if root.name == "images" else None) if p]
     table_path = next((p for p in tables if os.path.lexists(p)), None)
     found = list_photos(root, images)
-    labels = label_people(found["person"].unique(), table_path, images)
+    labels = label_people(found["person"].unique(), table_path, images, root)
     rows = found.merge(labels, on="person", how="inner")
     if rows.empty:
         raise UserError(f"{images}: no labelled photographs; expected folders like 000001_female_Asian_45/mask1.jpg")
+    twice = rows.loc[rows.duplicated(["person", "shot"]), "file"]
+    warn_counted(sorted(twice), "photographs of a shot that their person has twice, all are taken")
     counts = rows.groupby("person").size()
     warn_counted(sorted(counts[counts < SHOTS_PER_PERSON].index), "people with fewer than 7 photographs")
     rows["mask"] = rows["shot"].map(lambda shot: 0 if shot.startswith("mask") else 1 if shot != "normal" else 2)
@@ -119,11 +121,11 @@ def check_names(names: Sequence[str], paths: Sequence[str]) -> None:
         seen[name] = path
 
 
-def label_people(people: Sequence[str], table: Path | None, images: Path) -> pd.DataFrame:
+def label_people(people: Sequence[str], table: Path | None, images: Path, root: Path) -> pd.DataFrame:
     """person, gender, years of all people: by the table where there is one, else by their folders' names."""
     named = {person: PERSON.fullmatch(person) for person in people}
     if table is None:
-        warn(f"{images.parent}: no train.csv; gender and age are read from the names of {len(people)} people")
+        warn(f"{root}: no train.csv; gender and age are read from the names of {len(people)} people")
         nameless = [person for person, match in named.items() if match is None]
         if nameless:
             raise UserError(
@@ -306,6 +308,8 @@ def read_answers(path: str, names: Sequence[str], task: str) -> np.ndarray:
     spec = config.TASKS[task]
     column = "age" if spec.regression else "ans"
     table = read_csv(Path(path), ("ImageID", column))
+    if spec.from_main and set(table[column].str.strip()) <= set(map(str, range(spec.outputs))) and spec.outputs < 18:
+        warn(f"{path}: ans is never above {spec.outputs - 1}: it is read as one of the 18 classes of main, not as a {task}")
     answers: dict[str, float] = {}
     for number, name, text in zip(table.index, table["ImageID"], table[column], strict=True):
         try:

@@ -172,10 +172,7 @@ def train_fold(study: Study, number: int, clock: Clock, stop: StopSignal) -> Non
             say(study, f"fold {number}: goes on after {state.epoch} epochs and {state.step} of {len(fold.batches)} steps")
         elif study.writes:
             checkpoint.tidy(folder, [])  # of a process that was killed before it had kept a state
-        absent = metrics.absent_classes(s.task, study.truth(fold.rows))
-        if absent:
-            warn(f"fold {number}: {len(absent)} classes are not among the held-out people ({absent[0]}, ...): "
-                 "macro F1 leaves them out unless they are predicted")  # fmt: skip
+        warn_of_absent(s.task, study.truth(fold.rows), f"fold {number}")
         keeper = Keeper(study, fold, state, folder, stop)
         with loading.loader(fold.training, fold.batches, study.compute.workers, study.compute.device) as loader:
             while state.epoch < s.epochs:
@@ -184,6 +181,14 @@ def train_fold(study: Study, number: int, clock: Clock, stop: StopSignal) -> Non
         if study.writes:
             checkpoint.tidy(folder, state.kept)  # a killed process may have come to its last state and no further
             (folder / checkpoint.STATE).unlink(missing_ok=True)
+
+
+def warn_of_absent(task: str, truth: np.ndarray, where: str) -> None:
+    """One line for the classes that are not among the people who score."""
+    absent = metrics.absent_classes(task, truth)
+    if absent:
+        warn(f"{where}: classes that are not among the held-out people: {len(absent)} (the first: {absent[0]}); "
+             "macro F1 leaves them out unless they are predicted")  # fmt: skip
 
 
 def train_epoch(study: Study, fold: Fold, state: checkpoint.FoldState, loader: Any, keeper: Keeper) -> tuple[float, float, float]:

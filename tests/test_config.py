@@ -66,6 +66,9 @@ def test_underscores_and_any_case_are_accepted() -> None:
     settings = training("--model_type=vanillaRESNET", "--TASK".lower(), "AGE", "--optim_type", "AdamP")
     assert (settings.model_type, settings.task, settings.optim_type) == ("VanillaResNet", "age", "adamp")
     assert training("--run-name", "a_b").run_name == "a_b"
+    assert training("--pretrained", "NONE").pretrained == "none"
+    assert training("--pretrained", "ImageNet").pretrained == "imagenet"
+    assert config.backbone_name("TIMM:ResNet10t") == "timm:ResNet10t"
 
 
 def test_defaults_are_the_contracts() -> None:

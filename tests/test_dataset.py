@@ -22,7 +22,9 @@ import config
 import dataset
 import loading
 import photographs
+import prepare
 import tables
+import training
 from utils import UserError, seeded
 
 CPU = torch.device("cpu")
@@ -136,9 +138,16 @@ def test_no_person_is_on_both_sides(train_root: Path) -> None:
     table["fold"] = table["person"].map(folds)
     assert table.groupby("person")["fold"].nunique().max() == 1
     assert sorted(table["fold"].unique()) == [0, 1, 2, 3, 4]
-    for fold in range(5):
-        inside = set(table.loc[table["fold"] == fold, "person"])
-        assert inside.isdisjoint(table.loc[table["fold"] != fold, "person"])
+    words = ["--train-root", str(train_root), "--cv", "5", *support.FAST]
+    study, _ = prepare.set_up(config.parse(config.TrainSettings, words, "train.py", "").completed())
+    folders = [Path(path).parent.name for path in study.table["path"]]  # not by the table's own word for a person
+    seen = []
+    for number in range(5):
+        fold = training.prepare_fold(study, number)
+        held_out = {folders[row] for row in fold.rows}
+        assert held_out.isdisjoint(folders[row] for row in fold.batches.indices)
+        seen += sorted(held_out)
+    assert sorted(seen) == sorted(set(folders))
 
 
 def test_the_file_systems_order_does_not_change_the_split(train_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,7 +273,7 @@ def epoch_pixels(photos: dataset.Photos, epoch: int, workers: int) -> torch.Tens
     batches = dataset.Batches(range(20), 6, ("fold", 42, 0), least=2)
     batches.epoch = epoch
     with loading.loader(photos, batches, workers, CPU) as loader:
-        found = {int(i): pixels for pairs, views, _ in loader for i, pixels in zip(pairs[:, 0], views[0], strict=True)}
+        found = {int(i): pixels for pairs, views in loader for i, pixels in zip(pairs[:, 0], views[0], strict=True)}
     return torch.stack([found[i] for i in range(20)])
 
 
@@ -287,7 +296,7 @@ def test_persistent_workers_see_each_new_epoch(train_root: Path) -> None:
     with loading.loader(photos, batches, 1, CPU) as loader:
         for epoch in range(3):
             batches.epoch = epoch
-            seen += [views[0] for _, views, _ in loader]
+            seen += [views[0] for _, views in loader]
     assert not torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[1], seen[2])
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -175,23 +178,26 @@ def test_one_entry_adds_a_model_loss_transform_optimizer_and_task(
     monkeypatch.setitem(config.LOSSES, "onehotloss", config.Loss(f"{here}:OneHot", False, "squared error of probabilities"))
     monkeypatch.setitem(config.TRANSFORMS, "upsidedown", config.Transform(f"{here}:upside_down", "all of it", False, "turned"))
     monkeypatch.setitem(config.OPTIMIZERS, "slow", config.Optimizer(f"{here}:slow", 0.002, 0.003, 0.0, "RMSprop"))
-    old = config.Task(lambda mask, gender, years: int(years >= 40), ("young", "old"), "under 40 or not")
-    monkeypatch.setitem(config.TASKS, "old", old)
+    over = config.Task(lambda mask, gender, years: int(years >= 40), ("young", "older"), "under 40 or not")
+    monkeypatch.setitem(config.TASKS, "over40", over)
     for settings_class in (config.TrainSettings, config.SingularSettings, config.EnsembleSettings):
         text = config.build_parser(settings_class, "x", "").format_help()
-        assert "old" in text
+        assert "over40" in text
         assert "upsidedown" in text
     text = config.build_parser(config.TrainSettings, "x", "").format_help()
     assert all(name in text for name in ("Wide", "onehotloss", "slow"))
     asked = ["--model-type", "w", "--loss-type", "ONEHOTLOSS", "--transform-type", "upsidedown", "--optim-type", "slow"]
-    asked += ["--task", "old", "--epochs", "1"]
+    asked += ["--task", "OVER40", "--epochs", "1"]
     fast = ["--image-size", "32", "--workers", "0", "--threads", "1", "--device", "cpu"]
     assert train.main(["--train-root", str(small_root), "--save-path", str(tmp_path), *asked, *fast]) == 0
     assert "learning rate 0.002 (the default of slow" in capsys.readouterr().out
-    predict = ["--root", str(tmp_path), "--data-root", str(small_eval), "--save-path", str(tmp_path / "p"), "--task", "old"]
+    predict = ["--root", str(tmp_path), "--data-root", str(small_eval), "--save-path", str(tmp_path / "p"), "--task", "over40"]
     assert submit_ensemble.main([*predict, "--transform-type", "auto", "--workers", "0"]) == 0
     (made,) = (tmp_path / "p").iterdir()
     assert {row[1] for row in support.read_rows(made / "arithmetic.csv")[1:]} <= {"0", "1"}
+    for name in ("THANet", "MultiLabelTHANet"):
+        with pytest.raises(UserError, match="--task over40: .* has no head for it; use --model-type VanillaEfficientNet or"):
+            train.main(["--task", "over40", "--model-type", name])
 
 
 # ------------------------------------------------------------------------------------------------------- THANets
@@ -241,10 +247,19 @@ def test_dropout_works_in_training_only() -> None:
 # ----------------------------------------------------------------------------------------------- older checkpoints
 
 
-def reference(name: str) -> tuple[nn.Module, dict[str, Tensor], Tensor]:
-    """A model built plainly from the public libraries; its bare state dict by the old names; its main logits."""
+def reference(name: str) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """A model built plainly from the public libraries: its bare state dict by the old names, images, its main logits.
+
+    Its BatchNorm has statistics of real activations: with those of a new network the signal dies out on its way, and the
+    logits would hang neither on the images nor on the padding.
+    """
     torch.manual_seed(3)
     backbone = resnet50() if name == "VanillaResNet" else EfficientNet.from_name("efficientnet-b3")
+    for module in backbone.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        backbone.train()(torch.randn(4, 3, 224, 224))
     images = torch.randn(2, 3, 224, 224)
     if name == "THANet_MK1":
         heads = {h: nn.Linear(1000, k) for h, k in (("mask", 3), ("ageg", 3), ("gender", 2), ("main", 18))}
@@ -252,7 +267,7 @@ def reference(name: str) -> tuple[nn.Module, dict[str, Tensor], Tensor]:
         for head, linear in heads.items():
             state |= {f"linear_{head}.{k}": v for k, v in linear.state_dict().items()}
         with torch.no_grad():
-            return backbone, state, heads["main"](backbone.eval()(images))
+            return state, images, heads["main"](backbone.eval()(images))
     trunk = {"VanillaEfficientNet": "efficientnet", "VanillaResNet": "resnet"}[name]
     norm, linear = nn.BatchNorm1d(1000), nn.Linear(1000, 18)
     nn.init.normal_(norm.running_mean), nn.init.uniform_(norm.running_var, 0.5, 2)  # type: ignore[arg-type]
@@ -261,12 +276,13 @@ def reference(name: str) -> tuple[nn.Module, dict[str, Tensor], Tensor]:
         state |= {f"{part}.{k}": v for k, v in module.state_dict().items()}
     with torch.no_grad():
         whole = nn.Sequential(backbone, norm, nn.Dropout(0.5), nn.ReLU(), linear).eval()
-        return backbone, state, whole(images)
+        return state, images, whole(images)
 
 
 @pytest.mark.parametrize("name", ["VanillaEfficientNet", "VanillaResNet", "THANet_MK1"])
 def test_older_bare_checkpoints_load_rank_and_vote(name: str, small_eval: Path, tmp_path: Path) -> None:
-    _, state, expected = reference(name)
+    state, images, expected = reference(name)
+    assert not torch.allclose(expected[0], expected[1], atol=1e-2)
     folder = tmp_path / f"kfold-ensemble-{name}" / "fold00"
     folder.mkdir(parents=True)
     file = (
@@ -277,15 +293,10 @@ def test_older_bare_checkpoints_load_rank_and_vote(name: str, small_eval: Path, 
     ranked = checkpoint.ranked_members(folder)
     assert [info.epoch for _, info in ranked] == [9, 28]
     found, info = ranked[0]
-    torch.manual_seed(3)
-    if name != "VanillaResNet":
-        EfficientNet.from_name("efficientnet-b3")
-    else:
-        resnet50()
-    images = torch.randn(2, 3, 224, 224)
-    network = model.rebuild(info, found.weights, "x").eval()
     with torch.no_grad():
-        assert torch.allclose(network(images)["main"], expected, atol=1e-4)
+        assert torch.allclose(model.rebuild(info, found.weights, "x").eval()(images)["main"], expected, atol=1e-4)
+        padded = model.rebuild(dataclasses.replace(info, padding=224), found.weights, "x").eval()(images)["main"]
+    assert torch.allclose(padded, expected, atol=1e-4) == (name == "VanillaResNet"), "the library's default is b3's own 300"
     words = ["--root", str(tmp_path), "--data-root", str(small_eval), "--save-path", str(tmp_path / "p"), "--top-k", "2"]
     assert submit_ensemble.main([*words, "--workers", "0"]) == 0
     (made,) = (tmp_path / "p").iterdir()
@@ -306,7 +317,7 @@ def test_training_on_for_another_task_keeps_the_backbone_and_says_what_starts_af
     before, later = checkpoint.read(path).weights, checkpoint.read(after).weights
     assert torch.allclose(before["efficientnet.fc.weight"], later["efficientnet.fc.weight"], atol=1e-6)
     assert later["linear.weight"].shape == (3, 1000)
-    with pytest.raises(UserError, match=r"mismatches: .*;.*;.*--model-type"):
+    with pytest.raises(UserError, match=r"mismatches: \w[\w.]+ \[[\d, ]+\] is missing; .*; .*\); name its --model-type"):
         train.main([*common, "--save-path", str(tmp_path / "b"), "--model-type", "THANet"])
     assert not (tmp_path / "b").exists()
 
@@ -328,18 +339,62 @@ def test_a_frozen_backbone_stays_as_it_is_with_its_statistics(small_root: Path, 
         config.parse(config.TrainSettings, ["--epochs", "3", "--freeze", "3"], "train.py", "").completed()
 
 
-def test_timm_is_looked_for_when_asked(small_root: Path, tmp_path: Path) -> None:
-    asked = ["--train-root", str(small_root), "--save-path", str(tmp_path), "--backbone", "timm:resnet10t",
-             "--pretrained", "none", "--image-size", "32", "--workers", "0", "--epochs", "1"]  # fmt: skip
-    try:
-        import timm  # noqa: F401
-    except ImportError:
-        with pytest.raises(UserError, match="pip install timm"):
-            train.main(asked)
-        return
-    assert train.main(asked) == 0
-    with pytest.raises(UserError, match="nonsense"):
+class FixedSize(support.Tiny):
+    """Takes 64 pixels alone, as timm's vision transformers take their own size."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        assert images.shape[-1] == 64, f"Input height ({images.shape[-2]}) doesn't match model (64)."
+        return super().forward(images)
+
+
+def create_model(name: str, pretrained: bool, num_classes: int) -> nn.Module:
+    """Stands for timm's function of that name."""
+    if name not in ("tiny", "fixed"):
+        raise RuntimeError(f"Unknown model ({name})")
+    return {"tiny": support.Tiny, "fixed": FixedSize}[name]()
+
+
+def test_backbones_of_timm_where_it_is_there(
+    small_root: Path, small_eval: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ["--train-root", str(small_root), "--save-path", str(tmp_path / "s"), "--pretrained", "none", "--image-size", "32",
+             "--workers", "0", "--epochs", "1"]  # fmt: skip
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserError, match="pip install timm"):
+        train.main([*asked, "--backbone", "timm:tiny"])
+    monkeypatch.setitem(sys.modules, "timm", SimpleNamespace(create_model=create_model))
+    with pytest.raises(UserError, match=r"timm:nonsense: Unknown model \(nonsense\)"):
         train.main([*asked, "--backbone", "timm:nonsense"])
+    with pytest.raises(UserError, match=r"timm:fixed: does not take --image-size 32 \(Input height \(32\) doesn't match"):
+        train.main([*asked, "--backbone", "timm:fixed"])
+    assert not (tmp_path / "s").exists()
+    for name in ("VanillaResNet", "MultiLabelTHANet"):
+        saved = str(tmp_path / name)
+        assert train.main([*asked, "--save-path", saved, "--backbone", "TIMM:tiny", "--model-type", name]) == 0
+        assert submit_ensemble.main(["--root", saved, "--data-root", str(small_eval), "--save-path", str(tmp_path / "p"),
+                                     "--workers", "0"]) == 0  # fmt: skip
+
+
+def test_a_small_network_of_timm_itself(small_root: Path, tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    assert train.main(["--train-root", str(small_root), "--save-path", str(tmp_path), "--backbone", "timm:resnet10t",
+                       "--pretrained", "none", "--image-size", "32", "--workers", "0", "--epochs", "1"]) == 0  # fmt: skip
+
+
+def test_stages_compose(small_root: Path, tmp_path: Path) -> None:
+    words = ["--train-root", str(small_root), "--epochs", "3", "--freeze", "1", "--warmup-epochs", "2", "--backbone-lr-scale",
+             "0.1", *support.FAST, "--batch-size", "64", "--save-path", str(tmp_path)]  # fmt: skip
+    assert train.main(words) == 0
+    (fold,) = tmp_path.glob("*/fold00")
+    header, *rows = support.read_rows(fold / "history.csv")
+    assert [float(row[header.index("lr")]) for row in rows] == pytest.approx([0.0005, 0.001, 0.001])
+    settings = config.parse(config.TrainSettings, words, "train.py", "").completed()
+    study, _ = prepare.set_up(settings)
+    before = prepare.make_model(study, 0).state_dict()
+    after = {info.epoch: found.weights for found, info in checkpoint.ranked_members(fold)}
+    assert torch.equal(before["efficientnet.stem.weight"], after[1]["efficientnet.stem.weight"])
+    backbone, head = (float((after[2][k] - after[1][k]).abs().max()) for k in ("efficientnet.stem.weight", "linear.weight"))
+    assert 0 < backbone < 0.3 * head  # Adam moves each by about its rate
 
 
 # ------------------------------------------------------------------------------------------------- oversampling
@@ -379,7 +434,7 @@ def test_mixup_blends_two_people_of_one_class_and_nobody_held_out(tmp_path: Path
     assert len(set(counts[counts > 0])) == 1
     blended = 0
     for key in itertools.chain.from_iterable(fold.batches):
-        (i, j), _, _ = fold.training[key]
+        (i, j), _ = fold.training[key]
         i, j = int(i), int(j)
         assert label[i] == label[j]
         assert not {i, j} & set(fold.rows.tolist())

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import support
 import torch
@@ -268,8 +270,9 @@ def test_valid_root_replaces_the_split_or_is_scored_once(
     assert run_train(train_root, tmp_path / "a", "--epochs", "1", "--valid-root", str(others)) == 0
     assert "held out per fold: 2 people" in capsys.readouterr().out
     assert run_train(train_root, tmp_path / "b", "--epochs", "1", "--cv", "2", "--valid-root", str(others)) == 0
-    out = capsys.readouterr().out
+    out, told = capsys.readouterr()
     assert "--valid-root, scored once by the ensemble of 2 checkpoints: macro F1" in out
+    assert f"--valid-root {others}: classes that are not among the held-out people: 12 (the first: wear, male, under" in told
     rows = support.read_rows(tmp_path / "b" / "kfold-ensemble-VanillaEfficientNet" / "folds.csv")
     assert not any(row[0].startswith("1000") for row in rows)
     with pytest.raises(UserError, match="12 people are in --train-root too"):
@@ -288,6 +291,21 @@ def test_the_headline_never_scores_an_epoch_by_the_people_who_chose_it() -> None
     curves = np.array([[0.9, 0.1, 0.2], [0.1, 0.5, 0.6], [0.2, 0.3, 0.7]])
     assert outoffold.others_best(curves) == [2, 0, 0]
     assert curves.argmax(1).tolist() == [0, 2, 2]
+
+
+def test_the_headline_and_the_kept_answers_are_of_the_epochs_that_the_others_chose() -> None:
+    truth = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 0])
+    right, rows = np.eye(3)[truth], pd.DataFrame({"mask": truth, "person": list("aabbccddee")})
+    curves = np.array([[0.9, 0.1, 0.2], [0.1, 0.5, 0.6], [0.2, 0.3, 0.7]])
+    folds = []
+    for number, curve in enumerate(curves):
+        answers = np.stack([np.where(np.arange(10)[:, None] < 10 * score, right, np.roll(right, 1, 1)) for score in curve])
+        folds.append(outoffold.Held(number, rows.assign(person=rows["person"] + str(number)), answers, curve))
+    chosen = [folds[k].answers[epoch] for k, epoch in enumerate([2, 0, 0])]
+    assert np.array_equal(outoffold.honest(folds)[1], np.concatenate(chosen))
+    told = "\n".join(outoffold.summary("mask", folds, {}))
+    accuracy = dict(re.findall(r"(headline|selected)  macro F1 [\d.]+  accuracy ([\d.]+)", told))
+    assert accuracy == {"headline": f"{(2 + 1 + 2) / 30:.4f}", "selected": f"{(9 + 6 + 7) / 30:.4f}"}
 
 
 # ---------------------------------------------------------------------------------------------------- submissions
@@ -387,6 +405,35 @@ def test_one_checkpoint_answers_main_and_its_parts(
         submit_singular.main(["--load-state-dict", str(path), "--task", "age", "--data-root", str(eval_root)])
 
 
+def test_a_bare_state_dict_of_any_name_answers_where_its_model_and_task_are_told(
+    tree: Path, eval_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(config.BACKBONES, "efficientnet-b3", support.TINY)
+    path = next((tree / "fold00").glob("*.pth"))
+    torch.save(checkpoint.read(path).weights, tmp_path / "best.pth")
+    words = ("--load-state-dict", str(tmp_path / "best.pth"), "--workers", "0")
+    with pytest.raises(UserError, match="tell both to submit_singular.py"):
+        submit_singular.main(["--data-root", str(eval_root), *words])
+    made = predict(submit_singular, eval_root, tmp_path / "p", *words, "--model-type", "vanillaefficientnet")
+    assert made.name.startswith(f"{tmp_path.parent.name}_{tmp_path.name}_main_")
+    assert submission.load(made).array.shape == (1, 1, 9, 18)
+
+
+def test_an_unfinished_tree_and_answers_of_a_part_are_told(
+    tree: Path, eval_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(tree, tmp_path / tree.name)
+    shutil.rmtree(copy / "fold02")
+    rows = support.read_rows(eval_root / "answers.csv")
+    with open(tmp_path / "answers.csv", "w", newline="") as file:
+        csv.writer(file).writerows([rows[0], *[[name, number % 2, age] for number, (name, _, age) in enumerate(rows[1:])]])
+    predict(submit_ensemble, eval_root, tmp_path / "p", "--root", str(copy), "--workers", "0", "--task", "gender", "--answers",
+            str(tmp_path / "answers.csv"))  # fmt: skip
+    told = capsys.readouterr().err
+    assert "2 of its run's 3 folds are there" in told
+    assert "ans is never above 1: it is read as one of the 18 classes of main, not as a gender" in told
+
+
 def test_the_three_lines_as_they_stand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -441,6 +488,19 @@ def test_a_photograph_of_another_size_covers_the_crop_with_one_warning(
         seen = augmentation.pixels(augmentation.forms(name, 64).valid(photo, None))
         assert seen.shape == (64, 64, 3)
         assert (seen.max(2) > 0).all(), "black bars"
+
+
+def test_photographs_of_another_size_are_counted_once_in_a_whole_cross_validation(
+    train_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = shutil.copytree(train_root, tmp_path / "train")
+    for person in sorted((root / "images").glob("0*"))[:6]:
+        support.paint(next(person.glob("mask1.*")), person.name, size=(300, 500))
+    turned = Image.Exif()
+    turned[0x0112] = 6  # lies on its side: of the usual size once it is upright
+    support.paint(next(sorted((root / "images").glob("0*"))[7].glob("mask2.*")), 1, size=(512, 384), exif=turned)
+    assert run_train(root, tmp_path / "saved", "--epochs", "2", "--cv", "3") == 0
+    assert re.findall(r"scaled to cover the crop: (\d+)", capsys.readouterr().err) == ["6"]
 
 
 def test_an_empty_fold_and_odd_probabilities_are_refused(tree: Path, eval_root: Path, tmp_path: Path) -> None:

@@ -187,6 +187,8 @@ def test_a_failed_download_stops_with_the_ways_on(tmp_path: Path, monkeypatch: p
         model.backbone_weights("efficientnet-b3", "imagenet")
     for way in ("no route to host", "--pretrained none", "--pretrained PATH", "--backbone efficientnet-lite0", str(tmp_path)):
         assert way in str(caught.value)
+    with pytest.raises(UserError, match="--model-type VanillaEfficientNet --backbone efficientnet-lite0 after"):
+        model.backbone_weights("resnet50", "imagenet")
 
 
 def test_weights_of_another_network_are_refused_by_three_names(tmp_path: Path) -> None:
