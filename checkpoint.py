@@ -245,12 +245,30 @@ def read_state(folder: Path) -> tuple[FoldState, dict[str, Any]] | None:
     remedy = f"remove {folder} to train the fold again"
     try:
         plain, learner = loaded["state"], loaded["learner"]
-        state = FoldState(**{**plain, "kept": [Kept(**kept) for kept in plain["kept"]]})
+        state = FoldState(**{**plain, "kept": [Kept(**kept) for kept in plain["kept"]], "probabilities": {}})
         ({**learner["model"]}, {**learner["optimizer"]}, {**learner["scaler"]})
+        if not plausible(state):
+            raise TypeError("its counts are none")
     except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: holds no state of a fold ({error}); {remedy}") from None
+        raise UserError(f"{path}: holds no state of a fold ({reason(error)}); {remedy}") from None
     with_probabilities(folder, state)
     return state, learner
+
+
+def plausible(state: FoldState) -> bool:
+    """Whether a state that was read holds what `write_state` writes: plain types of the right kinds, in their ranges."""
+    counts = all(type(n) is int and 0 <= n < 1 << 53 for n in (state.fold, state.epoch, state.step))
+    sums = type(state.sums) is list and len(state.sums) in (0, 5) and all(
+        type(n) is float and math.isfinite(n) for n in state.sums
+    )  # fmt: skip
+    kept = counts and all(
+        type(k.file) is str and Path(k.file).name == k.file and type(k.epoch) is int and 1 <= k.epoch <= state.epoch
+        and type(k.macro_f1) is float and 0 <= k.macro_f1 <= 1 for k in state.kept
+    )  # fmt: skip
+    rows = type(state.history) is list and all(type(row) is dict and row.keys() == state.history[0].keys() and all(
+        type(c) is str and re.fullmatch(r"\w+", c, re.ASCII) and type(n) is float for c, n in row.items()
+    ) for row in state.history)  # fmt: skip
+    return sums and kept and rows
 
 
 def with_probabilities(folder: Path, state: FoldState) -> None:
@@ -259,7 +277,9 @@ def with_probabilities(folder: Path, state: FoldState) -> None:
         return
     arrays = read_arrays(folder / VALIDATION, f"remove {folder} to train it again") or {}
     told = {name.removeprefix("probs_"): array for name, array in arrays.items() if name.startswith("probs_")}
-    if not told or any(len(array) < state.epoch for array in told.values()) or len(state.history) != state.epoch:
+    if not told or any(array.ndim != 3 or len(array) < state.epoch for array in told.values()) or (
+        len(state.history) != state.epoch
+    ):  # fmt: skip
         raise UserError(f"{folder / STATE}: counts epochs that {VALIDATION} lacks; remove {folder} to train the fold again")
     state.probabilities = {task: list(array[: state.epoch]) for task, array in told.items()}
 
@@ -269,7 +289,7 @@ def write_validation(folder: Path, state: FoldState, files: list[str]) -> None:
     columns = list(state.history[0])
     with atomic_write(folder / "history.csv", "w") as file:
         file.write(",".join(columns) + "\n")
-        file.writelines(",".join(f"{row[c]:.8g}" for c in columns) + "\n" for row in state.history)
+        file.writelines(",".join(f"{row.get(c, math.nan):.8g}" for c in columns) + "\n" for row in state.history)
     arrays = {f"probs_{task}": np.stack(rows) for task, rows in state.probabilities.items()}
     with atomic_write(folder / VALIDATION) as file:
         np.savez_compressed(file, files=np.array(files), **arrays)  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -12,7 +13,9 @@ import unicodedata
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import fuzz_readers
 import numpy as np
 import pytest
 import support
@@ -632,3 +635,69 @@ def test_a_state_that_is_none_is_refused(tmp_path: Path, content: object, told: 
     torch.save(content, tmp_path / checkpoint.STATE)
     with pytest.raises(UserError, match=told):
         checkpoint.read_state(tmp_path)
+
+
+def slot(content: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = content["learner"]["optimizer"]["state"][0]
+    return found
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: slot(c).update(exp_avg=torch.zeros(1)),
+        lambda c: slot(c).update(exp_avg_sq=torch.zeros(4, 3)),
+        lambda c: slot(c).update(step=torch.zeros(7)),
+        lambda c: slot(c).update(exp_avg=torch.full((3, 4), math.nan)),
+        lambda c: slot(c).update(exp_avg=torch.zeros(3, 4, device="meta")),
+        lambda c: slot(c).update(exp_avg=None),
+        lambda c: slot(c).update(more=torch.zeros(3, 4)),
+        lambda c: slot(c).pop("exp_avg_sq"),
+        lambda c: c["learner"]["optimizer"]["state"].update({0: [1]}),
+        lambda c: c["learner"]["optimizer"]["state"].update({99: slot(c)}),
+        lambda c: c["learner"]["optimizer"].update(state=[]),
+        lambda c: c["learner"]["optimizer"].update(param_groups=3),
+        lambda c: c["learner"]["optimizer"]["param_groups"].pop(),
+        lambda c: c["learner"]["optimizer"]["param_groups"][0].pop("betas"),
+        lambda c: c["learner"]["optimizer"]["param_groups"][0].update(params=5),
+        lambda c: c["learner"].update(scaler={"scale": "x"}),
+        lambda c: c["learner"]["model"].update({"0.weight": [1]}),
+        lambda c: c["learner"]["model"].update({"0.weight": torch.zeros(3, 4, dtype=torch.complex64)}),
+        lambda c: c["learner"]["model"].update({"0.weight": torch.full((3, 4), math.inf)}),
+        lambda c: c["state"].update(epoch="1"),
+        lambda c: c["state"].update(epoch=-1),
+        lambda c: c["state"].update(step=1.5),
+        lambda c: c["state"].update(step=True),
+        lambda c: c["state"].update(sums=[1.0]),
+        lambda c: c["state"].update(sums=[math.nan] * 5),
+        lambda c: c["state"].update(sums=None),
+        lambda c: c["state"].update(history=[1, 2]),
+        lambda c: c["state"].update(history=[{"a": 1.0}, {"b": 1.0}]),
+        lambda c: c["state"].update(history=[{"=a,b": 1.0}] * 2),
+        lambda c: c["state"].update(kept=7),
+        lambda c: c["state"]["kept"][0].update(file="../../a.pth"),
+        lambda c: c["state"]["kept"][0].update(macro_f1="1"),
+        lambda c: c["state"]["kept"][0].update(epoch=3),
+    ],
+)
+def test_a_state_of_wrong_kinds_or_shapes_is_refused_before_the_optimizer_uses_it(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    (reader,) = fuzz_readers.states(tmp_path)
+    content = torch.load(tmp_path / checkpoint.STATE, weights_only=True)
+    change(content)
+    torch.save(content, tmp_path / checkpoint.STATE)
+    assert fuzz_readers.judge(reader.check, (tmp_path / checkpoint.STATE).read_bytes()) == "refused"
+
+
+def test_a_state_laid_out_otherwise_in_memory_is_copied_and_the_settings_stay_the_runs_own(tmp_path: Path) -> None:
+    plain, other = fuzz_readers.learner(), fuzz_readers.learner()
+    kept = plain.state()
+    kept["optimizer"]["state"][0].update(exp_avg=torch.ones(1).expand(3, 4), exp_avg_sq=torch.ones(4, 3).t())
+    kept["optimizer"]["param_groups"][0].update(lr="x", betas=None)
+    other.restore(kept, "state.pt")
+    group = other.optimizer.param_groups[0]
+    assert (group["lr"], group["betas"]) == (1e-3, (0.9, 0.999))
+    slots = other.optimizer.state[group["params"][0]]
+    assert slots["exp_avg"].stride() == slots["exp_avg_sq"].stride() == (4, 1)
+    fuzz_readers.step(other)

@@ -185,6 +185,25 @@ def test_resume_refuses_other_settings_and_says_what_there_is(train_root: Path, 
         run(other, tmp_path, "--resume", tree.name)
 
 
+@pytest.mark.parametrize("change", [{"fold": 1}, {"step": 10**6}, {"epoch": 4, "history": [{"epoch": 1.0}] * 4}])
+def test_a_state_that_is_not_of_its_fold_is_refused(
+    train_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, object]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at(patch, checkpoint, "write_state", 0, True)
+        with pytest.raises(Killed):
+            run(train_root, tmp_path)
+    (path,) = tmp_path.rglob(checkpoint.STATE)
+    content = torch.load(path, weights_only=True)
+    content["state"].update(change)
+    torch.save(content, path)
+    with np.load(path.parent / checkpoint.VALIDATION) as arrays:
+        longer = {name: array if name == "files" else np.concatenate([array] * 4) for name, array in arrays.items()}
+    np.savez(path.parent / checkpoint.VALIDATION, **longer)
+    with pytest.raises(UserError, match=r"state\.pt: is not of this fold \(fold ., epoch ., step \d+\); remove .*fold00 to"):
+        run(train_root, tmp_path, "--resume")
+
+
 def test_two_processes_do_not_train_one_fold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "LOCK_SECONDS", 0.3)
     tree = tmp_path / "kfold-ensemble-VanillaEfficientNet_x"
