@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
+from PIL import Image
 
 import photographs
 from utils import UserError, progress, warn_counted
@@ -13,20 +14,24 @@ from utils import UserError, progress, warn_counted
 NAMED = 5  # of the photographs that an error counts
 
 
-def check_photos(names: Sequence[str], paths: Sequence[str], workers: int = 4) -> list[tuple[str, str]]:
+def check_photos(
+    names: Sequence[str], paths: Sequence[str], look: Callable[[str], Image.Image] = photographs.open_photo, workers: int = 4
+) -> list[tuple[str, str]]:
     """(name, problem) of every photograph that is no regular file, has no readable header, or whose end is missing.
 
-    Nothing is decoded: about a tenth of a millisecond each where the disk is warm. `workers` threads wait for a slow one.
+    Nothing is decoded, unless `look` does: about a tenth of a millisecond each where the disk is warm. `workers` threads
+    wait for a slow one.
     """
     with ThreadPoolExecutor(max(workers, 1)) as pool:
-        problems = progress(pool.map(photographs.photo_problem, paths), "checking photographs", len(paths))
+        found = pool.map(lambda path: photographs.photo_problem(path, look), paths)
+        problems = progress(found, "checking photographs", len(paths))
         return [(name, problem) for name, problem in zip(names, problems, strict=True) if problem]
 
 
 def unreadable(paths: Sequence[str], skip: bool) -> list[str]:
     """The paths that cannot be read, in order. Raises UserError counting them, the first by name, unless they are to be
-    skipped; and where none is left."""
-    bad = check_photos(paths, paths)
+    skipped; and where none is left. Those to be skipped are found by decoding all, so that no later one stops the program."""
+    bad = check_photos(paths, paths, photographs.decoded if skip else photographs.open_photo)
     if bad and (not skip or len(bad) == len(paths)):
         first = "; ".join(f"{name!r} ({problem})" for name, problem in bad[:NAMED])
         more = "; ..." if len(bad) > NAMED else ""

@@ -63,7 +63,7 @@ def slots(optimizer: Optimizer) -> dict[str, Any]:
     first = optimizer.param_groups[0]["params"][0]
     alone = torch.zeros(1, dtype=first.dtype, device=first.device, requires_grad=True)
     alone.grad = torch.zeros_like(alone)
-    another = type(optimizer)([alone], **optimizer.defaults)  # type: ignore[arg-type]
+    another = type(optimizer)([alone], **optimizer.defaults)
     another.step()
     return dict(another.state[alone])
 
