@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import pickle
 import re
 import time
 import warnings
@@ -27,12 +28,13 @@ import torch
 from torch import Tensor
 
 import config
-from utils import UserError, atomic_write, new_folder, read_arrays, reason, timestamp
+from utils import UserError, atomic_write, new_folder, read_arrays, read_file, reason, refuse_irregular, timestamp
 
 FORMAT = 1
 PREFIX = "kfold-ensemble-"
 VALIDATION = "validation.npz"  # every epoch's probabilities of the fold's held-out people
 LOCK_SECONDS = 15.0  # a killed run's processes that read photographs hold its locks until they notice, for about 5 seconds
+MOST_FOLDS = 1_000_000  # as --cv
 STATE = "state.pt"  # what an unfinished fold goes on from
 
 
@@ -95,7 +97,7 @@ def info_from_name(file: str) -> Info | None:
         fold, epoch = int(match["fold"]), int(match["epoch"])
     except ValueError:
         return None
-    if not math.isfinite(f1):  # nothing could be ranked by it
+    if not math.isfinite(f1) or fold > MOST_FOLDS:  # nothing could be ranked by it
         return None
     return Info(name, match["task"], match["transform"], model.backbone, 224, None, fold, epoch, f1, loss)
 
@@ -113,6 +115,7 @@ def safe_load(path: Path, mapped: bool = True) -> dict[str, Any]:
     mapped: read tensors from the file when they are used, not at once.
     """
     try:
+        refuse_irregular(path)
         refuse_packed(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, of odd pickles
@@ -121,7 +124,9 @@ def safe_load(path: Path, mapped: bool = True) -> dict[str, Any]:
             except (RuntimeError, ValueError):  # the format before torch 1.6 cannot be mapped
                 loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # over damaged bytes the unpickler raises nearly every kind there is
-        raise UserError(f"{path}: cannot be read safely as weights ({reason(error)}); use another file") from None
+        # torch's own words advise to unpickle it all the same
+        why = "it holds more than tensors and plain types" if isinstance(error, pickle.UnpicklingError) else reason(error)
+        raise UserError(f"{path}: cannot be read safely as weights ({why}); use another file") from None
     if not isinstance(loaded, dict):
         raise UserError(f"{path}: holds a {type(loaded).__name__}, not weights; use a checkpoint or a state dict")
     return loaded
@@ -151,7 +156,9 @@ def read(path: Path) -> Checkpoint:
         weights, info = loaded, info_from_name(path.name)
     else:
         weights, info = loaded["state_dict"], _checked_info(loaded.get("info"), path)
-    if not isinstance(weights, dict) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
+    if not isinstance(weights, dict) or not weights or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
+    ):  # fmt: skip
         raise UserError(f"{path}: holds no state dict; use a checkpoint or a state dict")
     return Checkpoint(path, weights, info)
 
@@ -168,14 +175,17 @@ def _checked_info(plain: Any, path: Path) -> Info:
     info = Info(**{member.name: plain[member.name] for member in dataclasses.fields(Info)})
     low, high = 16, 2048  # as --image-size
     sizes = low <= info.image_size <= high and (info.padding is None or low <= info.padding <= high)
-    if not sizes or not 0 <= info.macro_f1 <= 1 or info.fold < 0 or info.epoch < 0:
+    if not sizes or not 0 <= info.macro_f1 <= 1 or not 0 <= info.fold <= MOST_FOLDS or info.epoch < 0:
         raise UserError(f"{path}: its metadata is out of range (image size {info.image_size}, padding {info.padding}, macro F1 "
                         f"{info.macro_f1}, fold {info.fold}, epoch {info.epoch}); use another file")  # fmt: skip
     known = (("model", config.MODELS), ("task", config.TASKS), ("transform", config.TRANSFORMS))
     for name, registry in known:
         if getattr(info, name) not in registry:
             raise UserError(f"{path}: its {name} {getattr(info, name)!r} is unknown here; add it to config.py")
-    config.backbone_entry(info.backbone)
+    try:
+        config.backbone_entry(info.backbone)
+    except UserError as error:
+        raise UserError(f"{path}: its metadata names a backbone that is unknown here ({error})"[:500]) from None
     return info
 
 
@@ -245,12 +255,30 @@ def read_state(folder: Path) -> tuple[FoldState, dict[str, Any]] | None:
     remedy = f"remove {folder} to train the fold again"
     try:
         plain, learner = loaded["state"], loaded["learner"]
-        state = FoldState(**{**plain, "kept": [Kept(**kept) for kept in plain["kept"]]})
+        state = FoldState(**{**plain, "kept": [Kept(**kept) for kept in plain["kept"]], "probabilities": {}})
         ({**learner["model"]}, {**learner["optimizer"]}, {**learner["scaler"]})
+        if not plausible(state):
+            raise TypeError("its counts are none")
     except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: holds no state of a fold ({error}); {remedy}") from None
+        raise UserError(f"{path}: holds no state of a fold ({reason(error)}); {remedy}") from None
     with_probabilities(folder, state)
     return state, learner
+
+
+def plausible(state: FoldState) -> bool:
+    """Whether a state that was read holds what `write_state` writes: plain types of the right kinds, in their ranges."""
+    counts = all(type(n) is int and 0 <= n < 1 << 53 for n in (state.fold, state.epoch, state.step))
+    sums = type(state.sums) is list and len(state.sums) in (0, 5) and all(
+        type(n) is float and math.isfinite(n) for n in state.sums
+    )  # fmt: skip
+    kept = counts and all(
+        type(k.file) is str and Path(k.file).name == k.file and type(k.epoch) is int and 1 <= k.epoch <= state.epoch
+        and type(k.macro_f1) is float and 0 <= k.macro_f1 <= 1 for k in state.kept
+    )  # fmt: skip
+    rows = type(state.history) is list and all(type(row) is dict and row.keys() == state.history[0].keys() and all(
+        type(c) is str and re.fullmatch(r"\w+", c, re.ASCII) and type(n) is float for c, n in row.items()
+    ) for row in state.history)  # fmt: skip
+    return sums and kept and rows
 
 
 def with_probabilities(folder: Path, state: FoldState) -> None:
@@ -259,8 +287,11 @@ def with_probabilities(folder: Path, state: FoldState) -> None:
         return
     arrays = read_arrays(folder / VALIDATION, f"remove {folder} to train it again") or {}
     told = {name.removeprefix("probs_"): array for name, array in arrays.items() if name.startswith("probs_")}
-    if not told or any(len(array) < state.epoch for array in told.values()) or len(state.history) != state.epoch:
+    whole = (array.ndim == 3 and array.dtype.kind == "f" and len(array) >= state.epoch for array in told.values())
+    if not told or len(state.history) != state.epoch or not all(whole):
         raise UserError(f"{folder / STATE}: counts epochs that {VALIDATION} lacks; remove {folder} to train the fold again")
+    if not all(np.isfinite(array).all() for array in told.values()):
+        raise UserError(f"{folder / VALIDATION}: damaged (it holds what is no number); remove {folder} to train the fold again")
     state.probabilities = {task: list(array[: state.epoch]) for task, array in told.items()}
 
 
@@ -269,7 +300,7 @@ def write_validation(folder: Path, state: FoldState, files: list[str]) -> None:
     columns = list(state.history[0])
     with atomic_write(folder / "history.csv", "w") as file:
         file.write(",".join(columns) + "\n")
-        file.writelines(",".join(f"{row[c]:.8g}" for c in columns) + "\n" for row in state.history)
+        file.writelines(",".join(f"{row.get(c, math.nan):.8g}" for c in columns) + "\n" for row in state.history)
     arrays = {f"probs_{task}": np.stack(rows) for task, rows in state.probabilities.items()}
     with atomic_write(folder / VALIDATION) as file:
         np.savez_compressed(file, files=np.array(files), **arrays)  # type: ignore[arg-type]
@@ -284,8 +315,9 @@ def read_validation(folder: Path, task: str) -> tuple[list[str], np.ndarray] | N
     files, probabilities = arrays.get("files"), arrays.get(f"probs_{task}")
     if files is None or probabilities is None or files.ndim != 1 or files.dtype.kind != "U" or (
         probabilities.dtype.kind != "f" or probabilities.shape[1:] != (len(files), config.TASKS[task].outputs)
-    ):  # fmt: skip
-        raise UserError(f"{path}: damaged (its arrays do not fit {task}); remove {folder} to train it again")
+    ) or not np.isfinite(probabilities).all():  # fmt: skip
+        raise UserError(f"{path}: damaged (its arrays do not fit {task}, or hold what is no number); remove {folder} to train "
+                        "it again")  # fmt: skip
     return files.tolist(), probabilities
 
 
@@ -396,13 +428,16 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def read_run(tree: Path) -> dict[str, Any]:
     """run.json of a tree; empty where there is none (older trees). Raises UserError for a damaged one."""
     try:
-        content = json.loads((tree / "run.json").read_text(encoding="utf-8"))
+        content = json.loads(read_file(tree / "run.json"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{tree / 'run.json'}: damaged ({reason(error)}); restore or remove it") from None
     if not isinstance(content, dict):
         raise UserError(f"{tree / 'run.json'}: holds no settings; restore or remove it")
+    for name, kind in (("settings", dict), ("data", dict), ("chosen", dict), ("resumed", list)):
+        if name in content and not isinstance(content[name], kind):
+            raise UserError(f"{tree / 'run.json'}: its {name!r} is no {kind.__name__}; restore or remove it")
     return content
 
 

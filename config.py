@@ -241,19 +241,18 @@ class Range:
     """A number from `low` to `high`, both included unless `above` (then low itself is out)."""
 
     kind: type
-    low: float = -math.inf
-    high: float = math.inf
+    low: float
+    high: float = 1e6  # more than anybody needs of anything, and few enough to count and to name files by
     above: bool = False
 
     def __call__(self, text: str) -> float:
         try:
             value = self.kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is no {'whole ' if self.kind is int else ''}number") from None
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is no {'whole ' if self.kind is int else ''}number") from None
         if not self.low <= value <= self.high or (self.above and value == self.low):
             least = f"{'above' if self.above else 'at least'} {self.low:g}"
-            most = f" and at most {self.high:g}" if self.high < math.inf else ""
-            raise argparse.ArgumentTypeError(f"{text} is out of range: it must be {least}{most}")
+            raise argparse.ArgumentTypeError(f"{text[:40]} is out of range: it must be {least} and at most {self.high:g}")
         return value
 
 
@@ -275,14 +274,14 @@ class Choice:
         entries = {getattr(entry, "alias", ""): name for name, entry in self.registry.items()}
         known |= {alias.casefold(): name for alias, name in entries.items() if alias}
         if text.casefold() not in known:
-            raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(self.names)}")
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not one of {', '.join(self.names)}")
         return known[text.casefold()]
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:
     """`0,3` -> (0, 3)."""
-    if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected whole numbers with commas between, like 0,3")
+    if not re.fullmatch(r"\d{1,7}(,\d{1,7})*", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r}: expected whole numbers with commas between, like 0,3")
     return tuple(sorted({int(part) for part in text.split(",")}))
 
 
@@ -326,8 +325,8 @@ class MachineSettings:
     """Where and how fast; nothing here changes what is computed beyond rounding."""
 
     device: str = option(MACHINE, "auto, cpu, cuda, cuda:1, mps ...", "auto", metavar="NAME")
-    workers: int | None = option(MACHINE, "processes that read photographs", None, Range(int, 0), "by the processors")
-    threads: int | None = option(MACHINE, "torch's threads", None, Range(int, 1), "the processors")
+    workers: int | None = option(MACHINE, "processes that read photographs", None, Range(int, 0, 1024), "by the processors")
+    threads: int | None = option(MACHINE, "torch's threads", None, Range(int, 1, 1024), "the processors")
     precision: str = option(MACHINE, "arithmetic of the network", "auto", Choice(PRECISIONS))
 
 
@@ -383,7 +382,7 @@ class TrainSettings(MachineSettings):
     freeze: int = option(TRAINING, "epochs at the start in which the backbone stays as it is", 0, Range(int, 0))
     weight_decay: float | None = option(TRAINING, "weight decay", None, Range(float, 0), "0.01 for adamp, else 0")
     clip_grad: float | None = option(TRAINING, "largest norm of the gradient", None, Range(float, 0, above=True), "no clipping")
-    seed: int = option(TRAINING, "seed of every random draw but the split", 42, Range(int, 0))
+    seed: int = option(TRAINING, "seed of every random draw but the split", 42, Range(int, 0, 2**63 - 1))
     cv: int = option(FOLDS, "folds; 1 = a single split, one of ten folds held out", 1, Range(int, 1))
     split_seed: int = option(FOLDS, "seed of the split into folds", 42, Range(int, 0, 2**32 - 1))
     save_path: str = option(FOLDS, "where the tree of checkpoints goes", "./saved_models", metavar="DIR")
@@ -610,6 +609,9 @@ def parse(settings: type[S], argv: Sequence[str] | None, prog: str, description:
     words = [hyphenated(word) for word in (sys.argv[1:] if argv is None else argv)]
     os.environ.setdefault("COLUMNS", "120")
     given = vars(build_parser(settings, prog, description).parse_args(words))
+    for name, value in given.items():
+        if "" in (value if isinstance(value, list) else [value]):
+            raise UserError(f"--{name.replace('_', '-')}: is empty; give it a value, or leave it out")
     several: dict[str, Any] = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
     return settings(**given | several)
 

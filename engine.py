@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import loading
 import metrics
 import model as models
 import optim
-from utils import UserError, derive_seed, progress
+from utils import UserError, derive_seed, progress, reason
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -92,13 +93,17 @@ class Learner:
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
 
     def restore(self, state: dict[str, dict[str, Any]], source: str) -> None:
-        """Take up a kept state. Raises UserError for that of another network."""
+        """Take up a kept state. Raises UserError for that of another network, and for what is none."""
         models.load_weights(self.model, state["model"], source)
+        models.check_finite(self.model, source)
         try:
-            self.optimizer.load_state_dict(state["optimizer"])
+            optim.take_up(self.optimizer, state["optimizer"])
+            if not all(type(value) in (int, float) and 0 <= value < math.inf for value in state["scaler"].values()):
+                raise ValueError("the scaler's numbers are none")
             self.scaler.load_state_dict(state["scaler"])
-        except (ValueError, KeyError, RuntimeError) as error:
-            raise UserError(f"{source}: holds another optimizer's state ({error}); remove its folder to train it again") from None
+        except (ValueError, KeyError, RuntimeError, TypeError, AttributeError, IndexError, AssertionError) as error:
+            raise UserError(f"{source}: holds another optimizer's state ({reason(error)}); remove its folder to train it "
+                            "again") from None  # fmt: skip
 
 
 @dataclass(frozen=True)

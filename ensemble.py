@@ -15,7 +15,7 @@ import numpy as np
 
 import config
 import metrics
-from utils import UserError, reason, warn_counted
+from utils import UserError, read_file, reason, warn_counted
 
 RULE = "decision.json"  # in a tree, and in predictions made from it
 FLOOR = 1e-12  # a probability of 0 from one member must not veto all others in a geometric mean
@@ -249,16 +249,17 @@ def read_rule(tree: Path, task: str) -> Rule:
     """The rule that a tree's run fitted, or a prediction kept. Raises UserError where it has none for this task."""
     path = tree / RULE
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = json.loads(read_file(path))
         rule = Rule(str(told["task"]), float(told["temperature"]), tuple(map(float, told["offsets"])))
     except FileNotFoundError:
         raise UserError(f"--decision macro-f1: {path} is not there; a run of --cv 2 or more writes it when it ends, "
                         "and predictions of that one tree keep it; use --decision argmax") from None  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path}: damaged ({reason(error)}); remove it, or use --decision argmax") from None
     if rule.task != task:
         raise UserError(f"--decision macro-f1: the rule of {tree} is for {rule.task}; use --task {rule.task}")
-    if not (len(rule.offsets) == config.TASKS[task].outputs and np.isfinite([rule.temperature, *rule.offsets]).all()
-            and rule.temperature > 0):  # fmt: skip
+    if len(rule.offsets) != config.TASKS[task].outputs or not 0.01 <= rule.temperature <= 100 or (
+        not all(abs(offset) <= 100 for offset in rule.offsets)
+    ):  # fmt: skip
         raise UserError(f"{path}: damaged (its numbers do not fit {task}); remove it, or use --decision argmax")
     return rule

@@ -199,7 +199,7 @@ def usual_answer(probs: ensemble.Probabilities, tree: Path) -> tuple[float, str]
         run = checkpoint.read_run(tree)
         trained, data = run["settings"]["task"], run["data"]
         if spec.regression:
-            return float(data["median_age"]), "the training data"
+            return tables.years_of(str(data["median_age"])), "the training data"
         counts = np.array([int(data["photographs_per_class"][name]) for name in config.TASKS[trained].classes])
         if trained == "main" and spec.from_main:
             counts = np.bincount(spec.from_main, counts)
@@ -232,6 +232,10 @@ def run_members(
     boxes = tables.read_boxes(boxes_csv, names, paths) if boxes_csv else None
     photos = dataset.Photos(names, paths, distinct, boxes)
     array = engine.predict(networks, plan, photos, [task], compute)[task]
+    for member, own in zip(members, array, strict=True):
+        if not np.isfinite(own).all():
+            raise UserError(f"{member.found.path}: its answers overflow, they are no numbers; use another file, or "
+                            "--precision fp32")  # fmt: skip
     probs = ensemble.Probabilities(
         task, array, [m.name for m in members], [m.info.fold for m in members],
         [m.info.macro_f1 for m in members], names,

@@ -294,8 +294,17 @@ def start_at(model: nn.Module, value: float) -> None:
         model.get_submodule("linear").bias.fill_(value)  # type: ignore[operator]
 
 
+def kind(tensor: Tensor) -> str:
+    """What a tensor's numbers are, whatever their width."""
+    if tensor.dtype == torch.bool or tensor.is_complex():
+        return str(tensor.dtype)
+    return "fractions" if tensor.is_floating_point() else "whole numbers"
+
+
 def load_weights(module: nn.Module, weights: StateDict, source: str) -> None:
     """Load a whole state dict. Raises UserError naming the first three names or shapes that do not match."""
+    if not all(isinstance(value, Tensor) for value in weights.values()):
+        raise UserError(f"{source}: holds weights that are no tensors; use another file")
     own = module.state_dict()
     lost = [f"{n} {list(own[n].shape)} is missing" for n in own if n not in weights]
     extra = [f"{n} {list(weights[n].shape)} is unknown" for n in weights if n not in own]
@@ -304,7 +313,8 @@ def load_weights(module: nn.Module, weights: StateDict, source: str) -> None:
         for n in own
         if n in weights and weights[n].shape != own[n].shape
     ]
-    problems = shapes + lost + extra
+    kinds = [f"{n} holds {weights[n].dtype} for {own[n].dtype}" for n in own if n in weights and kind(weights[n]) != kind(own[n])]
+    problems = shapes + kinds + lost + extra
     if problems:
         raise UserError(
             f"{source}: the weights are another network's ({len(problems)} mismatches: {'; '.join(problems[:3])}); "

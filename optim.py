@@ -58,6 +58,49 @@ def make_optimizer(name: str, groups: Groups, lr: float, weight_decay: float) ->
     return made
 
 
+def slots(optimizer: Optimizer) -> dict[str, Any]:
+    """What this optimizer keeps for a parameter after a step: {name: value}, the values those of a parameter of one number."""
+    first = optimizer.param_groups[0]["params"][0]
+    alone = torch.zeros(1, dtype=first.dtype, device=first.device, requires_grad=True)
+    alone.grad = torch.zeros_like(alone)
+    another = type(optimizer)([alone], **optimizer.defaults)
+    another.step()
+    return dict(another.state[alone])
+
+
+def take_up(optimizer: Optimizer, kept: dict[str, Any]) -> None:
+    """Load a kept state into an optimizer, whose own settings stay. Raises ValueError for what is no state of it, and what
+    `load_state_dict` raises.
+
+    Every tensor is copied into memory laid out as its parameter's: a fused step runs through both side by side, unchecked.
+    """
+    expected = slots(optimizer)
+    own = [dict(group) for group in optimizer.param_groups]
+    optimizer.load_state_dict(kept)
+    if [set(group) for group in optimizer.param_groups] != [set(group) for group in own]:
+        raise ValueError("its settings have other names")
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group.update(settings)
+    parameters = {id(parameter) for group in own for parameter in group["params"]}
+    for parameter, slot in optimizer.state.items():
+        if id(parameter) not in parameters or not isinstance(slot, dict) or set(slot) != set(expected):
+            raise ValueError("it holds something else")
+        slot.update({name: _slot(name, slot[name], like, parameter) for name, like in expected.items()})
+
+
+def _slot(name: str, value: Any, like: Any, parameter: Tensor) -> Any:
+    """A kept value, where it is of the kind of `like` and of its parameter's shape. Raises ValueError."""
+    if not isinstance(like, Tensor):
+        if type(value) is not type(like) or not value >= 0:
+            raise ValueError(f"{name} is {value!r}"[:100])
+        return value
+    made = torch.zeros_like(like if like.dim() == 0 else parameter)
+    # infinite squares of large gradients are kept too: their weights rest, and the run goes on
+    if not isinstance(value, Tensor) or value.shape != made.shape or not value.is_floating_point() or bool(value.isnan().any()):
+        raise ValueError(f"{name} is no tensor of numbers of its parameter's shape")
+    return made.copy_(value)
+
+
 def rate_factor(step: int, warmup: int, cycle: int) -> float:
     """The part of the learning rate that step 0, 1, 2 ... takes.
 

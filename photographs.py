@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -57,21 +58,23 @@ def is_whole(kind: str, data: bytes) -> bool:
     return data.rfind(b"\xff\xd9", at) > 0  # from the end, where it nearly always is
 
 
-def look_over(path: str) -> tuple[str, bool]:
-    """(why a photograph's header or end shows that it cannot be read, empty where they are in order; whether it is of
-    another size than the competition's). Nothing is decoded."""
+def look_over(path: str, look: Callable[[str], Image.Image] = open_photo) -> tuple[str, bool]:
+    """(why a photograph cannot be read, as far as `look` sees, empty where all is in order; whether it is of another size
+    than the competition's). By default only its header and end are looked at."""
     try:
         with open_photo(path) as photo:
             size = photo.size[::-1] if turn_of(photo) in LYING else photo.size
-            return "", size != config.PHOTO_SIZE
+        if look is not open_photo:
+            look(path).close()
+        return "", size != config.PHOTO_SIZE
     except Exception as error:  # as in read_photo
         blame_machine(path, error)
         return reason(error), False
 
 
-def photo_problem(path: str) -> str:
-    """Why a photograph's header or end shows that it cannot be read; empty where they are in order."""
-    return look_over(path)[0]
+def photo_problem(path: str, look: Callable[[str], Image.Image] = open_photo) -> str:
+    """Why a photograph cannot be read, as far as `look` sees; empty where all is in order."""
+    return look_over(path, look)[0]
 
 
 def read_photo(path: str, shrink: int = 1) -> Image.Image:
@@ -81,14 +84,20 @@ def read_photo(path: str, shrink: int = 1) -> Image.Image:
     a rough look; other photographs come whole. Raises UserError naming the file.
     """
     try:
-        with open_photo(path) as photo:
-            if shrink > 1 and photo.size == config.PHOTO_SIZE:
-                photo.draft(None, (photo.width // shrink, photo.height // shrink))
-            photo.load()
-            return upright_rgb(photo)
+        return decoded(path, shrink)
     except Exception as error:  # over damaged bytes Pillow's readers raise nearly every kind there is
         blame_machine(path, error)
-        raise UserError(f"{path}: cannot be read as a photograph ({reason(error)}); mend or remove it") from None
+        raise UserError(f"{path}: cannot be read as a photograph ({reason(error)}); mend or remove it, or go on without it by "
+                        "--skip-bad-images") from None  # fmt: skip
+
+
+def decoded(path: str, shrink: int = 1) -> Image.Image:
+    """What `read_photo` gives. Raises what `open_photo` and Pillow's decoders do."""
+    with open_photo(path) as photo:
+        if shrink > 1 and photo.size == config.PHOTO_SIZE:
+            photo.draft(None, (photo.width // shrink, photo.height // shrink))
+        photo.load()
+        return upright_rgb(photo)
 
 
 def turn_of(photo: Image.Image) -> Image.Transpose | None:

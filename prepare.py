@@ -95,7 +95,7 @@ def fix_labels(s: config.TrainSettings, table: pd.DataFrame) -> pd.DataFrame:
         return table
     fixed, counts = suspects.apply_fixes(table, s.label_fixes)
     relabelled = int((fixed[["mask", "gender", "years"]] != table[["mask", "gender", "years"]]).any(axis=1).sum())
-    print(f"--label-fixes {s.label_fixes}: corrected {', '.join(f'{column} {n}' for column, n in counts.items())} "
+    print(f"--label-fixes {printable(s.label_fixes)}: corrected {', '.join(f'{column} {n}' for column, n in counts.items())} "
           f"({relabelled} photographs)")  # fmt: skip
     return fixed
 

@@ -5,6 +5,7 @@ The page is made from the numbers alone, with small copies of photographs where 
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ import ensemble
 import metrics
 import pages
 from pages import Numbers, Picture, Rows
-from utils import UserError, atomic_write, printable
+from utils import UserError, atomic_write, printable, read_file, reason
 
 MOST_WRONG = 12  # people shown
 PARTS = config.PARTS
@@ -134,11 +135,14 @@ def fold_numbers(tree: Path, fold: int, task: str, decided: np.ndarray, oof: pd.
     own = judged(task, decided, oof[task].to_numpy(), oof["person"].to_numpy())
     path = tree / f"fold{fold:02d}" / "history.csv"
     try:
-        history = {name: values.tolist() for name, values in pd.read_csv(path).astype(float).items()}
+        history = {name: values.tolist() for name, values in pd.read_csv(io.BytesIO(read_file(path))).astype(float).items()}
+        lost = [name for name in ("epoch", "train_loss", "valid_loss", "macro_f1") if not history.get(name)]
+        if lost:
+            raise ValueError(f"no column {lost[0]!r} with numbers")
     except FileNotFoundError:
         history = {}
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: damaged ({str(error).splitlines()[0]}); train the fold again") from None
+        raise UserError(f"{path}: damaged ({reason(error)}); train the fold again") from None
     return {
         "fold": fold, "people": int(oof["person"].nunique()), "photographs": len(oof),
         "macro_f1": own["headline"]["macro_f1"], "accuracy": own["headline"]["accuracy"],

@@ -12,7 +12,7 @@ import numpy as np
 import config
 import ensemble
 import metrics
-from utils import UserError, atomic_write, new_folder, printable, read_arrays, reason, timestamp, warn
+from utils import UserError, atomic_write, new_folder, printable, read_arrays, read_file, reason, timestamp, warn
 
 PROBS = "probs.npz"
 
@@ -100,13 +100,13 @@ def keep_rule(folder: Path, source: Path) -> None:
 def training_shares(tree: Path, task: str) -> list[float] | None:
     """The classes' shares among the training photographs, where a tree's run.json tells them for this task."""
     try:
-        run = json.loads((tree / "run.json").read_text(encoding="utf-8"))
+        run = json.loads(read_file(tree / "run.json"))
         trained, counts = run["settings"]["task"], np.array(list(run["data"]["photographs_per_class"].values()), float)
         if trained == "main" and task != "main" and config.TASKS[task].from_main:
             counts = np.bincount(config.TASKS[task].from_main, counts, config.TASKS[task].outputs)
         elif trained != task:
             return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None  # a report does without
     return (counts / counts.sum()).tolist() if 0 < counts.sum() < np.inf else None
 

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 EXTENSIONS = {".jpg", ".jpeg", ".png"}
 SHOT = r"(?P<shot>incorrect_mask|mask[1-5]|normal)"
-FOLDER_SHOT = re.compile(SHOT, re.IGNORECASE)
-FLAT_SHOT = re.compile(rf"(?P<person>.+)_{SHOT}", re.IGNORECASE)
-PERSON = re.compile(r"(?P<id>.+)_(?P<gender>male|female)_(?P<race>[^_]*)_(?P<age>\d+)", re.IGNORECASE)
+FOLDER_SHOT = re.compile(SHOT, re.IGNORECASE | re.ASCII)
+FLAT_SHOT = re.compile(rf"(?P<person>.+)_{SHOT}", re.IGNORECASE | re.ASCII)
+PERSON = re.compile(r"(?P<id>.+)_(?P<gender>male|female)_(?P<race>[^_]*)_(?P<age>\d+)", re.IGNORECASE | re.ASCII)
 SHOTS_PER_PERSON = 7
 YEARS = re.compile(r"\d{1,3}(\.\d*)?", re.ASCII)
 
@@ -88,7 +88,7 @@ def list_photos(root: Path, images: Path) -> pd.DataFrame:
     strange: list[str] = []
     try:
         entries = [e for e in sorted(images.iterdir()) if not e.name.startswith(".") and (e.is_dir() or is_photo(e.name))]
-        check_names([nfc(e.name) for e in entries], [str(e) for e in entries])
+        check_names([nfc(e.name).strip() for e in entries], [str(e) for e in entries])
         for entry in entries:
             names = [(p, FOLDER_SHOT.fullmatch(p.stem)) for p in sorted(entry.iterdir())] if entry.is_dir() else [
                 (entry, FLAT_SHOT.fullmatch(entry.stem))
@@ -99,7 +99,7 @@ def list_photos(root: Path, images: Path) -> pd.DataFrame:
                 if match is None:
                     strange.append(str(path.relative_to(root)))
                     continue
-                person = nfc(entry.name if entry.is_dir() else match["person"])
+                person = nfc(entry.name if entry.is_dir() else match["person"]).strip()  # as tables are read
                 rows.append((person, match["shot"].lower(), nfc(path.relative_to(root).as_posix()), str(path)))
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be listed ({error.strerror}); check its permissions") from None
@@ -117,7 +117,7 @@ def check_names(names: Sequence[str], paths: Sequence[str]) -> None:
         if not name.isprintable() and any("\ud800" <= c <= "\udfff" for c in name):
             raise UserError(f"{path}: its name is not UTF-8; rename it")
         if name in seen:
-            raise UserError(f"{path}: {seen[name]} has the same name in another Unicode form; rename or remove one")
+            raise UserError(f"{path}: {seen[name]} has the same name in another Unicode form or with other spaces; rename one")
         seen[name] = path
 
 
@@ -126,10 +126,10 @@ def label_people(people: Sequence[str], table: Path | None, images: Path, root: 
     named = {person: PERSON.fullmatch(person) for person in people}
     if table is None:
         warn(f"{root}: no train.csv; gender and age are read from the names of {len(people)} people")
-        nameless = [person for person, match in named.items() if match is None]
+        nameless = [person for person, match in named.items() if match is None or float(match["age"]) > 120]
         if nameless:
             raise UserError(
-                f"{images / nameless[0]}: the name tells no gender and age, and there is no train.csv; "
+                f"{images / nameless[0]}: the name tells no gender and age up to 120, and there is no train.csv; "
                 "name it like 000001_female_Asian_45 or add the table"
             )
         rows = [(p, gender_code(m["gender"]), float(m["age"])) for p, m in named.items() if m]

@@ -27,7 +27,7 @@ import optim
 import prepare
 import processes
 from prepare import Study
-from utils import Stopped, StopSignal, duration, warn
+from utils import Stopped, StopSignal, UserError, duration, warn
 
 SAVE_SECONDS = 60.0  # a kill inside an epoch costs no more than this
 
@@ -134,6 +134,8 @@ class Keeper:
         if not self.stop.number and time.monotonic() - self.saved < SAVE_SECONDS:
             return
         check_finite(self.fold, running)
+        if models.not_finite(self.fold.learner.model):  # kept, they would be refused by --resume
+            raise diverged(self.fold, self.state.epoch * len(self.fold.batches) + done - 1, "the weights are no numbers any more")
         self.state.step, self.state.sums = done, running.kept()
         self.save()
         if self.stop.number:
@@ -167,6 +169,7 @@ def train_fold(study: Study, number: int, clock: Clock, stop: StopSignal) -> Non
         state = checkpoint.FoldState(number)
         if begun is not None:
             state = begun[0]
+            check_fits(study, fold, state, folder)
             fold.learner.restore(begun[1], str(folder / checkpoint.STATE))
             clock.fold_over(state.epoch)
             say(study, f"fold {number}: goes on after {state.epoch} epochs and {state.step} of {len(fold.batches)} steps")
@@ -189,6 +192,17 @@ def warn_of_absent(task: str, truth: np.ndarray, where: str) -> None:
     if absent:
         warn(f"{where}: classes that are not among the held-out people: {len(absent)} (the first: {absent[0]}); "
              "macro F1 leaves them out unless they are predicted")  # fmt: skip
+
+
+def check_fits(study: Study, fold: Fold, state: checkpoint.FoldState, folder: Path) -> None:
+    """Raise UserError where a kept state is not one of this fold: another number, or counts that it never reaches."""
+    s, told = study.settings, state.probabilities
+    fits = state.fold == fold.number and state.epoch <= s.epochs and state.step <= len(fold.batches)
+    fits = fits and set(told) == (set(validated_tasks(s)) if state.epoch else set())
+    shapes = {task: (len(fold.rows), config.TASKS[task].outputs) for task in told if task in config.TASKS}
+    if not fits or any(row.shape != shapes[task] for task, rows in told.items() for row in rows):
+        raise UserError(f"{folder / checkpoint.STATE}: is not of this fold (fold {state.fold}, epoch {state.epoch}, step "
+                        f"{state.step}); remove {folder} to train it again")  # fmt: skip
 
 
 def train_epoch(study: Study, fold: Fold, state: checkpoint.FoldState, loader: Any, keeper: Keeper) -> tuple[float, float, float]:

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import hashlib
+import io
 import os
 import signal
 import socket
@@ -27,6 +28,8 @@ T = TypeVar("T")
 MOST_BYTES = 1 << 33  # unpacked, of an .npz
 LINE_SECONDS = 60.0  # between two lines on how far something long has come, where no bar can be drawn
 quiet = False  # set by --quiet: neither bars nor such lines
+LONGEST_LINE = 2000  # of an error; its end says what to do
+DEVICES = ("cpu", "cuda", "mps", "xpu")
 MOST_TIMES = 100  # its size; probabilities hardly shrink when they are packed, a zip bomb's zeros do a thousandfold
 
 # Read when torch loads. By default a thread that waits for the others spins for milliseconds, and where anything else runs,
@@ -39,8 +42,9 @@ class Told(Exception):
 
     def __init__(self, message: str) -> None:
         # A DataLoader worker's exception arrives wrapped in its traceback; the user's line is what follows the type.
-        own = message.rsplit(f"{type(self).__name__}: ", 1)[-1].strip()
-        super().__init__(printable(" ".join(own.splitlines())))
+        own = message.rpartition(f"\n{type(self).__module__}.{type(self).__name__}: ")[2].strip()
+        line = printable(" ".join(own.splitlines()))
+        super().__init__(line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 300]} ... {line[-300:]}")
 
 
 class UserError(Told):
@@ -64,6 +68,9 @@ def run_script(main: Callable[[list[str] | None], int], name: str) -> int:
 
     2 bad input, 1 a failure of the machine, 130 and 143 stopped by SIGINT and SIGTERM.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a path may be more than the terminal's encoding can spell
+            stream.reconfigure(errors="backslashreplace")
     try:
         return main(None)
     except UserError as error:
@@ -76,6 +83,8 @@ def run_script(main: Callable[[list[str] | None], int], name: str) -> int:
         return _tell(name, f"error: {error}", 1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
+        if where and error.errno in (errno.EACCES, errno.ENAMETOOLONG):
+            return _tell(name, f"error: {where[:500]}{error.strerror}; name another, or check its permissions", 2)
         return _tell(name, f"error: {where}{error.strerror or error}; mend that and go on with --resume if a run had begun", 1)
 
 
@@ -137,6 +146,12 @@ def read_file(path: str | Path, most: int = 1 << 30) -> bytes:
         return file.readall()
 
 
+def refuse_irregular(path: str | Path) -> None:
+    """Raise OSError for a pipe or a device: opened by a library, it would be waited for, or never end."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError("no regular file")
+
+
 def reason(error: BaseException) -> str:
     """What an exception says, in a few words of one line."""
     said = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -164,6 +179,7 @@ def read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray] | None:
     import numpy as np
 
     try:
+        refuse_irregular(path)
         with zipfile.ZipFile(path) as parts:
             size = sum(part.file_size for part in parts.infolist())
         most = min(MOST_BYTES, max(MOST_TIMES * path.stat().st_size, 1 << 24))
@@ -262,8 +278,10 @@ def choose_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type not in DEVICES:
+            raise RuntimeError(f"neither of {', '.join(DEVICES)}")
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError, OverflowError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"--device {name}: not usable here ({first}); try --device cpu or auto") from None
     if device.type == "cpu":

@@ -38,6 +38,7 @@ import engine
 import ensemble
 import members
 import metrics
+import optim
 import outoffold
 import photographs
 import submission
@@ -253,7 +254,9 @@ def learner() -> engine.Learner:
     """The smallest there is: weights, a batch norm's counts, and Adam's state after one step."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
-    made = engine.Learner(model, torch.optim.Adam(model.parameters()), torch.amp.GradScaler("cpu", enabled=False), model)
+    groups = [{"params": list(layer.parameters()), "scale": 1.0} for layer in model]
+    optimizer = optim.make_optimizer("adam", groups, 1e-3, 0.0)
+    made = engine.Learner(model, optimizer, torch.amp.GradScaler("cpu", enabled=False), model)
     step(made)
     return made
 
@@ -267,7 +270,8 @@ def step(made: engine.Learner) -> None:
 
 def states(folder: Path) -> list[Reader]:
     """state.pt, beside the validation.npz that belongs to it."""
-    state = checkpoint.FoldState(1, 2, 3, [0.5, 1.0], [checkpoint.Kept("a.pth", 2, 0.4)], [{"epoch": 1.0}, {"epoch": 2.0}])
+    kept, history = [checkpoint.Kept("a.pth", 2, 0.4)], [{"epoch": 1.0}, {"epoch": 2.0}]
+    state = checkpoint.FoldState(1, 2, 3, [0.5, 1.0, 0.0, 1.0, -1.0], kept, history)
     state.probabilities = {"main": [np.full((2, 18), 1 / 18, np.float32)] * 2}
     checkpoint.write_validation(folder, state, ["a.jpg", "b.jpg"])
     checkpoint.write_state(folder, state, learner().state())

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
+import math
 import multiprocessing
 import os
+import re
 import shutil
 import struct
+import subprocess
+import sys
 import unicodedata
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import fuzz_readers
 import numpy as np
+import pandas as pd
 import pytest
 import support
 import torch
@@ -29,9 +37,11 @@ import loading
 import members
 import photographs
 import prepare
+import report
 import submission
 import submit_ensemble
 import submit_singular
+import suspects
 import tables
 import train
 import utils
@@ -571,6 +581,20 @@ def test_a_photograph_of_any_size_reaches_the_network(tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------------------- folders that hold something else
 
 
+INFO = {"model": "VanillaResNet", "task": "main", "transform": "base", "backbone": "resnet18", "image_size": 32, "padding": None,
+        "fold": 0, "epoch": 1, "macro_f1": 0.5, "loss": 1.0, "scores": {}, "held_out": []}  # fmt: skip
+
+
+def saved(path: Path, content: object) -> Path:
+    torch.save(content, path)
+    return path
+
+
+def history(tree: Path) -> object:
+    rows = pd.DataFrame({"main": [0], "person": ["p"]})
+    return report.fold_numbers(tree, 0, "main", np.array([0]), rows)
+
+
 def written(path: Path, text: str = "") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
@@ -582,12 +606,28 @@ def written(path: Path, text: str = "") -> Path:
     [
         ({"images/notes.txt": ""}, lambda r: tables.read_train(r), "no photographs in it"),
         ({"images/p1/mask9.jpg": ""}, lambda r: tables.read_train(r), "no photographs in it"),
-        ({"images/p1/mask1.jpg": ""}, lambda r: tables.read_train(r), "the name tells no gender and age"),
+        ({"images/p1/mask1.jpg": ""}, lambda r: tables.read_train(r), "the name tells no gender and age up to 120"),
         ({}, lambda r: tables.read_train(r / "none"), "no such folder"),
         ({}, lambda r: tables.read_eval(str(r / "none")), "no such folder"),
         ({"images/notes.txt": ""}, lambda r: tables.read_eval(str(r)), "no photographs in it, and no info.csv"),
         ({"run.json": "[]"}, checkpoint.read_run, "holds no settings"),
         ({"run.json": "{"}, checkpoint.read_run, "damaged"),
+        *[({"run.json": text}, checkpoint.read_run, "run.json: its .* is no") for text in
+          ('{"data": [1]}', '{"data": null}', '{"chosen": [1]}', '{"resumed": {}}', '{"settings": 3}')],
+        *[({"decision.json": json.dumps({"task": "mask", "temperature": heat, "offsets": [0, 0, offset]})},
+           lambda r: ensemble.read_rule(r, "mask"), "decision.json: damaged") for heat, offset in
+          ((10**400, 0), (1e-320, 0), (1.0, 10**400), (1.0, 1e308), (0, 0), (math.nan, 0))],
+        ({"images/p_male_Asian_999/mask1.jpg": ""}, lambda r: tables.read_train(r), "tells no gender and age up to 120"),
+        ({"fold00/history.csv": "epoch,other\n1,2\n"}, lambda r: history(r), "history.csv: damaged .no column 'train_loss'"),
+        ({"fold00/history.csv": ""}, lambda r: history(r), "history.csv: damaged"),
+        *[({"a.pth": ""}, lambda r, c=c: checkpoint.read(saved(r / "a.pth", c)), told) for c, told in (
+            ({1: torch.zeros(1)}, "holds no state dict"), ({"a": 1}, "holds no state dict"), ({}, "holds no state dict"),
+            ({"state_dict": {"a": torch.zeros(1)}}, "its metadata is missing"),
+            *[({"state_dict": {"a": torch.zeros(1)}, "info": {**INFO, key: value}}, told) for key, value, told in (
+                ("model", "x", "its model 'x' is unknown here"), ("task", "x", "its task 'x'"), ("transform", "x", "its tr"),
+                ("backbone", "x", "a backbone that is unknown here"), ("fold", 10**9, "out of range"), ("fold", -1, "out of"))],
+        )],
+        ({"b.pth": ""}, lambda r: checkpoint.read_described(saved(r / "b.pth", {"a": torch.zeros(1)})), "a bare state dict"),
         ({}, lambda r: checkpoint.find_tree(str(r / "none")), "no such folder"),
         ({"other/a.txt": ""}, lambda r: checkpoint.find_tree(str(r)), "train first"),
         ({}, lambda r: submission.load(r), "no such file"),
@@ -631,3 +671,216 @@ def test_a_state_that_is_none_is_refused(tmp_path: Path, content: object, told: 
     torch.save(content, tmp_path / checkpoint.STATE)
     with pytest.raises(UserError, match=told):
         checkpoint.read_state(tmp_path)
+
+
+def slot(content: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = content["learner"]["optimizer"]["state"][0]
+    return found
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: slot(c).update(exp_avg=torch.zeros(1)),
+        lambda c: slot(c).update(exp_avg_sq=torch.zeros(4, 3)),
+        lambda c: slot(c).update(step=torch.zeros(7)),
+        lambda c: slot(c).update(exp_avg=torch.full((3, 4), math.nan)),
+        lambda c: slot(c).update(exp_avg=torch.zeros(3, 4, device="meta")),
+        lambda c: slot(c).update(exp_avg=None),
+        lambda c: slot(c).update(more=torch.zeros(3, 4)),
+        lambda c: slot(c).pop("exp_avg_sq"),
+        lambda c: c["learner"]["optimizer"]["state"].update({0: [1]}),
+        lambda c: c["learner"]["optimizer"]["state"].update({99: slot(c)}),
+        lambda c: c["learner"]["optimizer"].update(state=[]),
+        lambda c: c["learner"]["optimizer"].update(param_groups=3),
+        lambda c: c["learner"]["optimizer"]["param_groups"].pop(),
+        lambda c: c["learner"]["optimizer"]["param_groups"][0].pop("betas"),
+        lambda c: c["learner"]["optimizer"]["param_groups"][0].update(params=5),
+        lambda c: c["learner"].update(scaler={"scale": "x"}),
+        lambda c: c["learner"]["model"].update({"0.weight": [1]}),
+        lambda c: c["learner"]["model"].update({"0.weight": torch.zeros(3, 4, dtype=torch.complex64)}),
+        lambda c: c["learner"]["model"].update({"0.weight": torch.full((3, 4), math.inf)}),
+        lambda c: c["state"].update(epoch="1"),
+        lambda c: c["state"].update(epoch=-1),
+        lambda c: c["state"].update(step=1.5),
+        lambda c: c["state"].update(step=True),
+        lambda c: c["state"].update(sums=[1.0]),
+        lambda c: c["state"].update(sums=[math.nan] * 5),
+        lambda c: c["state"].update(sums=None),
+        lambda c: c["state"].update(history=[1, 2]),
+        lambda c: c["state"].update(history=[{"a": 1.0}, {"b": 1.0}]),
+        lambda c: c["state"].update(history=[{"=a,b": 1.0}] * 2),
+        lambda c: c["state"].update(kept=7),
+        lambda c: c["state"]["kept"][0].update(file="../../a.pth"),
+        lambda c: c["state"]["kept"][0].update(macro_f1="1"),
+        lambda c: c["state"]["kept"][0].update(epoch=3),
+    ],
+)
+def test_a_state_of_wrong_kinds_or_shapes_is_refused_before_the_optimizer_uses_it(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    (reader,) = fuzz_readers.states(tmp_path)
+    content = torch.load(tmp_path / checkpoint.STATE, weights_only=True)
+    change(content)
+    torch.save(content, tmp_path / checkpoint.STATE)
+    assert fuzz_readers.judge(reader.check, (tmp_path / checkpoint.STATE).read_bytes()) == "refused"
+
+
+def test_a_state_laid_out_otherwise_in_memory_is_copied_and_the_settings_stay_the_runs_own(tmp_path: Path) -> None:
+    plain, other = fuzz_readers.learner(), fuzz_readers.learner()
+    kept = plain.state()
+    kept["optimizer"]["state"][0].update(exp_avg=torch.ones(1).expand(3, 4), exp_avg_sq=torch.ones(4, 3).t())
+    kept["optimizer"]["param_groups"][0].update(lr="x", betas=None)
+    other.restore(kept, "state.pt")
+    group = other.optimizer.param_groups[0]
+    assert (group["lr"], group["betas"]) == (1e-3, (0.9, 0.999))
+    slots = other.optimizer.state[group["params"][0]]
+    assert slots["exp_avg"].stride() == slots["exp_avg_sq"].stride() == (4, 1)
+    fuzz_readers.step(other)
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("run.json", checkpoint.read_run),
+        ("decision.json", lambda r: ensemble.read_rule(r, "main")),
+        ("probs.npz", submission.load),
+        ("validation.npz", lambda r: checkpoint.read_validation(r, "main")),
+        ("state.pt", checkpoint.read_state),
+        ("a.pth", lambda r: checkpoint.read(r / "a.pth")),
+        ("fold00/history.csv", history),
+    ],
+)
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/dev/zero", path)])
+def test_pipes_and_devices_are_refused_without_waiting_for_them(
+    tmp_path: Path, name: str, read: Callable[[Path], object], make: Callable[[Path], None]
+) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    make(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name}: .*no regular file"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("data", ['{"median_age": 1e999}', f'{{"median_age": {10**400}}}', '{"photographs_per_class": []}', "{}"])
+def test_odd_counts_in_a_run_json_are_passed_over(tmp_path: Path, data: str) -> None:
+    written(tmp_path / "run.json", f'{{"settings": {{"task": "main"}}, "data": {data}}}')
+    many = json.loads((tmp_path / "run.json").read_text())
+    many["data"].setdefault("photographs_per_class", dict.fromkeys(config.TASKS["main"].classes, 10**400))
+    for task, width in (("main", 18), ("mask", 3), ("age", 1)):
+        probs = ensemble.Probabilities(task, np.ones((1, 1, 2, width), np.float32), ["m"], [0], [1.0], ["a", "b"])
+        assert members.usual_answer(probs, tmp_path)[0] in (0, 1)
+        written(tmp_path / "run.json", json.dumps(many))
+        assert submission.training_shares(tmp_path, task) is None
+
+
+def test_validation_answers_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    fuzz_readers.states(tmp_path)
+    np.savez(tmp_path / checkpoint.VALIDATION, files=np.array(["a", "b"]), probs_main=np.full((2, 2, 18), np.nan, np.float32))
+    for read_it in (checkpoint.read_state, lambda folder: checkpoint.read_validation(folder, "main")):
+        with pytest.raises(UserError, match=r"validation\.npz: damaged .*no number"):
+            read_it(tmp_path)
+
+
+def test_a_photograph_of_which_only_decoding_fails_is_answered_with_the_usual_class(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = support.make_eval(tmp_path / "eval", 3, answers=False)
+    order = [row[0] for row in support.read_rows(root / "info.csv")[1:]]
+    path = root / "images" / order[1]
+    data = bytearray(encoded(photo((384, 512)), "PNG"))
+    middle = data.index(b"IDAT") + 60
+    data[middle : middle + 40] = bytes(40)
+    path.write_bytes(data)
+    assert not photographs.photo_problem(str(path))
+    with pytest.raises(UserError, match=f"{path}: cannot be read .*--skip-bad-images"):
+        submit(tree, root, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert submit(tree, root, tmp_path / "out", "--skip-bad-images", "--batch-size", "1") == 0
+    assert "photographs that cannot be read, answered with" in capsys.readouterr().err
+    for table in (tmp_path / "out").glob("*/*.csv"):
+        assert [row[0] for row in support.read_rows(table)[1:]] == order
+
+
+def test_a_checkpoint_whose_answers_overflow_is_named_before_a_folder_is_made(
+    tree: Path, eval_root: Path, tmp_path: Path
+) -> None:
+    found, info = checkpoint.ranked_members(tree / "fold01")[0]
+    copy = Path(shutil.copytree(tree, tmp_path / tree.name))
+    path = copy / "fold01" / found.path.name
+    checkpoint.write(path, {n: t * 0 + 3e38 if n == "linear.weight" else t for n, t in found.weights.items()}, info)
+    with pytest.raises(UserError, match=re.escape(path.name) + ": its answers overflow.*--precision fp32"):
+        submit(copy, eval_root, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_with_spaces_around_belong_to_their_rows_and_odd_letters_are_no_shots(tmp_path: Path) -> None:
+    root = support.make_train(tmp_path / "train", support.PEOPLE[:2], junk=False)
+    first = sorted((root / "images").iterdir())[0]
+    next(first.glob("mask1.*")).rename(first / "ma\u017fk1.jpg")
+    first.rename(first.with_name(f" {first.name} "))
+    table = tables.read_train(root)
+    assert table["person"].nunique() == 2
+    assert len(table) == 13
+
+
+def test_messages_keep_paths_whole_and_are_never_endless(tmp_path: Path) -> None:
+    assert str(UserError("a/UserError: b.csv: is bad")) == "a/UserError: b.csv: is bad"
+    assert str(UserError("Caught UserError.\nOriginal Traceback:\n  x\nutils.UserError: a/UserError: b\n")) == "a/UserError: b"
+    long = str(UserError("x" * 10**6 + "; mend it"))
+    assert len(long) < 2100
+    assert long.endswith("; mend it")
+    assert utils.run_script(lambda _: len(os.listdir(tmp_path / ("y" * 300))), "train.py") == 2
+
+
+def test_a_path_that_the_terminal_cannot_spell_is_spelled_out(tmp_path: Path) -> None:
+    code = "import utils\nutils.run_script(lambda _: print('\uae40.csv') or 0, 'x')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, capture_output=True, text=True,
+                          check=False, env={**os.environ, "PYTHONIOENCODING": "ascii:strict"})  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "\\uae40.csv\n")
+
+
+def test_label_fixes_are_printed_harmlessly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = support.make_train(tmp_path / "train", support.PEOPLE[:2], junk=False)
+    fixes = written(tmp_path / f"{EVIL}.csv", f"path,column,value\n{tables.read_train(root)['person'][0]},age,44\n")
+    prepare.load_table(config.TrainSettings(train_root=str(root), label_fixes=str(fixes)))
+    assert "\x1b" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [("{0},age,20\n{0},age,21\n", "row 3: the age of .* is fixed by row 2 too"), ("{0},age,{1:g}\n", "row 2: changes nothing"),
+     ("{0},age,130\n", "no age"), ("{0},age,x\n", "no age"), ("{0},gender,x\n", "no gender"), ("{0},race,x\n", "be fixed")],
+)  # fmt: skip
+def test_fixes_that_fix_nothing_are_refused(tmp_path: Path, rows: str, told: str) -> None:
+    one = {"file": ["p/mask1.jpg"], "person": ["p"], "mask": [0], "gender": [0], "years": [33.0]}
+    table = tables.with_labels(pd.DataFrame(one))
+    path = written(tmp_path / "fixes.csv", "path,column,value\n" + rows.format("p", 33.0))
+    with pytest.raises(UserError, match=told):
+        suspects.apply_fixes(table, path)
+
+
+def test_labels_of_one_class_leave_nothing_to_suspect() -> None:
+    table = tables.with_labels(pd.DataFrame({"file": ["a", "b"], "person": ["p", "q"], "mask": [0, 0], "gender": [0, 0],
+                                             "years": [20.0, 21.0]}))  # fmt: skip
+    assert suspects.label_suspects(table, np.full((2, 18), 1 / 18)).empty
+
+
+def test_predictions_whose_arrays_do_not_fit_are_refused_and_one_member_prints_no_mean(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    probs = ensemble.Probabilities("mask", np.ones((1, 1, 2, 3), np.float32), ["m"], [0], [1.0], ["a", "b"])
+    submission.print_members(probs, np.array([0, 1]))
+    assert capsys.readouterr().out == ""
+    submission.save(tmp_path, dataclasses.replace(probs, images=["a"]))
+    with pytest.raises(UserError, match="do not fit each other"):
+        submission.load(tmp_path)
+
+
+def test_a_run_name_and_a_tree_without_settings_are_refused(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--run-name 'a/b': use letters"):
+        run(root, tmp_path, "--run-name", "a/b")
+    written(tmp_path / "kfold-ensemble-VanillaEfficientNet_x" / "run.json", "{}")
+    with pytest.raises(UserError, match=r"has no run\.json with settings"):
+        run(root, tmp_path, "--resume", "x")
+    with checkpoint.locked(tmp_path / "fold00", needed=False), checkpoint.locked(tmp_path / "fold00"):
+        pass  # a process that shares a fold's work leaves the lock to the first

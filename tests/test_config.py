@@ -114,7 +114,12 @@ def test_the_default_learning_rate(words: list[str], rate: float) -> None:
         (["--age-filter", "61"], "--age-filter"),
         (["--epochs", "0"], "--epochs"),
         (["--lr", "0"], "--lr"),
-        (["--lr", "nan"], "--lr"),
+        *[([name, value], name) for name in ("--lr", "--weight-decay", "--backbone-lr-scale", "--clip-grad", "--warmup-epochs")
+          for value in ("nan", "inf", "1e300")],
+        *[([name, "9" * digits], name) for digits in (20, 5000) for name in
+          ("--epochs", "--save-top", "--seed", "--batch-size", "--threads", "--workers", "--cv", "--freeze", "--folds")],
+        *[([name, ""], f"{name}: is empty") for name in
+          ("--load-state-dict", "--valid-root", "--boxes", "--label-fixes", "--train-root", "--device", "--resume")],
         (["--cv", "0"], "--cv"),
         (["--batch-size", "1"], "--batch-size"),
         (["--warmup-epochs", "30"], "--warmup-epochs"),
@@ -143,9 +148,17 @@ def test_tta_needs_a_transform_with_random_views() -> None:
         ensemble("--from-probs", "x", "--tta", "2")
 
 
-def test_a_wrong_device_is_refused() -> None:
-    with pytest.raises(UserError, match="--device nonsense"):
-        train.main(["--device", "nonsense", "--pretrained", "none"])
+@pytest.mark.parametrize("name", ["nonsense", "meta", "hpu", "privateuseone", "cuda:99999999999", "cpu:-1"])
+def test_a_wrong_device_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"--device {name}: not usable here"):
+        train.main(["--device", name, "--pretrained", "none"])
+
+
+def test_empty_and_huge_values_of_a_submission_are_refused() -> None:
+    for words in (["--root", "a", ""], ["--tta", "9" * 5000], ["--top-k", "9" * 20], ["--from-probs="]):
+        with pytest.raises(UserError, match=words[0].rstrip("=")) as refusal:
+            config.parse(config.EnsembleSettings, words, "submit_ensemble.py", "")
+        assert len(str(refusal.value)) < 300
 
 
 def test_missing_input_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

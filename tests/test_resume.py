@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import fault_runs
 import numpy as np
@@ -183,6 +184,47 @@ def test_resume_refuses_other_settings_and_says_what_there_is(train_root: Path, 
     (tree / "run.json").write_text(json.dumps(run_json))
     with pytest.raises(UserError, match="has other photographs, labels or folds"):
         run(other, tmp_path, "--resume", tree.name)
+
+
+@pytest.mark.parametrize("change", [{"fold": 1}, {"step": 10**6}, {"epoch": 4, "history": [{"epoch": 1.0}] * 4}])
+def test_a_state_that_is_not_of_its_fold_is_refused(
+    train_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, object]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        kill_at(patch, checkpoint, "write_state", 0, True)
+        with pytest.raises(Killed):
+            run(train_root, tmp_path)
+    (path,) = tmp_path.rglob(checkpoint.STATE)
+    content = torch.load(path, weights_only=True)
+    content["state"].update(change)
+    torch.save(content, path)
+    with np.load(path.parent / checkpoint.VALIDATION) as arrays:
+        longer: dict[str, Any] = {n: a if n == "files" else np.concatenate([a] * 4) for n, a in arrays.items()}
+    np.savez(path.parent / checkpoint.VALIDATION, **longer)
+    with pytest.raises(UserError, match=r"state\.pt: is not of this fold \(fold ., epoch ., step \d+\); remove .*fold00 to"):
+        run(train_root, tmp_path, "--resume")
+
+
+def test_a_photograph_that_vanishes_stops_the_run_and_once_it_is_back_the_run_goes_on(
+    train_root: Path, tmp_path: Path, unbroken: dict[str, object]
+) -> None:
+    root = Path(shutil.copytree(train_root, tmp_path / "train"))
+    lost = sorted((root / "images").glob("*/mask2.*"))[3]
+    data = lost.read_bytes()
+    plain, calls = engine.Compute.to_network, iter(range(1000))
+
+    def vanishing(compute: engine.Compute, pixels: torch.Tensor) -> torch.Tensor:
+        if next(calls) == 1:
+            lost.unlink()
+        return plain(compute, pixels)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.Compute, "to_network", vanishing)
+        with pytest.raises(UserError, match=f"{lost}: cannot be read as a photograph .No such file"):
+            run(root, tmp_path / "saved", "--quiet")
+    lost.write_bytes(data)
+    assert run(root, tmp_path / "saved", "--resume") == 0
+    assert result(tmp_path / "saved") == unbroken
 
 
 def test_two_processes_do_not_train_one_fold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
