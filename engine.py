@@ -135,6 +135,7 @@ def train_epoch(
     """
     models.train_mode(learner.model)
     running = running or metrics.RunningLoss(compute.device)
+    total = torch.distributed.all_reduce if compute.world > 1 else None
     resized: list[str] = []
     seen, start = 0, time.perf_counter()
     for pairs, views, scaled in progress(loader, f"epoch {loader.batch_sampler.epoch + 1}"):
@@ -150,22 +151,23 @@ def train_epoch(
         loss = torch.stack(losses).sum()
         optim.set_rate(learner.optimizer, recipe.rate(step))
         learner.optimizer.zero_grad(set_to_none=True)
-        learner.scaler.scale(loss * loader.batch_sampler.weight(step)).backward()
+        weight = loader.batch_sampler.weight(step)
+        learner.scaler.scale(loss * weight).backward()
         if recipe.clip_grad is not None:
             learner.scaler.unscale_(learner.optimizer)
             nn.utils.clip_grad_norm_(learner.model.parameters(), recipe.clip_grad)
         learner.scaler.step(learner.optimizer)
         learner.scaler.update()
-        running.add(loss, index.shape[0], step)
-        if task in outputs and not config.TASKS[task].regression:
-            running.add_hits(outputs[task], truth[task])
+        judged = task in outputs and not config.TASKS[task].regression
+        hits = (outputs[task].detach().argmax(1) == truth[task]).sum() * (weight > 0) if judged else None
+        running.add(loss, index.shape[0] if weight else 0, step, hits, total)
         step += 1
         seen += index.shape[0]
         if after_step is not None:
             after_step(step)
     if compute.device.type == "cuda":
         torch.cuda.synchronize(compute.device)
-    warn_resized(resized)
+    warn_resized(joined(resized, compute.world))
     return running, seen * compute.world / (time.perf_counter() - start)
 
 
@@ -206,8 +208,16 @@ def predict(
                         array[m, v, done : done + len(index)] = models.probabilities(outputs, task)
             resized += [photos.names[i] for i in index[scaled].tolist()]
             done += len(index)
-    warn_resized(resized)
+    warn_resized(joined(resized, compute.world))
     return gathered({task: array.cpu().numpy() for task, array in answers.items()}, len(indices), compute.world)
+
+
+def joined(names: list[str], world: int) -> list[str]:
+    """The names that all of `world` processes found."""
+    everyone: list[list[str]] = [names] * world
+    if world > 1:
+        torch.distributed.all_gather_object(everyone, names)
+    return [name for theirs in everyone for name in theirs]
 
 
 def gathered(parts: dict[str, np.ndarray], images: int, world: int) -> dict[str, np.ndarray]:

@@ -35,7 +35,9 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 class Told(Exception):
-    """What ends a program with one line on stderr."""
+    """What ends a program with one line on stderr and the exit code `code`."""
+
+    code = 1
 
     def __init__(self, message: str) -> None:
         # A DataLoader worker's exception arrives wrapped in its traceback; the user's line is what follows the type.
@@ -45,6 +47,8 @@ class Told(Exception):
 
 class UserError(Told):
     """Bad input: ends the program with exit code 2 and this one line on stderr (file or option, what is wrong, what to do)."""
+
+    code = 2
 
 
 class RunError(Told):
@@ -59,21 +63,35 @@ class Stopped(Exception):
         self.number = number
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, where nothing has to be kept first."""
+
+
+def _terminated(number: int, frame: object) -> None:
+    raise Terminated
+
+
+def first_process() -> bool:
+    """Whether this is the first of the processes that torchrun started: it says what all of them know."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def run_script(main: Callable[[list[str] | None], int], name: str) -> int:
     """Call a script's `main` and turn what can go wrong outside it into one line on stderr and an exit code:
 
     2 bad input, 1 a failure of the machine, 130 and 143 stopped by SIGINT and SIGTERM.
     """
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         return main(None)
-    except UserError as error:
-        return _tell(name, f"error: {error}", 2)
+    except Told as error:
+        return _tell(name, f"error: {error}", error.code)
     except Stopped as stopped:
         return _tell(name, str(stopped), 128 + stopped.number)
+    except Terminated:
+        return _tell(name, "stopped: the system asked for it (SIGTERM); start it again", 128 + signal.SIGTERM)
     except KeyboardInterrupt:
         return _tell(name, "interrupted", 130)
-    except RunError as error:
-        return _tell(name, f"error: {error}", 1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _tell(name, f"error: {where}{error.strerror or error}; mend that and go on with --resume if a run had begun", 1)
@@ -196,8 +214,9 @@ def warn(message: str) -> None:
 
 
 def warn_counted(names: list[str], message: str) -> None:
-    """One warning for many cases of one kind: how many, what, and the first by name. Silent for none."""
-    if names:
+    """One warning for many cases of one kind: how many, what, and the first by name. Silent for none, and in all
+    processes of torchrun's but the first: they read the same table."""
+    if names and first_process():
         warn(f"{message}: {len(names)} (the first: {names[0]!r})")
 
 
