@@ -34,24 +34,21 @@ SHOWN = 24  # suspects with pictures in the report
 
 def run(settings: config.TrainSettings) -> int:
     """Train all folds. Returns the exit code: 0, or 1 where a fold failed."""
-    who = processes.from_environment()
     utils.quiet = settings.quiet
-    try:
-        with processes.failures_told(settings.batch_size, " in a new run (--resume takes no other batch size)"):
-            return run_folds(settings, who)
-    finally:
-        processes.leave(who)
+    remedy = " in a new run (--resume takes no other batch size)"
+    with processes.joined() as who, processes.failures_told(settings.batch_size, remedy, "; go on with --resume"):
+        return run_folds(settings, who)
 
 
 def run_folds(settings: config.TrainSettings, who: processes.Processes) -> int:
     """What `run` does, as one of these processes."""
-    study, outside = prepare.set_up(settings, who)
+    study, outside = processes.agreed(who, lambda: prepare.set_up(settings, who))
     if who.first:
         print(*prepare.opening(study), sep="\n")
     if settings.dry_run:
         print(*(estimate(study) if who.first else []), sep="\n")
         return 0
-    study = dataclasses.replace(study, tree=processes.told_by_first(who, prepare.begin(study, outside) if who.first else Path()))
+    study = dataclasses.replace(study, tree=processes.told_by_first(who, lambda: prepare.begin(study, outside)))
     clock = training.Clock(settings.epochs * len(study.own_folds))
     failed: dict[int, str] = {}
     with StopSignal() as stop:
@@ -156,20 +153,24 @@ def estimate(study: Study) -> list[str]:
     """One batch of training, and what it says of the whole run's time and disk."""
     s = study.settings
     fold = training.prepare_fold(study, 0)
-    batches = dataset.Batches(fold.batches.indices[: s.batch_size], s.batch_size)
+    own = s.batch_size // study.compute.world
+    batches = dataset.Batches(fold.batches.indices[:own], own)
+    alone = dataclasses.replace(study.compute, rank=0, world=1)
     seconds = 0.0
     for _ in range(2):  # the first batch pays for what happens once
         before = time.monotonic()
         loader = loading.loader(fold.training, batches, 0, study.compute.device)
-        engine.train_epoch(fold.learner, fold.recipe, loader, fold.labels, s.task, study.compute, 0)
+        engine.train_epoch(fold.learner, fold.recipe, loader, fold.labels, s.task, alone, 0)
         seconds = time.monotonic() - before
     per_photo = seconds / len(batches.indices)
     people = len(study.table) - len(fold.rows) + len(fold.rows) / 3  # a validation pass has no backward
+    asked, folds = len(s.folds or study.folds), len(study.own_folds)
+    told = f"{asked} folds" + (f" ({folds} after another in each process)" if folds < asked else "")
     size = sum(t.numel() * t.element_size() for t in fold.learner.model.state_dict().values())
     disk = size * s.save_top * s.cv / 2**30
     free = checkpoint.disk_free(Path(s.save_path)) / 2**30
     return [
         f"dry run: one batch of {len(batches.indices)} took {seconds:.2f} s ({1 / per_photo:.1f} images/s)",
-        f"the run: about {duration(per_photo * people * s.epochs * s.cv)} for {s.cv} folds x {s.epochs} epochs",
+        f"the run: about {duration(per_photo * people * s.epochs * folds / study.compute.world)} for {told} x {s.epochs} epochs",
         f"disk: about {disk:.2f} GiB of checkpoints, {free:.1f} GiB free",
     ]

@@ -111,9 +111,10 @@ class Batches(Sampler[list[tuple[int, int, int]]]):
     """Batches of (epoch, index, copy): the epoch travels with the index, for persistent workers never hear of a new one.
 
     copy counts from 0 how often an index stood earlier in `indices`. shuffle: parts of the seed (with the epoch) of each
-    epoch's order, or None for the order as it is. A last batch that would leave a process with fewer than `least`
-    photographs joins the batch before it, for BatchNorm cannot train on a single one. Process `rank` of `world` is given
-    its share of every batch.
+    epoch's order, or None for the order as it is. A last batch of fewer than `least` photographs joins the batch before it,
+    for BatchNorm cannot train on a single one. Process `rank` of `world` is given its share of every batch; the batches
+    themselves do not hang on `world`. Of a batch too small for shares of `least`, fewer processes take part: the others
+    are given a share that is another's too, with the weight 0.
     """
 
     def __init__(
@@ -139,11 +140,15 @@ class Batches(Sampler[list[tuple[int, int, int]]]):
         """Batches of a whole epoch."""
         whole = -(-len(self.indices) // self.size)
         rest = len(self.indices) % self.size
-        return whole - 1 if 0 < rest < self.least * self.world and whole > 1 else whole
+        return whole - 1 if 0 < rest < self.least and whole > 1 else whole
 
     def bounds(self, number: int) -> tuple[int, int]:
         """From where to where in the epoch's order a batch goes, all processes together."""
         return number * self.size, (number + 1) * self.size if number < len(self) - 1 else len(self.indices)
+
+    def sharing(self, count: int) -> int:
+        """How many processes take part in a batch of so many photographs."""
+        return max(1, min(self.world, count // self.least))
 
     def weight(self, step: int) -> float:
         """This process' part of the batch of a step (counted over all epochs), times the number of processes.
@@ -151,7 +156,8 @@ class Batches(Sampler[list[tuple[int, int, int]]]):
         By it the mean of the processes' gradients is that of the whole batch, where shares differ by one.
         """
         start, end = self.bounds(step % len(self))
-        return len(range(self.rank, end - start, self.world)) * self.world / (end - start)
+        sharing = self.sharing(end - start)
+        return len(range(self.rank, end - start, sharing)) * self.world / (end - start) if self.rank < sharing else 0.0
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         order: Sequence[int] = range(len(self.indices))
@@ -161,7 +167,8 @@ class Batches(Sampler[list[tuple[int, int, int]]]):
         keys = [(self.epoch, self.indices[i], self.copies[i]) for i in order]
         for number in range(self.start, len(self)):
             start, end = self.bounds(number)
-            yield keys[start:end][self.rank :: self.world]
+            sharing = self.sharing(end - start)
+            yield keys[start:end][self.rank % sharing :: sharing]
 
 
 def oversampled(rows: Sequence[int], classes: np.ndarray, seed: Hashable) -> list[int]:

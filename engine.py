@@ -135,6 +135,7 @@ def train_epoch(
     """
     models.train_mode(learner.model)
     running = running or metrics.RunningLoss(compute.device)
+    total = torch.distributed.all_reduce if compute.world > 1 else None
     seen, start = 0, time.perf_counter()
     for pairs, views in progress(loader, f"epoch {loader.batch_sampler.epoch + 1}"):
         # Dropout draws from the global generator: seeded by the step, an epoch can be taken up in its middle.
@@ -148,15 +149,16 @@ def train_epoch(
         loss = torch.stack(losses).sum()
         optim.set_rate(learner.optimizer, recipe.rate(step))
         learner.optimizer.zero_grad(set_to_none=True)
-        learner.scaler.scale(loss * loader.batch_sampler.weight(step)).backward()
+        weight = loader.batch_sampler.weight(step)
+        learner.scaler.scale(loss * weight).backward()
         if recipe.clip_grad is not None:
             learner.scaler.unscale_(learner.optimizer)
             nn.utils.clip_grad_norm_(learner.model.parameters(), recipe.clip_grad)
         learner.scaler.step(learner.optimizer)
         learner.scaler.update()
-        running.add(loss, index.shape[0], step)
-        if task in outputs and not config.TASKS[task].regression:
-            running.add_hits(outputs[task], truth[task])
+        judged = task in outputs and not config.TASKS[task].regression
+        hits = (outputs[task].detach().argmax(1) == truth[task]).sum() * (weight > 0) if judged else None
+        running.add(loss, index.shape[0] if weight else 0, step, hits, total)
         step += 1
         seen += index.shape[0]
         if after_step is not None:

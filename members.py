@@ -20,7 +20,7 @@ import ensemble
 import model as models
 import processes
 import tables
-from utils import UserError, check_writable, warn, warn_counted
+from utils import UserError, check_writable, first_process, warn, warn_counted
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def transforms_of(members: Sequence[Member], asked: str, views: int) -> list[str
         raise UserError(f"--tta {views}: transform {fixed[0]} shows every view alike; use --transform-type tta")
     sees = config.TRANSFORMS
     others = sorted({name for name, mine in zip(used, own, strict=True) if sees[name].sees != sees[mine].sees})
-    if others:
+    if others and first_process():
         validated = sorted({sees[name].sees for name in own})
         print(f"note: {others[0]} looks at {sees[others[0]].sees}, validation looked at {', '.join(validated)}; "
               f"--transform-type {config.AUTO} looks where validation did")  # fmt: skip

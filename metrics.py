@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -152,17 +152,24 @@ class RunningLoss:
         # losses, photographs, hits, whether hits are counted, the first step whose loss was no number (-1: none)
         self.sums = torch.tensor(list(sums) or [0.0, 0.0, 0.0, 0.0, -1.0], dtype=kind, device=device)
 
-    def add(self, loss: Tensor, count: int, step: int) -> None:
-        """loss: the mean of a batch of `count` photographs."""
-        self.sums[0] += loss.detach() * count
-        self.sums[1] += count
-        bad = (self.sums[4] < 0) & ~loss.detach().isfinite()
-        self.sums[4] = self.sums[4].where(~bad, step)
+    def add(
+        self, loss: Tensor, count: int, step: int, hits: Tensor | None = None, total: Callable[[Tensor], object] | None = None
+    ) -> None:
+        """loss: the mean of a batch of `count` photographs; hits: how many were answered rightly.
 
-    def add_hits(self, outputs: Tensor, labels: Tensor) -> None:
-        """outputs [batch, classes], labels [batch]."""
-        self.sums[3] = 1
-        self.sums[2] += (outputs.detach().argmax(1) == labels).sum()
+        total: sums a tensor over the processes that share the batch, in place, so that all of them count the same.
+        """
+        import torch
+
+        mean = loss.detach().to(self.sums.dtype)
+        right = mean.new_zeros(()) if hits is None else hits.to(mean.dtype)
+        new = torch.stack([mean * count, mean.new_full((), count), right, (~mean.isfinite()).to(mean.dtype)])
+        if total is not None:
+            total(new)
+        self.sums[:3] += new[:3]
+        if hits is not None:
+            self.sums[3] = 1
+        self.sums[4] = self.sums[4].where((self.sums[4] >= 0) | (new[3] == 0), step)
 
     def kept(self) -> list[float]:
         """All counts as plain numbers. Waits for the device."""

@@ -116,6 +116,8 @@ def readable(
 def set_up(s: config.TrainSettings, who: processes.Processes = ALONE) -> tuple[Study, pd.DataFrame | None]:
     """Read, check and split everything, before the first folder is made."""
     compute = processes.compute_for(s, s.batch_size, who, shared=s.cv == 1)
+    if s.batch_size < 2 * compute.world and compute.world > 1:  # BatchNorm cannot train on a single photograph
+        raise UserError(f"--batch-size {s.batch_size}: shared by {compute.world} processes; use at least {2 * compute.world}")
     table, outside = readable(s, *load_table(s))
     start = checkpoint.read(Path(s.load_state_dict)) if s.load_state_dict else None
     weights = models.backbone_weights(s.backbone or "", s.pretrained) if start is None else None
@@ -227,6 +229,10 @@ def take_up(study: Study) -> None:
         raise UserError(f"{study.tree}: {study.settings.train_root} has other photographs, labels or folds than when the run "
                         "began; restore them, or start a new run")  # fmt: skip
     now, then = chosen(study), content.get("chosen", {})
+    began = then.get("processes", 1)
+    if study.settings.cv == 1 and began != now["processes"]:  # each takes BatchNorm's statistics of its own share
+        raise UserError(f"{study.tree}: {began} processes began to share its batches, now there are {now['processes']}; "
+                        f"go on with {began} (torchrun --nproc-per-node), or start a new run")  # fmt: skip
     for key in ("device", "precision", "threads"):
         if then.get(key, now[key]) != now[key]:
             warn(f"{key}: the run began with {then[key]} and goes on with {now[key]}, so it will differ by rounding")

@@ -6,11 +6,11 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -19,8 +19,7 @@ from torch import nn
 import config
 import engine
 import loading
-import metrics
-from utils import RunError, Stopped, StopSignal, choose_device, set_threads, usable_processors
+from utils import RunError, Stopped, StopSignal, Told, UserError, choose_device, reason, set_threads, usable_processors
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)  # a process may wait for another's whole epoch, or longer
@@ -46,19 +45,51 @@ def from_environment() -> Processes:
     if not all(name in os.environ for name in names) or os.environ["WORLD_SIZE"] == "1":
         return Processes()
     who = Processes(*(int(os.environ[name]) for name in names))
-    if torch.cuda.is_available():
-        torch.cuda.set_device(who.local_rank % torch.cuda.device_count())
+    if torch.cuda.is_available() and who.local_rank < torch.cuda.device_count():
+        torch.cuda.set_device(who.local_rank)
     if not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     return who
 
 
-def told_by_first(who: Processes, value: T) -> T:
-    """The first process' value, in all of them."""
+@contextlib.contextmanager
+def joined() -> Iterator[Processes]:
+    """This process among all that torchrun started; at the end it parts from the others."""
+    who = from_environment()
+    try:
+        yield who
+    finally:
+        leave(who)
+
+
+def agreed(who: Processes, work: Callable[[], T]) -> T:
+    """What `work` gives here, once it is done in all processes.
+
+    Where it is refused in some, the first of them raises that, and the others end with its exit code in silence.
+    """
     if who.world == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
+        return work()
+    value: T | None = None
+    error: Told | OSError | None = None
+    try:
+        value = work()
+    except (Told, OSError) as refused:
+        error = refused
+    codes = [0] * who.world
+    dist.all_gather_object(codes, 0 if error is None else getattr(error, "code", 1))
+    failed = [rank for rank, code in enumerate(codes) if code]
+    if error is not None and who.rank == failed[0]:
+        raise error
+    if failed:
+        raise SystemExit(codes[failed[0]])
+    return cast("T", value)
+
+
+def told_by_first(who: Processes, work: Callable[[], T]) -> T:
+    """What `work`, done by the first process alone, gives: in all of them. Refused there, all end (see `agreed`)."""
+    box = [agreed(who, work if who.first else lambda: cast("T", None))]
+    if who.world > 1:
+        dist.broadcast_object_list(box, src=0)
     return box[0]
 
 
@@ -68,39 +99,53 @@ def compute_for(s: config.MachineSettings, batch_size: int, who: Processes, shar
     Raises UserError for a device that this machine lacks.
     """
     device = choose_device(s.device)
-    if device.type == "cuda" and device.index is None and who.world > 1:
-        device = torch.device("cuda", who.local_rank % torch.cuda.device_count())
+    if device.type == "cuda":
+        device = own_gpu(device, who)
     set_threads(s.threads or max(1, usable_processors() // who.local_world))
     workers = loading.choose_workers(s.workers, device, who.local_world)
     together = (who.rank, who.world) if shared else (0, 1)
     return engine.Compute(device, engine.choose_precision(s.precision, device), workers, batch_size, *together)
 
 
-def add_up(running: metrics.RunningLoss, model: nn.Module) -> None:
-    """Sum the processes' counts of an epoch, and let all have the first one's BatchNorm statistics."""
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, running.kept())
-    bad = [counts[4] for counts in everyone if counts[4] >= 0]
-    sums = [sum(column) for column in zip(*everyone, strict=True)]
-    running.sums.copy_(torch.tensor([*sums[:3], everyone[0][3], min(bad, default=-1.0)]))
+def own_gpu(device: torch.device, who: Processes) -> torch.device:
+    """The GPU of this process, made torch's current one. Raises UserError where processes would share one."""
+    if who.world > 1:
+        there = torch.cuda.device_count()
+        if device.index is not None:
+            raise UserError(f"--device {device}: {who.world} processes take a GPU each; use --device cuda")
+        if who.local_world > there:
+            raise UserError(f"--nproc-per-node {who.local_world}: more processes than the {there} GPUs here; start at most "
+                            f"{there}, or use --device cpu")  # fmt: skip
+        device = torch.device("cuda", who.local_rank)
+    if device.index is not None:
+        torch.cuda.set_device(device)
+    torch.backends.cudnn.benchmark = True  # every batch but the last of an epoch has one shape
+    return device
+
+
+def share_statistics(model: nn.Module) -> None:
+    """Let all processes have the first one's BatchNorm statistics."""
     for buffer in model.buffers():
         dist.broadcast(buffer, 0)
 
 
 FULL = re.compile(r"out of memory|can't allocate memory|not enough memory|ALLOC_FAILED|Cannot allocate memory")
 LOST = re.compile(r"DataLoader worker \(pid|Too many open files")
+PARTED = re.compile(r"gloo|NCCL|Connection (reset|closed)|TCPStore|Broken pipe")
 
 
 @contextlib.contextmanager
-def failures_told(batch_size: int, remedy: str = "") -> Iterator[None]:
-    """Turn a full memory, and processes that read photographs and are killed, into one line. Raises RunError.
+def failures_told(batch_size: int, remedy: str = "", go_on: str = "; start it again") -> Iterator[None]:
+    """Turn a full memory, a missing compiler and killed processes into one line. Raises RunError, or UserError for --compile.
 
-    remedy: what a smaller --batch-size takes.
+    remedy: what a smaller --batch-size takes; go_on: what to do after a process was killed.
     """
     try:
-        with workers_told(StopSignal()):
+        with workers_told(StopSignal(), go_on):
             yield
     except (MemoryError, RuntimeError) as error:
+        if uncompiled(error):
+            raise UserError(f"--compile: the network cannot be compiled here ({reason(error)}); leave --compile out") from None
         if not isinstance(error, MemoryError) and not FULL.search(str(error)):
             raise
         raise RunError(out_of_memory(batch_size, error) + remedy) from None
@@ -108,18 +153,27 @@ def failures_told(batch_size: int, remedy: str = "") -> Iterator[None]:
 
 @contextlib.contextmanager
 def workers_told(stop: StopSignal, go_on: str = "") -> Iterator[None]:
-    """Turn a killed process that reads photographs into one line that ends in `go_on`. Raises RunError, or Stopped where
-    `stop` noted a signal."""
+    """Turn a killed process, one that reads photographs or another of torchrun's, into one line that ends in `go_on`. Raises
+    RunError, or Stopped where `stop` noted a signal."""
     try:
         yield
     except (RuntimeError, ConnectionError, EOFError) as error:  # the latter two: killed while it handed a batch over
-        if isinstance(error, RuntimeError) and not LOST.search(str(error)):
+        parted = isinstance(error, RuntimeError) and dist.is_initialized() and PARTED.search(str(error))
+        if isinstance(error, RuntimeError) and (FULL.search(str(error)) or not (parted or LOST.search(str(error)))):
             raise
         if stop.number:
             raise Stopped(stop.number, f"stopped{go_on}") from None
+        if parted:
+            raise RunError(f"another process of this run ended; its message tells why{go_on}") from None
         last = [type(error).__name__, *str(error).strip().splitlines()][-1]  # one inside a worker comes with its traceback
         raise RunError(f"a process that reads photographs was lost ({last}); often the memory is short, or too few files may be "
                        f"open (ulimit -n): use fewer --workers{go_on}") from None  # fmt: skip
+
+
+def uncompiled(error: BaseException) -> bool:
+    """Whether torch.compile itself failed, for want of a compiler or for what it cannot translate."""
+    compiling = sys.modules.get("torch._dynamo.exc")  # not imported for this: it takes seconds
+    return compiling is not None and isinstance(error, compiling.TorchDynamoException) and not FULL.search(str(error))
 
 
 def out_of_memory(batch_size: int, error: Exception) -> str:

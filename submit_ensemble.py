@@ -33,7 +33,6 @@ def predicted(settings: config.EnsembleSettings) -> tuple[str, ensemble.Probabil
     import tables
     import trees
 
-    who = processes.from_environment()
     found = trees.find(settings.root, settings.top_k or 3)
     views, transform = settings.tta or 1, settings.transform_type or "base"
     voters = [member for tree in found for member in tree.members]
@@ -48,12 +47,12 @@ def predicted(settings: config.EnsembleSettings) -> tuple[str, ensemble.Probabil
     members.answering_together(voters, settings.task)
     lines += trees.mixture(found, settings.task) if len(found) > 1 else []
     weights, told = trees.fitted_weights(found, settings.task) if settings.weights == "oof" else ([], [])
-    if who.first:
-        print(*lines, *told, sep="\n", flush=True)
-    probs = members.answer(voters, settings, transform, views, home.path, names, paths, who)
+    with processes.joined() as who:
+        if who.first:
+            print(*lines, *told, sep="\n", flush=True)
+        probs = members.answer(voters, settings, transform, views, home.path, names, paths, who)
     if weights:
         probs = dataclasses.replace(probs, weights=weights, f1=probs.weights)
-    processes.leave(who)
     return (trees.title(found), probs, home.path) if who.first else None
 
 

@@ -12,7 +12,8 @@ import utils
 def main(argv: list[str] | None = None) -> int:
     asked = config.parse(config.TrainSettings, argv, "train.py", __doc__ or "")
     settings = asked.completed()
-    print(settings.explain_lr(asked.lr), flush=True)
+    if utils.first_process():
+        print(settings.explain_lr(asked.lr), flush=True)
 
     import crossval  # torch is loaded only once the settings are known to be good
 

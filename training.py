@@ -131,8 +131,10 @@ class Keeper:
 
     def after_step(self, running: metrics.RunningLoss, done: int) -> None:
         """done: steps of this epoch that are complete. Raises Stopped where that was asked for."""
-        if not self.stop.number and time.monotonic() - self.saved < SAVE_SECONDS:
+        if not self.stop.number and (time.monotonic() - self.saved < SAVE_SECONDS or not self.study.writes):
             return
+        if self.study.compute.world > 1 and not self.stop.number and running.first_bad() is not None:
+            return  # told at the epoch's end, when no other process waits for this one's part of a batch
         check_finite(self.fold, running)
         if models.not_finite(self.fold.learner.model):  # kept, they would be refused by --resume
             raise diverged(self.fold, self.state.epoch * len(self.fold.batches) + done - 1, "the weights are no numbers any more")
@@ -220,7 +222,7 @@ def train_epoch(study: Study, fold: Fold, state: checkpoint.FoldState, loader: A
         lambda step: keeper.after_step(running, step - first),
     )  # fmt: skip
     if study.compute.world > 1:
-        processes.add_up(running, learner.model)
+        processes.share_statistics(learner.model)
     check_finite(fold, running)
     mean, accuracy, _ = running.read()
     return mean, accuracy, speed

@@ -38,7 +38,9 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 class Told(Exception):
-    """What ends a program with one line on stderr."""
+    """What ends a program with one line on stderr and the exit code `code`."""
+
+    code = 1
 
     def __init__(self, message: str) -> None:
         # A DataLoader worker's exception arrives wrapped in its traceback; the user's line is what follows the type.
@@ -49,6 +51,8 @@ class Told(Exception):
 
 class UserError(Told):
     """Bad input: ends the program with exit code 2 and this one line on stderr (file or option, what is wrong, what to do)."""
+
+    code = 2
 
 
 class RunError(Told):
@@ -63,6 +67,19 @@ class Stopped(Exception):
         self.number = number
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, where nothing has to be kept first."""
+
+
+def _terminated(number: int, frame: object) -> None:
+    raise Terminated
+
+
+def first_process() -> bool:
+    """Whether this is the first of the processes that torchrun started: it says what all of them know."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def run_script(main: Callable[[list[str] | None], int], name: str) -> int:
     """Call a script's `main` and turn what can go wrong outside it into one line on stderr and an exit code:
 
@@ -71,16 +88,17 @@ def run_script(main: Callable[[list[str] | None], int], name: str) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a path may be more than the terminal's encoding can spell
             stream.reconfigure(errors="backslashreplace")
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         return main(None)
-    except UserError as error:
-        return _tell(name, f"error: {error}", 2)
+    except Told as error:
+        return _tell(name, f"error: {error}", error.code)
     except Stopped as stopped:
         return _tell(name, str(stopped), 128 + stopped.number)
+    except Terminated:
+        return _tell(name, "stopped: the system asked for it (SIGTERM); start it again", 128 + signal.SIGTERM)
     except KeyboardInterrupt:
         return _tell(name, "interrupted", 130)
-    except RunError as error:
-        return _tell(name, f"error: {error}", 1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         if where and error.errno in (errno.EACCES, errno.ENAMETOOLONG):
@@ -212,8 +230,9 @@ def warn(message: str) -> None:
 
 
 def warn_counted(names: list[str], message: str) -> None:
-    """One warning for many cases of one kind: how many, what, and the first by name. Silent for none."""
-    if names:
+    """One warning for many cases of one kind: how many, what, and the first by name. Silent for none, and in all
+    processes of torchrun's but the first: they read the same table."""
+    if names and first_process():
         warn(f"{message}: {len(names)} (the first: {names[0]!r})")
 
 

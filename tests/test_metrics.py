@@ -42,16 +42,19 @@ def test_years_are_judged_as_groups_after_rounding(pairs: list[tuple[float, int]
 def test_running_loss_weighs_photographs_not_batches() -> None:
     running = metrics.RunningLoss(torch.device("cpu"))
     running.add(torch.tensor(1.0), 3, 7)
-    running.add(torch.tensor(5.0), 1, 8)
     assert np.isnan(running.read()[1])
-    running.add_hits(torch.eye(3), torch.tensor([0, 1, 2]))
-    running.add_hits(torch.eye(3)[:1], torch.tensor([2]))
+    running = metrics.RunningLoss(torch.device("cpu"))
+    running.add(torch.tensor(1.0), 3, 7, torch.tensor(3))
+    running.add(torch.tensor(5.0), 1, 8, torch.tensor(0))
     assert running.read() == (2.0, 0.75, 4)
     again = metrics.RunningLoss(torch.device("cpu"), running.kept())
     assert again.read() == (2.0, 0.75, 4)
     assert again.first_bad() is None
     again.add(torch.tensor(float("inf")), 1, 9)
     again.add(torch.tensor(float("nan")), 1, 10)
+    shared = metrics.RunningLoss(torch.device("cpu"))
+    shared.add(torch.tensor(2.0), 3, 0, torch.tensor(1), lambda counts: counts.mul_(2))
+    assert shared.read() == (2.0, 1 / 3, 6)
     assert again.first_bad() == 9
 
 

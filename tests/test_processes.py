@@ -20,9 +20,12 @@ import checkpoint
 import config
 import dataset
 import ensemble
+import prepare
+import processes
 import submission
 import submit_ensemble
 import train
+from utils import UserError
 
 HERE = Path(__file__).parent
 
@@ -116,11 +119,111 @@ def test_processes_share_the_photographs_of_a_submission(trees: dict[str, Path],
     assert np.allclose(made[0].array, made[1].array, atol=1e-5)
 
 
-def test_every_photograph_is_in_one_process_share_of_a_batch() -> None:
-    for count in (7, 9, 10, 18, 19):
-        whole = dataset.Batches(range(count), 9, ("x",), least=2, world=1)
-        shares = [dataset.Batches(range(count), 9, ("x",), least=1, rank=r, world=2) for r in range(2)]
-        assert len(shares[0]) == len(whole)
+@pytest.mark.parametrize("world", [2, 3, 5])
+def test_the_batches_of_several_processes_are_those_of_one(world: int) -> None:
+    for count in (2, 7, 9, 10, 11, 12, 13, 18, 19, 20, 21, 22):  # 11 and 20 to 22: the rest is too small for two shares
+        whole = dataset.Batches(range(count), 9, ("x",), least=2)
+        shares = [dataset.Batches(range(count), 9, ("x",), least=2, rank=rank, world=world) for rank in range(world)]
+        assert {len(share) for share in shares} == {len(whole)}
         for step, (batch, *parts) in enumerate(zip(whole, *shares, strict=True)):
-            assert sorted(batch) == sorted(parts[0] + parts[1])
-            assert [s.weight(step) for s in shares] == [len(part) * 2 / len(batch) for part in parts]
+            assert min(map(len, parts)) >= 2
+            taken = [(part, share.weight(step)) for part, share in zip(parts, shares, strict=True)]
+            assert sorted(batch) == sorted(key for part, weight in taken if weight for key in part)
+            assert all(weight in (0, len(part) * world / len(batch)) for part, weight in taken)
+
+
+def test_a_rest_too_small_to_share_trains_as_in_one_process(train_root: Path, tmp_path: Path) -> None:
+    # 77 photographs in batches of 25: the last holds 2, of which two processes cannot have 2 each
+    words = ["--train-root", str(train_root), "--epochs", "1", "--batch-size", "25", "--model-type", "Plain",
+             "--optim-type", "momentum", *support.FAST]  # fmt: skip
+    assert train.main([*words, "--save-path", str(tmp_path / "one")]) == 0
+    assert in_two(train.main, [*words, "--save-path", str(tmp_path / "two")]) == [0, 0]
+    one, two = (checkpoint.read(next(tmp_path.glob(f"{name}/*/fold00/*.pth"))).weights for name in ("one", "two"))
+    assert all(torch.allclose(value, two[name], rtol=1e-4, atol=1e-6) for name, value in one.items())
+    rows = [support.read_rows(next(tmp_path.glob(f"{name}/*/fold00/history.csv")))[1] for name in ("one", "two")]
+    assert [float(value) for value in rows[0][:-1]] == pytest.approx([float(value) for value in rows[1][:-1]], rel=1e-4)
+
+
+def failing(code: str, words: list[str]) -> list[subprocess.CompletedProcess[str]]:
+    """Both processes of a pair that runs train.main after `code`, waited for."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    text = f"""
+import os, sys
+sys.path[:0] = [{str(HERE)!r}, {str(HERE.parent)!r}]
+import run_tiny, train, training, utils
+run_tiny.register()
+rank = int(os.environ["RANK"])
+def main(_):
+    {code}
+    return train.main({words!r})
+sys.exit(utils.run_script(main, "train.py"))
+"""
+    told = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    both = [
+        subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                         env={**os.environ, **told, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(2)
+    ]  # fmt: skip
+    ended = [process.communicate(timeout=240) for process in both]
+    return [subprocess.CompletedProcess([], p.returncode, *said) for p, said in zip(both, ended, strict=True)]
+
+
+def told(stderr: str) -> list[str]:
+    """What the program said, without its progress."""
+    return [line for line in stderr.splitlines() if line.startswith("train.py")]
+
+
+def test_when_one_process_dies_the_other_says_so_in_a_line(train_root: Path, tmp_path: Path) -> None:
+    # after the first step, so that the first process is in the next one's exchange
+    code = "training.SAVE_SECONDS = 0; training.Keeper.after_step = lambda *_: os._exit(9) if rank else None"
+    words = ["--train-root", str(train_root), "--save-path", str(tmp_path), "--epochs", "2", "--batch-size", "9", *support.FAST]
+    first, second = failing(code, words)
+    assert second.returncode == 9
+    assert first.returncode == 1
+    assert "Traceback" not in first.stderr
+    (line,) = told(first.stderr)
+    assert "another process of this run ended; its message tells why" in line
+    assert "--resume" in line
+
+
+def test_a_refusal_in_the_first_process_ends_the_other_quietly(train_root: Path, tmp_path: Path) -> None:
+    words = ["--train-root", str(train_root), "--save-path", str(tmp_path), "--resume", "gone", *support.FAST]
+    first, second = failing("pass", words)
+    assert [first.returncode, second.returncode] == [2, 2]
+    assert len(told(first.stderr)) == 1
+    assert "no such run" in first.stderr
+    assert "Traceback" not in second.stderr
+    assert told(second.stderr) == []
+    assert "learning rate" in first.stdout
+    assert "learning rate" not in second.stdout
+
+
+def test_a_batch_too_small_to_share_and_other_processes_are_refused(
+    train_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    who = processes.Processes(0, 4, 0, 4)
+    settings = config.TrainSettings(train_root=str(train_root), batch_size=7, backbone="tiny", device="cpu").completed()
+    with pytest.raises(UserError, match="--batch-size 7: shared by 4 processes; use at least 8"):
+        prepare.set_up(settings, who)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="--nproc-per-node 4: more processes than the 2 GPUs here"):
+        processes.own_gpu(torch.device("cuda"), who)
+    with pytest.raises(UserError, match="--device cuda:1: 4 processes take a GPU each"):
+        processes.own_gpu(torch.device("cuda:1"), who)
+
+
+def test_a_shared_split_goes_on_with_as_many_processes_only(train_root: Path, tmp_path: Path) -> None:
+    words = ["--train-root", str(train_root), "--save-path", str(tmp_path), "--run-name", "x", "--epochs", "1", *support.FAST]
+    assert in_two(train.main, words) == [0, 0]
+    with pytest.raises(UserError, match="2 processes began to share its batches, now there are 1"):
+        train.main(words)
+
+
+def test_a_process_that_is_told_to_end_says_so(tmp_path: Path) -> None:
+    code = "import os, signal, sys, utils; sys.exit(utils.run_script(lambda _: os.kill(os.getpid(), signal.SIGTERM), 'x.py'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=HERE.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 143
+    assert done.stderr.startswith("x.py: stopped: ")
+    assert len(done.stderr.splitlines()) == 1
