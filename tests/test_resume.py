@@ -235,7 +235,7 @@ def test_every_optimizer_goes_on_from_its_kept_state_to_the_bit(name: str) -> No
         torch.manual_seed(0)
         network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(36, 2))
         groups = [{"params": list(network[k].parameters()), "scale": 0.1 + k} for k in (0, 2)]
-        return network.to(memory_format=torch.channels_last), optim.make_optimizer(name, groups, 1e-3, 0.01)  # type: ignore[call-overload]
+        return network.to(memory_format=torch.channels_last), optim.make_optimizer(name, groups, 1e-3, 0.01)
 
     def step(network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         network(torch.ones(2, 3, 5, 5)).square().sum().backward()
