@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -63,7 +64,8 @@ def slots(optimizer: Optimizer) -> dict[str, Any]:
     first = optimizer.param_groups[0]["params"][0]
     alone = torch.zeros(1, dtype=first.dtype, device=first.device, requires_grad=True)
     alone.grad = torch.zeros_like(alone)
-    another = type(optimizer)([alone], **optimizer.defaults)
+    known = inspect.signature(type(optimizer)).parameters  # torch adds defaults that a package's own optimizer does not take
+    another = type(optimizer)([alone], **{name: value for name, value in optimizer.defaults.items() if name in known})
     another.step()
     return dict(another.state[alone])
 

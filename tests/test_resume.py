@@ -17,8 +17,10 @@ import support
 import torch
 
 import checkpoint
+import config
 import crossval
 import engine
+import optim
 import train
 import training
 from utils import RunError, Stopped, UserError
@@ -225,6 +227,28 @@ def test_a_photograph_that_vanishes_stops_the_run_and_once_it_is_back_the_run_go
     lost.write_bytes(data)
     assert run(root, tmp_path / "saved", "--resume") == 0
     assert result(tmp_path / "saved") == unbroken
+
+
+@pytest.mark.parametrize("name", config.OPTIMIZERS)
+def test_every_optimizer_goes_on_from_its_kept_state_to_the_bit(name: str) -> None:
+    def made() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(36, 2))
+        groups = [{"params": list(network[k].parameters()), "scale": 0.1 + k} for k in (0, 2)]
+        return network.to(memory_format=torch.channels_last), optim.make_optimizer(name, groups, 1e-3, 0.01)
+
+    def step(network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        network(torch.ones(2, 3, 5, 5)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    (first, own), (second, other) = made(), made()
+    step(first, own)
+    second.load_state_dict(first.state_dict())
+    optim.take_up(other, own.state_dict())
+    step(first, own)
+    step(second, other)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
 def test_two_processes_do_not_train_one_fold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
