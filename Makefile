@@ -21,7 +21,7 @@ demo: .venv/installed
 	$(PY) sample_data.py --out demo/data --people 60 --eval-people 36
 	@echo "== 3/4 training five folds of EfficientNet-lite0 on its ImageNet weights (about five minutes on two cores)"
 	$(PY) train.py --cv 5 --train-root demo/data/train --save-path demo/saved_models --backbone efficientnet-lite0 \
-	    --image-size 96 --batch-size 16 --epochs 5 --transform-type facecrop $(DEMO)
+	    --image-size 80 --batch-size 16 --epochs 7 --transform-type facecrop $(DEMO)
 	@echo "== 4/4 answering the evaluation photographs with an ensemble of the folds, and scoring it"
 	$(PY) submit_ensemble.py --root demo/saved_models --data-root demo/data/eval --save-path demo/prediction --top-k 1 --transform-type auto \
 	    --answers demo/data/eval/answers.csv $(DEMO)
