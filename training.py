@@ -192,7 +192,7 @@ def warn_of_absent(task: str, truth: np.ndarray, where: str) -> None:
     """One line for the classes that are not among the people who score."""
     absent = metrics.absent_classes(task, truth)
     if absent:
-        warn(f"{where}: classes that are not among the held-out people: {len(absent)} (the first: {absent[0]}); "
+        warn(f"{where}: classes are not among the held-out people: {len(absent)} (the first: {absent[0]}); "
              "macro F1 leaves them out unless they are predicted")  # fmt: skip
 
 

@@ -452,7 +452,7 @@ def test_weights_that_are_no_numbers_are_refused_by_name(
         (lambda c: c["state_dict"].update({"linear.bias": torch.zeros(1).expand(1 << 40)}), "another network's"),
         (lambda c: c["state_dict"].update({"linear.bias": torch.zeros(18).to_sparse()}), "cannot be"),
         (lambda c: c["state_dict"].update({"linear.bias": torch.zeros(18, device="meta")}), "cannot be"),
-        (lambda c: c["state_dict"].pop("linear.bias"), "linear.bias is missing"),
+        (lambda c: c["state_dict"].pop("linear.bias"), r"linear.bias \[18\] is missing"),
     ],
 )
 def test_checkpoints_that_lie_are_refused_by_name(
@@ -589,4 +589,4 @@ sys.kept = iter(loading.loader(photos, dataset.Batches(range(len(paths)), 8), 1,
 print(len(next(sys.kept)))
 """
     ended = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60, check=False)
-    assert (ended.returncode, ended.stdout.strip()) == (0, "3"), ended.stderr
+    assert (ended.returncode, ended.stdout.strip()) == (0, "2"), ended.stderr

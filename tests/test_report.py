@@ -155,7 +155,7 @@ def test_every_number_of_a_run_is_scikit_learns(made: Made) -> None:
     assert numbers["if_right"]["ageg"] == pytest.approx(f1_score(truth, perfect_age, average="macro"))
     for fold in numbers["folds"]:
         rows = (oof["fold"] == fold["fold"]).to_numpy()
-        assert fold["macro_f1"] == pytest.approx(f1_score(truth[rows], answers[rows], average="macro"))
+        assert fold["macro_f1"]["value"] == pytest.approx(f1_score(truth[rows], answers[rows], average="macro"))
         assert fold["photographs_per_class"] == np.bincount(truth[rows], minlength=18).tolist()
         assert fold["people"] == oof["person"][rows].nunique()
         assert fold["history"]["macro_f1"] == [0.1, 0.3, 0.5, 0.4 + fold["fold"] / 100]
