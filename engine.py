@@ -68,12 +68,12 @@ def halfway(labels: Tensor, partners: Tensor) -> Tensor:
 
 
 def choose_precision(asked: str, device: torch.device) -> str:
-    """`auto`: bf16 on a GPU that has it, else fp16 there; fp32 elsewhere."""
+    """`auto`: bf16 on a GPU (torch's current one) whose processor has it, else fp16 there; fp32 elsewhere."""
     if asked != "auto":
         return asked
     if device.type != "cuda":
         return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 @dataclass
@@ -168,6 +168,12 @@ def train_epoch(
     return running, seen * compute.world / (time.perf_counter() - start)
 
 
+def make_reader(photos: dataset.Photos, indices: Sequence[int], compute: Compute) -> loading.Loader:
+    """The loader by which this process reads its part of the photographs in `predict`; `with` ends its workers."""
+    batches = dataset.Batches(indices[compute.rank :: compute.world], compute.batch_size)
+    return loading.loader(photos, batches, compute.workers, compute.device)
+
+
 @torch.inference_mode()
 def predict(
     networks: Sequence[nn.Module],
@@ -177,29 +183,31 @@ def predict(
     compute: Compute,
     indices: Sequence[int] | None = None,
     label: str = "predicting",
+    reader: loading.Loader | None = None,
 ) -> dict[str, np.ndarray]:
     """Photographs -> {task: float32 probabilities [members, views, images, classes]} (values, for a regression).
 
     plan[m][v]: which of the photographs' views member m reads in its pass v. Every photograph is decoded once and
     all members see each batch. `indices`: which photographs (all), in the result's order. Several processes take
-    every so many-th photograph each, and all return the whole.
+    every so many-th photograph each, and all return the whole. `reader`: a loader of `make_reader`, where its processes are
+    kept from one pass to the next.
     """
     indices = range(len(photos)) if indices is None else indices
-    own = indices[compute.rank :: compute.world]
-    batches = dataset.Batches(own, compute.batch_size)
-    shape = (len(networks), len(plan[0]), len(own))
+    shape = (len(networks), len(plan[0]), len(indices[compute.rank :: compute.world]))
     answers = {t: torch.zeros(*shape, config.TASKS[t].outputs, device=compute.device) for t in tasks}
     for network in networks:
         network.eval()
     done = 0
-    with loading.loader(photos, batches, compute.workers, compute.device) as loader:
+    with contextlib.nullcontext(reader) if reader else make_reader(photos, indices, compute) as loader:
         for pairs, views in progress(loader, label):
             index = pairs[:, 0]
-            images = [compute.to_network(view) for view in views]
+            images, converted = Tensor(), -1  # one view at a time: every member may have views of its own
             for m, (network, row) in enumerate(zip(networks, plan, strict=True)):
                 for v, which in enumerate(row):
+                    if which != converted:
+                        images, converted = compute.to_network(views[which]), which
                     with compute.autocast():
-                        outputs = network(images[which])
+                        outputs = network(images)
                     for task, array in answers.items():
                         array[m, v, done : done + len(index)] = models.probabilities(outputs, task)
             done += len(index)

@@ -20,7 +20,7 @@ try:
 except ImportError:  # Windows has none
     resource = None  # type: ignore[assignment]
 
-PREFETCH = 4  # batches that each worker reads ahead
+PREFETCH = 4  # batches that each worker reads ahead, where a photograph has one view
 
 
 class Loader(DataLoader[Any]):
@@ -47,14 +47,19 @@ class Loader(DataLoader[Any]):
             batches._shutdown_workers()  # type: ignore[attr-defined]
 
 
-def allow_open_files(workers: int, tensors: int) -> None:
-    """Raise the limit of open files to what so many tensors per batch need: each is a file on its way from a worker.
+def ahead(views: int) -> int:
+    """Batches that each worker reads ahead: fewer of many views, or an ensemble's memory would grow with its members."""
+    return max(1, PREFETCH // views)
+
+
+def allow_open_files(workers: int, views: int) -> None:
+    """Raise the limit of open files to what batches of so many views need: each tensor is a file on its way from a worker.
 
     Raises RunError where the system does not allow that; torch would wait for ever.
     """
     if resource is None or not workers:
         return
-    needed = 64 + workers * (8 + PREFETCH * tensors)
+    needed = 64 + workers * (8 + ahead(views) * (2 + views))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < needed and hard != resource.RLIM_INFINITY:
         raise RunError(f"--workers {workers}: about {needed} files will be open at once, the system allows {hard}; "
@@ -65,14 +70,14 @@ def allow_open_files(workers: int, tensors: int) -> None:
 
 def loader(photos: dataset.Photos, batches: dataset.Batches, workers: int, device: torch.device) -> Loader:
     """A DataLoader over those batches, in their order; `with` ends its workers. Its own generator spares torch's global one."""
-    allow_open_files(workers, 2 + len(photos.views))
+    allow_open_files(workers, len(photos.views))
     return Loader(
         photos,
         batch_sampler=batches,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
-        prefetch_factor=PREFETCH if workers else None,
+        prefetch_factor=ahead(len(photos.views)) if workers else None,
         generator=torch.Generator(),
         worker_init_fn=start_worker,
     )

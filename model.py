@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import socket
 from pathlib import Path
 from typing import Any
@@ -410,7 +411,7 @@ def probabilities(outputs: dict[str, Tensor], task: str) -> Tensor:
         return outputs[task].float() if spec.regression else outputs[task].float().softmax(1)
     if "main" in outputs:
         return sum_classes(probabilities(outputs, "main"), task)
-    parts = [probabilities(outputs, part)[:, config.TASKS[part].from_main] for part in ("mask", "gender", "ageg")]
+    parts = [spread_over_main(probabilities(outputs, part), part) for part in ("mask", "gender", "ageg")]
     product = parts[0] * parts[1] * parts[2]
     return product if task == "main" else sum_classes(product, task)
 
@@ -424,10 +425,22 @@ class Spread(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         known = self.network(images)[self.part].float().log_softmax(1)
-        return {"main": known[:, config.TASKS[self.part].from_main]}
+        return {"main": spread_over_main(known, self.part)}
+
+
+@functools.cache  # making it anew for each batch would make the host wait for a GPU
+@torch.inference_mode(False)
+def classes_of_main(task: str, device: torch.device) -> Tensor:
+    """int64 [18]: the class of a task that each class of `main` belongs to."""
+    return torch.tensor(config.TASKS[task].from_main, device=device)
+
+
+def spread_over_main(known: Tensor, part: str) -> Tensor:
+    """[batch, classes of a part] -> [batch, 18]: for each class of `main` the value of its own class."""
+    return known.index_select(1, classes_of_main(part, known.device))
 
 
 def sum_classes(main: Tensor, task: str) -> Tensor:
     """[batch, 18] probabilities of `main` -> [batch, classes] of a task that `main` knows."""
-    index = torch.tensor(config.TASKS[task].from_main, device=main.device)
+    index = classes_of_main(task, main.device)
     return main.new_zeros(main.shape[0], config.TASKS[task].outputs).index_add_(1, index, main)

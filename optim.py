@@ -28,13 +28,27 @@ def adam(groups: Groups, lr: float, weight_decay: float) -> Optimizer:
 
 
 class AnyLayoutAdamP(AdamP):
-    """The package's AdamP for weights in any memory layout: its `view` refuses channels-last ones."""
+    """The package's AdamP for weights in any memory layout (its `view` refuses channels-last ones), and without its `if` on
+    a value of every tensor, for each of which the host would wait for a GPU."""
 
     def _channel_view(self, x: Tensor) -> Tensor:
         return x.reshape(x.size(0), -1)
 
     def _layer_view(self, x: Tensor) -> Tensor:
         return x.reshape(1, -1)
+
+    def _projection(
+        self, p: Tensor, grad: Tensor, perturb: Tensor, delta: float, wd_ratio: float, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """(step, factor of the weight decay): projected by channels where the weights hardly turn, else so by the whole."""
+        broadcast = [-1] + [1] * (p.dim() - 1)
+        step, decay = perturb, perturb.new_ones(())
+        for view in (self._layer_view, self._channel_view):  # the latter comes first in the package, so it has the last word
+            turns_little = self._cosine_similarity(grad, p.data, eps, view).max() < delta / math.sqrt(view(p.data).size(1))
+            unit = p.data / view(p.data).norm(dim=1).view(broadcast).add_(eps)
+            projected = perturb - unit * view(unit * perturb).sum(dim=1).view(broadcast)
+            step, decay = torch.where(turns_little, projected, step), torch.where(turns_little, wd_ratio, decay)
+        return step, decay
 
 
 def adamp(groups: Groups, lr: float, weight_decay: float) -> Optimizer:

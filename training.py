@@ -179,10 +179,11 @@ def train_fold(study: Study, number: int, clock: Clock, stop: StopSignal) -> Non
             checkpoint.tidy(folder, [])  # of a process that was killed before it had kept a state
         warn_of_absent(s.task, study.truth(fold.rows), f"fold {number}")
         keeper = Keeper(study, fold, state, folder, stop)
-        with loading.loader(fold.training, fold.batches, study.compute.workers, study.compute.device) as loader:
+        reader = engine.make_reader(fold.validation, fold.rows.tolist(), study.compute)
+        with loading.loader(fold.training, fold.batches, study.compute.workers, study.compute.device) as loader, reader:
             while state.epoch < s.epochs:
                 trained = train_epoch(study, fold, state, loader, keeper)
-                finish_epoch(study, fold, state, trained, keeper, clock)
+                finish_epoch(study, fold, state, trained, keeper, clock, reader)
         if study.writes:
             checkpoint.tidy(folder, state.kept)  # a killed process may have come to its last state and no further
             (folder / checkpoint.STATE).unlink(missing_ok=True)
@@ -229,13 +230,14 @@ def train_epoch(study: Study, fold: Fold, state: checkpoint.FoldState, loader: A
 
 
 def finish_epoch(
-    study: Study, fold: Fold, state: checkpoint.FoldState, trained: tuple[float, float, float], keeper: Keeper, clock: Clock
-) -> None:
+    study: Study, fold: Fold, state: checkpoint.FoldState, trained: tuple[float, float, float], keeper: Keeper, clock: Clock,
+    reader: loading.Loader,
+) -> None:  # fmt: skip
     """Validate, keep what the epoch gave, and say so."""
     s, number = study.settings, fold.number
     answers = engine.predict(
         [fold.learner.model], [[0]], fold.validation, validated_tasks(s), study.compute, fold.rows.tolist(),
-        f"validating fold {number}",
+        f"validating fold {number}", reader,
     )  # fmt: skip
     if not all(np.isfinite(array).all() for array in answers.values()) or models.not_finite(fold.learner.model):
         step = (state.epoch + 1) * len(fold.batches) - 1

@@ -237,7 +237,7 @@ def test_the_limit_of_open_files_is_raised_as_far_as_batches_need(monkeypatch: p
     monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
     monkeypatch.setattr(resource, "setrlimit", lambda _, new: limits.append(new))
     loading.allow_open_files(16, 32)
-    assert limits[-1][0] > 16 * 4 * 32
+    assert limits[-1][0] > 16 * 34
     loading.allow_open_files(1, 3)
     assert len(limits) == 2
 

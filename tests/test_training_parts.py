@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import pickle
 from pathlib import Path
@@ -10,15 +11,22 @@ from urllib.error import URLError
 
 import numpy as np
 import pytest
+import support
 import torch
 from torch import nn
 from torch.nn import functional
 
+import augmentation
 import checkpoint
 import config
+import dataset
+import engine
+import loading
 import loss
 import model
 import optim
+import tables
+import train
 from utils import RunError, UserError
 
 
@@ -93,20 +101,85 @@ def test_every_optimizer_learns_channels_last_weights(name: str) -> None:
     assert functional.cross_entropy(network(images), labels).item() < first - 0.05
 
 
-def test_adamp_equals_the_packages_on_ordinary_weights() -> None:
+@pytest.mark.parametrize("along", ["nothing", "channels", "the whole"])
+def test_adamp_equals_the_packages_on_ordinary_weights(along: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from adamp import AdamP
 
+    plain, projected = AdamP._projection, list[bool]()
+
+    def watched(*words: object) -> tuple[torch.Tensor, float]:
+        step, decay = plain(*words)
+        projected.append(decay != 1)
+        return step, decay
+
+    monkeypatch.setattr(AdamP, "_projection", watched)
+
+    def turned(gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """The gradient without its part along the weights, by which the package decides whether to project."""
+        rows = {"channels": len(weight), "the whole": 1}.get(along, 0)
+        if not rows:
+            return gradient + weight
+        g, w = gradient.reshape(rows, -1), weight.reshape(rows, -1)
+        return (g - w * (g * w).sum(1, keepdim=True) / (w * w).sum(1, keepdim=True)).reshape(gradient.shape)
+
     torch.manual_seed(0)
-    start, gradient = torch.randn(4, 3, 3, 3), torch.randn(5, 4, 3, 3, 3)
+    start, bias, gradient = torch.randn(4, 3, 3, 3), torch.randn(4), torch.randn(5, 4, 3, 3, 3)
     ends = []
     for kind, layout in ((AdamP, torch.contiguous_format), (optim.AnyLayoutAdamP, torch.channels_last)):
-        weight = nn.Parameter(start.clone().to(memory_format=layout))
-        optimizer = kind([weight], lr=0.01, betas=(0.9, 0.999), weight_decay=0.01)
+        weight, offset = nn.Parameter(start.clone().to(memory_format=layout)), nn.Parameter(bias.clone())
+        optimizer = kind([weight, offset], lr=0.01, betas=(0.9, 0.999), weight_decay=0.01)
         for g in gradient:
-            weight.grad = g.clone().to(memory_format=layout)
+            weight.grad = turned(g, weight.detach()).to(memory_format=layout)
+            offset.grad = g[:, 0, 0, 0].clone()
             optimizer.step()
-        ends.append(weight.detach())
-    assert torch.allclose(ends[0], ends[1], atol=1e-6)
+        ends.append((weight.detach(), offset.detach()))
+    for ours, theirs in zip(*ends, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-6)
+    assert projected == [along != "nothing"] * len(gradient), "the gradients must be such that the package projects, or does not"
+
+
+def test_precision_auto_takes_bf16_only_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for able in (True, False):
+        def has(including_emulation: bool = True, able: bool = able) -> bool:
+            return including_emulation or able
+
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", has)
+        assert engine.choose_precision("auto", torch.device("cuda")) == ("bf16" if able else "fp16")
+
+
+@pytest.mark.parametrize("rows", [[[0], [0]], [[0, 1], [2, 3]]])
+def test_views_are_made_one_at_a_time_and_each_once(
+    train_root: Path, rows: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = augmentation.View(augmentation.forms("tta", 32).view, ("view", "x", 0))
+    views = [dataclasses.replace(view, key=("view", "x", n)) for n in range(max(max(row) for row in rows) + 1)]
+    table = tables.read_train(str(train_root))
+    photos = dataset.Photos(table["file"].tolist(), table["path"].tolist(), views)
+    plain, made = engine.Compute.to_network, list[int]()
+
+    def counted(compute: engine.Compute, pixels: torch.Tensor) -> torch.Tensor:
+        made.append(len(pixels))
+        return plain(compute, pixels)
+
+    monkeypatch.setattr(engine.Compute, "to_network", counted)
+    compute = engine.Compute(torch.device("cpu"), "fp32", 0, 4)
+    networks = [model.build("VanillaEfficientNet", "main", "tiny", 32) for _ in rows]
+    array = engine.predict(networks, rows, photos, ["main"], compute, range(4))["main"]
+    assert array.shape == (2, len(rows[0]), 4, 18)
+    assert len(made) == len(views)
+    assert [loading.ahead(n) for n in (1, 2, 4, 20)] == [4, 2, 1, 1]
+
+
+def test_a_network_that_cannot_be_compiled_is_refused_in_a_line(
+    train_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(graph: object, inputs: object) -> None:
+        raise RuntimeError("no C++ compiler found")
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=failing))
+    words = ["--train-root", str(train_root), "--save-path", str(tmp_path), "--epochs", "1", "--compile", *support.FAST]
+    with pytest.raises(UserError, match=r"--compile: the network cannot be compiled here \(.*\); leave --compile out"):
+        train.main(words)
 
 
 # ------------------------------------------------------------------------------------------------------- models
