@@ -46,7 +46,8 @@ def run_folds(settings: config.TrainSettings, who: processes.Processes) -> int:
     if who.first:
         print(*prepare.opening(study), sep="\n")
     if settings.dry_run:
-        print(*(estimate(study) if who.first else []), sep="\n")
+        if who.first:
+            print(*estimate(study), sep="\n")
         return 0
     study = dataclasses.replace(study, tree=processes.told_by_first(who, lambda: prepare.begin(study, outside)))
     clock = training.Clock(settings.epochs * len(study.own_folds))

@@ -20,11 +20,13 @@ import checkpoint
 import config
 import dataset
 import ensemble
+import metrics
 import prepare
 import processes
 import submission
 import submit_ensemble
 import train
+import training
 from utils import UserError
 
 HERE = Path(__file__).parent
@@ -227,3 +229,36 @@ def test_a_process_that_is_told_to_end_says_so(tmp_path: Path) -> None:
     assert done.returncode == 143
     assert done.stderr.startswith("x.py: stopped: ")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_shared_epoch_taken_up_in_its_middle_counts_what_all_had_seen(
+    train_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = ["--train-root", str(train_root), "--epochs", "1", "--batch-size", "9", "--model-type", "Plain", *support.FAST]
+    assert in_two(train.main, [*common, "--save-path", str(tmp_path / "whole")]) == [0, 0]
+    words = [*common, "--save-path", str(tmp_path / "broken")]
+    plain = training.Keeper.after_step
+
+    def dying(keeper: training.Keeper, running: metrics.RunningLoss, done: int) -> None:
+        plain(keeper, running, done)
+        if done == 4:
+            os._exit(9)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "SAVE_SECONDS", 0.0)
+        patch.setattr(training.Keeper, "after_step", dying)
+        assert in_two(train.main, words) == [-1, -1]
+    (folder,) = tmp_path.glob("broken/*/fold00")
+    begun = checkpoint.read_state(folder)
+    assert begun is not None
+    assert (begun[0].step, begun[0].sums[1]) == (4, 36)
+    assert in_two(train.main, [*words, "--resume"]) == [0, 0]
+    rows = [support.read_rows(next(tmp_path.glob(f"{name}/*/fold00/history.csv")))[1] for name in ("whole", "broken")]
+    assert [float(value) for value in rows[0][:-1]] == pytest.approx([float(value) for value in rows[1][:-1]], rel=1e-5)
+
+
+def test_a_dry_run_counts_on_the_processes_that_share_the_folds(train_root: Path) -> None:
+    words = ["--train-root", str(train_root), "--cv", "3", "--dry-run", "--batch-size", "9", *support.FAST]
+    first, second = failing("pass", words)
+    assert (first.returncode, second.returncode, second.stdout) == (0, 0, "")
+    assert "for 3 folds (2 after another in each process) x 30 epochs" in first.stdout
