@@ -43,6 +43,15 @@ def test_a_benchmark_compares_processes_with_python_alone(
     assert len(re.findall(r"[\d.]+ s +[\d.]+ x python -c pass", capsys.readouterr().out)) >= 3
 
 
+def test_fast_paths_are_compared_with_plain_ones_and_bf16(
+    train_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (str(train_root), str(tmp_path), "--seeds", "1", "--epochs", "1", "--image-size", "32")
+    assert run("fast_paths_score", words, monkeypatch) == 0
+    assert re.search(r"plain +macro F1 [\d.]+, deviation of the seeds .*, less fast [+-][\d.]+\nbf16", capsys.readouterr().out)
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 4
+
+
 def test_what_keeping_the_state_costs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("state_cost", ("--backbone", "tiny", "--rounds", "1"), monkeypatch) == 0
     assert re.search(r"state of tiny: .* s a write .*% of 60 s", capsys.readouterr().out)
