@@ -87,11 +87,26 @@ class Crop:
         return made["left"], made["top"], made["width"], made["height"]
 
     def __call__(self, photo: Image.Image, box: Box | None = None) -> Image.Image:
-        x, y, width, height = self.window()
         photo = self.frame(photo)
-        left, top = round((photo.width - WIDE) / 2) + x, round((photo.height - WIDE) / 2) + y
-        photo = photo.crop((left, top, left + width, top + height)).resize((self.size, self.size), Image.Resampling.BILINEAR)
+        return self.cut(photo, *corner(photo))
+
+    def square(self, photo: Image.Image) -> Image.Image:
+        """The middle square of the frame, of which `cut` makes what a call on the whole photograph does."""
+        photo = self.frame(photo)
+        left, top = corner(photo)
+        return photo.crop((left, top, left + WIDE, top + WIDE))
+
+    def cut(self, photo: Image.Image, left: int = 0, top: int = 0) -> Image.Image:
+        """A window of the square that begins at left, top of a photograph."""
+        x, y, width, height = self.window()
+        part = (left + x, top + y, left + x + width, top + y + height)
+        photo = photo.crop(part).resize((self.size, self.size), Image.Resampling.BILINEAR)
         return photo if self.change is None else self.change(photo)
+
+
+def corner(photo: Image.Image) -> tuple[int, int]:
+    """Left and top of the middle square of WIDE pixels."""
+    return round((photo.width - WIDE) / 2), round((photo.height - WIDE) / 2)
 
 
 def base(size: int) -> Forms:

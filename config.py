@@ -194,6 +194,7 @@ PRECISIONS = {
     "bf16": "bfloat16 autocast",
     "fp16": "float16 autocast with a gradient scaler",
 }
+CACHES = {"none": "photographs are decoded in every epoch", "ram": "decoded middle squares are kept in memory"}
 METHODS = {"softvoting": "three means of the probabilities", "hardvoting": "majority of the votes"}
 DECISIONS = {
     "argmax": "the likeliest class",
@@ -317,7 +318,7 @@ def option(
 DATA, MODEL, TRAINING, FOLDS, MACHINE, VOTING = (
     "data", "model", "training", "folds and checkpoints", "machine", "views and votes",
 )  # fmt: skip
-BESIDE = ""  # what takes a package of its own: told below the groups of --help
+BESIDE = ""  # what few need: told below the groups of --help
 
 
 @dataclass(frozen=True)
@@ -402,6 +403,7 @@ class TrainSettings(MachineSettings):
     compile: bool = option(MACHINE, "let torch.compile make the training step faster (minutes at the start)", False)
     dry_run: bool = option(MACHINE, "read, split, run one batch, estimate time and disk, and stop", False)
     quiet: bool = option(MACHINE, "neither bars nor a line per epoch", False)
+    cache: str = option(BESIDE, "keep the photographs' decoded middle squares in memory: none, ram", "none", Choice(CACHES))
     tensorboard: bool = option(BESIDE, "write each fold's history for TensorBoard, too; takes the package tensorboard", False)
 
     @property
@@ -596,7 +598,7 @@ def build_parser(settings: type[MachineSettings], prog: str, description: str) -
         extra = {"nargs": "?", "const": meta["const"]} if meta["const"] is not None else {}
         if meta["several"]:  # given twice, it takes both: the first is not to be lost in silence
             extra = {"nargs": "+", "action": "extend"}
-        text = f"{meta['help']} (default: {shown})".replace("%", "%%")
+        text = argparse.SUPPRESS if field in beside else f"{meta['help']} (default: {shown})".replace("%", "%%")
         group.add_argument(flag, type=kind, default=field.default, metavar=metavar, help=text, **extra)
     return parser
 
@@ -632,7 +634,8 @@ def options_table(settings: type[MachineSettings], prog: str) -> str:
             continue
         meaning, _, default = (action.help or "").replace("%%", "%").partition(" (default: ")
         if action.help == argparse.SUPPRESS:
-            meaning, default = settings.__dataclass_fields__[action.dest].metadata["help"], "off)"
+            field = settings.__dataclass_fields__[action.dest]
+            meaning, default = field.metadata["help"], "off" if field.default is False else str(field.default)
         values = "" if action.nargs == 0 else str(action.metavar).strip("{}").replace(",", ", ")
         values += " ..." if action.nargs == "+" else ""
         rows.append(f"| `{action.option_strings[0]}` | {values} | {default.removesuffix(')')} | {meaning} |")

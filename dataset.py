@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,10 +62,31 @@ class Blending:
     partners: Mapping[int, np.ndarray]  # photograph -> photographs of other people with the same labels
 
 
+class Squares:
+    """The middle squares of so many photographs, decoded once each, in memory that all reading processes share.
+
+    A process that is forked later sees what the others fill in; two that fill one square at once write the same.
+    """
+
+    SIZE = augmentation.WIDE * augmentation.WIDE * 3 + 1  # bytes for a photograph
+
+    def __init__(self, count: int) -> None:
+        shape = (count, augmentation.WIDE, augmentation.WIDE, 3)
+        self.pixels = np.frombuffer(mmap.mmap(-1, math.prod(shape)), np.uint8).reshape(shape)
+        self.filled = np.frombuffer(mmap.mmap(-1, count), np.uint8)
+
+    def get(self, i: int, make: Callable[[], Image.Image]) -> Image.Image:
+        """Square i, made where it is not there yet."""
+        if not self.filled[i]:
+            self.pixels[i] = augmentation.pixels(make())
+            self.filled[i] = 1
+        return Image.fromarray(self.pixels[i])
+
+
 class Photos(Dataset[tuple[torch.Tensor, list[torch.Tensor]]]):
     """Item (epoch, i, copy) -> ((i, j), one uint8 [height, width, 3] per view).
 
-    Each photograph is decoded once, whatever the number of views.
+    Each photograph is decoded once, whatever the number of views; with `squares` once in all, for views that are crops.
     A view's random draws hang on its key, the epoch, the photograph's name and the copy (above 0 where oversampling
     repeats it) alone, so neither workers nor order change them. j is i itself, or the partner that a copy is blended
     with half and half.
@@ -76,9 +99,10 @@ class Photos(Dataset[tuple[torch.Tensor, list[torch.Tensor]]]):
         views: Sequence[augmentation.View],
         boxes: Mapping[str, augmentation.Box] | None = None,
         blending: Blending | None = None,
+        squares: Squares | None = None,
     ) -> None:
         self.names, self.paths, self.views = list(names), list(paths), list(views)
-        self.boxes, self.blending = boxes or {}, blending
+        self.boxes, self.blending, self.squares = boxes or {}, blending, squares
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -89,11 +113,17 @@ class Photos(Dataset[tuple[torch.Tensor, list[torch.Tensor]]]):
         seen = []
         for view in self.views:
             with seeded(*view.key, epoch, copy, self.names[i]):
-                seen.append(view.form(photo, self.boxes.get(self.names[i])))
+                if self.squares is not None and isinstance(view.form, augmentation.Crop):
+                    seen.append(view.form.cut(photo))
+                else:
+                    seen.append(view.form(photo, self.boxes.get(self.names[i])))
         return seen
 
     def read(self, i: int) -> Image.Image:
-        """Photograph i, decoded."""
+        """Photograph i, decoded; its middle square where squares are kept."""
+        crop = self.views[0].form
+        if self.squares is not None and isinstance(crop, augmentation.Crop):
+            return self.squares.get(i, lambda: crop.square(photographs.read_photo(self.paths[i])))
         return photographs.read_photo(self.paths[i])
 
     def __getitem__(self, key: tuple[int, int, int]) -> tuple[torch.Tensor, list[torch.Tensor]]:

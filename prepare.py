@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import multiprocessing
 import platform
 import sys
 import time
@@ -30,6 +31,7 @@ import suspects
 import tables
 from utils import RunError, UserError, atomic_write, cell, derive_seed, printable, sweep, usable_processors, warn, warn_counted
 
+ROOM = 0.7  # of the free memory that --cache ram may take
 SPLIT_OF = 10  # a single split holds out one fold of so many
 ALONE = processes.Processes()
 
@@ -46,6 +48,7 @@ class Study:
     boxes: dict[str, augmentation.Box]  # of the faces, where a file tells them
     tree: Path
     who: processes.Processes
+    squares: dataset.Squares | None = None  # decoded, with --cache ram
 
     @property
     def folds(self) -> list[int]:
@@ -122,9 +125,27 @@ def set_up(s: config.TrainSettings, who: processes.Processes = ALONE) -> tuple[S
     start = checkpoint.read(Path(s.load_state_dict)) if s.load_state_dict else None
     weights = models.backbone_weights(s.backbone or "", s.pretrained) if start is None else None
     boxes = tables.read_boxes(s.boxes, table["file"].tolist(), table["path"].tolist()) if s.boxes else {}
-    study = Study(s, table, compute, weights, start, boxes, Path(), who)
+    study = Study(s, table, compute, weights, start, boxes, Path(), who, squares_for(s, table, compute, who))
     make_model(study, 0)  # weights that do not fit are refused before a folder is made
     return study, outside
+
+
+def squares_for(
+    s: config.TrainSettings, table: pd.DataFrame, compute: engine.Compute, who: processes.Processes
+) -> dataset.Squares | None:
+    """Room for the decoded middle squares with --cache ram. Raises UserError where it is not there, or of no use."""
+    if s.cache == "none":
+        return None
+    made = augmentation.forms(s.transform_type, s.image_size)
+    if not all(isinstance(form, augmentation.Crop) for form in (made.train, made.valid)):
+        raise UserError(f"--cache {s.cache}: --transform-type {s.transform_type} looks beyond the middle square; leave one out")
+    if compute.workers and multiprocessing.get_start_method() != "fork":
+        raise UserError(f"--cache {s.cache}: this system's processes share no memory; use --workers 0, or leave it out")
+    needed, free = len(table) * dataset.Squares.SIZE * who.local_world / 2**30, processes.free_memory() / 2**30
+    if needed > ROOM * free:
+        raise UserError(f"--cache {s.cache}: {len(table)} photographs take {needed:.1f} GiB, and {free:.1f} GiB are free; leave "
+                        "it out, or use a larger machine")  # fmt: skip
+    return dataset.Squares(len(table))
 
 
 def describe(study: Study) -> dict[str, Any]:

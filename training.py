@@ -92,9 +92,9 @@ def prepare_fold(study: Study, number: int) -> Fold:
         number,
         engine.Learner(network, optimizer, scaler, torch.compile(network) if s.compile else network),
         recipe,
-        dataset.Photos(names, paths, [training], study.boxes, blending),
+        dataset.Photos(names, paths, [training], study.boxes, blending, study.squares),
         batches,
-        dataset.Photos(names, paths, [augmentation.View(made.valid)], study.boxes),
+        dataset.Photos(names, paths, [augmentation.View(made.valid)], study.boxes, squares=study.squares),
         rows,
         {task: values.to(device) for task, values in labels.items()},
     )

@@ -54,7 +54,7 @@ def slow_down() -> None:
         narrow = v2.Compose([v2.CenterCrop(augmentation.NARROW), v2.Resize(size)])
         return augmentation.Forms(lambda photo, _: crop(photo), lambda photo, _: narrow(photo), lambda photo, _: narrow(photo))
 
-    engine.Compute.to_network = contiguous  # type: ignore[method-assign]
+    engine.Compute.to_network = contiguous  # type: ignore[method-assign,assignment]
     models.place, optim.adam, augmentation.random = place, adam, random
 
 

@@ -21,6 +21,7 @@ from sklearn.metrics import accuracy_score, f1_score
 import augmentation
 import checkpoint
 import config
+import crossval
 import dataset
 import engine
 import ensemble
@@ -29,6 +30,7 @@ import model
 import outoffold
 import photographs
 import prepare
+import processes
 import submission
 import submit_ensemble
 import submit_singular
@@ -129,6 +131,42 @@ def test_same_seed_same_weights_whatever_the_workers(train_root: Path, tmp_path:
         trees.append(weights_of(tmp_path / str(number) / "kfold-ensemble-VanillaEfficientNet"))
     assert same(trees[0], trees[1])
     assert not same(trees[0], trees[2])
+
+
+@pytest.mark.parametrize("transform", ["base", "tta"])
+def test_squares_kept_in_memory_are_decoded_once_and_change_nothing(
+    transform: str, train_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = shutil.copytree(train_root, tmp_path / "train")
+    support.paint(next((root / "images").glob("*/mask1.*")), 1, size=(300, 500))
+    words = ("--epochs", "2", "--cv", "2", "--transform-type", transform)
+    assert run_train(root, tmp_path / "plain", *words) == 0
+    assert run_train(root, tmp_path / "shared", *words, "--cache", "ram", "--workers", "2") == 0
+    decoded: list[str] = []
+    plain = photographs.decoded
+
+    def counted(path: str, shrink: int = 1) -> Image.Image:
+        decoded.append(path)
+        return plain(path, shrink)
+
+    monkeypatch.setattr(photographs, "decoded", counted)
+    monkeypatch.setattr(prepare, "warn_of_duplicates", lambda tree, parts: None)
+    monkeypatch.setattr(crossval.report, "training_report", lambda *_: None)
+    assert run_train(root, tmp_path / "once", *words, "--cache", "ram") == 0
+    assert len(decoded) == len(set(decoded)) == 84
+    name = "kfold-ensemble-VanillaEfficientNet"
+    expected = weights_of(tmp_path / "plain" / name)
+    assert same(expected, weights_of(tmp_path / "shared" / name))
+    assert same(expected, weights_of(tmp_path / "once" / name))
+
+
+def test_squares_that_do_not_fit_are_refused(train_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="--cache ram: --transform-type facecrop looks beyond the middle square"):
+        run_train(train_root, tmp_path, "--cache", "ram", "--transform-type", "facecrop")
+    monkeypatch.setattr(processes, "free_memory", lambda: 4e7)
+    with pytest.raises(UserError, match="--cache ram: 84 photographs take 0.0 GiB, and 0.0 GiB are free"):
+        run_train(train_root, tmp_path, "--cache", "RAM")
+    assert not list(tmp_path.iterdir())
 
 
 def test_folds_of_several_processes_fill_one_tree_like_one(
