@@ -72,11 +72,6 @@ def look_over(path: str, look: Callable[[str], Image.Image] = open_photo) -> tup
         return reason(error), False
 
 
-def photo_problem(path: str, look: Callable[[str], Image.Image] = open_photo) -> str:
-    """Why a photograph cannot be read, as far as `look` sees; empty where all is in order."""
-    return look_over(path, look)[0]
-
-
 def read_photo(path: str, shrink: int = 1) -> Image.Image:
     """An upright RGB image, whatever the file's format, mode or EXIF orientation; what is transparent, on white.
 

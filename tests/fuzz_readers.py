@@ -175,7 +175,7 @@ def images(folder: Path) -> list[Reader]:
 
     def check(data: bytes) -> None:
         (folder / "a.jpg").write_bytes(data)
-        problem = photographs.photo_problem(str(folder / "a.jpg"))
+        problem = photographs.look_over(str(folder / "a.jpg"))[0]
         photo = photographs.read_photo(str(folder / "a.jpg"))
         assert not problem, "the quick check refuses what the reader takes"
         assert photo.mode == "RGB"

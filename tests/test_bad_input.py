@@ -85,9 +85,9 @@ def test_a_photograph_cut_off_anywhere_is_refused(tmp_path: Path, kind: str, sav
         path.write_bytes(whole[:length])
         refused(path)
         if length > len(whole) - 30:
-            assert photographs.photo_problem(str(path)), "the quick check must see it too"
+            assert photographs.look_over(str(path))[0], "the quick check must see it too"
     assert read(path, whole).size == (16, 24)
-    assert not photographs.photo_problem(str(path))
+    assert not photographs.look_over(str(path))[0]
 
 
 def test_a_cut_jpeg_filled_up_with_zeros_or_holding_a_whole_thumbnail_is_refused(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_cut_jpeg_filled_up_with_zeros_or_holding_a_whole_thumbnail_is_refused
     for data in (whole[:-2], whole[: len(whole) * 2 // 3] + bytes(len(whole) // 3)):
         path.write_bytes(data)
         refused(path)
-        assert photographs.photo_problem(str(path))
+        assert photographs.look_over(str(path))[0]
     assert read(path, whole + b"\0\0 what a telephone appends").size == (40, 56)
 
 
@@ -276,7 +276,7 @@ def test_one_found_only_while_reading_stops_the_run_with_its_name(root: Path, tm
     middle = data.index(b"IDAT") + 60
     data[middle : middle + 40] = bytes(40)  # header and end are in order
     path.write_bytes(data)
-    assert not photographs.photo_problem(str(path))
+    assert not photographs.look_over(str(path))[0]
     with pytest.raises(UserError) as caught:
         run(root, tmp_path / "saved", "--workers", workers)
     assert str(caught.value).startswith(f"{path}: cannot be read as a photograph")
@@ -791,7 +791,7 @@ def test_a_photograph_of_which_only_decoding_fails_is_answered_with_the_usual_cl
     middle = data.index(b"IDAT") + 60
     data[middle : middle + 40] = bytes(40)
     path.write_bytes(data)
-    assert not photographs.photo_problem(str(path))
+    assert not photographs.look_over(str(path))[0]
     with pytest.raises(UserError, match=f"{path}: cannot be read .*--skip-bad-images"):
         submit(tree, root, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -250,7 +250,7 @@ def test_a_machine_that_is_short_does_not_make_photographs_bad(
         raise error
 
     monkeypatch.setattr(photographs, "read_file", short)
-    for read in (photographs.read_photo, photographs.photo_problem):
+    for read in (photographs.read_photo, photographs.look_over):
         with pytest.raises((RunError, MemoryError)):
             read("x.jpg")
 
