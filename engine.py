@@ -44,11 +44,30 @@ class Compute:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=HALF[self.precision])
 
+    def to_device(self, values: Tensor) -> Tensor:
+        """A loader's tensor where the network runs. On a GPU the copy has a stream of its own: it runs beside the kernels of
+        what was queued before (the last step), and only what is queued from here on waits for it."""
+        stream = copy_stream(self.device)
+        if stream is None:
+            return values.to(self.device, non_blocking=True)
+        with torch.cuda.stream(stream):
+            moved = values.to(self.device, non_blocking=True)
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_stream(stream)
+        moved.record_stream(computing)  # or its memory could be the next copy's while kernels still read it
+        return moved
+
     def to_network(self, pixels: Tensor) -> Tensor:
         """uint8 [batch, height, width, 3] -> normalised float32 [batch, 3, height, width], channels last in memory."""
-        images = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float()
+        images = self.to_device(pixels).permute(0, 3, 1, 2).float()
         mean, deviation = imagenet_statistics(self.device)
         return images.sub_(mean).div_(deviation)
+
+
+@functools.cache
+def copy_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """The stream of copies to a GPU; None for other devices."""
+    return torch.cuda.Stream(device) if device.type == "cuda" else None
 
 
 @functools.cache  # making them anew for each batch would make the host wait for a GPU
@@ -140,15 +159,15 @@ def train_epoch(
     for pairs, views in progress(loader, f"epoch {loader.batch_sampler.epoch + 1}"):
         # Dropout draws from the global generator: seeded by the step, an epoch can be taken up in its middle.
         torch.manual_seed(derive_seed("step", *recipe.seed, step))
-        index, partner = pairs.to(compute.device, non_blocking=True).unbind(1)
+        index, partner = compute.to_device(pairs).unbind(1)
         images = compute.to_network(views[0])
+        learner.optimizer.zero_grad(set_to_none=True)  # before the forward pass: the old gradients' memory serves it
         with compute.autocast():
             outputs = learner.forward(images)
         truth = {head: halfway(labels[head][index], labels[head][partner]) for head in recipe.heads}
         losses = [recipe.criterion(outputs[head].float(), truth[head]) for head in recipe.heads]
         loss = torch.stack(losses).sum()
         optim.set_rate(learner.optimizer, recipe.rate(step))
-        learner.optimizer.zero_grad(set_to_none=True)
         weight = loader.batch_sampler.weight(step)
         learner.scaler.scale(loss * weight).backward()
         if recipe.clip_grad is not None:

@@ -90,7 +90,7 @@ def prepare_fold(study: Study, number: int) -> Fold:
     names, paths = table["file"].tolist(), table["path"].tolist()
     return Fold(
         number,
-        engine.Learner(network, optimizer, scaler, torch.compile(network) if s.compile else network),
+        engine.Learner(network, optimizer, scaler, models.compiled(network, study.compute.world == 1) if s.compile else network),
         recipe,
         dataset.Photos(names, paths, [training], study.boxes, blending, study.squares),
         batches,

@@ -124,7 +124,7 @@ def bare_step(backbone: str, size: int, compute: engine.Compute, kind: str) -> C
     if kind == "graph":
         for group in optimizer.param_groups:
             group["capturable"] = True
-    forward: Callable[[Tensor], dict[str, Tensor]] = torch.compile(network) if kind == "compiled" else network
+    forward: Callable[[Tensor], dict[str, Tensor]] = models.compiled(network) if kind == "compiled" else network
     criterion = loss.make_loss("labelsmoothingloss")
     images = torch.randn(compute.batch_size, 3, size, size, device=device).to(memory_format=torch.channels_last)
     labels = torch.arange(compute.batch_size, device=device) % 18

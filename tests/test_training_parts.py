@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
+import pandas as pd
 import pytest
 import support
 import torch
@@ -180,6 +181,19 @@ def test_a_network_that_cannot_be_compiled_is_refused_in_a_line(
     words = ["--train-root", str(train_root), "--save-path", str(tmp_path), "--epochs", "1", "--compile", *support.FAST]
     with pytest.raises(UserError, match=r"--compile: the network cannot be compiled here \(.*\); leave --compile out"):
         train.main(words)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_gpu_learns_what_the_cpu_does(train_root: Path, tmp_path: Path, compiled: bool) -> None:
+    losses = []
+    for device in ("cpu", "cuda"):
+        words = ["--train-root", str(train_root), "--save-path", str(tmp_path / device), "--epochs", "2", *support.FAST,
+                 "--device", device, "--precision", "fp32", "--workers", "2"]  # fmt: skip
+        assert train.main([*words, "--compile"] if compiled and device == "cuda" else words) == 0
+        (history,) = (tmp_path / device).glob("*/fold00/history.csv")
+        losses.append(pd.read_csv(history)["train_loss"].to_numpy())
+    np.testing.assert_allclose(losses[0], losses[1], rtol=0.1)  # dropout draws others on a GPU
 
 
 # ------------------------------------------------------------------------------------------------------- models
