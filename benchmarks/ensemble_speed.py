@@ -149,7 +149,8 @@ def main(argv: list[str] | None = None) -> int:
         f"{torch.get_num_threads()} threads, {compute.workers} workers:", seconds, "passes", "limit",
     )  # fmt: skip
     print(f"  real / limit, in time {seconds['real'] / seconds['limit']:.3f}   faster than plain "
-          f"{seconds['plain'] / seconds['real']:.2f} times   {1 / seconds['real'] / len(views):.2f} photographs/s")  # fmt: skip
+          f"{seconds['plain'] / seconds['real']:.2f} times   {1 / seconds['real'] / len(views):.2f} photographs/s   "
+          "(aims for 10 x b3 at 224 px, 2 views: 1.1 and 2.5)")  # fmt: skip
     return 0
 
 

@@ -6,6 +6,8 @@
 - Photographs, 1x, 4x and 16x as many (the same few files again and again under other names): an epoch of training and a
   prediction by engine.train_epoch and engine.predict, in turns, per photograph. The start of the reading processes counts,
   so that small numbers look a little dearer than they are.
+- Before training: the check of the photographs' headers and ends (audit.unreadable) and the search for near-duplicates
+  (duplicates.find_duplicates, which compares all with all), over 1/16, 1/4 and all of the folder's photographs.
 - Tables: tables.read_train, dataset.assign_folds and the labels. Of 18,900 rows both the listing (real folders of empty
   files) and the rest are timed; for 1,000,000 rows the listing is made up (tables.list_photos is replaced by a function
   that gives the names), the train.csv is a real file.
@@ -23,9 +25,11 @@ from pathlib import Path
 import pandas as pd
 import timing
 
+import audit
 import augmentation
 import config
 import dataset
+import duplicates
 import engine
 import loading
 import prepare
@@ -119,11 +123,24 @@ def main(argv: list[str] | None = None) -> int:
 
         sides |= {f"training, {count} photographs": train, f"prediction, {count} photographs": predict}
     next(iter(sides.values()))()
+    for part in (16, 4, 1):
+        table = study.table.iloc[::part]
+
+        def check(table=table) -> int:  # type: ignore[no-untyped-def]
+            audit.unreadable(table["path"].tolist(), skip=False)
+            return len(table)
+
+        def search(table=table) -> int:  # type: ignore[no-untyped-def]
+            duplicates.find_duplicates(table["path"].tolist(), table["person"].tolist())
+            return len(table)
+
+        sides |= {f"check, {len(table)} photographs": check, f"leak check, {len(table)} photographs": search}
     seconds = timing.alternate(sides, args.rounds)
-    print(f"{args.backbone} at {args.image_size} px, {study.compute.workers} workers:")
+    print(f"{args.backbone} at {args.image_size} px, {study.compute.workers} workers (aim: within 10 % of 1x):")
+    first: dict[str, float] = {}
     for name, each in seconds.items():
-        first = seconds[f"{name.partition(',')[0]}, {args.images} photographs"]
-        print(f"  {name:<36} {1000 * each:8.3f} ms a photograph   {each / first:.3f} of 1x", flush=True)
+        least = first.setdefault(name.partition(",")[0], each)
+        print(f"  {name:<36} {1000 * each:8.3f} ms a photograph   {each / least:.3f} of 1x", flush=True)
     print("tables:")
     with tempfile.TemporaryDirectory() as name:
         time_tables(Path(name), *args.rows)

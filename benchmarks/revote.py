@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         again = ("submit_ensemble.py", "--from-probs", str(folder), "--save-path", name, "--method")
         sides = {"python -c pass": vote("-c", "pass"), "soft": vote(*again, "soft"), "hard": vote(*again, "hard")}
         seconds = timing.alternate(sides, args.rounds)
-    print(f"{args.members} members x {args.views} views x {args.images} photographs:")
+    print(f"{args.members} members x {args.views} views x {args.images} photographs (aim: 2 s):")
     for side, each in seconds.items():
         print(f"  {side:<16} {each:6.2f} s   {each / seconds['python -c pass']:.1f} x python -c pass")
     return 0
