@@ -200,6 +200,10 @@ DECISIONS = {
     "argmax": "the likeliest class",
     "macro-f1": "after the rule that the run fitted for macro F1 on its out-of-fold answers",
 }
+PRIOR_SHIFTS = {
+    "none": "the classes are as frequent as in training",
+    "em": "their frequencies are estimated from the photographs to be answered",
+}
 WEIGHTS = {"f1": "each checkpoint's validation F1", "oof": "greedy selection on out-of-fold probabilities"}
 METHOD_ALIASES = {"soft": "softvoting", "hard": "hardvoting"}
 TIMM = "timm:"  # before the names of timm's backbones
@@ -497,10 +501,20 @@ class PredictSettings(MachineSettings):
     )  # fmt: skip
     skip_bad_images: bool = option(DATA, "answer photographs that cannot be read with the most frequent class", False)
     decision: str = option(VOTING, "how probabilities become answers", "argmax", Choice(DECISIONS))
+    prior_shift: str = option(
+        VOTING, "reckon with classes more or less frequent than in training (em: estimated), before --decision", "none",
+        Choice(PRIOR_SHIFTS),
+    )  # fmt: skip
     answers: str | None = option(
         DATA, "true answers (ImageID,ans; one of the 18 classes, whatever --task), to score against", metavar="CSV"
     )
     batch_size: int = option(MACHINE, "photographs in a forward pass", 32, Range(int, 1))
+
+
+def check_shift(s: PredictSettings) -> None:
+    """Years have no classes whose frequencies could shift."""
+    if s.prior_shift != "none" and TASKS[s.task].regression:
+        raise UserError(f"--prior-shift {s.prior_shift}: --task {s.task} has no classes; leave it out")
 
 
 @dataclass(frozen=True)
@@ -519,6 +533,7 @@ class SingularSettings(PredictSettings):
     def completed(self) -> SingularSettings:
         """Refuse what does not go together (UserError)."""
         check_boxes(self.boxes, self.transform_type)
+        check_shift(self)
         return self
 
 
@@ -550,6 +565,7 @@ class EnsembleSettings(PredictSettings):
         if self.weights == "oof" and (self.method == "hardvoting" or TASKS[self.task].regression):
             other = "--method hardvoting" if self.method == "hardvoting" else f"--task {self.task}"
             raise UserError(f"--weights oof: {other} has no use for it, only softvoting over classes has; leave it out")
+        check_shift(self)
         if self.from_probs is not None:
             for given, name in ((self.root, "root"), (self.transform_type, "transform-type"), (self.tta, "tta"),
                                 (self.data_root, "data-root"), (self.boxes, "boxes"),

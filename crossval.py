@@ -22,6 +22,7 @@ import outoffold
 import prepare
 import processes
 import report
+import shift
 import suspects
 import tables
 import training
@@ -103,6 +104,8 @@ def tell(study: Study, done: list[outoffold.Held]) -> None:
             ("macro F1 with each fold's own best epoch", f"{flattered:.4f}"),
             ("headline: each fold's epoch chosen by the others", f"{plain:.4f}"), ("optimism", f"{flattered - plain:+.4f}"),
         ]  # fmt: skip
+    if not config.TASKS[task].regression:
+        shift.write(tree, shift.fit(task, answers, rows[task].to_numpy()))
     if len(done) > 1 and not config.TASKS[task].regression:
         gain = outoffold.fit_decision(tree, task, rows, answers)
         print(f"decision rule for macro F1 (submit with --decision macro-f1): {gain}")

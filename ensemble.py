@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -153,21 +154,34 @@ def decide(task: str, answers: np.ndarray) -> np.ndarray:
     return decided
 
 
+class Adjustment(Protocol):
+    """What changes probabilities [..., classes] before the likeliest class is taken: a decision rule, a prior shift."""
+
+    def adjust(self, probabilities: np.ndarray) -> np.ndarray: ...
+
+
+def adjusted(probabilities: np.ndarray, steps: Sequence[Adjustment]) -> np.ndarray:
+    """Probabilities [..., classes] after each of the steps in turn."""
+    for step in steps:
+        probabilities = step.adjust(probabilities)
+    return probabilities
+
+
 def vote(
-    method: str, task: str, probabilities: np.ndarray, weights: Sequence[float], rule: Rule | None = None
+    method: str, task: str, probabilities: np.ndarray, weights: Sequence[float], steps: Sequence[Adjustment] = ()
 ) -> dict[str, np.ndarray]:
     """{name of the file: answers [images]} of a method: three for softvoting, one for hardvoting.
 
-    A rule adjusts the means of softvoting, and for hardvoting each pass, before the likeliest class is taken.
+    The steps adjust the means of softvoting, and for hardvoting each pass, before the likeliest class is taken.
     """
     if method == "hardvoting":
-        return {"hardvoting": majority(rule.adjust(probabilities) if rule else probabilities)}
+        return {"hardvoting": majority(adjusted(probabilities, steps))}
     means: dict[str, Callable[[], np.ndarray]] = {
         "arithmetic": lambda: arithmetic(probabilities),
         "geometric": lambda: geometric(probabilities),
         "weighted_mean": lambda: weighted_mean(probabilities, weights),
     }
-    return {name: decide(task, rule.adjust(mean()) if rule else mean()) for name, mean in means.items()}
+    return {name: decide(task, adjusted(mean(), steps)) for name, mean in means.items()}
 
 
 def multiply(parts: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -262,7 +262,7 @@ def prediction_page(numbers: Numbers) -> str:
     """The page of a prediction."""
     scored = "confusion" in numbers
     known = [costs(numbers), confusions(numbers)] if scored else []
-    parts = [prediction_head(numbers), *known, each_class(numbers), methods(numbers), members(numbers)]
+    parts = [prediction_head(numbers), *known, each_class(numbers), methods(numbers), members(numbers), making(numbers)]
     return document(f"{numbers['name']}: report", parts)
 
 
@@ -296,6 +296,15 @@ def prediction_head(numbers: Numbers) -> str:
                         "trust."))  # fmt: skip
     return (f'<section class="head"><h1>{text(numbers["name"])}</h1><p class="soft">Task {text(numbers["task"])}</p>'
             f"{score}{tiles(boxes)}</section>\n")  # fmt: skip
+
+
+def making(numbers: Numbers) -> str:
+    """What was said on the way, and the settings, folded up."""
+    made = numbers["made"]
+    rows = [(f"--{name.replace('_', '-')}", value) for name, value in made.get("settings", {}).items() if value is not None]
+    lines = "".join(said(text(line)) for line in made.get("notes", []))
+    folded = f"<details><summary>Settings</summary>{listed(rows)}</details>" if rows else ""
+    return section("How it was made", lines, folded) if lines or folded else ""
 
 
 def vote_gain(gain: float, mean: float) -> str:

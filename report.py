@@ -212,14 +212,14 @@ def elapsed(tree: Path) -> float | None:
 
 def prediction_report(
     folder: Path, probs: ensemble.Probabilities, voted: Mapping[str, np.ndarray], truth: np.ndarray | None = None,
-    training_shares: Sequence[float] | np.ndarray | None = None,
+    training_shares: Sequence[float] | np.ndarray | None = None, made: Mapping[str, object] | None = None,
 ) -> None:  # fmt: skip
     """Write report.json and, where matplotlib is installed, report.html into a prediction's folder.
 
     voted: {method: answers [images]}; truth: the true answers, where they are known; training_shares: the share of each
-    class (of `ageg` for years) among the training photographs.
+    class (of `ageg` for years) among the training photographs; made: the settings, and what was noted on the way.
     """
-    numbers = prediction_numbers(folder.name, probs, voted, truth, training_shares)
+    numbers = prediction_numbers(folder.name, probs, voted, truth, training_shares) | {"made": made or {}}
     write(folder, numbers, pages.prediction_page)
 
 

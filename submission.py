@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -12,6 +13,7 @@ import numpy as np
 import config
 import ensemble
 import metrics
+import shift
 from utils import UserError, atomic_write, new_folder, printable, read_arrays, read_file, reason, timestamp, warn
 
 PROBS = "probs.npz"
@@ -84,17 +86,39 @@ def truth_of(settings: config.PredictSettings, names: Sequence[str]) -> np.ndarr
     return tables.read_answers(settings.answers, names, settings.task)
 
 
-def rule_of(settings: config.PredictSettings, source: Path) -> ensemble.Rule | None:
-    """The rule of --decision, from the tree or the earlier prediction; None for argmax. Raises UserError where it lacks."""
-    return ensemble.read_rule(source, settings.task) if settings.decision == "macro-f1" else None
+def check_fitted(settings: config.PredictSettings, source: Path) -> None:
+    """Raise UserError where the tree (or the earlier prediction) lacks what --decision or --prior-shift needs."""
+    if settings.decision == "macro-f1":
+        ensemble.read_rule(source, settings.task)
+    if settings.prior_shift == "em":
+        shift.read(source, settings.task)
 
 
-def keep_rule(folder: Path, source: Path) -> None:
-    """Keep a tree's decision rule (or an earlier prediction's) for other votes on a prediction of that tree alone."""
-    rule = source / ensemble.RULE
-    if rule.is_file():
-        with atomic_write(folder / ensemble.RULE) as file:
-            file.write(rule.read_bytes())
+def adjustments(
+    settings: config.PredictSettings, source: Path, probs: ensemble.Probabilities
+) -> tuple[list[ensemble.Adjustment], list[str]]:
+    """(what is done to the probabilities before the likeliest class is taken, what to say of it).
+
+    First the photographs' own class frequencies, by --prior-shift; then the rule of --decision. Raises UserError as
+    `check_fitted` does.
+    """
+    steps: list[ensemble.Adjustment] = []
+    lines: list[str] = []
+    if settings.prior_shift == "em":
+        found = shift.estimate(shift.read(source, settings.task), probs.array)
+        steps, lines = [found], found.lines()
+    if settings.decision == "macro-f1":
+        steps.append(ensemble.read_rule(source, settings.task))
+    return steps, lines
+
+
+def keep_fitted(folder: Path, source: Path) -> None:
+    """Keep a tree's decision rule and calibration (or an earlier prediction's) for other votes on a prediction of that tree
+    alone."""
+    for name in (ensemble.RULE, shift.FILE):
+        if (source / name).is_file():
+            with atomic_write(folder / name) as file:
+                file.write((source / name).read_bytes())
 
 
 def training_shares(tree: Path, task: str) -> list[float] | None:
@@ -117,10 +141,11 @@ def output_folder(save_path: str, tree: str, task: str) -> Path:
 
 
 def write_prediction(
-    folder: Path, voted: dict[str, np.ndarray], probs: ensemble.Probabilities, truth: np.ndarray | None, source: Path
-) -> None:
+    folder: Path, voted: dict[str, np.ndarray], probs: ensemble.Probabilities, truth: np.ndarray | None, source: Path,
+    settings: config.PredictSettings, notes: Sequence[str] = (),
+) -> None:  # fmt: skip
     """All CSVs of a prediction, the probabilities and a report, and where the truth is known the scores; prints where
-    everything is. source: the tree, or the earlier prediction."""
+    everything is. source: the tree, or the earlier prediction. notes: what was said on the way, for the report."""
     save(folder, probs)
     if len(probs.members) > 1:
         for name, alone in zip(probs.members, member_answers(probs), strict=True):
@@ -138,7 +163,8 @@ def write_prediction(
     if not (source / PROBS).is_file():  # another vote on stored probabilities is to be quick
         import report
 
-        report.prediction_report(folder, probs, voted, truth, training_shares(source, probs.task))
+        made = {"settings": dataclasses.asdict(settings), "notes": list(notes)}
+        report.prediction_report(folder, probs, voted, truth, training_shares(source, probs.task), made)
     if truth is not None:
         print_members(probs, truth)
         absent = metrics.absent_classes(probs.task, truth)

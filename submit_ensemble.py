@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     import ensemble
 
 
-def stored(settings: config.EnsembleSettings) -> tuple[str, ensemble.Probabilities, Path]:
-    """(name of the earlier prediction, its probabilities for this task, --weights and --top-k, its folder)."""
+def stored(settings: config.EnsembleSettings) -> tuple[str, ensemble.Probabilities, Path, list[str]]:
+    """(name of the earlier prediction, its probabilities for this task, --weights and --top-k, its folder, no notes)."""
     import submission
 
     folder = Path(settings.from_probs or "")
     probs = submission.load(folder).answering(settings.task).weighted(settings.weights)
-    return f"{folder.resolve().name}_again", probs.top(settings.top_k) if settings.top_k else probs, folder
+    return f"{folder.resolve().name}_again", probs.top(settings.top_k) if settings.top_k else probs, folder, []
 
 
-def predicted(settings: config.EnsembleSettings) -> tuple[str, ensemble.Probabilities, Path] | None:
-    """(name of the trees, probabilities of their members, the tree that knows the task); of several processes that share
-    the photographs, in the first."""
+def predicted(settings: config.EnsembleSettings) -> tuple[str, ensemble.Probabilities, Path, list[str]] | None:
+    """(name of the trees, probabilities of their members, the tree that knows the task, what was said of trees and weights);
+    of several processes that share the photographs, in the first."""
     import members
     import processes
     import submission
@@ -41,9 +41,10 @@ def predicted(settings: config.EnsembleSettings) -> tuple[str, ensemble.Probabil
              f"{len(names)} photographs" for tree in found]  # fmt: skip
     submission.truth_of(settings, names)  # refused before the long part, if it is to be refused
     home = next((tree for tree in found if tree.task in ("main", settings.task)), found[0])
-    if len(found) > 1 and settings.decision != "argmax":
-        raise utils.UserError(f"--decision {settings.decision}: a rule is one tree's own; use it with a single --root")
-    submission.rule_of(settings, home.path)
+    for name, value, usual in (("decision", settings.decision, "argmax"), ("prior-shift", settings.prior_shift, "none")):
+        if len(found) > 1 and value != usual:
+            raise utils.UserError(f"--{name} {value}: what it needs was fitted for one tree; use it with a single --root")
+    submission.check_fitted(settings, home.path)
     members.answering_together(voters, settings.task)
     lines += trees.mixture(found, settings.task) if len(found) > 1 else []
     weights, told = trees.fitted_weights(found, settings.task) if settings.weights == "oof" else ([], [])
@@ -53,7 +54,7 @@ def predicted(settings: config.EnsembleSettings) -> tuple[str, ensemble.Probabil
         probs = members.answer(voters, settings, transform, views, home.path, names, paths, who)
     if weights:
         probs = dataclasses.replace(probs, weights=weights, f1=probs.weights)
-    return (trees.title(found), probs, home.path) if who.first else None
+    return (trees.title(found), probs, home.path, [*lines, *told]) if who.first else None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -65,13 +66,15 @@ def main(argv: list[str] | None = None) -> int:
     found = stored(settings) if settings.from_probs else predicted(settings)
     if found is None:
         return 0
-    name, probs, source = found
+    name, probs, source, notes = found
     truth = submission.truth_of(settings, probs.images)
-    voted = ensemble.vote(settings.method, probs.task, probs.array, probs.weights, submission.rule_of(settings, source))
+    steps, shifted = submission.adjustments(settings, source, probs)
+    print(*shifted, sep="\n", end="\n" * bool(shifted), flush=True)
+    voted = ensemble.vote(settings.method, probs.task, probs.array, probs.weights, steps)
     folder = submission.output_folder(settings.save_path, name, settings.task)
-    if len(settings.root or ()) < 2:  # a mixture has no rule
-        submission.keep_rule(folder, source)
-    submission.write_prediction(folder, voted, probs, truth, source)
+    if len(settings.root or ()) < 2:  # nothing was fitted for a mixture
+        submission.keep_fitted(folder, source)
+    submission.write_prediction(folder, voted, probs, truth, source, settings, [*notes, *shifted])
     return 0
 
 

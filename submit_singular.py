@@ -29,13 +29,14 @@ def main(argv: list[str] | None = None) -> int:
     names, paths = tables.read_eval(settings.data_root)
     truth = submission.truth_of(settings, names)
     tree = path.absolute().parent.parent
-    rule = submission.rule_of(settings, tree)
+    submission.check_fitted(settings, tree)
     probs = members.answer([member], settings, settings.transform_type, 1, tree, names, paths)
-    mean = ensemble.arithmetic(probs.array)
-    answers = ensemble.decide(probs.task, rule.adjust(mean) if rule else mean)
+    steps, notes = submission.adjustments(settings, tree, probs)
+    print(*notes, sep="\n", end="\n" * bool(notes), flush=True)
+    answers = ensemble.decide(probs.task, ensemble.adjusted(ensemble.arithmetic(probs.array), steps))
     folder = submission.output_folder(settings.save_path, f"{tree.name}_{path.absolute().parent.name}", settings.task)
-    submission.keep_rule(folder, tree)
-    submission.write_prediction(folder, {"submission": answers}, probs, truth, tree)
+    submission.keep_fitted(folder, tree)
+    submission.write_prediction(folder, {"submission": answers}, probs, truth, tree, settings, notes)
     return 0
 
 

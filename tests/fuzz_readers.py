@@ -41,6 +41,7 @@ import metrics
 import optim
 import outoffold
 import photographs
+import shift
 import submission
 import suspects
 import tables
@@ -305,6 +306,7 @@ def told_tables(folder: Path) -> list[Reader]:
     fixes = "path,column,value\np1,gender,female\np2,age,30\nimages/p1/normal.jpg,mask,wear\n"
     answers = "ImageID,ans\n" + "".join(f"{file},{number}\n" for number, file in enumerate(files))
     rule = json.dumps({"task": "main", "temperature": 1.5, "offsets": [0.1] * 18})
+    calibration = json.dumps({"task": "main", "temperature": 1.5, "biases": [0.1] * 18, "shares": [1 / 18] * 18})
 
     def check_oof(data: bytes) -> None:
         (folder / outoffold.FILE).write_bytes(data)
@@ -316,6 +318,12 @@ def told_tables(folder: Path) -> list[Reader]:
         (folder / ensemble.RULE).write_bytes(data)
         with np.errstate(all="ignore"):
             assert np.isfinite(ensemble.read_rule(folder, "main").adjust(np.full((2, 18), 1 / 18))).all()
+
+    def check_calibration(data: bytes) -> None:
+        (folder / shift.FILE).write_bytes(data)
+        with np.errstate(all="ignore"):
+            array = np.eye(18)[None, None]
+            assert np.isfinite(shift.estimate(shift.read(folder, "main"), array).adjust(array)).all()
 
     def check_boxes(data: bytes) -> None:
         (folder / "boxes.csv").write_bytes(data)
@@ -337,6 +345,7 @@ def told_tables(folder: Path) -> list[Reader]:
     return [
         Reader("oof.csv", [(folder / outoffold.FILE).read_bytes()], check_oof),
         Reader("decision.json", [rule.encode()], check_rule),
+        Reader("calibration.json", [calibration.encode()], check_calibration),
         Reader("boxes", [boxes.encode()], check_boxes),
         Reader("label fixes", [fixes.encode(), short.encode()], check_fixes),
         Reader("answers", [answers.encode()], check_answers),
