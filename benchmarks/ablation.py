@@ -1,0 +1,229 @@
+#!/usr/bin/env python3
+"""Which settings pay? python benchmarks/ablation.py DATA DIR [--settings NAME ...] [--seeds 1] [--people CSV]
+
+Each setting is trained with each seed by the real train.py (--cv 1: one and the same 90/10 split; equal epochs and image size)
+and answers DATA/eval by the real submit_ensemble.py, in each of its views. DIR keeps, for each setting and seed, the
+probabilities and what the training told, and drops the checkpoints; what is there is not run again, so an interrupted
+benchmark goes on, and settings can be added one by one. --jobs of them run side by side, each in one thread.
+
+The table: macro F1 on the held-out people of training (the best epoch's, so a little optimistic) and on DATA/eval/answers.csv,
+means over the seeds; the difference to the setting it is compared with (--base, in the view that serves the base best), seed
+by seed on the same people, with its 95 % interval by bootstrap over people (--people: ImageID,person; where nobody tells whose
+the photographs are, they count as independent, which is too narrow); and the seconds of an epoch.
+
+Settings may use what is on trial (candidates.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import timing
+
+import ensemble
+import metrics
+import shift
+import submission
+import utils
+
+LITE0 = ("--backbone", "efficientnet-lite0")
+FACE_VIEWS = {"plain": ("--transform-type", "auto"), "two views": ("--transform-type", "auto", "--tta", "2")}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Options of train.py, and the views in which its model answers: {name: options of submit_ensemble.py}."""
+
+    train: tuple[str, ...]
+    views: Mapping[str, tuple[str, ...]]
+
+
+WIDE_VIEWS = {"wide": ("--transform-type", "auto"), "middle 224": ("--transform-type", "base"),
+              "two crops": ("--transform-type", "tta", "--tta", "2")}  # fmt: skip
+FACE = {"plain": ("--transform-type", "auto")}
+STRONG = ("--transform-type", "face_strong")
+
+SETTINGS: dict[str, Setting] = {
+    "seed": Setting(("--transform-type", "tta", "--lr", "0.001"), WIDE_VIEWS),
+    "seed, age filter 58": Setting(("--transform-type", "tta", "--lr", "0.001", "--age-filter", "58"), WIDE_VIEWS),
+    "seed + flip": Setting(("--transform-type", "tta_flip", "--lr", "0.001"), FACE_VIEWS),
+    "facecrop": Setting(("--transform-type", "facecrop"), FACE),
+    "face + flip": Setting(("--transform-type", "face_flip"), FACE_VIEWS),
+    "face + flip + scale": Setting(("--transform-type", "face_resized"), FACE_VIEWS),
+    "face + flip + scale + RandAugment": Setting(STRONG, FACE_VIEWS),
+    "strong face, factorised": Setting((*STRONG, "--model-type", "Factorised", "--loss-type", "factorloss"), FACE_VIEWS),
+    "flipped face, factorised": Setting(
+        ("--transform-type", "face_flip", "--model-type", "Factorised", "--loss-type", "factorloss"), FACE_VIEWS
+    ),
+    "strong face, THANet_MK1": Setting((*STRONG, "--model-type", "THANet_MK1"), FACE_VIEWS),
+    "strong face, AdamW": Setting((*STRONG, "--optim-type", "adamw"), FACE_VIEWS),
+    "strong face, smoothing 0.1": Setting((*STRONG, "--loss-type", "smoothing0.1"), FACE_VIEWS),
+    "strong face, oversampled": Setting((*STRONG, "--oversample", "repeat"), FACE_VIEWS),
+    "strong face, warm-up": Setting((*STRONG, "--warmup-epochs", "0.5"), FACE_VIEWS),
+}
+
+
+def file_name(setting: str) -> str:
+    """A setting's folder."""
+    return "".join(letter if letter.isalnum() else "_" for letter in setting)
+
+
+def child(args: argparse.Namespace) -> int:
+    """What a process of its own does: train one setting with one seed, and answer in all views."""
+    import candidates
+
+    candidates.register()
+    import submit_ensemble
+    import train
+
+    setting, data, folder = SETTINGS[args.child], Path(args.data), Path(args.folder)
+    machine = ("--device", args.device, "--threads", str(args.threads), "--workers", str(args.workers))
+    code = train.main([
+        "--train-root", str(data / "train"), "--save-path", str(folder / "models"), "--quiet", "--save-top", "1", *LITE0,
+        "--image-size", str(args.image_size), "--epochs", str(args.epochs), "--seed", str(args.seeds[0]), *machine,
+        *setting.train,
+    ])  # fmt: skip
+    (tree,) = (folder / "models").iterdir()
+    for view, words in setting.views.items():
+        code = code or submit_ensemble.main([
+            "--root", str(tree), "--data-root", str(data / "eval"), "--save-path", str(folder / file_name(view)), "--top-k", "1",
+            *words, *machine,
+        ])  # fmt: skip
+        (made,) = (folder / file_name(view)).iterdir()
+        (made / submission.PROBS).rename(folder / f"{file_name(view)}.npz")
+        shutil.rmtree(folder / file_name(view))
+    for name in ("report.json", shift.FILE):
+        (tree / name).rename(folder / name)
+    (tree / "fold00" / "history.csv").rename(folder / "history.csv")
+    shutil.rmtree(folder / "models")
+    return code
+
+
+def run(args: argparse.Namespace, setting: str, seed: int) -> None:
+    """One setting and seed, in a process of its own, where it is not there yet."""
+    folder = args.folder / file_name(setting) / f"seed{seed}"
+    if (folder / "history.csv").is_file() and all((folder / f"{file_name(v)}.npz").is_file() for v in SETTINGS[setting].views):
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    words = [str(timing.PROJECT / "benchmarks" / "ablation.py"), args.data, str(folder), "--child", setting, "--seeds", str(seed)]
+    for name in ("image_size", "epochs", "device", "threads", "workers"):
+        words += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
+    with open(folder / "log.txt", "w") as log:
+        ended = subprocess.run([sys.executable, *words], stdout=log, stderr=subprocess.STDOUT)
+    if ended.returncode:
+        raise utils.UserError(f"{setting}, seed {seed}: ended with {ended.returncode}; see {folder / 'log.txt'}")
+    print(f"done: {setting}, seed {seed}", flush=True)
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the seeds of a setting came to."""
+
+    answers: dict[tuple[str, int], np.ndarray]  # (view, seed) -> classes [images]
+    held_out: list[float]  # macro F1 of each seed
+    seconds: list[float]  # of an epoch
+
+
+def results(args: argparse.Namespace, setting: str, images: list[str]) -> Results:
+    """Read what is there of a setting; with prior shift where that is asked for."""
+    answers, held_out, seconds = {}, [], []
+    for folder in sorted((args.folder / file_name(setting)).glob("seed*")):
+        if not (folder / "history.csv").is_file():
+            continue
+        history = pd.read_csv(folder / "history.csv")
+        held_out.append(float(history["macro_f1"].max()))
+        trained = sum(json.loads((folder / "report.json").read_text())["run"]["data"]["photographs_per_class"].values()) * 0.9
+        seconds.append(float(trained / history["images_per_second"].median()))
+        for view in SETTINGS[setting].views:
+            with np.load(folder / f"{file_name(view)}.npz") as stored:
+                array, names = stored["probabilities"], stored["images"].tolist()
+            if names != images:
+                raise utils.UserError(f"{folder}: answers other photographs than {args.data}; use another folder")
+            mean = ensemble.arithmetic(array)
+            seed = int(folder.name.removeprefix("seed"))
+            answers[view, seed] = mean.argmax(1)
+            if args.prior_shift:
+                found = shift.estimate(shift.read(folder, "main"), array)
+                answers[f"{view}, prior shift", seed] = found.adjust(mean).argmax(1)
+    return Results(answers, held_out, seconds)
+
+
+def table(args: argparse.Namespace) -> pd.DataFrame:
+    """A row per setting and view, with the difference to the base in its own best view."""
+    told = pd.read_csv(Path(args.data) / "eval" / "answers.csv")
+    images, truth = told["ImageID"].tolist(), told["ans"].to_numpy()
+    order = pd.read_csv(Path(args.data) / "eval" / "info.csv")["ImageID"].tolist()
+    truth, images = truth[[images.index(name) for name in order]], order
+    people = np.arange(len(images)) if args.people is None else whose(args.people, images)
+
+    def draws(classes: np.ndarray) -> np.ndarray:
+        return metrics.macro_f1s(metrics.bootstrap_people(truth, classes, people, 18))
+
+    found = {setting: results(args, setting, images) for setting in SETTINGS}
+    base = found[args.base]
+    scores: dict[tuple[str, str], dict[int, float]] = {}
+    for setting, result in found.items():
+        for (view, seed), classes in result.answers.items():
+            scores.setdefault((setting, view), {})[seed] = metrics.macro_f1(metrics.confusion(truth, classes, 18))
+    own = [view for setting, view in scores if setting == args.base and "prior shift" not in view]
+    best = max(own, key=lambda view: float(np.mean(list(scores[args.base, view].values()))))
+    rows = []
+    for (setting, view), by_seed in scores.items():
+        result, shared = found[setting], sorted(set(by_seed) & set(scores[args.base, best]))
+        apart = [draws(result.answers[view, seed]) - draws(base.answers[best, seed]) for seed in shared]
+        low, high = metrics.interval(np.mean(apart, axis=0)) if apart else (np.nan, np.nan)
+        gain = float(np.mean([by_seed[seed] - scores[args.base, best][seed] for seed in shared])) if shared else np.nan
+        rows.append({
+            "setting": setting, "view": view, "seeds": len(by_seed), "held out": np.mean(result.held_out),
+            "answers": np.mean(list(by_seed.values())), "gain": gain, "low": low, "high": high,
+            "s/epoch": np.median(result.seconds),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def whose(path: str, images: list[str]) -> np.ndarray:
+    """The person on each photograph."""
+    told = dict(pd.read_csv(path, dtype=str)[["ImageID", "person"]].itertuples(index=False, name=None))
+    return np.array([told[name] for name in images])
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", metavar="DATA", help="a data root with train/ and eval/, the latter with answers.csv")
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("--settings", nargs="*", choices=SETTINGS, default=[], metavar="NAME", help="; ".join(SETTINGS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--base", choices=SETTINGS, default="seed", metavar="NAME")
+    parser.add_argument("--people", metavar="CSV", help="ImageID,person of the evaluation photographs")
+    parser.add_argument("--prior-shift", action="store_true", help="a row with --prior-shift em for each view, too")
+    parser.add_argument("--image-size", type=int, default=96)
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--child", choices=SETTINGS, metavar="NAME", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.child:
+        return child(args)
+    pairs = [(setting, seed) for setting in args.settings for seed in args.seeds]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(lambda pair: run(args, *pair), pairs))
+    shown = table(args)
+    print(shown.round(4).to_string(index=False))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(utils.run_script(main, Path(__file__).name))

@@ -1,0 +1,109 @@
+"""What the candidates of candidates.py are made of."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.transforms import v2
+
+import augmentation
+import config
+import loss
+import optim
+
+SPREAD = 2.0  # deviation in years of the soft target around an age
+
+
+def adamw(groups: optim.Groups, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """Adam with decoupled weight decay, Loshchilov and Hutter 2019, arXiv:1711.05101."""
+    return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, fused=True)
+
+
+def smoothing0() -> nn.Module:
+    """No label smoothing."""
+    return loss.LabelSmoothingLoss(0.0)
+
+
+def smoothing1() -> nn.Module:
+    """Half of the recipe's label smoothing."""
+    return loss.LabelSmoothingLoss(0.1)
+
+
+class FactorLoss(nn.Module):
+    """Label smoothing of 0.1; for ages the cross entropy against a Gaussian around the true year (DLDL, Gao et al. 2017,
+    arXiv:1611.01731)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.smooth = loss.LabelSmoothingLoss(0.1)
+
+    def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        classes = outputs.shape[1]
+        if classes != config.TASKS["year"].outputs:
+            told: Tensor = self.smooth(outputs, labels)
+            return told
+        years = torch.arange(classes, device=outputs.device, dtype=outputs.dtype)
+        target = (-((years - labels[:, None]) ** 2) / (2 * SPREAD**2)).softmax(1)
+        return functional.cross_entropy(outputs, target)
+
+
+class Factorised(nn.Module):
+    """backbone -> BatchNorm, Dropout -> mask, gender and a distribution over years; `main` is their product (log p).
+
+    Forward: images [batch, 3, side, side] -> {mask, gender, year, main: outputs [batch, classes]}.
+    """
+
+    trunk = "backbone"
+
+    def __init__(self, backbone: nn.Module, heads: dict[str, int]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.batchnorm = nn.BatchNorm1d(1000)
+        self.dropout = nn.Dropout(0.5)
+        self.heads = nn.ModuleDict({name: nn.Linear(1000, heads[name]) for name in ("mask", "gender", "year")})
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.dropout(self.batchnorm(self.backbone(images)).relu())
+        told = {name: head(features) for name, head in self.heads.items()}
+        mask, gender, years = (told[name].float().log_softmax(1) for name in ("mask", "gender", "year"))
+        edges = (0, *config.GROUP_STARTS, years.shape[1])
+        groups = torch.stack([years[:, a:b].logsumexp(1) for a, b in itertools.pairwise(edges)], 1)
+        main = mask[:, :, None, None] + gender[:, None, :, None] + groups[:, None, None, :]
+        return {**told, "main": main.flatten(1)}
+
+
+def _face(size: int, *steps: v2.Transform) -> augmentation.Forms:
+    view = v2.Compose([v2.RandomCrop(size), v2.RandomHorizontalFlip()])
+    return augmentation.Forms(
+        augmentation.FaceSteps(size, v2.Compose([*steps])), augmentation.FaceSteps(size, v2.CenterCrop(size)),
+        augmentation.FaceSteps(size, view),
+    )  # fmt: skip
+
+
+def _resized(size: int) -> v2.Transform:
+    return v2.RandomResizedCrop(size, scale=(0.6, 1.0), ratio=(0.85, 1.18))
+
+
+def face_flip(size: int) -> augmentation.Forms:
+    """facecrop, mirrored half of the time."""
+    return _face(size, v2.RandomCrop(size), v2.RandomHorizontalFlip())
+
+
+def face_resized(size: int) -> augmentation.Forms:
+    """A random part of the face's square, mirrored half of the time."""
+    return _face(size, _resized(size), v2.RandomHorizontalFlip())
+
+
+def face_strong(size: int) -> augmentation.Forms:
+    """The same with RandAugment(2, 9)."""
+    return _face(size, _resized(size), v2.RandomHorizontalFlip(), v2.RandAugment(2, 9))
+
+
+def tta_flip(size: int) -> augmentation.Forms:
+    """tta, mirrored half of the time in training and at test."""
+    flip = v2.RandomHorizontalFlip()
+    train = augmentation.Crop(size, change=v2.Compose([flip, v2.RandAugment(2, 9)]))
+    return augmentation.Forms(train, augmentation.Crop(size, augmentation.WIDE), augmentation.Crop(size, change=flip))
