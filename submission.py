@@ -122,15 +122,20 @@ def keep_fitted(folder: Path, source: Path) -> None:
 
 
 def training_shares(tree: Path, task: str) -> list[float] | None:
-    """The classes' shares among the training photographs, where a tree's run.json tells them for this task."""
+    """The classes' shares among the training photographs, where a tree's run.json or oof.csv tells them for this task."""
     try:
         run = json.loads(read_file(tree / "run.json"))
         trained, counts = run["settings"]["task"], np.array(list(run["data"]["photographs_per_class"].values()), float)
         if trained == "main" and task != "main" and config.TASKS[task].from_main:
             counts = np.bincount(config.TASKS[task].from_main, counts, config.TASKS[task].outputs)
-        elif trained != task:
-            return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        elif trained != task:  # trees of parts, multiplied
+            import outoffold
+
+            told = None if config.TASKS[trained].regression or config.TASKS[task].regression else outoffold.read(tree, trained)
+            if told is None:
+                return None
+            counts = np.bincount(told[0][task].to_numpy(), minlength=config.TASKS[task].outputs).astype(float)
+    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None  # a report does without
     return (counts / counts.sum()).tolist() if 0 < counts.sum() < np.inf else None
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import runpy
+import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -55,6 +57,27 @@ def test_fast_paths_are_compared_with_plain_ones_and_bf16(
 def test_what_keeping_the_state_costs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("state_cost", ("--backbone", "tiny", "--rounds", "1"), monkeypatch) == 0
     assert re.search(r"state of tiny: .* s a write .*% of 60 s", capsys.readouterr().out)
+
+
+def test_settings_are_compared_on_the_same_people_and_not_run_twice(
+    train_root: Path, eval_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train").symlink_to(train_root, target_is_directory=True)
+    shutil.copytree(eval_root, tmp_path / "data" / "eval")
+    names = pd.read_csv(tmp_path / "data" / "eval" / "info.csv")["ImageID"]
+    pd.DataFrame({"ImageID": names[::-1], "ans": 3}).to_csv(tmp_path / "data" / "eval" / "answers.csv", index=False)
+    words = [str(tmp_path / "data"), str(tmp_path / "runs"), "--image-size", "32", "--epochs", "1", "--prior-shift"]
+    assert run("ablation", (*words, "--settings", "seed", "flipped face, factorised"), monkeypatch) == 0
+    told = capsys.readouterr().out
+    assert told.count("done: ") == 2
+    rows = [line.split() for line in told.splitlines() if re.search(r" +1 +[\d.]+ +[\d.]+ ", line)]
+    assert len(rows) == 2 * (3 + 2)  # views, with and without prior shift
+    assert [row[:2] for row in rows[:1]] == [["seed", "wide"]]
+    kept = sorted(path.name for path in (tmp_path / "runs").glob("*/seed1/*"))
+    assert not [name for name in kept if name.endswith(".pth") or name == "models"]
+    assert run("ablation", (*words, "--settings", "seed"), monkeypatch) == 0
+    assert "done: " not in capsys.readouterr().out
 
 
 def run(script: str, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -123,6 +124,9 @@ def test_trees_of_the_parts_multiply_into_main(
     assert rows is not None
     score = metrics.score("main", answers.argmax(1), rows["main"].to_numpy())
     assert re.search(rf"mixture: main macro F1 {score.macro_f1:.4f} .* accuracy {score.accuracy:.4f} ", out)
+    report = json.loads((made / "report.json").read_text())
+    assert report["training_shares"] == pytest.approx(np.bincount(rows["main"], minlength=18) / len(rows))
+    assert [note for note in report["made"]["notes"] if note.startswith("  mixture: main macro F1 ")]
     assert f"{grown['gender'].name}: gender macro F1 " in out
 
 
