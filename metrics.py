@@ -82,6 +82,20 @@ def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def out_of_fold_interval(value: float, draws: np.ndarray, folds: int, least: float = 0.0) -> tuple[float, float]:
+    """The interval of an out-of-fold score (or of a difference of two) from its draws [draws] by bootstrap over people.
+
+    The folds' models were trained on much the same people, so what is peculiar about these shows in the models and in the
+    held-out people alike, and the held-out people's luck alone makes too narrow an interval (Bengio and Grandvalet 2004). The
+    draws' variance is multiplied by 1 + folds * held out / trained (Nadeau and Bengio 2003, Inference for the Generalization
+    Error). folds: how many the score is made of; held out / trained is 1 / (folds - 1), of a single split 1 / 9. least: below
+    which no such score can be.
+    """
+    wider = math.sqrt(1 + (folds / (folds - 1) if folds > 1 else 1 / 9))
+    low, high = (value + wider * (end - value) for end in interval(draws))
+    return max(low, least), min(high, 1.0)
+
+
 def calibration(probabilities: np.ndarray, truth: np.ndarray, bins: int = 10) -> list[tuple[float, float, int]]:
     """(mean confidence, part answered rightly, photographs) of each bin of equal width that holds any.
 

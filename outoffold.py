@@ -31,7 +31,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Gain:
-    """What another way to decide gains in macro F1, with its 95 % interval by bootstrap over people."""
+    """What another way to decide gains in macro F1 out of fold, with its 95 % interval by bootstrap over people."""
 
     value: float
     low: float
@@ -50,7 +50,7 @@ def gain(task: str, rows: pd.DataFrame, plain: np.ndarray, other: np.ndarray) ->
     truth = rows[task].to_numpy()
     draws = metrics.macro_f1s(bootstrap(task, rows, other)) - metrics.macro_f1s(bootstrap(task, rows, plain))
     value = metrics.score(task, other, truth).macro_f1 - metrics.score(task, plain, truth).macro_f1
-    return Gain(value, *metrics.interval(draws))
+    return Gain(value, *metrics.out_of_fold_interval(value, draws, rows["fold"].nunique(), least=-1.0))
 
 
 def held(task: str, fold: int, rows: pd.DataFrame, answers: np.ndarray) -> Held:
@@ -165,9 +165,10 @@ def intervals(task: str, rows: pd.DataFrame, answers: np.ndarray) -> list[str]:
         told = answers if part == task else ensemble.answer_from_main(answers, part)
         truth, decided = rows[part].to_numpy(), ensemble.decide(part, told)
         draws = bootstrap(part, rows, decided)
-        f1, right = metrics.interval(metrics.macro_f1s(draws)), metrics.interval(metrics.accuracies(draws))
-        score = metrics.score(part, decided, truth).macro_f1
-        lines.append(f"  {part:<8}  macro F1 {score:.4f} (95 % {f1[0]:.3f} to {f1[1]:.3f})  "
+        score, folds = metrics.score(part, decided, truth), rows["fold"].nunique()
+        f1 = metrics.out_of_fold_interval(score.macro_f1, metrics.macro_f1s(draws), folds)
+        right = metrics.out_of_fold_interval(score.accuracy, metrics.accuracies(draws), folds)
+        lines.append(f"  {part:<8}  macro F1 {score.macro_f1:.4f} (95 % {f1[0]:.3f} to {f1[1]:.3f})  "
                      f"accuracy {right[0]:.3f} to {right[1]:.3f}")  # fmt: skip
     return lines
 

@@ -48,13 +48,13 @@ def training_numbers(tree: Path, oof: pd.DataFrame) -> Numbers:
     task = str(run.get("settings", {}).get("task", "main"))
     answers = answers_of(task, oof)
     decided = ensemble.decide(task, answers)
-    people = oof["person"].to_numpy()
+    people, folds = oof["person"].to_numpy(), oof["fold"].nunique()
     truth = oof[task].to_numpy()
-    numbers = {"kind": "training", "name": tree.name, "task": task, **judged(task, decided, truth, people)}
+    numbers = {"kind": "training", "name": tree.name, "task": task, **judged(task, decided, truth, people, folds)}
     numbers["headline"]["people"] = int(oof["person"].nunique())
     if task == "main":
         parts = {part: ensemble.answer_from_main(answers, part).argmax(1) for part in PARTS}
-        numbers |= judged_parts(parts, decided, truth, people)
+        numbers |= judged_parts(parts, decided, truth, people, folds)
     numbers["folds"] = [fold_numbers(tree, int(fold), task, decided[rows], oof.iloc[rows])
                         for fold, rows in oof.groupby("fold").indices.items()]  # fmt: skip
     groups = {"main": decided % 3, "ageg": decided, "age": metrics.to_classes("age", decided)}.get(task)
@@ -84,8 +84,11 @@ def answers_of(task: str, oof: pd.DataFrame) -> np.ndarray:
     return oof[columns].to_numpy(float)
 
 
-def judged(task: str, decided: np.ndarray, truth: np.ndarray, people: np.ndarray | None) -> Numbers:
-    """Scores with 95 % intervals over people (None: over photographs), per class too, and the confusion matrix."""
+def judged(task: str, decided: np.ndarray, truth: np.ndarray, people: np.ndarray | None, folds: int = 0) -> Numbers:
+    """Scores with 95 % intervals over people (None: over photographs), per class too, and the confusion matrix.
+
+    folds: how many the answers come from, out of fold; 0 where they do not.
+    """
     names = config.TASKS[config.judged(task)].classes
     scores = metrics.score(task, decided, truth)
     if people is None:
@@ -95,16 +98,16 @@ def judged(task: str, decided: np.ndarray, truth: np.ndarray, people: np.ndarray
         draws = metrics.bootstrap_people(true, mine, people, len(names))
     each, spread = metrics.class_f1(scores.matrix), metrics.class_f1(draws)
     headline = {
-        "macro_f1": ranged(scores.macro_f1, metrics.macro_f1s(draws)),
-        "accuracy": ranged(scores.accuracy, metrics.accuracies(draws)),
+        "macro_f1": ranged(scores.macro_f1, metrics.macro_f1s(draws), folds),
+        "accuracy": ranged(scores.accuracy, metrics.accuracies(draws), folds),
         "photographs": len(truth),
     }
     years = {"rmse": scores.rmse, "mae": scores.mae} if scores.rmse is not None else {}
     rows = []
     for number, name in enumerate(names):
-        low, high = metrics.interval(spread[:, number])
+        span = ranged(float(each[number]), spread[:, number], folds)
         counted = {"photographs": int(scores.matrix[number].sum()), "answered": int(scores.matrix[:, number].sum())}
-        rows.append({"name": name, "f1": float(each[number]), "low": low, "high": high, **counted})
+        rows.append({"name": name, "f1": span["value"], "low": span["low"], "high": span["high"], **counted})
     count = max(len(truth), 1)
     return {
         "headline": headline | years, "classes": rows, "confusion": scores.matrix.tolist(), "class_names": list(names),
@@ -112,19 +115,21 @@ def judged(task: str, decided: np.ndarray, truth: np.ndarray, people: np.ndarray
     }  # fmt: skip
 
 
-def ranged(value: float, draws: np.ndarray) -> dict[str, float]:
+def ranged(value: float, draws: np.ndarray, folds: int) -> dict[str, float]:
     """A value with its 95 % interval."""
-    low, high = metrics.interval(draws)
+    low, high = metrics.out_of_fold_interval(value, draws, folds) if folds else metrics.interval(draws)
     return {"value": value, "low": low, "high": high}
 
 
-def judged_parts(parts: Mapping[str, np.ndarray], decided: np.ndarray, truth: np.ndarray, people: np.ndarray | None) -> Numbers:
+def judged_parts(
+    parts: Mapping[str, np.ndarray], decided: np.ndarray, truth: np.ndarray, people: np.ndarray | None, folds: int = 0
+) -> Numbers:
     """For answers of 18 classes: the scores of each part's own answers, and in `if_right` the macro F1 of the 18 if that part
     of every answer were right and the others stayed as they are."""
     index = {part: np.array(config.TASKS[part].from_main) for part in PARTS}
     scores, would = {}, {}
     for part in PARTS:
-        scores[part] = judged(part, parts[part], index[part][truth], people)
+        scores[part] = judged(part, parts[part], index[part][truth], people, folds)
         mask, gender, group = (index[other][truth if other == part else decided] for other in PARTS)
         would[part] = metrics.macro_f1(metrics.confusion(truth, 6 * mask + 3 * gender + group, 18))
     return {"parts": scores, "if_right": would}
@@ -132,7 +137,7 @@ def judged_parts(parts: Mapping[str, np.ndarray], decided: np.ndarray, truth: np
 
 def fold_numbers(tree: Path, fold: int, task: str, decided: np.ndarray, oof: pd.DataFrame) -> Numbers:
     """One fold's people, photographs per class, out-of-fold scores and learning curves."""
-    own = judged(task, decided, oof[task].to_numpy(), oof["person"].to_numpy())
+    own = judged(task, decided, oof[task].to_numpy(), oof["person"].to_numpy(), 1)
     path = tree / f"fold{fold:02d}" / "history.csv"
     try:
         history = {name: values.tolist() for name, values in pd.read_csv(io.BytesIO(read_file(path))).astype(float).items()}

@@ -135,8 +135,9 @@ def scored(task: str, answers: np.ndarray, rows: pd.DataFrame) -> str:
     scores = metrics.score(task, decided, truth)
     draws = metrics.bootstrap_people(metrics.to_classes(task, truth), metrics.to_classes(task, decided),
                                      rows["person"].to_numpy(), len(scores.matrix))  # fmt: skip
-    spans = [metrics.interval(values) for values in (metrics.macro_f1s(draws), metrics.accuracies(draws))]
-    (low, high), (least, most) = spans
+    folds = rows["fold"].nunique()
+    low, high = metrics.out_of_fold_interval(scores.macro_f1, metrics.macro_f1s(draws), folds)
+    least, most = metrics.out_of_fold_interval(scores.accuracy, metrics.accuracies(draws), folds)
     return (f"{task} macro F1 {scores.macro_f1:.4f} [{low:.4f}, {high:.4f}]  "
             f"accuracy {scores.accuracy:.4f} [{least:.4f}, {most:.4f}]")  # fmt: skip
 

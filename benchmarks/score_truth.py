@@ -62,7 +62,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--people", type=int, default=160)
+    parser.add_argument("--people", type=int, default=300)
     parser.add_argument("--eval-people", type=int, default=800)
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args()

@@ -105,6 +105,18 @@ def test_an_interval_leaves_out_draws_without_a_value() -> None:
     assert np.isnan(metrics.interval(np.array([np.nan]))).all()
 
 
+def test_an_out_of_fold_interval_allows_for_the_folds_common_training_people() -> None:
+    draws = np.random.default_rng(3).normal(0.6, 0.02, 100_000)
+    low, high = metrics.interval(draws)
+    for folds, times in ((5, 1.5), (2, np.sqrt(3)), (1, np.sqrt(10 / 9))):
+        span = metrics.out_of_fold_interval(0.61, draws, folds)
+        assert span == pytest.approx((0.61 - times * (0.61 - low), 0.61 + times * (high - 0.61)))
+    assert metrics.out_of_fold_interval(0.02, draws - 0.58, 5) == (0.0, pytest.approx(0.02 + 1.5 * (high - 0.6), abs=1e-3))
+    assert metrics.out_of_fold_interval(0.99, draws + 0.39, 5)[1] == 1
+    assert metrics.out_of_fold_interval(0.01, draws - 0.59, 5, least=-1.0)[0] == pytest.approx(0.01 + 1.5 * (low - 0.6), abs=1e-3)
+    assert np.isnan(metrics.out_of_fold_interval(np.nan, np.array([np.nan]), 5)).all()
+
+
 def test_calibration_of_sure_answers() -> None:
     probabilities = np.array([[0.9, 0.1], [0.1, 0.9], [0.95, 0.05], [0.55, 0.45], [1.0, 0.0]])
     truth = np.array([0, 1, 1, 0, 0])

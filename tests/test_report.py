@@ -138,7 +138,9 @@ def test_every_number_of_a_run_is_scikit_learns(made: Made) -> None:
     assert head["accuracy"]["value"] == pytest.approx(accuracy_score(truth, answers))
     assert (head["people"], head["photographs"]) == (24, 168)
     draws = metrics.bootstrap_people(truth, answers, oof["person"].to_numpy(), 18)
-    assert [head["macro_f1"]["low"], head["macro_f1"]["high"]] == pytest.approx(metrics.interval(metrics.macro_f1s(draws)))
+    assert [head["macro_f1"]["low"], head["macro_f1"]["high"]] == pytest.approx(
+        metrics.out_of_fold_interval(head["macro_f1"]["value"], metrics.macro_f1s(draws), oof["fold"].nunique())
+    )
     assert numbers["confusion"] == confusion_matrix(truth, answers, labels=range(18)).tolist()
     each = f1_score(truth, answers, average=None, labels=range(18), zero_division=np.nan)
     for row, score, own in zip(numbers["classes"], each, range(18), strict=True):
