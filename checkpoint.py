@@ -414,7 +414,8 @@ def locked(folder: Path, needed: bool = True) -> Iterator[None]:
 
 def result_settings(settings: config.TrainSettings) -> dict[str, Any]:
     """The settings that a run's result hangs on."""
-    free = ("workers", "dry_run", "save_path", "run_name", "device", "folds", "resume", "quiet", "tensorboard", "cache")
+    free = ("workers", "dry_run", "save_path", "run_name", "device", "folds", "resume", "quiet", "tensorboard", "cache",
+            "recipe")  # fmt: skip
     return {key: value for key, value in dataclasses.asdict(settings).items() if key not in free}
 
 

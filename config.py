@@ -134,6 +134,17 @@ class Transform:
     help: str
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of train.py under one name, {field: value}; an option that is given itself goes before."""
+
+    options: Mapping[str, Any]
+    help: str
+
+    def __str__(self) -> str:
+        return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in self.options.items())
+
+
 MODELS: dict[str, Model] = {
     "VanillaEfficientNet": Model(
         "model:VanillaEfficientNet", "efficientnet-b3", ("efficientnet", "timm"), help="EfficientNet and a linear head"
@@ -180,6 +191,10 @@ TRANSFORMS: dict[str, Transform] = {
     "random": Transform("augmentation:random", "the middle 224 pixels", False, "random crops and RandAugment"),
     "tta": Transform("augmentation:tta", "the middle 384 pixels", True, "as random; each test view is another crop"),
     "facecrop": Transform("augmentation:facecrop", "the face", False, "crop to the face, in training and at test"),
+}
+
+RECIPES: dict[str, Recipe] = {
+    "seed": Recipe({"cv": 5, "transform_type": "tta", "lr": 0.001}, "the winning line of the recipe that this toolkit grew from"),
 }
 
 OVERSAMPLING = {
@@ -407,6 +422,11 @@ class TrainSettings(MachineSettings):
     compile: bool = option(MACHINE, "let torch.compile make the training step faster (minutes at the start)", False)
     dry_run: bool = option(MACHINE, "read, split, run one batch, estimate time and disk, and stop", False)
     quiet: bool = option(MACHINE, "neither bars nor a line per epoch", False)
+    recipe: str | None = option(
+        BESIDE, "settings by one name, which options given besides override: "
+        + "; ".join(f"{name} ({recipe.help}) is {recipe}" for name, recipe in RECIPES.items()),
+        None, Choice(RECIPES),
+    )  # fmt: skip
     cache: str = option(BESIDE, "keep the photographs' decoded middle squares in memory: none, ram", "none", Choice(CACHES))
     tensorboard: bool = option(BESIDE, "write each fold's history for TensorBoard, too; takes the package tensorboard", False)
 
@@ -437,7 +457,8 @@ class TrainSettings(MachineSettings):
     def explain_lr(self, given: float | None) -> str:
         """Which learning rate the run takes, and why."""
         if given is not None:
-            return f"learning rate {given:g} (--lr)"
+            by_recipe = self.recipe is not None and RECIPES[self.recipe].options.get("lr") == given
+            return f"learning rate {given:g} ({f'--recipe {self.recipe}' if by_recipe else '--lr'})"
         completed = self.completed()
         start = "from scratch" if self.pretrained == "none" and not self.load_state_dict else "on pretrained weights"
         wrecked = completed.lr != 0.005 and start == "on pretrained weights"
@@ -626,7 +647,11 @@ def parse(settings: type[S], argv: Sequence[str] | None, prog: str, description:
     """
     words = [hyphenated(word) for word in (sys.argv[1:] if argv is None else argv)]
     os.environ.setdefault("COLUMNS", "120")
-    given = vars(build_parser(settings, prog, description).parse_args(words))
+    parser = build_parser(settings, prog, description)
+    given = vars(parser.parse_args(words))
+    if given.get("recipe"):
+        parser.set_defaults(**RECIPES[given["recipe"]].options)
+        given = vars(parser.parse_args(words))
     for name, value in given.items():
         if "" in (value if isinstance(value, list) else [value]):
             raise UserError(f"--{name.replace('_', '-')}: is empty; give it a value, or leave it out")
@@ -651,7 +676,7 @@ def options_table(settings: type[MachineSettings], prog: str) -> str:
         meaning, _, default = (action.help or "").replace("%%", "%").partition(" (default: ")
         if action.help == argparse.SUPPRESS:
             field = settings.__dataclass_fields__[action.dest]
-            meaning, default = field.metadata["help"], "off" if field.default is False else str(field.default)
+            meaning, default = field.metadata["help"], "off" if field.default is False else str(field.default or "none")
         values = "" if action.nargs == 0 else str(action.metavar).strip("{}").replace(",", ", ")
         values += " ..." if action.nargs == "+" else ""
         rows.append(f"| `{action.option_strings[0]}` | {values} | {default.removesuffix(')')} | {meaning} |")

@@ -13,6 +13,8 @@ def main(argv: list[str] | None = None) -> int:
     asked = config.parse(config.TrainSettings, argv, "train.py", __doc__ or "")
     settings = asked.completed()
     if utils.first_process():
+        if settings.recipe:
+            print(f"recipe {settings.recipe}: {config.RECIPES[settings.recipe]}")
         print(settings.explain_lr(asked.lr), flush=True)
 
     import crossval  # torch is loaded only once the settings are known to be good

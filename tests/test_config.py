@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -146,6 +147,19 @@ def test_tta_needs_a_transform_with_random_views() -> None:
         ensemble("--tta", "2", "--transform-type", "base")
     with pytest.raises(UserError, match="--tta"):
         ensemble("--from-probs", "x", "--tta", "2")
+
+
+@pytest.mark.parametrize("name", config.RECIPES)
+def test_a_recipe_stands_for_its_options_and_each_of_them_goes_before(name: str) -> None:
+    recipe = config.RECIPES[name]
+    plain, expanded = training("--recipe", name.upper()), training(*str(recipe).split())
+    assert dataclasses.replace(plain, recipe=None) == expanded
+    for field, value in recipe.options.items():
+        default = config.TrainSettings.__dataclass_fields__[field].default
+        other = "0.7" if default is None else str(default)  # that of the plain command line too
+        changed = training("--recipe", name, f"--{field.replace('_', '-')}", other)
+        assert str(getattr(changed, field)) == other != str(value)
+    assert str(recipe) in " ".join(config.build_parser(config.TrainSettings, "train.py", "").format_help().split())
 
 
 @pytest.mark.parametrize("name", ["nonsense", "meta", "hpu", "privateuseone", "cuda:99999999999", "cpu:-1"])
