@@ -68,6 +68,8 @@ SETTINGS: dict[str, Setting] = {
     "strong face, THANet_MK1": Setting((*STRONG, "--model-type", "THANet_MK1"), FACE_VIEWS),
     "strong face, AdamW": Setting((*STRONG, "--optim-type", "adamw"), FACE_VIEWS),
     "strong face, smoothing 0.1": Setting((*STRONG, "--loss-type", "smoothing0.1"), FACE_VIEWS),
+    "strong face, logit-adjusted": Setting((*STRONG, "--loss-type", "logitadjusted"), FACE_VIEWS),
+    "strong face, soft F1": Setting((*STRONG, "--loss-type", "softf1"), FACE_VIEWS),
     "strong face, oversampled": Setting((*STRONG, "--oversample", "repeat"), FACE_VIEWS),
     "strong face, warm-up": Setting((*STRONG, "--warmup-epochs", "0.5"), FACE_VIEWS),
 }
