@@ -161,7 +161,7 @@ def train_epoch(
         torch.manual_seed(derive_seed("step", *recipe.seed, step))
         index, partner = compute.to_device(pairs).unbind(1)
         images = compute.to_network(views[0])
-        learner.optimizer.zero_grad(set_to_none=True)  # before the forward pass: the old gradients' memory serves it
+        learner.optimizer.zero_grad(set_to_none=True)  # before the forward pass: CUDA graphs write over the old ones
         with compute.autocast():
             outputs = learner.forward(images)
         truth = {head: halfway(labels[head][index], labels[head][partner]) for head in recipe.heads}

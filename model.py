@@ -357,7 +357,8 @@ def place(network: nn.Module, device: torch.device) -> nn.Module:
 def compiled(network: nn.Module, alone: bool = True) -> nn.Module:
     """The network by torch.compile. On a GPU that it has `alone`, its kernels are replayed as CUDA graphs: those of a small
     batch take less time than the host needs to launch them one by one."""
-    graphs = alone and next(network.parameters()).device.type == "cuda"  # shared, DDP's hooks would be outside of them
+    on_cuda = next(network.parameters()).device.type == "cuda" and torch.version.hip is None  # AMD's graphs train wrongly
+    graphs = alone and on_cuda  # shared, DDP's hooks would be outside of them
     made = torch.compile(network, mode="reduce-overhead" if graphs else None)
     return cast(nn.Module, made)
 
