@@ -61,8 +61,8 @@ def same(a: dict[str, dict[str, torch.Tensor]], b: dict[str, dict[str, torch.Ten
 
 def test_a_cross_validation_leaves_what_the_contract_says(tree: Path) -> None:
     assert sorted(p.name for p in tree.iterdir()) == [
-        "decision.json", "fold00", "fold01", "fold02", "folds.csv", "oof.csv", "report.html", "report.json", "run.json",
-        "suspects.csv",
+        "calibration.json", "decision.json", "fold00", "fold01", "fold02", "folds.csv", "oof.csv", "report.html", "report.json",
+        "run.json", "suspects.csv",
     ]  # fmt: skip
     for fold in range(3):
         files = sorted(p.name for p in (tree / f"fold{fold:02d}").glob("*.pth"))
@@ -338,7 +338,7 @@ def test_the_headline_and_the_kept_answers_are_of_the_epochs_that_the_others_cho
     folds = []
     for number, curve in enumerate(curves):
         answers = np.stack([np.where(np.arange(10)[:, None] < 10 * score, right, np.roll(right, 1, 1)) for score in curve])
-        folds.append(outoffold.Held(number, rows.assign(person=rows["person"] + str(number)), answers, curve))
+        folds.append(outoffold.Held(number, rows.assign(person=rows["person"] + str(number), fold=number), answers, curve))
     chosen = [folds[k].answers[epoch] for k, epoch in enumerate([2, 0, 0])]
     assert np.array_equal(outoffold.honest(folds)[1], np.concatenate(chosen))
     told = "\n".join(outoffold.summary("mask", folds, {}))
