@@ -14,7 +14,8 @@ Sides, taking turns in one run (after a first turn or step that does not count):
   torchvision's v1 transforms on Pillow images, a DataLoader without workers, loss.item() and scikit-learn's scores at
   every step, Adam as it comes, in a process of its own (whose threads wait as the project's do, which flatters it where
   the machine has other work). EfficientNet-lite0 is not in that library: the project's network, contiguous.
-- cached: the real loop with --cache ram, whose first turn (which does not count) decodes the photographs.
+- cached: the real loop with --cache ram, whose first turn (which does not count) decodes the photographs; below 224 px, where
+  decoding weighs.
 
 Printed as well: the part of the real loop's time that it waits for its next batch, and how long 18,900 photographs x 30
 epochs x 5 folds take at the measured rates (a fold trains on 15,120 photographs and validates on 3,780, an epoch).
@@ -228,7 +229,8 @@ def measure(args: argparse.Namespace, backbone: str, size: int, batches: int) ->
              "device": str(compute.device), "threads": torch.get_num_threads()}  # fmt: skip
     options = [word for name, value in words.items() for word in (f"--{name}", str(value))]
     elsewhere = sides["plain"] = timing.Elsewhere([__file__, args.root, *options, "--plain"])
-    if isinstance(augmentation.forms(args.transform_type, size).train, augmentation.Crop):  # what --cache ram takes
+    crops = isinstance(augmentation.forms(args.transform_type, size).train, augmentation.Crop)  # what --cache ram takes
+    if crops and size < augmentation.NARROW:
         sides["cached"] = Real(dataclasses.replace(study, squares=dataset.Squares(len(study.table))), batches)
     for step in steps.values():
         step()
