@@ -86,8 +86,12 @@ def truth_of(settings: config.PredictSettings, names: Sequence[str]) -> np.ndarr
     return tables.read_answers(settings.answers, names, settings.task)
 
 
-def check_fitted(settings: config.PredictSettings, source: Path) -> None:
-    """Raise UserError where the tree (or the earlier prediction) lacks what --decision or --prior-shift needs."""
+def check_fitted(settings: config.PredictSettings, source: Path, trees: int = 1) -> None:
+    """Raise UserError where the tree (or the earlier prediction) lacks what --decision or --prior-shift needs, and where
+    several trees vote: nothing was fitted for their mixture."""
+    for name, value, usual in (("decision", settings.decision, "argmax"), ("prior-shift", settings.prior_shift, "none")):
+        if trees > 1 and value != usual:
+            raise UserError(f"--{name} {value}: what it needs was fitted for one tree; use it with a single --root")
     if settings.decision == "macro-f1":
         ensemble.read_rule(source, settings.task)
     if settings.prior_shift == "em":
@@ -97,7 +101,7 @@ def check_fitted(settings: config.PredictSettings, source: Path) -> None:
 def adjustments(
     settings: config.PredictSettings, source: Path, probs: ensemble.Probabilities
 ) -> tuple[list[ensemble.Adjustment], list[str]]:
-    """(what is done to the probabilities before the likeliest class is taken, what to say of it).
+    """(what is done to the probabilities before the likeliest class is taken, what is said of it; prints that).
 
     First the photographs' own class frequencies, by --prior-shift; then the rule of --decision. Raises UserError as
     `check_fitted` does.
@@ -107,6 +111,7 @@ def adjustments(
     if settings.prior_shift == "em":
         found = shift.estimate(shift.read(source, settings.task), probs.array)
         steps, lines = [found], found.lines()
+        print(*lines, sep="\n", flush=True)
     if settings.decision == "macro-f1":
         steps.append(ensemble.read_rule(source, settings.task))
     return steps, lines

@@ -41,10 +41,7 @@ def predicted(settings: config.EnsembleSettings) -> tuple[str, ensemble.Probabil
              f"{len(names)} photographs" for tree in found]  # fmt: skip
     submission.truth_of(settings, names)  # refused before the long part, if it is to be refused
     home = next((tree for tree in found if tree.task in ("main", settings.task)), found[0])
-    for name, value, usual in (("decision", settings.decision, "argmax"), ("prior-shift", settings.prior_shift, "none")):
-        if len(found) > 1 and value != usual:
-            raise utils.UserError(f"--{name} {value}: what it needs was fitted for one tree; use it with a single --root")
-    submission.check_fitted(settings, home.path)
+    submission.check_fitted(settings, home.path, len(found))
     members.answering_together(voters, settings.task)
     lines += trees.mixture(found, settings.task) if len(found) > 1 else []
     weights, told = trees.fitted_weights(found, settings.task) if settings.weights == "oof" else ([], [])
@@ -69,7 +66,6 @@ def main(argv: list[str] | None = None) -> int:
     name, probs, source, notes = found
     truth = submission.truth_of(settings, probs.images)
     steps, shifted = submission.adjustments(settings, source, probs)
-    print(*shifted, sep="\n", end="\n" * bool(shifted), flush=True)
     voted = ensemble.vote(settings.method, probs.task, probs.array, probs.weights, steps)
     folder = submission.output_folder(settings.save_path, name, settings.task)
     if len(settings.root or ()) < 2:  # nothing was fitted for a mixture

@@ -32,7 +32,6 @@ def main(argv: list[str] | None = None) -> int:
     submission.check_fitted(settings, tree)
     probs = members.answer([member], settings, settings.transform_type, 1, tree, names, paths)
     steps, notes = submission.adjustments(settings, tree, probs)
-    print(*notes, sep="\n", end="\n" * bool(notes), flush=True)
     answers = ensemble.decide(probs.task, ensemble.adjusted(ensemble.arithmetic(probs.array), steps))
     folder = submission.output_folder(settings.save_path, f"{tree.name}_{path.absolute().parent.name}", settings.task)
     submission.keep_fitted(folder, tree)
