@@ -16,6 +16,8 @@ from utils import UserError, atomic_write, read_file, reason
 FILE = "calibration.json"  # in a tree, and in predictions made from it
 RIDGE = 1e-3  # holds the biases of rare classes back
 ROUNDS, STILL = 500, 1e-7  # of the expectation maximisation: at most so many, or until no share moves by more
+RAREST = 1e-4  # share of a class that training lacks: nobody there is not for ever nobody
+VANISHED = 0.05  # of its training share: a class of which less seems to be left makes the estimate doubtful
 LEAST = 1e-6  # factor of a class: not so small that its probabilities vanish
 LIMIT = 100.0  # no calibration has a temperature (or its inverse), or a bias in logits, beyond this
 
@@ -56,15 +58,24 @@ class Shift:
         """The estimated shares of the classes."""
         return _normal(np.array(self.shares) * self.factors)
 
-    def lines(self) -> list[str]:
-        """What was found beside the training's shares: a line for each part of `main`, or for the task."""
-        lines = []
+    def found(self) -> dict[str, list[tuple[str, float, float]]]:
+        """{part of `main`, or the task: (class, its share in training, its share here) of each class}."""
+        told = {}
         for task in config.PARTS if self.task == "main" else (self.task,):
             before, now = (_sums(shares, part_of(self.task, task)) for shares in (np.array(self.shares), self.priors))
-            shown = ", ".join(f"{name} {100 * old:.1f} -> {100 * new:.1f} %"
-                              for name, old, new in zip(config.TASKS[task].classes, before, now, strict=True))  # fmt: skip
-            lines.append(f"prior shift, {task} in training -> estimated here: {shown}")
-        return lines
+            told[task] = list(zip(config.TASKS[task].classes, before.tolist(), now.tolist(), strict=True))
+        return told
+
+    def lines(self) -> list[str]:
+        """What was found beside the training's shares: a line for each part of `main`, or for the task."""
+        shown = {task: ", ".join(f"{name} {100 * old:.1f} -> {100 * new:.1f} %" for name, old, new in rows)
+                 for task, rows in self.found().items()}  # fmt: skip
+        return [f"prior shift, {task} in training -> estimated here: {text}" for task, text in shown.items()]
+
+    def vanished(self) -> list[str]:
+        """The classes of which next to nothing seems to be left."""
+        rows = [row for part in self.found().values() for row in part]
+        return [name for name, old, new in rows if old > 10 * RAREST and new < VANISHED * old]
 
 
 def fit(task: str, probabilities: np.ndarray, truth: np.ndarray) -> Calibration:
@@ -132,7 +143,7 @@ def estimate(calibration: Calibration, probabilities: np.ndarray) -> Shift:
     """
     task = calibration.task
     passes = ensemble.arithmetic(calibration.adjust(probabilities))
-    shares = _normal(np.array(calibration.shares) + 0.5 / len(passes))  # nobody of a class in training: not for ever nobody
+    shares = _normal(np.maximum(calibration.shares, RAREST))
     parts = [part_of(task, part) for part in (config.PARTS if task == "main" else (task,))]
     factors, priors = np.ones(len(shares)), shares
     for _ in range(ROUNDS):

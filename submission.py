@@ -14,7 +14,7 @@ import config
 import ensemble
 import metrics
 import shift
-from utils import UserError, atomic_write, new_folder, printable, read_arrays, read_file, reason, timestamp, warn
+from utils import UserError, atomic_write, new_folder, printable, read_arrays, read_file, reason, timestamp, warn, warn_counted
 
 PROBS = "probs.npz"
 
@@ -112,6 +112,8 @@ def adjustments(
         found = shift.estimate(shift.read(source, settings.task), probs.array)
         steps, lines = [found], found.lines()
         print(*lines, sep="\n", flush=True)
+        warn_counted(found.vanished(), "classes of which --prior-shift em finds next to nothing left; photographs that few, or a "
+                     "model that unsure, want --prior-shift none")  # fmt: skip
     if settings.decision == "macro-f1":
         steps.append(ensemble.read_rule(source, settings.task))
     return steps, lines

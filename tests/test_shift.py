@@ -86,8 +86,11 @@ def test_certain_answers_and_classes_that_training_lacks_stay_numbers() -> None:
     found = shift.estimate(calibration, certain)
     assert found.adjust(certain).argmax(-1).tolist() == [[[0, 0, 1, 2, 2]]]
     assert np.isfinite(found.adjust(certain)).all()
+    assert found.vanished() == []
     never = shift.estimate(calibration, np.eye(3)[[0, 0, 0]][None, None])
     assert np.isfinite(never.adjust(certain)).all()
+    assert never.vanished() == ["30 to 59"]  # "60 and over" were not there before
+    assert "30 to 59 50.0 -> 0.0 %" in never.lines()[0]
 
 
 def test_the_shift_comes_before_the_rule(tmp_path: Path) -> None:
@@ -138,7 +141,9 @@ def test_commands_say_what_they_found_and_vote_again_with_it(
 ) -> None:
     words = ("--data-root", str(eval_root), "--save-path", str(tmp_path / "out"), *MACHINE)
     assert submit_ensemble.main(["--root", str(tree), "--prior-shift", "EM", "--top-k", "1", *words]) == 0
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("prior shift, ")]
+    told = capsys.readouterr()
+    assert "classes of which --prior-shift em finds next to nothing left; photographs that few" in told.err
+    said = [line for line in told.out.splitlines() if line.startswith("prior shift, ")]
     assert [line.split()[2] for line in said] == ["mask", "gender", "ageg"]
     assert "under 30 " in said[2]
     (made,) = (tmp_path / "out").iterdir()
