@@ -16,7 +16,7 @@ from utils import UserError, atomic_write, read_file, reason
 FILE = "calibration.json"  # in a tree, and in predictions made from it
 RIDGE = 1e-3  # holds the biases of rare classes back
 ROUNDS, STILL = 500, 1e-7  # of the expectation maximisation: at most so many, or until no share moves by more
-RAREST = 1e-4  # share of a class that training lacks: nobody there is not for ever nobody
+RAREST = 1e-6  # no share is counted as less
 VANISHED = 0.05  # of its training share: a class of which less seems to be left makes the estimate doubtful
 LEAST = 1e-6  # factor of a class: not so small that its probabilities vanish
 LIMIT = 100.0  # no calibration has a temperature (or its inverse), or a bias in logits, beyond this
@@ -32,7 +32,7 @@ class Calibration:
     task: str
     temperature: float
     biases: tuple[float, ...]
-    shares: tuple[float, ...]  # of the classes among the photographs that it was fitted on
+    shares: tuple[float, ...]  # of the classes among the photographs that it was fitted on, by the calibrated probabilities
 
     def adjust(self, probabilities: np.ndarray) -> np.ndarray:
         """[..., classes] probabilities -> the calibrated ones."""
@@ -75,7 +75,7 @@ class Shift:
     def vanished(self) -> list[str]:
         """The classes of which next to nothing seems to be left."""
         rows = [row for part in self.found().values() for row in part]
-        return [name for name, old, new in rows if old > 10 * RAREST and new < VANISHED * old]
+        return [name for name, old, new in rows if new < VANISHED * old]
 
 
 def fit(task: str, probabilities: np.ndarray, truth: np.ndarray) -> Calibration:
@@ -98,8 +98,10 @@ def fit(task: str, probabilities: np.ndarray, truth: np.ndarray) -> Calibration:
     optimizer.step(surprise)
     temperature = float(heat.detach().exp().clamp(1 / LIMIT, LIMIT).nan_to_num(1.0))
     bounded = biases.detach().nan_to_num(0.0).clamp(-LIMIT, LIMIT)
-    shares = np.bincount(truth, minlength=classes) / len(truth)
-    return Calibration(task, temperature, tuple(bounded.tolist()), tuple(shares.tolist()))
+    found = Calibration(task, temperature, tuple(bounded.tolist()), (1 / classes,) * classes)
+    # By the probabilities, not by the labels: they agree but for classes that are absent or rare, whose biases are held back.
+    # With shares from labels these would seem more frequent than they were, in any photographs.
+    return dataclasses.replace(found, shares=tuple(found.adjust(probabilities).mean(0).tolist()))
 
 
 def write(folder: Path, calibration: Calibration) -> None:
