@@ -112,8 +112,8 @@ def adjustments(
         found = shift.estimate(shift.read(source, settings.task), probs.array)
         steps, lines = [found], found.lines()
         print(*lines, sep="\n", flush=True)
-        warn_counted(found.vanished(), "classes of which --prior-shift em finds next to nothing left; photographs that few, or a "
-                     "model that unsure, want --prior-shift none")  # fmt: skip
+        warn_counted(found.vanished(), "classes of which --prior-shift em finds next to nothing left; too few photographs, or a "
+                     "model unsure of them, make it guess: --prior-shift none does not")  # fmt: skip
     if settings.decision == "macro-f1":
         steps.append(ensemble.read_rule(source, settings.task))
     return steps, lines

@@ -34,6 +34,7 @@ import ensemble
 import metrics
 import shift
 import submission
+import tables
 import utils
 
 LITE0 = ("--backbone", "efficientnet-lite0")
@@ -163,10 +164,8 @@ def results(args: argparse.Namespace, setting: str, images: list[str]) -> Result
 
 def table(args: argparse.Namespace) -> pd.DataFrame:
     """A row per setting and view, with the difference to the base in its own best view."""
-    told = pd.read_csv(Path(args.data) / "eval" / "answers.csv")
-    images, truth = told["ImageID"].tolist(), told["ans"].to_numpy()
-    order = pd.read_csv(Path(args.data) / "eval" / "info.csv")["ImageID"].tolist()
-    truth, images = truth[[images.index(name) for name in order]], order
+    images, _ = tables.read_eval(str(Path(args.data) / "eval"))
+    truth = tables.read_answers(str(Path(args.data) / "eval" / "answers.csv"), images, "main")
     people = np.arange(len(images)) if args.people is None else whose(args.people, images)
 
     def draws(classes: np.ndarray) -> np.ndarray:
