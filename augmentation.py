@@ -166,6 +166,15 @@ def facecrop(size: int) -> Forms:
     return Forms(FaceSteps(size, v2.RandomCrop(size)), middle_of_face, middle_of_face)
 
 
+def facerandom(size: int) -> Forms:
+    """A random part of the face's square, mirrored half of the time, with RandAugment(2, 9) to train on; its middle to judge
+    by; every test view another crop of it, mirrored half of the time."""
+    part = v2.RandomResizedCrop(size, scale=(0.6, 1.0), ratio=(0.85, 1.18))
+    train = v2.Compose([part, v2.RandomHorizontalFlip(), v2.RandAugment(2, 9)])
+    view = v2.Compose([v2.RandomCrop(size), v2.RandomHorizontalFlip()])
+    return Forms(FaceSteps(size, train), FaceSteps(size, v2.CenterCrop(size)), FaceSteps(size, view))
+
+
 def forms(name: str, size: int) -> Forms:
     """The forms of a registered transform type at the network's size."""
     made: Forms = config.resolve(config.TRANSFORMS[name].target)(size)

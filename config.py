@@ -124,6 +124,9 @@ class Optimizer:
     help: str
 
 
+FACE = "the face"
+
+
 @dataclass(frozen=True)
 class Transform:
     """target(image_size) -> augmentation.Forms. `sees`: the field of view of its validation form and of its test views."""
@@ -132,6 +135,11 @@ class Transform:
     sees: str
     random_view: bool  # whether every test view is another one
     help: str
+
+    @property
+    def of_face(self) -> bool:
+        """Whether it cuts the face out, which --boxes can tell the place of."""
+        return self.sees == FACE
 
 
 @dataclass(frozen=True)
@@ -190,7 +198,8 @@ TRANSFORMS: dict[str, Transform] = {
     "base": Transform("augmentation:base", "the middle 224 pixels", False, "resized and cropped, no other change"),
     "random": Transform("augmentation:random", "the middle 224 pixels", False, "random crops and RandAugment"),
     "tta": Transform("augmentation:tta", "the middle 384 pixels", True, "as random; each test view is another crop"),
-    "facecrop": Transform("augmentation:facecrop", "the face", False, "crop to the face, in training and at test"),
+    "facecrop": Transform("augmentation:facecrop", FACE, False, "crop to the face, in training and at test"),
+    "facerandom": Transform("augmentation:facerandom", FACE, True, "as facecrop, scaled and mirrored, and RandAugment"),
 }
 
 RECIPES: dict[str, Recipe] = {
@@ -370,7 +379,7 @@ class TrainSettings(MachineSettings):
     )  # fmt: skip
     transform_type: str = option(DATA, "crops and augmentation", "random", Choice(TRANSFORMS))
     boxes: str | None = option(
-        DATA, "the faces' places (file,left,top,right,bottom) for --transform-type facecrop, from any detector", None,
+        DATA, "the faces' places (file,left,top,right,bottom) for facecrop and facerandom, from any detector", None,
         shown="found in the pixels", metavar="CSV",
     )  # fmt: skip
     skip_bad_images: bool = option(DATA, "train without the photographs that cannot be read", False)
@@ -468,8 +477,9 @@ class TrainSettings(MachineSettings):
 
 def check_boxes(boxes: str | None, *transforms: str) -> None:
     """Boxes are read by the face crop alone."""
-    if boxes is not None and not {"facecrop", AUTO} & set(transforms):
-        raise UserError(f"--boxes {boxes}: only --transform-type facecrop reads them; add it, or leave --boxes out")
+    of_face = [name for name, entry in TRANSFORMS.items() if entry.of_face]
+    if boxes is not None and not {*of_face, AUTO} & set(transforms):
+        raise UserError(f"--boxes {boxes}: only --transform-type {' and '.join(of_face)} read them; add one, or leave it out")
 
 
 def check_training(s: TrainSettings) -> None:
@@ -517,7 +527,7 @@ class PredictSettings(MachineSettings):
     )  # fmt: skip
     save_path: str = option(DATA, "where the folder of predictions goes", "./prediction", metavar="DIR")
     boxes: str | None = option(
-        DATA, "the faces' places (file,left,top,right,bottom) for facecrop, from any detector", None,
+        DATA, "the faces' places (file,left,top,right,bottom) for facecrop and facerandom, from any detector", None,
         shown="found in the pixels", metavar="CSV",
     )  # fmt: skip
     skip_bad_images: bool = option(DATA, "answer photographs that cannot be read with the most frequent class", False)

@@ -227,8 +227,8 @@ def run_members(
         part = part_known(member, task)
         networks.append(models.place(models.Spread(network, part) if part else network, compute.device))
         member.found.weights.clear()  # mapped from the file: they would lie in memory a second time
-    if boxes_csv is not None and "facecrop" not in used:
-        raise UserError(f"--boxes {boxes_csv}: none of these checkpoints was trained with facecrop; leave --boxes out")
+    if boxes_csv is not None and not any(config.TRANSFORMS[name].of_face for name in used):
+        raise UserError(f"--boxes {boxes_csv}: none of these checkpoints was trained on cropped faces; leave --boxes out")
     boxes = tables.read_boxes(boxes_csv, names, paths) if boxes_csv else None
     photos = dataset.Photos(names, paths, distinct, boxes)
     array = engine.predict(networks, plan, photos, [task], compute)[task]

@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
 """Which settings pay? python benchmarks/ablation.py DATA DIR [--settings NAME ...] [--seeds 1] [--people CSV]
 
-Each setting is trained with each seed by the real train.py (--cv 1: one and the same 90/10 split; equal epochs and image size)
-and answers DATA/eval by the real submit_ensemble.py, in each of its views. DIR keeps, for each setting and seed, the
-probabilities and what the training told, and drops the checkpoints; what is there is not run again, so an interrupted
-benchmark goes on, and settings can be added one by one. --jobs of them run side by side, each in one thread.
+Each setting is trained with each seed by the real train.py (--cv 1: one and the same 90/10 split; equal epochs and image size;
+with --cv 5 the folds' best checkpoints answer together) and answers DATA/eval by the real submit_ensemble.py, in each of its
+views. DIR keeps, for each setting and seed, the probabilities and what the training told, and drops the checkpoints; what is
+there is not run again, so an interrupted benchmark goes on, and settings can be added one by one. --jobs of them run side by
+side, each in one thread.
 
 The table: macro F1 on the held-out people of training (the best epoch's, so a little optimistic) and on DATA/eval/answers.csv,
 means over the seeds; the difference to the setting it is compared with (--base, in the view that serves the base best), seed
 by seed on the same people, with its 95 % interval by bootstrap over people (--people: ImageID,person; where nobody tells whose
-the photographs are, they count as independent, which is too narrow); and the seconds of an epoch.
+the photographs are, they count as independent, which is too narrow); and the processor's seconds for an epoch.
 
 Settings may use what is on trial (candidates.py).
 """
@@ -21,6 +22,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,6 +32,7 @@ import numpy as np
 import pandas as pd
 import timing
 
+import checkpoint
 import ensemble
 import metrics
 import shift
@@ -37,6 +40,7 @@ import submission
 import tables
 import utils
 
+ASKED = ("image_size", "epochs", "cv", "device", "threads", "workers")
 LITE0 = ("--backbone", "efficientnet-lite0")
 FACE_VIEWS = {"plain": ("--transform-type", "auto"), "two views": ("--transform-type", "auto", "--tta", "2")}
 
@@ -47,12 +51,16 @@ class Setting:
 
     train: tuple[str, ...]
     views: Mapping[str, tuple[str, ...]]
+    trick: str = ""  # of candidates.py, where it is no entry of a registry: average (the weights), mean of 3, grow, halves
 
 
 WIDE_VIEWS = {"wide": ("--transform-type", "auto"), "middle 224": ("--transform-type", "base"),
               "two crops": ("--transform-type", "tta", "--tta", "2")}  # fmt: skip
 FACE = {"plain": ("--transform-type", "auto")}
-STRONG = ("--transform-type", "face_strong")
+STRONG = ("--transform-type", "facerandom")
+FILTER = ("--age-filter", "58")
+FACTORS = ("--model-type", "Factorised", "--loss-type", "factorloss")
+BALANCED = (*FACTORS[:2], "--loss-type", "balancedfactorloss")
 
 SETTINGS: dict[str, Setting] = {
     "seed": Setting(("--transform-type", "tta", "--lr", "0.001"), WIDE_VIEWS),
@@ -62,10 +70,8 @@ SETTINGS: dict[str, Setting] = {
     "face + flip": Setting(("--transform-type", "face_flip"), FACE_VIEWS),
     "face + flip + scale": Setting(("--transform-type", "face_resized"), FACE_VIEWS),
     "face + flip + scale + RandAugment": Setting(STRONG, FACE_VIEWS),
-    "strong face, factorised": Setting((*STRONG, "--model-type", "Factorised", "--loss-type", "factorloss"), FACE_VIEWS),
-    "flipped face, factorised": Setting(
-        ("--transform-type", "face_flip", "--model-type", "Factorised", "--loss-type", "factorloss"), FACE_VIEWS
-    ),
+    "strong face, factorised": Setting((*STRONG, *FACTORS), FACE_VIEWS),
+    "flipped face, factorised": Setting(("--transform-type", "face_flip", *FACTORS), FACE_VIEWS),
     "strong face, THANet_MK1": Setting((*STRONG, "--model-type", "THANet_MK1"), FACE_VIEWS),
     "strong face, AdamW": Setting((*STRONG, "--optim-type", "adamw"), FACE_VIEWS),
     "strong face, smoothing 0.1": Setting((*STRONG, "--loss-type", "smoothing0.1"), FACE_VIEWS),
@@ -73,7 +79,28 @@ SETTINGS: dict[str, Setting] = {
     "strong face, soft F1": Setting((*STRONG, "--loss-type", "softf1"), FACE_VIEWS),
     "strong face, oversampled": Setting((*STRONG, "--oversample", "repeat"), FACE_VIEWS),
     "strong face, warm-up": Setting((*STRONG, "--warmup-epochs", "0.5"), FACE_VIEWS),
+    "strong face, age filter 58": Setting((*STRONG, *FILTER), FACE_VIEWS),
+    "factorised, smoothing 0.2": Setting((*STRONG, *FACTORS[:2], "--loss-type", "factorloss0.2"), FACE_VIEWS),
+    "factorised, age filter 58": Setting((*STRONG, *FACTORS, *FILTER), FACE_VIEWS),
+    "factorised, balanced ages": Setting((*STRONG, *BALANCED), FACE_VIEWS),
+    "factorised, balanced ages, age filter 58": Setting((*STRONG, *BALANCED, *FILTER), FACE_VIEWS),
 }
+
+
+def on_top(of: str, **more: tuple[tuple[str, ...], str]) -> dict[str, Setting]:
+    """A setting with one more idea, each: {name: (options, trick)}."""
+    base = SETTINGS[of]
+    return {f"{of}; {name.replace('_', ' ')}": Setting((*base.train, *words), base.views, trick)
+            for name, (words, trick) in more.items()}  # fmt: skip
+
+
+SETTINGS |= on_top(
+    "strong face, logit-adjusted",
+    age_filter_58=(FILTER, ""), average=((), "average"), mean_of_3=((), "mean of 3"), grow=((), "grow"), halves=((), "halves"),
+    AdamW=(("--optim-type", "adamw"), ""), lr_0_002=(("--lr", "0.002"), ""), lr_0_0005=(("--lr", "0.0005"), ""),
+    erasing=(("--transform-type", "face_erased"), ""), warm_up=(("--warmup-epochs", "1"), ""),
+    head_lr=(("--lr", "0.003", "--backbone-lr-scale", "0.3"), ""), soft_F1=(("--loss-type", "adjustedsoftf1"), ""),
+)  # fmt: skip
 
 
 def file_name(setting: str) -> str:
@@ -86,17 +113,24 @@ def child(args: argparse.Namespace) -> int:
     import candidates
 
     candidates.register()
+    trick = SETTINGS[args.child].trick
+    candidates.play(trick, args.epochs)
     import submit_ensemble
     import train
 
     setting, data, folder = SETTINGS[args.child], Path(args.data), Path(args.folder)
     machine = ("--device", args.device, "--threads", str(args.threads), "--workers", str(args.workers))
+    before = time.process_time()
     code = train.main([
-        "--train-root", str(data / "train"), "--save-path", str(folder / "models"), "--quiet", "--save-top", "1", *LITE0,
+        "--train-root", str(data / "train"), "--save-path", str(folder / "models"), "--quiet", "--save-top", "3", *LITE0,
         "--image-size", str(args.image_size), "--epochs", str(args.epochs), "--seed", str(args.seeds[0]), *machine,
-        *setting.train,
+        "--cv", str(args.cv), *setting.train,
     ])  # fmt: skip
+    (folder / "cpu.json").write_text(json.dumps(time.process_time() - before))
     (tree,) = (folder / "models").iterdir()
+    if trick == "mean of 3":
+        for fold in checkpoint.fold_folders(tree):
+            candidates.average_checkpoints(fold)
     for view, words in setting.views.items():
         code = code or submit_ensemble.main([
             "--root", str(tree), "--data-root", str(data / "eval"), "--save-path", str(folder / file_name(view)), "--top-k", "1",
@@ -105,9 +139,11 @@ def child(args: argparse.Namespace) -> int:
         (made,) = (folder / file_name(view)).iterdir()
         (made / submission.PROBS).rename(folder / f"{file_name(view)}.npz")
         shutil.rmtree(folder / file_name(view))
-    for name in ("report.json", shift.FILE):
+    for name in ("report.json", "oof.csv", shift.FILE):
         (tree / name).rename(folder / name)
-    (tree / "fold00" / "history.csv").rename(folder / "history.csv")
+    pd.concat([pd.read_csv(file).assign(fold=file.parent.name) for file in sorted(tree.glob("fold*/history.csv"))]).to_csv(
+        folder / "history.csv", index=False
+    )
     shutil.rmtree(folder / "models")
     return code
 
@@ -120,7 +156,7 @@ def run(args: argparse.Namespace, setting: str, seed: int) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     words = [str(timing.PROJECT / "benchmarks" / "ablation.py"), args.data, str(folder), "--child", setting, "--seeds", str(seed)]
-    for name in ("image_size", "epochs", "device", "threads", "workers"):
+    for name in ASKED:
         words += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
     with open(folder / "log.txt", "w") as log:
         ended = subprocess.run([sys.executable, *words], stdout=log, stderr=subprocess.STDOUT)
@@ -129,13 +165,23 @@ def run(args: argparse.Namespace, setting: str, seed: int) -> None:
     print(f"done: {setting}, seed {seed}", flush=True)
 
 
+def check_same(args: argparse.Namespace) -> None:
+    """Raise UserError where DIR was filled by runs of another kind."""
+    asked = {name: getattr(args, name) for name in ASKED[:3]} | {"data": str(Path(args.data).resolve())}
+    path = args.folder / "asked.json"
+    if path.is_file() and json.loads(path.read_text()) != asked:
+        raise utils.UserError(f"{path}: these runs had other settings ({path.read_text()}); use another DIR")
+    args.folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asked))
+
+
 @dataclass(frozen=True)
 class Results:
     """What the seeds of a setting came to."""
 
     answers: dict[tuple[str, int], np.ndarray]  # (view, seed) -> classes [images]
     held_out: list[float]  # macro F1 of each seed
-    seconds: list[float]  # of an epoch
+    seconds: list[float]  # of the processor for an epoch, its validation included
 
 
 def results(args: argparse.Namespace, setting: str, images: list[str]) -> Results:
@@ -145,9 +191,9 @@ def results(args: argparse.Namespace, setting: str, images: list[str]) -> Result
         if not (folder / "history.csv").is_file():
             continue
         history = pd.read_csv(folder / "history.csv")
-        held_out.append(float(history["macro_f1"].max()))
-        trained = sum(json.loads((folder / "report.json").read_text())["run"]["data"]["photographs_per_class"].values()) * 0.9
-        seconds.append(float(trained / history["images_per_second"].median()))
+        held_out.append(float(history.assign(fold=history.get("fold", 0)).groupby("fold")["macro_f1"].max().mean()))
+        if (folder / "cpu.json").is_file():
+            seconds.append(json.loads((folder / "cpu.json").read_text()) / len(history))
         for view in SETTINGS[setting].views:
             with np.load(folder / f"{file_name(view)}.npz") as stored:
                 array, names = stored["probabilities"], stored["images"].tolist()
@@ -188,7 +234,7 @@ def table(args: argparse.Namespace) -> pd.DataFrame:
         rows.append({
             "setting": setting, "view": view, "seeds": len(by_seed), "held out": np.mean(result.held_out),
             "answers": np.mean(list(by_seed.values())), "gain": gain, "low": low, "high": high,
-            "s/epoch": np.median(result.seconds),
+            "CPU s/epoch": np.median(result.seconds),
         })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -210,6 +256,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--prior-shift", action="store_true", help="a row with --prior-shift em for each view, too")
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--cv", type=int, default=1, help="1: one split; else the folds whose ensemble answers")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--workers", type=int, default=0)
@@ -218,6 +265,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.child:
         return child(args)
+    check_same(args)
     pairs = [(setting, seed) for setting in args.settings for seed in args.seeds]
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(lambda pair: run(args, *pair), pairs))

@@ -66,6 +66,16 @@ class SoftF1(nn.Module):
         return both
 
 
+class AdjustedSoftF1(LogitAdjusted):
+    """LogitAdjusted, and one minus the soft macro F1 of the same outputs."""
+
+    def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        told, truth = outputs.softmax(1), functional.one_hot(labels, outputs.shape[1]).to(outputs.dtype)
+        there = truth.sum(0) > 0
+        f1 = 2 * (told * truth).sum(0) / (told.sum(0) + truth.sum(0))
+        return super().forward(outputs, labels) + 1 - f1[there].mean()
+
+
 class FactorLoss(nn.Module):
     """Label smoothing of 0.1; for ages the cross entropy against a Gaussian around the true year (DLDL, Gao et al. 2017,
     arXiv:1611.01731)."""
@@ -82,6 +92,34 @@ class FactorLoss(nn.Module):
         years = torch.arange(classes, device=outputs.device, dtype=outputs.dtype)
         target = (-((years - labels[:, None]) ** 2) / (2 * SPREAD**2)).softmax(1)
         return functional.cross_entropy(outputs, target)
+
+
+def factor_smooth() -> nn.Module:
+    """FactorLoss with the recipe's label smoothing."""
+    made = FactorLoss()
+    made.smooth = loss.LabelSmoothingLoss(0.2)
+    return made
+
+
+class BalancedFactorLoss(FactorLoss):
+    """FactorLoss on outputs + log of the age groups' shares, which are counted on the way: what is left in the outputs holds
+    for age groups that are alike frequent (Menon et al. 2021, arXiv:2007.07314)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = torch.ones(3)
+
+    def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        classes = outputs.shape[1]
+        if outputs.requires_grad and classes in (config.TASKS["year"].outputs, 18):  # in training, not in validation
+            if classes == 18:
+                groups = torch.arange(18, device=outputs.device) % 3
+                self.counts = self.counts.to(outputs.device) + torch.bincount(labels % 3, minlength=3)
+            else:
+                years = torch.arange(classes, device=outputs.device)
+                groups = (years >= config.GROUP_STARTS[0]).long() + (years >= config.GROUP_STARTS[1]).long()
+            outputs = outputs + (self.counts / self.counts.sum()).log().to(outputs.device)[groups]
+        return super().forward(outputs, labels)
 
 
 class Factorised(nn.Module):
@@ -131,9 +169,10 @@ def face_resized(size: int) -> augmentation.Forms:
     return _face(size, _resized(size), v2.RandomHorizontalFlip())
 
 
-def face_strong(size: int) -> augmentation.Forms:
-    """The same with RandAugment(2, 9)."""
-    return _face(size, _resized(size), v2.RandomHorizontalFlip(), v2.RandAugment(2, 9))
+def face_erased(size: int) -> augmentation.Forms:
+    """facerandom with a rectangle erased in every second image (RandomErasing, Zhong et al. 2020, arXiv:1708.04896)."""
+    erasing = (v2.PILToTensor(), v2.RandomErasing(0.5, scale=(0.02, 0.2), value=0), v2.ToPILImage())
+    return _face(size, _resized(size), v2.RandomHorizontalFlip(), v2.RandAugment(2, 9), *erasing)
 
 
 def tta_flip(size: int) -> augmentation.Forms:

@@ -309,7 +309,8 @@ def looked_at(name: str, photo: Image.Image, found: Box | None) -> tuple[Square,
     wide, narrow = centred(augmentation.WIDE, whole), centred(augmentation.NARROW, whole)
     face = augmentation.face_square(photo, found)
     inner = centred((face[2] - face[0]) / augmentation.ROOM, face)
-    return {"base": (wide, narrow), "random": (wide, narrow), "tta": (wide, wide), "facecrop": (face, inner)}.get(name)
+    return {"base": (wide, narrow), "random": (wide, narrow), "tta": (wide, wide), "facecrop": (face, inner),
+            "facerandom": (face, face)}.get(name)
 
 
 def paste(ax: Axes, picture: Image.Image, x: int, y: int, wide: int, high: int) -> None:
@@ -339,7 +340,7 @@ def draw_transforms(photo: Image.Image) -> Figure:
         paste(ax, photo, 20, y, wide, high)
         squares = looked_at(name, photo, found)
         scale = wide / photo.width
-        if name == "facecrop" and found is not None:
+        if entry.of_face and found is not None:
             frame(ax, 20, y, scale, found, "white", 0, linestyle=(0, (2.5, 1.5)))
         if squares is not None:
             frame(ax, 20, y, scale, squares[0], COLOURS[0], 1)
@@ -353,7 +354,7 @@ def draw_transforms(photo: Image.Image) -> Figure:
         else:
             shots += [(forms.view, test, 0, "")]
             note = f"{entry.sees},\nthe same every time"
-            if name == "facecrop":
+            if entry.of_face:
                 note += "\n\ndashed: the face's box" if found else "\n\nno face was found"
             write(ax, test + tile + 14, y + tile / 2, note, 11, ha="left", color=SOFT, linespacing=1.35)
         for form, x, number, text in shots:
