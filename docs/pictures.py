@@ -334,7 +334,7 @@ def draw_transforms(photo: Image.Image) -> Figure:
     found = find_face(photo)
     for row, (name, entry) in enumerate(config.TRANSFORMS.items()):
         y = top + row * pitch
-        write(ax, 20, y - 2, name, 13, ha="left", weight="bold")
+        write(ax, 20, y - 2, name, 12, ha="left", weight="bold")
         write(ax, train, y - 2, entry.help, 11, ha="left", color=SOFT)
         y += 16
         paste(ax, photo, 20, y, wide, high)
@@ -349,7 +349,7 @@ def draw_transforms(photo: Image.Image) -> Figure:
         draws = (9, 17, 12) if entry.random_view else (0, 4, 13)  # ones that differ
         shots = [(forms.train, train + k * (tile + gap), draw, "") for k, draw in enumerate(draws)]
         if entry.random_view:
-            shots += [(forms.view, test + k * (tile + gap), draw, f"test view {k + 1}") for k, draw in enumerate((2, 14))]
+            shots += [(forms.view, test + k * (tile + gap), draw, f"test view {k + 1}") for k, draw in enumerate((2, 3))]
             shots += [(forms.valid, test + 2 * (tile + gap), 0, "validation")]
         else:
             shots += [(forms.view, test, 0, "")]
