@@ -6,7 +6,7 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,7 +130,7 @@ class Recipe:
     """What an epoch of training follows."""
 
     heads: tuple[str, ...]  # tasks trained at once, by the sum of their losses
-    criterion: nn.Module
+    criteria: Mapping[str, nn.Module]  # the loss of each head
     rate: Callable[[int], float]  # learning rate of each step of the whole run
     clip_grad: float | None
     seed: tuple[object, ...]  # what dropout's draws derive from, with the epoch and the step
@@ -165,7 +165,7 @@ def train_epoch(
         with compute.autocast():
             outputs = learner.forward(images)
         truth = {head: halfway(labels[head][index], labels[head][partner]) for head in recipe.heads}
-        losses = [recipe.criterion(outputs[head].float(), truth[head]) for head in recipe.heads]
+        losses = [recipe.criteria[head](outputs[head].float(), truth[head]) for head in recipe.heads]
         loss = torch.stack(losses).sum()
         optim.set_rate(learner.optimizer, recipe.rate(step))
         weight = loader.batch_sampler.weight(step)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -25,6 +27,24 @@ class LabelSmoothingLoss(nn.Module):
     def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
         classes = outputs.shape[1]
         return functional.cross_entropy(outputs, labels, label_smoothing=self.smoothing * classes / (classes - 1))
+
+
+class LogitAdjustedLoss(LabelSmoothingLoss):
+    """Label smoothing of 0.1 on outputs + log of the classes' shares in training: what the outputs themselves then say holds
+    for classes that are alike frequent. Menon et al. 2021, arXiv:2007.07314.
+
+    shares [classes]: as they are; a class that is not there is not adjusted, for it is to be held down.
+    """
+
+    logs: Tensor
+
+    def __init__(self, shares: Tensor | None = None, smoothing: float = 0.1) -> None:
+        super().__init__(smoothing)
+        known = torch.ones(1) if shares is None else torch.where(shares > 0, shares, 1.0)
+        self.register_buffer("logs", known.log())
+
+    def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        return super().forward(outputs + self.logs, labels)
 
 
 class FocalLoss(nn.Module):
@@ -57,9 +77,10 @@ class SmoothL1Loss(nn.SmoothL1Loss):
         return super().forward(outputs.squeeze(1), labels)
 
 
-def make_loss(name: str) -> nn.Module:
-    """A registered loss."""
-    made: nn.Module = config.resolve(config.LOSSES[name].target)()
+def make_loss(name: str, shares: Tensor | None = None) -> nn.Module:
+    """A registered loss. shares [classes]: of the classes in training, for the losses that reckon with them."""
+    target = config.resolve(config.LOSSES[name].target)
+    made: nn.Module = target(shares) if config.LOSSES[name].of_shares else target()
     return made
 
 
@@ -69,6 +90,7 @@ def loss_of_probabilities(criterion: nn.Module, task: str, probabilities: Tensor
     Right because every classification loss here goes through log-softmax, and log-softmax(log p) = log p.
     """
     answers = probabilities.double()
+    criterion = copy.deepcopy(criterion).cpu()  # what it reckons with may be on a GPU
     if not config.TASKS[task].regression:
         return float(criterion(answers.clamp_min(SMALLEST).log(), labels))
     return float(criterion(answers, labels.double()))

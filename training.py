@@ -82,8 +82,9 @@ def prepare_fold(study: Study, number: int) -> Fold:
         indices, s.batch_size, ("fold", s.seed, number), least=2, rank=study.compute.rank, world=study.compute.world
     )
     factor = optim.schedule(s.lr_scheduler, len(batches), s.epochs, s.warmup_epochs, s.cycle_epochs)
+    criteria = {head: loss.make_loss(s.loss_type or "", shares_of(head, labels[head][indices])).to(device) for head in s.heads}
     recipe = engine.Recipe(
-        s.heads, loss.make_loss(s.loss_type or ""), lambda step: (s.lr or 0.0) * factor(step), s.clip_grad, (s.seed, number)
+        s.heads, criteria, lambda step: (s.lr or 0.0) * factor(step), s.clip_grad, (s.seed, number)
     )
     made = augmentation.forms(s.transform_type, s.image_size)
     training = augmentation.View(made.train, ("train", s.seed, number))
@@ -98,6 +99,12 @@ def prepare_fold(study: Study, number: int) -> Fold:
         rows,
         {task: values.to(device) for task, values in labels.items()},
     )
+
+
+def shares_of(task: str, labels: torch.Tensor) -> torch.Tensor | None:
+    """The classes' shares [classes] in an epoch's labels; None for a regression."""
+    spec = config.TASKS[task]
+    return None if spec.regression else torch.bincount(labels, minlength=spec.outputs) / len(labels)
 
 
 def oversample(study: Study, number: int, rows: list[int]) -> tuple[list[int], dataset.Blending | None]:
@@ -289,14 +296,13 @@ def validated_tasks(s: config.TrainSettings) -> list[str]:
 
 def judge_epoch(study: Study, fold: Fold, answers: dict[str, np.ndarray]) -> tuple[dict[str, metrics.Scores], float]:
     """Scores of every head's answers [images, classes] and the sum of the trained heads' losses, on unaltered labels."""
-    criterion = fold.recipe.criterion
     scores, losses = {}, []
     for task, array in answers.items():
         truth = study.truth(fold.rows, task)
         scores[task] = metrics.score(task, ensemble.decide(task, array), truth)
         if task in fold.recipe.heads:
             labels = torch.tensor(truth, dtype=torch.float32 if config.TASKS[task].regression else torch.int64)
-            losses.append(loss.loss_of_probabilities(criterion, task, torch.from_numpy(array), labels))
+            losses.append(loss.loss_of_probabilities(fold.recipe.criteria[task], task, torch.from_numpy(array), labels))
     return scores, sum(losses)
 
 

@@ -60,6 +60,7 @@ FACE = {"plain": ("--transform-type", "auto")}
 STRONG = ("--transform-type", "facerandom")
 FILTER = ("--age-filter", "58")
 FACTORS = ("--model-type", "Factorised", "--loss-type", "factorloss")
+PARTS = ("--model-type", "Parts")
 BALANCED = (*FACTORS[:2], "--loss-type", "balancedfactorloss")
 
 SETTINGS: dict[str, Setting] = {
@@ -80,6 +81,9 @@ SETTINGS: dict[str, Setting] = {
     "strong face, oversampled": Setting((*STRONG, "--oversample", "repeat"), FACE_VIEWS),
     "strong face, warm-up": Setting((*STRONG, "--warmup-epochs", "0.5"), FACE_VIEWS),
     "strong face, age filter 58": Setting((*STRONG, *FILTER), FACE_VIEWS),
+    "parts, smoothing 0.1": Setting((*STRONG, *PARTS, "--loss-type", "smoothing0.1"), FACE),
+    "parts, logit-adjusted": Setting((*STRONG, *PARTS, "--loss-type", "logitadjusted"), FACE),
+    "parts, logit-adjusted, age filter 58": Setting((*STRONG, *PARTS, "--loss-type", "logitadjusted", *FILTER), FACE),
     "factorised, smoothing 0.2": Setting((*STRONG, *FACTORS[:2], "--loss-type", "factorloss0.2"), FACE_VIEWS),
     "factorised, age filter 58": Setting((*STRONG, *FACTORS, *FILTER), FACE_VIEWS),
     "factorised, balanced ages": Setting((*STRONG, *BALANCED), FACE_VIEWS),
@@ -90,7 +94,7 @@ SETTINGS: dict[str, Setting] = {
 def on_top(of: str, **more: tuple[tuple[str, ...], str]) -> dict[str, Setting]:
     """A setting with one more idea, each: {name: (options, trick)}."""
     base = SETTINGS[of]
-    return {f"{of}; {name.replace('_', ' ')}": Setting((*base.train, *words), base.views, trick)
+    return {f"{of}; {name.replace('_', ' ')}": Setting((*base.train, *words), FACE, trick)
             for name, (words, trick) in more.items()}  # fmt: skip
 
 

@@ -33,6 +33,9 @@ def register() -> None:
         "candidate_parts:Factorised", "efficientnet-b3", heads=("mask", "gender", "year", "main"),
         help="mask, gender and a distribution over years, whose product answers main",
     )  # fmt: skip
+    config.MODELS["Parts"] = config.Model(
+        "candidate_parts:Parts", "efficientnet-b3", heads=("mask", "ageg", "gender"), help="three linear heads on one backbone"
+    )
     config.LOSSES["factorloss"] = config.Loss("candidate_parts:FactorLoss", False, "label smoothing; ages by a soft target")
     config.LOSSES["factorloss0.2"] = config.Loss("candidate_parts:factor_smooth", False, "the same, smoothing 0.2")
     config.LOSSES["balancedfactorloss"] = config.Loss(
