@@ -105,7 +105,9 @@ def tell(study: Study, done: list[outoffold.Held]) -> None:
             ("headline: each fold's epoch chosen by the others", f"{plain:.4f}"), ("optimism", f"{flattered - plain:+.4f}"),
         ]  # fmt: skip
     if not config.TASKS[task].regression:
-        shift.write(tree, shift.fit(task, answers, rows[task].to_numpy()))
+        s = study.settings
+        alike = s.oversample != "none" or config.LOSSES[s.loss_type or ""].of_shares
+        shift.write(tree, shift.fit(task, answers, rows[task].to_numpy(), alike))
     if len(done) > 1 and not config.TASKS[task].regression:
         gain = outoffold.fit_decision(tree, task, rows, answers)
         print(f"decision rule for macro F1 (submit with --decision macro-f1): {gain}")

@@ -33,6 +33,7 @@ class Calibration:
     temperature: float
     biases: tuple[float, ...]
     shares: tuple[float, ...]  # of the classes among the photographs that it was fitted on, by the calibrated probabilities
+    assumed: tuple[float, ...]  # the shares that the uncalibrated answers reckon with: those, but where training changed them
 
     def adjust(self, probabilities: np.ndarray) -> np.ndarray:
         """[..., classes] probabilities -> the calibrated ones."""
@@ -46,10 +47,11 @@ class Shift:
     task: str
     factors: tuple[float, ...]
     shares: tuple[float, ...]  # in training
+    assumed: tuple[float, ...]  # by the answers as they are
 
     def adjust(self, probabilities: np.ndarray) -> np.ndarray:
-        """[..., classes] probabilities -> weighed by the factors."""
-        weighed = probabilities * np.array(self.factors)
+        """[..., classes] probabilities -> as for the estimated shares in place of the assumed ones."""
+        weighed = probabilities * (np.array(self.factors) * self.shares / self.assumed)
         adjusted: np.ndarray = weighed / weighed.sum(-1, keepdims=True)
         return adjusted
 
@@ -78,8 +80,11 @@ class Shift:
         return [name for name, old, new in rows if new < VANISHED * old]
 
 
-def fit(task: str, probabilities: np.ndarray, truth: np.ndarray) -> Calibration:
-    """The calibration under which out-of-fold probabilities [images, classes] make the true classes [images] likeliest."""
+def fit(task: str, probabilities: np.ndarray, truth: np.ndarray, alike: bool = False) -> Calibration:
+    """The calibration under which out-of-fold probabilities [images, classes] make the true classes [images] likeliest.
+
+    alike: they come of a training in which the classes counted as alike frequent.
+    """
     import torch  # using a calibration does without
 
     classes = probabilities.shape[1]
@@ -98,10 +103,12 @@ def fit(task: str, probabilities: np.ndarray, truth: np.ndarray) -> Calibration:
     optimizer.step(surprise)
     temperature = float(heat.detach().exp().clamp(1 / LIMIT, LIMIT).nan_to_num(1.0))
     bounded = biases.detach().nan_to_num(0.0).clamp(-LIMIT, LIMIT)
-    found = Calibration(task, temperature, tuple(bounded.tolist()), (1 / classes,) * classes)
+    uniform = (1 / classes,) * classes
+    found = Calibration(task, temperature, tuple(bounded.tolist()), uniform, uniform)
     # By the probabilities, not by the labels: they agree but for classes that are absent or rare, whose biases are held back.
     # With shares from labels these would seem more frequent than they were, in any photographs.
-    return dataclasses.replace(found, shares=tuple(found.adjust(probabilities).mean(0).tolist()))
+    shares = tuple(found.adjust(probabilities).mean(0).tolist())
+    return dataclasses.replace(found, shares=shares, assumed=uniform if alike else shares)
 
 
 def write(folder: Path, calibration: Calibration) -> None:
@@ -115,18 +122,20 @@ def read(folder: Path, task: str) -> Calibration:
     path, remedy = folder / FILE, "use --prior-shift none"
     try:
         told = json.loads(read_file(path))
-        biases, shares = (tuple(map(float, told[name])) for name in ("biases", "shares"))
-        found = Calibration(str(told["task"]), float(told["temperature"]), biases, shares)
+        told.setdefault("assumed", told["shares"])  # files from before there were runs in which the two differ
+        biases, shares, assumed = (tuple(map(float, told[name])) for name in ("biases", "shares", "assumed"))
+        found = Calibration(str(told["task"]), float(told["temperature"]), biases, shares, assumed)
     except FileNotFoundError:
         raise UserError(f"--prior-shift em: {path} is not there; a run writes it when it ends, and predictions of that one tree "
                         f"keep it; {remedy}") from None  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path}: damaged ({reason(error)}); remove it, or {remedy}") from None
     if found.task != task:
         raise UserError(f"--prior-shift em: the calibration of {folder} is for {found.task}; use --task {found.task}")
-    fits = len(biases) == len(shares) == config.TASKS[task].outputs and 1 / LIMIT <= found.temperature <= LIMIT
+    fits = len(biases) == len(shares) == len(assumed) == config.TASKS[task].outputs and 1 / LIMIT <= found.temperature <= LIMIT
     fits = fits and all(abs(bias) <= LIMIT for bias in biases) and all(0 <= share <= 1 for share in shares)
-    if not fits or not 0.99 <= sum(shares) <= 1.01:
+    fits = fits and all(0 <= share <= 1 for share in assumed)
+    if not fits or not all(0.99 <= sum(each) <= 1.01 for each in (shares, assumed)):
         raise UserError(f"{path}: damaged (its numbers do not fit {task}); remove it, or {remedy}")
     return found
 
@@ -157,7 +166,8 @@ def estimate(calibration: Calibration, probabilities: np.ndarray) -> Shift:
         before, priors = priors, _normal(shares * factors)
         if np.abs(priors - before).max() < STILL:
             break
-    return Shift(task, tuple(factors.tolist()), tuple(shares.tolist()))
+    assumed = _normal(np.maximum(calibration.assumed, RAREST))
+    return Shift(task, tuple(factors.tolist()), tuple(shares.tolist()), tuple(assumed.tolist()))
 
 
 def _sums(values: np.ndarray, part: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import support
 
 import config
 import ensemble
@@ -17,6 +18,7 @@ import shift
 import submission
 import submit_ensemble
 import submit_singular
+import train
 from utils import UserError
 
 MACHINE = ("--device", "cpu", "--threads", "1", "--workers", "0")
@@ -54,6 +56,18 @@ def test_a_fit_takes_back_what_oversampling_did() -> None:
     equal, truth = drawn("ageg", before, 20000, 1)  # as if trained on classes of one size
     found = shift.fit("ageg", equal, truth)
     np.testing.assert_allclose(found.adjust(equal).mean(0), before, atol=0.01)
+
+
+def test_answers_trained_for_classes_alike_frequent_are_brought_to_the_estimated_shares() -> None:
+    before, after = np.array([0.8, 0.15, 0.05]), np.array([0.3, 0.3, 0.4])
+    equal, truth = drawn("ageg", before, 20000, 1)  # as if trained on classes of one size
+    fitted = shift.fit("ageg", equal, truth, alike=True)
+    assert fitted.assumed == pytest.approx((1 / 3,) * 3)
+    others, _ = drawn("ageg", after, 20000, 2)
+    found = shift.estimate(fitted, others[None, None])
+    np.testing.assert_allclose(found.priors, after, atol=0.03)
+    expected = others * after / (others * after).sum(1, keepdims=True)
+    np.testing.assert_allclose(found.adjust(others), expected, atol=0.05)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +111,7 @@ def test_a_class_that_nobody_was_held_out_of_does_not_seem_frequent() -> None:
 
 
 def test_certain_answers_and_classes_that_training_lacks_stay_numbers() -> None:
-    calibration = shift.Calibration("ageg", 1.0, (0.0, 0.0, 0.0), (0.5, 0.5, 0.0))
+    calibration = shift.Calibration("ageg", 1.0, (0.0, 0.0, 0.0), *[(0.5, 0.5, 0.0)] * 2)
     certain = np.eye(3)[[0, 0, 1, 2, 2]][None, None]
     found = shift.estimate(calibration, certain)
     assert found.adjust(certain).argmax(-1).tolist() == [[[0, 0, 1, 2, 2]]]
@@ -110,7 +124,7 @@ def test_certain_answers_and_classes_that_training_lacks_stay_numbers() -> None:
 
 
 def test_classes_that_seem_to_vanish_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shift.write(tmp_path, shift.Calibration("ageg", 1.0, (0.0, 0.0, 0.0), (0.4, 0.4, 0.2)))
+    shift.write(tmp_path, shift.Calibration("ageg", 1.0, (0.0, 0.0, 0.0), *[(0.4, 0.4, 0.2)] * 2))
     probs = ensemble.Probabilities("ageg", np.eye(3)[[0, 0, 1]][None, None], ["m"], [0], [0.5], ["a", "b", "c"])
     submission.adjustments(config.EnsembleSettings(task="ageg", prior_shift="em"), tmp_path, probs)
     assert "--prior-shift em finds next to nothing left" in capsys.readouterr().err
@@ -118,7 +132,7 @@ def test_classes_that_seem_to_vanish_are_warned_of(tmp_path: Path, capsys: pytes
 
 def test_the_shift_comes_before_the_rule(tmp_path: Path) -> None:
     (tmp_path / ensemble.RULE).write_text(json.dumps({"task": "ageg", "temperature": 2.0, "offsets": [0, 0.5, 0]}))
-    shift.write(tmp_path, shift.Calibration("ageg", 0.8, (0.1, 0.0, -0.1), (0.5, 0.4, 0.1)))
+    shift.write(tmp_path, shift.Calibration("ageg", 0.8, (0.1, 0.0, -0.1), *[(0.5, 0.4, 0.1)] * 2))
     array = drawn("ageg", np.array([0.2, 0.4, 0.4]), 50, 3)[0][None, None]
     probs = ensemble.Probabilities("ageg", array, ["m"], [0], [0.5], [str(i) for i in range(50)])
     settings = config.EnsembleSettings(task="ageg", prior_shift="em", decision="macro-f1")
@@ -197,3 +211,16 @@ def test_years_and_several_trees_have_no_prior_shift(tree: Path, eval_root: Path
     with pytest.raises(UserError, match="--prior-shift em: what it needs was fitted for one tree; use it with a single --root"):
         submit_ensemble.main(["--root", str(tree), str(other), "--data-root", str(eval_root), "--save-path", str(tmp_path / "o"),
                               "--prior-shift", "em", *MACHINE])  # fmt: skip
+
+
+@pytest.mark.parametrize("words", [("--loss-type", "logitadjustedloss"), ("--oversample", "repeat"), ()])
+def test_a_run_notes_what_its_answers_reckon_with(words: tuple[str, ...], train_root: Path, tmp_path: Path) -> None:
+    asked = ["--train-root", str(train_root), "--save-path", str(tmp_path), "--epochs", "1", "--task", "ageg"]
+    assert train.main([*asked, *support.FAST, *words]) == 0
+    (saved,) = tmp_path.iterdir()
+    found = shift.read(saved, "ageg")
+    assert found.assumed == (pytest.approx((1 / 3,) * 3) if words else found.shares)
+    told = json.loads((saved / shift.FILE).read_text())
+    del told["assumed"]  # as older runs wrote it
+    (saved / shift.FILE).write_text(json.dumps(told))
+    assert shift.read(saved, "ageg").assumed == found.shares
