@@ -32,25 +32,6 @@ def smoothing1() -> nn.Module:
     return loss.LabelSmoothingLoss(0.1)
 
 
-class LogitAdjusted(nn.Module):
-    """Label smoothing of 0.1 on logits + log of the classes' shares, which are counted on the way: what is left in the logits
-    holds for classes that are alike frequent (Menon et al. 2021, arXiv:2007.07314)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.smooth = loss.LabelSmoothingLoss(0.1)
-        self.counts: dict[int, Tensor] = {}
-
-    def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        classes = outputs.shape[1]
-        counts = self.counts.get(classes, outputs.new_ones(classes))
-        if outputs.requires_grad:  # in training, not in validation
-            counts = self.counts[classes] = counts + torch.bincount(labels, minlength=classes)
-            outputs = outputs + (counts / counts.sum()).log()
-        told: Tensor = self.smooth(outputs, labels)
-        return told
-
-
 class SoftF1(nn.Module):
     """Label smoothing of 0.1, and one minus the mean over the batch's classes of F1 with probabilities in place of answers."""
 
@@ -66,8 +47,8 @@ class SoftF1(nn.Module):
         return both
 
 
-class AdjustedSoftF1(LogitAdjusted):
-    """LogitAdjusted, and one minus the soft macro F1 of the same outputs."""
+class AdjustedSoftF1(loss.LogitAdjustedLoss):
+    """LogitAdjustedLoss, and one minus the soft macro F1 of the same outputs."""
 
     def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
         told, truth = outputs.softmax(1), functional.one_hot(labels, outputs.shape[1]).to(outputs.dtype)

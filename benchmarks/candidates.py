@@ -44,8 +44,9 @@ def register() -> None:
     for smoothing in (0.0, 0.1):
         target = f"candidate_parts:smoothing{smoothing * 10:.0f}"
         config.LOSSES[f"smoothing{smoothing:g}"] = config.Loss(target, False, "less label smoothing")
-    config.LOSSES["logitadjusted"] = config.Loss("candidate_parts:LogitAdjusted", False, "classes as if they were alike frequent")
-    config.LOSSES["adjustedsoftf1"] = config.Loss("candidate_parts:AdjustedSoftF1", False, "both")
+    config.LOSSES["adjustedsoftf1"] = config.Loss(
+        "candidate_parts:AdjustedSoftF1", False, "logitadjustedloss and one minus the batch's soft macro F1", of_shares=True
+    )
     config.LOSSES["softf1"] = config.Loss("candidate_parts:SoftF1", False, "and one minus the batch's soft macro F1")
     config.OPTIMIZERS["adamw"] = config.Optimizer("candidate_parts:adamw", 0.001, 0.005, 0.05, "AdamW")
     for name, text in (
