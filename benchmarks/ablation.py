@@ -87,6 +87,8 @@ SETTINGS: dict[str, Setting] = {
     "parts, logit-adjusted, age filter 58": Setting((*STRONG, *PARTS, "--loss-type", "logitadjustedloss", *FILTER), FACE),
     "factorised, smoothing 0.2": Setting((*STRONG, *FACTORS[:2], "--loss-type", "factorloss0.2"), FACE_VIEWS),
     "factorised, age filter 58": Setting((*STRONG, *FACTORS, *FILTER), FACE_VIEWS),
+    "factorised, flat years": Setting((*STRONG, *FACTORS[:2], "--loss-type", "FlatYears"), FACE_VIEWS),
+    "factorised, half flat years": Setting((*STRONG, *FACTORS[:2], "--loss-type", "half_flat_years"), FACE_VIEWS),
     "factorised, balanced ages": Setting((*STRONG, *BALANCED), FACE_VIEWS),
     "factorised, balanced ages, age filter 58": Setting((*STRONG, *BALANCED, *FILTER), FACE_VIEWS),
 }
@@ -149,7 +151,8 @@ def child(args: argparse.Namespace) -> int:
     pd.concat([pd.read_csv(file).assign(fold=file.parent.name) for file in sorted(tree.glob("fold*/history.csv"))]).to_csv(
         folder / "history.csv", index=False
     )
-    shutil.rmtree(folder / "models")
+    if not args.keep:
+        shutil.rmtree(folder / "models")
     return code
 
 
@@ -163,6 +166,7 @@ def run(args: argparse.Namespace, setting: str, seed: int) -> None:
     words = [str(timing.PROJECT / "benchmarks" / "ablation.py"), args.data, str(folder), "--child", setting, "--seeds", str(seed)]
     for name in ASKED:
         words += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
+    words += ["--keep"] * args.keep
     with open(folder / "log.txt", "w") as log:
         ended = subprocess.run([sys.executable, *words], stdout=log, stderr=subprocess.STDOUT)
     if ended.returncode:
@@ -262,6 +266,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--cv", type=int, default=1, help="1: one split; else the folds whose ensemble answers")
+    parser.add_argument("--keep", action="store_true", help="keep the checkpoints")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--workers", type=int, default=0)

@@ -14,6 +14,7 @@ import config
 import loss
 import optim
 
+LEAST_SHARE = 0.001  # of a year: no rarer one counts as rarer
 SPREAD = 2.0  # deviation in years of the soft target around an age
 
 
@@ -101,6 +102,36 @@ class BalancedFactorLoss(FactorLoss):
                 groups = (years >= config.GROUP_STARTS[0]).long() + (years >= config.GROUP_STARTS[1]).long()
             outputs = outputs + (self.counts / self.counts.sum()).log().to(outputs.device)[groups]
         return super().forward(outputs, labels)
+
+
+class FlatYears(nn.Module):
+    """For the Factorised model: label smoothing of 0.1 for mask and gender; for ages the cross entropy of outputs + log of the
+    years' smoothed shares against a Gaussian around the true year, so that the outputs hold for years that are alike frequent
+    (Menon et al. 2021; shares smoothed as by Yang et al. 2021, arXiv:2102.09554); nothing for their product."""
+
+    def __init__(self, shares: Tensor, power: float = 1.0) -> None:
+        super().__init__()
+        self.classes = len(shares)
+        if self.classes == config.TASKS["year"].outputs:
+            smoothed = (_around(torch.arange(self.classes), self.classes) * shares).sum(1)
+            self.register_buffer("logs", power * smoothed.clamp_min(LEAST_SHARE).log())
+
+    def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        if self.classes == 18:
+            return outputs.sum() * 0.0
+        if self.classes == config.TASKS["year"].outputs:
+            return functional.cross_entropy(outputs + self.get_buffer("logs"), _around(labels, self.classes).to(outputs.dtype))
+        return functional.cross_entropy(outputs, labels, label_smoothing=0.15)
+
+
+def half_flat_years(shares: Tensor) -> nn.Module:
+    """FlatYears with half of the logarithm."""
+    return FlatYears(shares, 0.5)
+
+
+def _around(years: Tensor, bins: int) -> Tensor:
+    """[n] years -> [n, bins]: a Gaussian around each."""
+    return (-((torch.arange(bins, device=years.device) - years[:, None]) ** 2) / (2 * SPREAD**2)).softmax(1)
 
 
 class Factorised(nn.Module):

@@ -44,6 +44,8 @@ def register() -> None:
     for smoothing in (0.0, 0.1):
         target = f"candidate_parts:smoothing{smoothing * 10:.0f}"
         config.LOSSES[f"smoothing{smoothing:g}"] = config.Loss(target, False, "less label smoothing")
+    for name in ("FlatYears", "half_flat_years"):
+        config.LOSSES[name] = config.Loss(f"candidate_parts:{name}", False, "years as if alike frequent", of_shares=True)
     config.LOSSES["adjustedsoftf1"] = config.Loss(
         "candidate_parts:AdjustedSoftF1", False, "logitadjustedloss and one minus the batch's soft macro F1", of_shares=True
     )
