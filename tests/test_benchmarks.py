@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import re
 import runpy
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+
+import config
+import prepare
+import utils
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 LITE = ("--backbone", "efficientnet-lite0", "--image-size", "32")  # a side in another process does not know the tiny one
@@ -78,6 +86,59 @@ def test_settings_are_compared_on_the_same_people_and_not_run_twice(
     assert not [name for name in kept if name.endswith(".pth") or name == "models"]
     assert run("ablation", (*words, "--settings", "seed"), monkeypatch) == 0
     assert "done: " not in capsys.readouterr().out
+
+
+@pytest.fixture
+def data(train_root: Path, eval_root: Path, tmp_path: Path) -> Path:
+    """A data root with train/ and eval/."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train").symlink_to(train_root, target_is_directory=True)
+    (tmp_path / "data" / "eval").symlink_to(eval_root, target_is_directory=True)
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize("library", ["fastai", "timm"])
+def test_peers_answer_in_the_tables_order_and_are_not_trained_twice(
+    library: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(library)
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "peers"))
+    words = (str(data), str(tmp_path / "out.npz"), "--image-size", "32", "--epochs", "1", "--batch-size", "4")
+    assert run(f"peers/{library}_peer", words, monkeypatch) == 0
+    told = capsys.readouterr().out
+    assert re.search(rf"{library} [\d.]+, seed 1: answers macro F1 [\d.]+ .*\nCPU seconds: training [\d.]+ \(", told)
+    with np.load(tmp_path / "out.npz") as stored:
+        assert stored["probabilities"].shape == (1, 1, 9, 18)
+        assert stored["images"].tolist() == pd.read_csv(data / "eval" / "info.csv")["ImageID"].tolist()
+    assert run(f"peers/{library}_peer", words, monkeypatch) == 0
+    assert capsys.readouterr().out.splitlines() == told.splitlines()[-2:]
+
+
+def test_peers_hold_out_whom_training_does_and_refuse_another_runs_answers(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "peers"))
+    peer = importlib.import_module("peer")
+    seen = []
+
+    def side(args: argparse.Namespace, given: Any) -> Any:
+        seen.append(given)
+        return peer.Result(np.eye(18)[[3] * len(given.paths)], 0.5, 1.0, 1.0, "stub 1")
+
+    args = peer.options("").parse_args([str(data), str(tmp_path / "out.npz")])
+    assert [peer.play(args, side) for _ in range(2)] == [0, 0]
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith("stub 1, seed 1: answers macro F1 ")
+    assert told[:2] == told[2:]
+    (given,) = seen
+    table, _ = prepare.load_table(config.TrainSettings(train_root=str(data / "train")))
+    assert given.held_out["file"].tolist() == table.loc[table["fold"] == 0, "file"].tolist()
+    assert len(given.train) + len(given.held_out) == len(table)
+    table.drop_duplicates("person")[["person", "fold"]].replace({"fold": {0: 1, -1: 0}}).to_csv(tmp_path / "folds.csv")
+    args.folds = str(tmp_path / "folds.csv")
+    assert len(peer.read(args).train) == len(given.held_out)
+    with pytest.raises(utils.UserError, match=r"made with other arguments"):
+        peer.play(args, side)
 
 
 def run(script: str, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> int:
