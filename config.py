@@ -74,6 +74,33 @@ TASKS: dict[str, Task] = {
 }
 
 
+@dataclass(frozen=True)
+class InnerHead:
+    """What some models learn by, but nobody asks for: tasks are answered by summing its classes."""
+
+    label: Callable[[int, int, float], float]  # as a task's
+    outputs: int
+    loss: str  # target(shares of its classes in training), whatever --loss-type says
+    answers: Mapping[str, tuple[int, ...]]  # {task: its class for each of this head's}
+    regression = False
+
+
+YEARS = 100  # ages 0, 1 ... 99
+INNER_HEADS: dict[str, InnerHead] = {
+    "year": InnerHead(
+        lambda m, g, y: min(math.floor(y + 0.5), YEARS - 1),
+        YEARS,
+        "loss:YearsLoss",
+        {"ageg": tuple(map(age_group, range(YEARS)))},
+    ),
+}
+
+
+def head(name: str) -> Task | InnerHead:
+    """What a model's head is trained for: a task, or something that tasks are answered from."""
+    return INNER_HEADS[name] if name in INNER_HEADS else TASKS[name]
+
+
 PARTS = ("mask", "gender", "ageg")  # what the 18 classes are made of
 
 
@@ -170,6 +197,10 @@ MODELS: dict[str, Model] = {
     "THANet_MK1": Model(
         "model:THANet", "efficientnet-b3", heads=("mask", "ageg", "gender", "main"), alias="THANet",
         help="four linear heads on one backbone",
+    ),
+    "Factorised": Model(
+        "model:Factorised", "efficientnet-b3", heads=("mask", "gender", "year"),
+        help="mask, gender and a distribution over the years of age, whose product answers main",
     ),
 }  # fmt: skip
 
@@ -499,7 +530,7 @@ def check_training(s: TrainSettings) -> None:
     if model.families and entry.family not in model.families:
         fits = [name for name, b in BACKBONES.items() if b.family in model.families]
         raise UserError(f"--backbone {s.backbone}: does not fit {s.model_type}; use one of {', '.join(fits)}")
-    grouped = [t for t in s.heads if TASKS[t].classes and TASKS[t].label(0, 0, 59) != TASKS[t].label(0, 0, 60)]
+    grouped = [h for h in s.heads if not head(h).regression and head(h).label(0, 0, 59) != head(h).label(0, 0, 60)]
     if s.age_filter is not None and not grouped:
         raise UserError(f"--age-filter {s.age_filter}: --task {s.task} has no age groups to filter; leave it out")
     if s.cycle_epochs is not None and s.cycle_epochs + s.warmup_epochs > s.epochs:

@@ -37,19 +37,19 @@ def assign_folds(table: pd.DataFrame, folds: int, split_seed: int) -> dict[str, 
     return {person: position % folds for position, person in enumerate(dealt)}
 
 
-def label_tensors(table: pd.DataFrame, tasks: Sequence[str], age_filter: int | None = None) -> dict[str, torch.Tensor]:
-    """{task: labels of every row}: int64 classes, float32 values of a regression.
+def label_tensors(table: pd.DataFrame, heads: Sequence[str], age_filter: int | None = None) -> dict[str, torch.Tensor]:
+    """{task or inner head: labels of every row}: int64 classes, float32 values of a regression.
 
     `age_filter` (training labels only): whoever is that old or older counts as 60 where age groups matter.
     """
     years = table["years"].to_numpy(float)
     grouped = years if age_filter is None else np.where(years >= age_filter, np.maximum(years, 60), years)
     labels = {}
-    for name in tasks:
-        task = config.TASKS[name]
-        ages = years if task.regression else grouped
+    for name in heads:
+        head = config.head(name)
+        ages = years if head.regression else grouped
         distinct, where = tables.distinct_rows(table["mask"], table["gender"], ages)
-        values = torch.tensor([task.label(*row) for row in distinct], dtype=torch.float32 if task.regression else torch.int64)
+        values = torch.tensor([head.label(*row) for row in distinct], dtype=torch.float32 if head.regression else torch.int64)
         labels[name] = values[torch.from_numpy(where)]
     return labels
 
@@ -217,13 +217,13 @@ def oversampled(rows: Sequence[int], classes: np.ndarray, seed: Hashable) -> lis
     return extended
 
 
-def blending(table: pd.DataFrame, rows: Sequence[int], tasks: Sequence[str], seed: tuple[Hashable, ...]) -> Blending:
-    """For each of the rows those of other people with the same labels in all tasks (a regression's: its groups).
+def blending(table: pd.DataFrame, rows: Sequence[int], heads: Sequence[str], seed: tuple[Hashable, ...]) -> Blending:
+    """For each of the rows those of other people with the same labels in all heads (a regression's: its groups).
 
     A photograph without any is repeated instead, which is said once with a count.
     """
     part = table.iloc[list(rows)]
-    keys = part[[config.judged(task) for task in tasks]].apply(tuple, axis=1)
+    keys = part[[name if name in config.INNER_HEADS else config.judged(name) for name in heads]].apply(tuple, axis=1)
     people = part["person"].to_numpy()
     partners: dict[int, np.ndarray] = {}
     alone: list[str] = []

@@ -213,7 +213,7 @@ def predict(
     """
     indices = range(len(photos)) if indices is None else indices
     shape = (len(networks), len(plan[0]), len(indices[compute.rank :: compute.world]))
-    answers = {t: torch.zeros(*shape, config.TASKS[t].outputs, device=compute.device) for t in tasks}
+    answers = {t: torch.zeros(*shape, config.head(t).outputs, device=compute.device) for t in tasks}
     for network in networks:
         network.eval()
     done = 0

@@ -47,6 +47,34 @@ class LogitAdjustedLoss(LabelSmoothingLoss):
         return super().forward(outputs + self.logs, labels)
 
 
+class YearsLoss(nn.Module):
+    """Ages as a distribution over years: cross entropy of outputs + log of the years' shares in training against a Gaussian of
+    two years around the label.
+
+    The soft target: DLDL, Gao et al. 2017, arXiv:1611.01731. By the shares (smoothed as the target is: Yang et al. 2021,
+    arXiv:2102.09554) what the outputs themselves say holds for years that are alike frequent (Menon et al. 2021,
+    arXiv:2007.07314), so that ages which are rare in training are not held down. shares: [years].
+    """
+
+    DEVIATION = 2.0  # years
+    LEAST = 0.001  # share of a year: no rarer one counts as rarer
+    logs: Tensor
+
+    def __init__(self, shares: Tensor) -> None:
+        super().__init__()
+        years = torch.arange(len(shares))
+        smooth = (self.around(years, len(shares)) * shares).sum(1)
+        self.register_buffer("logs", smooth.clamp_min(self.LEAST).log())
+
+    def around(self, years: Tensor, bins: int) -> Tensor:
+        """[n] years -> [n, bins]: the distribution around each."""
+        apart = torch.arange(bins, device=years.device) - years[:, None]
+        return (-(apart**2) / (2 * self.DEVIATION**2)).softmax(1)
+
+    def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        return functional.cross_entropy(outputs + self.logs, self.around(labels, outputs.shape[1]).to(outputs.dtype))
+
+
 class FocalLoss(nn.Module):
     """(1 - p)^gamma * cross entropy with p of each sample's own true class. Lin et al. 2017, arXiv:1708.02002."""
 
@@ -77,20 +105,24 @@ class SmoothL1Loss(nn.SmoothL1Loss):
         return super().forward(outputs.squeeze(1), labels)
 
 
-def make_loss(name: str, shares: Tensor | None = None) -> nn.Module:
-    """A registered loss. shares [classes]: of the classes in training, for the losses that reckon with them."""
+def make_loss(name: str, shares: Tensor | None = None, head: str = "") -> nn.Module:
+    """A registered loss, or an inner head's own. shares [classes]: of the classes in training, for those that reckon with
+    them."""
+    if head in config.INNER_HEADS:
+        own: nn.Module = config.resolve(config.INNER_HEADS[head].loss)(shares)
+        return own
     target = config.resolve(config.LOSSES[name].target)
     made: nn.Module = target(shares) if config.LOSSES[name].of_shares else target()
     return made
 
 
-def loss_of_probabilities(criterion: nn.Module, task: str, probabilities: Tensor, labels: Tensor) -> float:
+def loss_of_probabilities(criterion: nn.Module, head: str, probabilities: Tensor, labels: Tensor) -> float:
     """The loss of answers [images, classes] that are probabilities (or values, for a regression) already.
 
     Right because every classification loss here goes through log-softmax, and log-softmax(log p) = log p.
     """
     answers = probabilities.double()
     criterion = copy.deepcopy(criterion).cpu()  # what it reckons with may be on a GPU
-    if not config.TASKS[task].regression:
+    if not config.head(head).regression:
         return float(criterion(answers.clamp_min(SMALLEST).log(), labels))
     return float(criterion(answers, labels.double()))

@@ -214,6 +214,27 @@ class THANet(nn.Module):
         return {head: getattr(self, f"linear_{head}")(features) for head in self.heads}
 
 
+class Factorised(nn.Module):
+    """backbone -> BatchNorm, Dropout, ReLU -> a linear head for each of mask, gender and the years of age.
+
+    Forward: images [batch, 3, side, side] -> {mask, gender, year: outputs [batch, classes]}.
+    """
+
+    trunk = "backbone"
+
+    def __init__(self, backbone: nn.Module, heads: dict[str, int]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.batchnorm = nn.BatchNorm1d(1000)
+        self.dropout = nn.Dropout(0.5)
+        self.relu = nn.ReLU()
+        self.heads = nn.ModuleDict({name: nn.Linear(1000, outputs) for name, outputs in heads.items()})
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.relu(self.dropout(self.batchnorm(self.backbone(images))))
+        return {name: head(features) for name, head in self.heads.items()}
+
+
 class Attention(nn.Module):
     """8-head self-attention over the states of a photograph (Vaswani et al. 2017, arXiv:1706.03762), with a residual.
 
@@ -278,7 +299,7 @@ def build(name: str, task: str, backbone: str, padding: int | None) -> nn.Module
     """A registered model with the heads that it trains for a task, its weights drawn from torch's generator."""
     entry = config.MODELS[name]
     trunk = config.resolve(config.backbone_entry(backbone).target)(backbone, padding)
-    heads = {head: config.TASKS[head].outputs for head in config.trained_heads(name, task)}
+    heads = {head: config.head(head).outputs for head in config.trained_heads(name, task)}
     made: nn.Module = config.resolve(entry.target)(trunk, heads)
     return made
 
@@ -403,25 +424,29 @@ def parameter_groups(model: nn.Module, backbone_scale: float) -> list[dict[str, 
 
 
 def can_answer(heads: tuple[str, ...], task: str) -> bool:
-    """Whether a model with these heads answers a task: by its own head, from `main`, or `main` from the three parts."""
-    if task in heads or ("main" in heads and config.TASKS[task].from_main):
+    """Whether a model with these heads answers a task: by its own head, by an inner head, from `main`, or `main` from the
+    three parts."""
+    inner = {answered for name in heads if name in config.INNER_HEADS for answered in config.INNER_HEADS[name].answers}
+    if task in heads or task in inner or ("main" in heads and config.TASKS[task].from_main):
         return True
-    return task == "main" and {"mask", "gender", "ageg"} <= set(heads)
+    return task == "main" and set(config.PARTS) <= {*heads, *inner}
 
 
 def probabilities(outputs: dict[str, Tensor], task: str) -> Tensor:
     """float32 [batch, classes] of a task (a regression's values as they are), from whichever heads answer it.
 
-    Without a head of its own a task sums the classes of `main` that belong to each of its own; `main` without a
-    head is the product of mask, gender and age group.
+    Without a head of its own a task sums the classes of an inner head, or those of `main`, that belong to each of its own;
+    `main` without a head is the product of mask, gender and age group.
     """
-    spec = config.TASKS[task]
     if task in outputs:
-        return outputs[task].float() if spec.regression else outputs[task].float().softmax(1)
+        return outputs[task].float() if config.head(task).regression else outputs[task].float().softmax(1)
+    for name in outputs:
+        if name in config.INNER_HEADS and task in config.INNER_HEADS[name].answers:
+            return sum_classes(outputs[name].float().softmax(1), task, name)
     if "main" in outputs:
         return sum_classes(probabilities(outputs, "main"), task)
-    parts = [spread_over_main(probabilities(outputs, part), part) for part in ("mask", "gender", "ageg")]
-    product = parts[0] * parts[1] * parts[2]
+    mask, gender, group = (spread_over_main(probabilities(outputs, part), part) for part in config.PARTS)
+    product = mask * gender * group
     return product if task == "main" else sum_classes(product, task)
 
 
@@ -439,17 +464,18 @@ class Spread(nn.Module):
 
 @functools.cache  # making it anew for each batch would make the host wait for a GPU
 @torch.inference_mode(False)
-def classes_of_main(task: str, device: torch.device) -> Tensor:
-    """int64 [18]: the class of a task that each class of `main` belongs to."""
-    return torch.tensor(config.TASKS[task].from_main, device=device)
+def classes_of(source: str, task: str, device: torch.device) -> Tensor:
+    """int64 [classes]: the class of a task that each class of `main`, or of an inner head, belongs to."""
+    of_main = config.TASKS[task].from_main
+    return torch.tensor(of_main if source == "main" else config.INNER_HEADS[source].answers[task], device=device)
 
 
 def spread_over_main(known: Tensor, part: str) -> Tensor:
     """[batch, classes of a part] -> [batch, 18]: for each class of `main` the value of its own class."""
-    return known.index_select(1, classes_of_main(part, known.device))
+    return known.index_select(1, classes_of("main", part, known.device))
 
 
-def sum_classes(main: Tensor, task: str) -> Tensor:
-    """[batch, 18] probabilities of `main` -> [batch, classes] of a task that `main` knows."""
-    index = classes_of_main(task, main.device)
-    return main.new_zeros(main.shape[0], config.TASKS[task].outputs).index_add_(1, index, main)
+def sum_classes(known: Tensor, task: str, source: str = "main") -> Tensor:
+    """[batch, classes of `main` or an inner head] probabilities -> [batch, classes] of a task that it knows."""
+    index = classes_of(source, task, known.device)
+    return known.new_zeros(known.shape[0], config.TASKS[task].outputs).index_add_(1, index, known)

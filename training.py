@@ -82,10 +82,10 @@ def prepare_fold(study: Study, number: int) -> Fold:
         indices, s.batch_size, ("fold", s.seed, number), least=2, rank=study.compute.rank, world=study.compute.world
     )
     factor = optim.schedule(s.lr_scheduler, len(batches), s.epochs, s.warmup_epochs, s.cycle_epochs)
-    criteria = {head: loss.make_loss(s.loss_type or "", shares_of(head, labels[head][indices])).to(device) for head in s.heads}
-    recipe = engine.Recipe(
-        s.heads, criteria, lambda step: (s.lr or 0.0) * factor(step), s.clip_grad, (s.seed, number)
-    )
+    criteria = {
+        head: loss.make_loss(s.loss_type or "", shares_of(head, labels[head][indices]), head).to(device) for head in s.heads
+    }
+    recipe = engine.Recipe(s.heads, criteria, lambda step: (s.lr or 0.0) * factor(step), s.clip_grad, (s.seed, number))
     made = augmentation.forms(s.transform_type, s.image_size)
     training = augmentation.View(made.train, ("train", s.seed, number))
     names, paths = table["file"].tolist(), table["path"].tolist()
@@ -101,9 +101,9 @@ def prepare_fold(study: Study, number: int) -> Fold:
     )
 
 
-def shares_of(task: str, labels: torch.Tensor) -> torch.Tensor | None:
+def shares_of(head: str, labels: torch.Tensor) -> torch.Tensor | None:
     """The classes' shares [classes] in an epoch's labels; None for a regression."""
-    spec = config.TASKS[task]
+    spec = config.head(head)
     return None if spec.regression else torch.bincount(labels, minlength=spec.outputs) / len(labels)
 
 
@@ -242,8 +242,9 @@ def finish_epoch(
 ) -> None:  # fmt: skip
     """Validate, keep what the epoch gave, and say so."""
     s, number = study.settings, fold.number
+    inner = [head for head in s.heads if head in config.INNER_HEADS]
     answers = engine.predict(
-        [fold.learner.model], [[0]], fold.validation, validated_tasks(s), study.compute, fold.rows.tolist(),
+        [fold.learner.model], [[0]], fold.validation, [*validated_tasks(s), *inner], study.compute, fold.rows.tolist(),
         f"validating fold {number}", reader,
     )  # fmt: skip
     if not all(np.isfinite(array).all() for array in answers.values()) or models.not_finite(fold.learner.model):
@@ -252,8 +253,8 @@ def finish_epoch(
     scores, mean_loss = judge_epoch(study, fold, {task: array[0, 0] for task, array in answers.items()})
     rate = fold.recipe.rate(state.epoch * len(fold.batches))
     state.epoch, state.step, state.sums = state.epoch + 1, 0, []
-    for task, array in answers.items():
-        state.probabilities.setdefault(task, []).append(array[0, 0])
+    for task in validated_tasks(s):
+        state.probabilities.setdefault(task, []).append(answers[task][0, 0])
     mine = scores[s.task]
     state.history.append(epoch_row(state.epoch, trained, scores, mean_loss, rate, s.task))
     if study.writes:
@@ -290,19 +291,22 @@ def say(study: Study, line: str) -> None:
 
 
 def validated_tasks(s: config.TrainSettings) -> list[str]:
-    """The task trained for first, then the model's other heads."""
-    return [s.task, *(head for head in s.heads if head != s.task)]
+    """The task trained for first, then what the model's other heads answer."""
+    others = [
+        answered for head in s.heads for answered in (config.INNER_HEADS[head].answers if head in config.INNER_HEADS else [head])
+    ]
+    return [s.task, *(task for task in others if task != s.task)]
 
 
 def judge_epoch(study: Study, fold: Fold, answers: dict[str, np.ndarray]) -> tuple[dict[str, metrics.Scores], float]:
     """Scores of every head's answers [images, classes] and the sum of the trained heads' losses, on unaltered labels."""
-    scores, losses = {}, []
-    for task, array in answers.items():
-        truth = study.truth(fold.rows, task)
-        scores[task] = metrics.score(task, ensemble.decide(task, array), truth)
-        if task in fold.recipe.heads:
-            labels = torch.tensor(truth, dtype=torch.float32 if config.TASKS[task].regression else torch.int64)
-            losses.append(loss.loss_of_probabilities(fold.recipe.criteria[task], task, torch.from_numpy(array), labels))
+    labels = dataset.label_tensors(study.table.iloc[fold.rows], fold.recipe.heads)
+    losses = [
+        loss.loss_of_probabilities(fold.recipe.criteria[head], head, torch.from_numpy(answers[head]), labels[head])
+        for head in fold.recipe.heads
+    ]
+    tasks = [task for task in answers if task in config.TASKS]
+    scores = {task: metrics.score(task, ensemble.decide(task, answers[task]), study.truth(fold.rows, task)) for task in tasks}
     return scores, sum(losses)
 
 

@@ -172,7 +172,7 @@ def draw_models() -> Figure:
     kinds: dict[type[nn.Module], tuple[Callable[[Axes, float, Any], None], int]] = {
         model.VanillaEfficientNet: (draw_vanilla, 112), model.VanillaResNet: (draw_vanilla, 112),
         model.MultiClassTHANet: (draw_states, 196), model.MultiLabelTHANet: (draw_states, 196),
-        model.THANet: (draw_heads, 218),
+        model.THANet: (draw_heads, 218), model.Factorised: (draw_factors, 196),
     }  # fmt: skip
     resolved = {name: config.resolve(entry.target) for name, entry in config.MODELS.items()}
     targets = {name: target for name, target in resolved.items() if target in kinds}
@@ -184,7 +184,7 @@ def draw_models() -> Figure:
     for name, target in targets.items():
         draw, high = kinds[target]
         entry = config.MODELS[name]
-        heads = {task: config.TASKS[task].outputs for task in config.trained_heads(name, "main")}
+        heads = {head: config.head(head).outputs for head in config.trained_heads(name, "main")}
         ax.plot([20, 880], [top, top], color=REST, linewidth=1.5)
         write(ax, 20, top + 21, name, 13, ha="left", weight="bold")
         write(ax, 880, top + 21, entry.help, 10, ha="right", color=SOFT)
@@ -283,6 +283,26 @@ def draw_heads(ax: Axes, middle: float, made: Any) -> None:
     for (head, layer), y in zip(layers.items(), ys, strict=True):
         arrow(ax, (346, middle), (367, y))
         answer(ax, 369, y, 102, f"{head} → {layer.out_features}", head)
+
+
+def draw_factors(ax: Axes, middle: float, made: Any) -> None:
+    """A head for each part of `main`, that of the age by way of the years, and their product."""
+    ys = heights(middle, len(made.heads))
+    arrow(ax, (153, middle), (171, middle))
+    box(ax, 172, middle, 172, described(made.batchnorm), described(made.dropout), described(made.relu))
+    write(ax, 420, ys[0] - 27, f"Linear({next(iter(made.heads.values())).in_features}, n)", 10, color=SOFT)
+    for (head, layer), y in zip(made.heads.items(), ys, strict=True):
+        arrow(ax, (346, middle), (367, y))
+        if head not in config.INNER_HEADS:
+            answer(ax, 369, y, 102, f"{head} → {layer.out_features}", head)
+            continue
+        card(ax, 369, y - HEAD / 2, 102, HEAD, "white", LINE)
+        write(ax, 420, y, f"{head}: {layer.out_features}", 10.5)
+        for task in config.INNER_HEADS[head].answers:
+            arrow(ax, (473, y), (523, y))
+            write(ax, 498, y - 10, "sums", 10, color=SOFT)
+            answer(ax, 525, y, 102, f"{task} → {config.TASKS[task].outputs}", task)
+    write(ax, 650, middle, "main: the product\nof the three", 10, ha="left", color=SOFT, linespacing=1.35)
 
 
 # ------------------------------------------------------------------------------------------------------- the transforms

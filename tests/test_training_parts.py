@@ -66,6 +66,43 @@ def test_logit_adjusted_outputs_hold_for_classes_alike_frequent() -> None:
     assert float(criterion(logits, some)) == pytest.approx(float(expected), abs=1e-6)
 
 
+def test_years_are_learned_softly_and_as_if_alike_frequent() -> None:
+    labels = torch.tensor([20] * 90 + [65] * 10)
+    criterion = loss.make_loss("labelsmoothingloss", torch.bincount(labels, minlength=100) / 100, "year")
+    outputs = torch.zeros(1, 100, requires_grad=True)  # of a network that cannot tell the photographs apart
+    optimizer = torch.optim.LBFGS([outputs], max_iter=300, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        mean: torch.Tensor = criterion(outputs.expand(100, 100), labels)
+        mean.backward()
+        return mean
+
+    optimizer.step(closure)
+    told = outputs.detach().softmax(1)[0]
+    assert float(told[15:26].sum() / told[60:71].sum()) == pytest.approx(1, abs=0.1)  # as nine to one in the labels
+    near, far = (
+        criterion(torch.full((1, 100), -9.0).index_fill(1, torch.tensor([y]), 9.0), torch.tensor([40])) for y in (41, 50)
+    )
+    assert near < far
+    groups = model.probabilities({"year": outputs.detach()}, "ageg")[0]
+    assert torch.allclose(groups, torch.stack([told[:30].sum(), told[30:60].sum(), told[60:].sum()]), atol=1e-6)
+
+
+def test_parts_and_years_answer_main_by_their_product() -> None:
+    outputs = {"mask": torch.randn(4, 3), "gender": torch.randn(4, 2), "year": torch.randn(4, 100)}
+    main = model.probabilities(outputs, "main")
+    ages = outputs["year"].softmax(1)
+    for c in range(18):
+        group = ages[:, (0, 30, 60)[c % 3] : (30, 60, 100)[c % 3]].sum(1)
+        expected = outputs["mask"].softmax(1)[:, c // 6] * outputs["gender"].softmax(1)[:, c // 3 % 2] * group
+        assert torch.allclose(main[:, c], expected, atol=1e-6)
+    assert model.can_answer(("mask", "gender", "year"), "main")
+    assert model.can_answer(("mask", "gender", "year"), "ageg")
+    assert not model.can_answer(("mask", "gender", "year"), "age")
+    assert not model.can_answer(("mask", "gender"), "main")
+
+
 @pytest.mark.parametrize("name", config.LOSSES)
 def test_the_loss_of_probabilities_is_that_of_the_logits(name: str) -> None:
     criterion = loss.make_loss(name)
@@ -162,6 +199,7 @@ def test_adamp_equals_the_packages_on_ordinary_weights(along: str, monkeypatch: 
 
 def test_precision_auto_takes_bf16_only_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for able in (True, False):
+
         def has(including_emulation: bool = True, able: bool = able) -> bool:
             return including_emulation or able
 
