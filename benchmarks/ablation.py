@@ -65,6 +65,7 @@ BALANCED = (*FACTORS[:2], "--loss-type", "balancedfactorloss")
 
 SETTINGS: dict[str, Setting] = {
     "seed": Setting(("--transform-type", "tta", "--lr", "0.001"), WIDE_VIEWS),
+    "strong": Setting(("--recipe", "strong"), FACE_VIEWS),
     "seed, age filter 58": Setting(("--transform-type", "tta", "--lr", "0.001", "--age-filter", "58"), WIDE_VIEWS),
     "seed + flip": Setting(("--transform-type", "tta_flip", "--lr", "0.001"), FACE_VIEWS),
     "facecrop": Setting(("--transform-type", "facecrop"), FACE),
@@ -131,7 +132,7 @@ def child(args: argparse.Namespace) -> int:
     code = train.main([
         "--train-root", str(data / "train"), "--save-path", str(folder / "models"), "--quiet", "--save-top", "3", *LITE0,
         "--image-size", str(args.image_size), "--epochs", str(args.epochs), "--seed", str(args.seeds[0]), *machine,
-        "--cv", str(args.cv), *setting.train,
+        *setting.train, "--cv", str(args.cv),
     ])  # fmt: skip
     (folder / "cpu.json").write_text(json.dumps(time.process_time() - before))
     (tree,) = (folder / "models").iterdir()
@@ -243,7 +244,7 @@ def table(args: argparse.Namespace) -> pd.DataFrame:
         rows.append({
             "setting": setting, "view": view, "seeds": len(by_seed), "held out": np.mean(result.held_out),
             "answers": np.mean(list(by_seed.values())), "gain": gain, "low": low, "high": high,
-            "CPU s/epoch": np.median(result.seconds),
+            "CPU s/epoch": np.median(result.seconds) if result.seconds else np.nan,
         })  # fmt: skip
     return pd.DataFrame(rows)
 
