@@ -138,7 +138,6 @@ class Loss:
     target: str
     regression: bool
     help: str
-    of_shares: bool = False  # whether it is made as target(shares of the classes in training)
 
 
 @dataclass(frozen=True)
@@ -215,9 +214,6 @@ LOSSES: dict[str, Loss] = {
     "labelsmoothingloss": Loss("loss:LabelSmoothingLoss", False, "smoothing 0.2 spread over the other classes"),
     "focalloss": Loss("loss:FocalLoss", False, "gamma 5"),
     "crossentropyloss": Loss("loss:CrossEntropyLoss", False, "plain cross entropy"),
-    "logitadjustedloss": Loss(
-        "loss:LogitAdjustedLoss", False, "learns answers for classes that are alike frequent; smoothing 0.1", of_shares=True
-    ),
     "mseloss": Loss("loss:MSELoss", True, "squared error, for age"),
     "smoothl1loss": Loss("loss:SmoothL1Loss", True, "Huber's error, for age"),
 }

@@ -104,9 +104,9 @@ def tell(study: Study, done: list[outoffold.Held]) -> None:
             ("macro F1 with each fold's own best epoch", f"{flattered:.4f}"),
             ("headline: each fold's epoch chosen by the others", f"{plain:.4f}"), ("optimism", f"{flattered - plain:+.4f}"),
         ]  # fmt: skip
-    if not config.TASKS[task].regression:
-        s = study.settings
-        alike = s.oversample != "none" or config.LOSSES[s.loss_type or ""].of_shares
+    by_years = any(head in config.INNER_HEADS for head in study.settings.heads)  # answers that hang on no group's frequency
+    if not config.TASKS[task].regression and not by_years:
+        alike = study.settings.oversample != "none"
         shift.write(tree, shift.fit(task, answers, rows[task].to_numpy(), alike))
     if len(done) > 1 and not config.TASKS[task].regression:
         gain = outoffold.fit_decision(tree, task, rows, answers)

@@ -29,24 +29,6 @@ class LabelSmoothingLoss(nn.Module):
         return functional.cross_entropy(outputs, labels, label_smoothing=self.smoothing * classes / (classes - 1))
 
 
-class LogitAdjustedLoss(LabelSmoothingLoss):
-    """Label smoothing of 0.1 on outputs + log of the classes' shares in training: what the outputs themselves then say holds
-    for classes that are alike frequent. Menon et al. 2021, arXiv:2007.07314.
-
-    shares [classes]: as they are; a class that is not there is not adjusted, for it is to be held down.
-    """
-
-    logs: Tensor
-
-    def __init__(self, shares: Tensor | None = None, smoothing: float = 0.1) -> None:
-        super().__init__(smoothing)
-        known = torch.ones(1) if shares is None else torch.where(shares > 0, shares, 1.0)
-        self.register_buffer("logs", known.log())
-
-    def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        return super().forward(outputs + self.logs, labels)
-
-
 class YearsLoss(nn.Module):
     """Ages as a distribution over years: cross entropy of outputs + log of the years' shares in training against a Gaussian of
     two years around the label.
@@ -106,13 +88,9 @@ class SmoothL1Loss(nn.SmoothL1Loss):
 
 
 def make_loss(name: str, shares: Tensor | None = None, head: str = "") -> nn.Module:
-    """A registered loss, or an inner head's own. shares [classes]: of the classes in training, for those that reckon with
-    them."""
-    if head in config.INNER_HEADS:
-        own: nn.Module = config.resolve(config.INNER_HEADS[head].loss)(shares)
-        return own
-    target = config.resolve(config.LOSSES[name].target)
-    made: nn.Module = target(shares) if config.LOSSES[name].of_shares else target()
+    """A registered loss; or an inner head's own, which takes the shares [classes] of its classes in training."""
+    inner = config.INNER_HEADS.get(head)
+    made: nn.Module = config.resolve(config.LOSSES[name].target)() if inner is None else config.resolve(inner.loss)(shares)
     return made
 
 

@@ -126,8 +126,8 @@ def read(folder: Path, task: str) -> Calibration:
         biases, shares, assumed = (tuple(map(float, told[name])) for name in ("biases", "shares", "assumed"))
         found = Calibration(str(told["task"]), float(told["temperature"]), biases, shares, assumed)
     except FileNotFoundError:
-        raise UserError(f"--prior-shift em: {path} is not there; a run writes it when it ends, and predictions of that one tree "
-                        f"keep it; {remedy}") from None  # fmt: skip
+        raise UserError(f"--prior-shift em: {path} is not there; a run writes it when it ends (not of Factorised, to which all "
+                        f"ages are alike frequent), and predictions of that one tree keep it; {remedy}") from None  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path}: damaged ({reason(error)}); remove it, or {remedy}") from None
     if found.task != task:

@@ -57,58 +57,46 @@ class Setting:
 WIDE_VIEWS = {"wide": ("--transform-type", "auto"), "middle 224": ("--transform-type", "base"),
               "two crops": ("--transform-type", "tta", "--tta", "2")}  # fmt: skip
 FACE = {"plain": ("--transform-type", "auto")}
-STRONG = ("--transform-type", "facerandom")
 FILTER = ("--age-filter", "58")
-FACTORS = ("--model-type", "Factorised", "--loss-type", "factorloss")
-PARTS = ("--model-type", "Parts")
-BALANCED = (*FACTORS[:2], "--loss-type", "balancedfactorloss")
+PARTS = ("--transform-type", "facerandom", "--model-type", "Parts")
 
+
+def with_more(base: Setting, settings: dict[str, tuple[tuple[str, ...], str]]) -> dict[str, Setting]:
+    """A setting with one more idea each: {name: (options, trick)}, in the plain view."""
+    return {name: Setting((*base.train, *words), FACE, trick) for name, (words, trick) in settings.items()}
+
+
+SEED, BEST = Setting(("--recipe", "seed"), WIDE_VIEWS), Setting(("--recipe", "strong"), FACE_VIEWS)
 SETTINGS: dict[str, Setting] = {
-    "seed": Setting(("--transform-type", "tta", "--lr", "0.001"), WIDE_VIEWS),
-    "strong": Setting(("--recipe", "strong"), FACE_VIEWS),
-    "seed, age filter 58": Setting(("--transform-type", "tta", "--lr", "0.001", "--age-filter", "58"), WIDE_VIEWS),
-    "seed + flip": Setting(("--transform-type", "tta_flip", "--lr", "0.001"), FACE_VIEWS),
+    "seed": SEED,
+    "strong": BEST,
+    "seed, age filter 58": Setting((*SEED.train, *FILTER), WIDE_VIEWS),
+    "seed + flip": Setting(("--transform-type", "tta_flip"), FACE_VIEWS),
     "facecrop": Setting(("--transform-type", "facecrop"), FACE),
     "face + flip": Setting(("--transform-type", "face_flip"), FACE_VIEWS),
     "face + flip + scale": Setting(("--transform-type", "face_resized"), FACE_VIEWS),
-    "face + flip + scale + RandAugment": Setting(STRONG, FACE_VIEWS),
-    "strong face, factorised": Setting((*STRONG, *FACTORS), FACE_VIEWS),
-    "flipped face, factorised": Setting(("--transform-type", "face_flip", *FACTORS), FACE_VIEWS),
-    "strong face, THANet_MK1": Setting((*STRONG, "--model-type", "THANet_MK1"), FACE_VIEWS),
-    "strong face, AdamW": Setting((*STRONG, "--optim-type", "adamw"), FACE_VIEWS),
-    "strong face, smoothing 0.1": Setting((*STRONG, "--loss-type", "smoothing0.1"), FACE_VIEWS),
-    "strong face, logit-adjusted": Setting((*STRONG, "--loss-type", "logitadjustedloss"), FACE_VIEWS),
-    "strong face, soft F1": Setting((*STRONG, "--loss-type", "softf1"), FACE_VIEWS),
-    "strong face, oversampled": Setting((*STRONG, "--oversample", "repeat"), FACE_VIEWS),
-    "strong face, warm-up": Setting((*STRONG, "--warmup-epochs", "0.5"), FACE_VIEWS),
-    "strong face, age filter 58": Setting((*STRONG, *FILTER), FACE_VIEWS),
-    "parts, smoothing 0.1": Setting((*STRONG, *PARTS, "--loss-type", "smoothing0.1"), FACE),
-    "THANet_MK1, logit-adjusted": Setting((*STRONG, "--model-type", "THANet_MK1", "--loss-type", "logitadjustedloss"), FACE),
-    "parts, logit-adjusted": Setting((*STRONG, *PARTS, "--loss-type", "logitadjustedloss"), FACE),
-    "parts, logit-adjusted, age filter 58": Setting((*STRONG, *PARTS, "--loss-type", "logitadjustedloss", *FILTER), FACE),
-    "factorised, smoothing 0.2": Setting((*STRONG, *FACTORS[:2], "--loss-type", "factorloss0.2"), FACE_VIEWS),
-    "factorised, age filter 58": Setting((*STRONG, *FACTORS, *FILTER), FACE_VIEWS),
-    "factorised, flat years": Setting((*STRONG, *FACTORS[:2], "--loss-type", "FlatYears"), FACE_VIEWS),
-    "factorised, half flat years": Setting((*STRONG, *FACTORS[:2], "--loss-type", "half_flat_years"), FACE_VIEWS),
-    "factorised, balanced ages": Setting((*STRONG, *BALANCED), FACE_VIEWS),
-    "factorised, balanced ages, age filter 58": Setting((*STRONG, *BALANCED, *FILTER), FACE_VIEWS),
-}
-
-
-def on_top(of: str, **more: tuple[tuple[str, ...], str]) -> dict[str, Setting]:
-    """A setting with one more idea, each: {name: (options, trick)}."""
-    base = SETTINGS[of]
-    return {f"{of}; {name.replace('_', ' ')}": Setting((*base.train, *words), FACE, trick)
-            for name, (words, trick) in more.items()}  # fmt: skip
-
-
-SETTINGS |= on_top(
-    "strong face, logit-adjusted",
-    age_filter_58=(FILTER, ""), average=((), "average"), mean_of_3=((), "mean of 3"), grow=((), "grow"), halves=((), "halves"),
-    AdamW=(("--optim-type", "adamw"), ""), lr_0_002=(("--lr", "0.002"), ""), lr_0_0005=(("--lr", "0.0005"), ""),
-    erasing=(("--transform-type", "face_erased"), ""), warm_up=(("--warmup-epochs", "1"), ""),
-    head_lr=(("--lr", "0.003", "--backbone-lr-scale", "0.3"), ""), soft_F1=(("--loss-type", "adjustedsoftf1"), ""),
-)  # fmt: skip
+    "face + flip + scale + RandAugment": Setting(("--transform-type", "facerandom"), FACE_VIEWS),
+    "parts": Setting(PARTS, FACE),
+    "parts, age filter 58": Setting((*PARTS, *FILTER), FACE),
+    **with_more(BEST, {
+        "strong, age filter 58": (FILTER, ""),
+        "strong, smoothing 0.1": (("--loss-type", "smoothing0.1"), ""),
+        "strong, no smoothing": (("--loss-type", "crossentropyloss"), ""),
+        "strong, soft F1 of mask and gender": (("--loss-type", "softf1"), ""),
+        "strong, AdamW": (("--optim-type", "adamw"), ""),
+        "strong, lr 0.002": (("--lr", "0.002"), ""),
+        "strong, lr 0.0005": (("--lr", "0.0005"), ""),
+        "strong, warm-up": (("--warmup-epochs", "1"), ""),
+        "strong, head faster": (("--lr", "0.003", "--backbone-lr-scale", "0.3"), ""),
+        "strong, constant rate": (("--lr-scheduler", "none"), ""),
+        "strong, erasing": (("--transform-type", "face_erased"), ""),
+        "strong, oversampled": (("--oversample", "repeat"), ""),
+        "strong, moving average": ((), "average"),
+        "strong, mean of 3": ((), "mean of 3"),
+        "strong, growing": ((), "grow"),
+        "strong, halves": ((), "halves"),
+    }),
+}  # fmt: skip
 
 
 def file_name(setting: str) -> str:

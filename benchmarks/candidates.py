@@ -20,35 +20,17 @@ import engine
 import training
 from utils import derive_seed
 
-YEARS = 100  # bins of the distribution over ages, one for each year
 DECAY = 0.99  # of the moving average of the weights: about the last hundred steps
 
 
 def register() -> None:
     """Make every candidate a choice of the command line, here."""
-    config.TASKS["year"] = config.Task(
-        lambda m, g, y: min(max(int(y + 0.5), 0), YEARS - 1), tuple(map(str, range(YEARS))), "whole years, as classes"
-    )
-    config.MODELS["Factorised"] = config.Model(
-        "candidate_parts:Factorised", "efficientnet-b3", heads=("mask", "gender", "year", "main"),
-        help="mask, gender and a distribution over years, whose product answers main",
-    )  # fmt: skip
     config.MODELS["Parts"] = config.Model(
         "candidate_parts:Parts", "efficientnet-b3", heads=("mask", "ageg", "gender"), help="three linear heads on one backbone"
-    )
-    config.LOSSES["factorloss"] = config.Loss("candidate_parts:FactorLoss", False, "label smoothing; ages by a soft target")
-    config.LOSSES["factorloss0.2"] = config.Loss("candidate_parts:factor_smooth", False, "the same, smoothing 0.2")
-    config.LOSSES["balancedfactorloss"] = config.Loss(
-        "candidate_parts:BalancedFactorLoss", False, "the same, as if the age groups were alike frequent"
     )
     for smoothing in (0.0, 0.1):
         target = f"candidate_parts:smoothing{smoothing * 10:.0f}"
         config.LOSSES[f"smoothing{smoothing:g}"] = config.Loss(target, False, "less label smoothing")
-    for name in ("FlatYears", "half_flat_years"):
-        config.LOSSES[name] = config.Loss(f"candidate_parts:{name}", False, "years as if alike frequent", of_shares=True)
-    config.LOSSES["adjustedsoftf1"] = config.Loss(
-        "candidate_parts:AdjustedSoftF1", False, "logitadjustedloss and one minus the batch's soft macro F1", of_shares=True
-    )
     config.LOSSES["softf1"] = config.Loss("candidate_parts:SoftF1", False, "and one minus the batch's soft macro F1")
     config.OPTIMIZERS["adamw"] = config.Optimizer("candidate_parts:adamw", 0.001, 0.005, 0.05, "AdamW")
     for name, text in (

@@ -213,7 +213,7 @@ def test_years_and_several_trees_have_no_prior_shift(tree: Path, eval_root: Path
                               "--prior-shift", "em", *MACHINE])  # fmt: skip
 
 
-@pytest.mark.parametrize("words", [("--loss-type", "logitadjustedloss"), ("--oversample", "repeat"), ()])
+@pytest.mark.parametrize("words", [("--oversample", "repeat"), ()])
 def test_a_run_notes_what_its_answers_reckon_with(words: tuple[str, ...], train_root: Path, tmp_path: Path) -> None:
     asked = ["--train-root", str(train_root), "--save-path", str(tmp_path), "--epochs", "1", "--task", "ageg"]
     assert train.main([*asked, *support.FAST, *words]) == 0
@@ -224,3 +224,12 @@ def test_a_run_notes_what_its_answers_reckon_with(words: tuple[str, ...], train_
     del told["assumed"]  # as older runs wrote it
     (saved / shift.FILE).write_text(json.dumps(told))
     assert shift.read(saved, "ageg").assumed == found.shares
+
+
+def test_a_model_of_years_has_no_prior_shift(train_root: Path, eval_root: Path, tmp_path: Path) -> None:
+    asked = ["--train-root", str(train_root), "--save-path", str(tmp_path / "s"), "--epochs", "1", "--model-type", "Factorised"]
+    assert train.main([*asked, *support.FAST]) == 0
+    predict = ["--root", str(tmp_path / "s"), "--data-root", str(eval_root), "--save-path", str(tmp_path / "p"), *MACHINE]
+    assert submit_ensemble.main(predict) == 0
+    with pytest.raises(UserError, match="calibration.json is not there.*Factorised.*use --prior-shift none"):
+        submit_ensemble.main([*predict, "--prior-shift", "em"])

@@ -45,27 +45,6 @@ def test_focal_loss_weighs_each_sample_by_its_own_probability() -> None:
     assert float(loss.make_loss("focalloss")(logits, labels)) == pytest.approx(float(expected), abs=1e-12)
 
 
-def test_logit_adjusted_outputs_hold_for_classes_alike_frequent() -> None:
-    labels = torch.tensor([0] * 16 + [1] * 4)
-    criterion = loss.make_loss("logitadjustedloss", torch.bincount(labels, minlength=3) / len(labels))
-    outputs = torch.zeros(1, 3, requires_grad=True)  # of a network that cannot tell the photographs apart
-    optimizer = torch.optim.SGD([outputs], lr=3.0)
-    for _ in range(400):
-        optimizer.zero_grad()
-        criterion(outputs.expand(20, 3), labels).backward()
-        optimizer.step()
-    told = outputs.detach().softmax(1)[0]
-    plain = (0.9 * torch.tensor([0.8, 0.2, 0.0]) + 0.05 * torch.tensor([0.2, 0.8, 1.0])) / torch.tensor([0.8, 0.2, 1.0])
-    assert torch.allclose(told, plain / plain.sum(), atol=1e-3)  # what label smoothing asks for, by the shares
-    assert abs(float(told[0] - told[1])) < 0.1
-    assert told[2] < 0.05  # a class that nobody has is not made likelier
-    logits, some = torch.randn(7, 3, dtype=torch.float64), torch.randint(0, 2, (7,))
-    prior = torch.tensor([0.8, 0.2, 1.0], dtype=torch.float64)
-    target = torch.full((7, 3), 0.05, dtype=torch.float64).scatter(1, some[:, None], 0.9)
-    expected = -(target * (logits + prior.log()).log_softmax(1)).sum(1).mean()
-    assert float(criterion(logits, some)) == pytest.approx(float(expected), abs=1e-6)
-
-
 def test_years_are_learned_softly_and_as_if_alike_frequent() -> None:
     labels = torch.tensor([20] * 90 + [65] * 10)
     criterion = loss.make_loss("labelsmoothingloss", torch.bincount(labels, minlength=100) / 100, "year")
