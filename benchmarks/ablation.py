@@ -136,7 +136,8 @@ def child(args: argparse.Namespace) -> int:
         (made / submission.PROBS).rename(folder / f"{file_name(view)}.npz")
         shutil.rmtree(folder / file_name(view))
     for name in ("report.json", "oof.csv", shift.FILE):
-        (tree / name).rename(folder / name)
+        if (tree / name).is_file():  # not every model has a calibration
+            (tree / name).rename(folder / name)
     pd.concat([pd.read_csv(file).assign(fold=file.parent.name) for file in sorted(tree.glob("fold*/history.csv"))]).to_csv(
         folder / "history.csv", index=False
     )
@@ -200,7 +201,7 @@ def results(args: argparse.Namespace, setting: str, images: list[str]) -> Result
             mean = ensemble.arithmetic(array)
             seed = int(folder.name.removeprefix("seed"))
             answers[view, seed] = mean.argmax(1)
-            if args.prior_shift:
+            if args.prior_shift and (folder / shift.FILE).is_file():
                 found = shift.estimate(shift.read(folder, "main"), array)
                 answers[f"{view}, prior shift", seed] = found.adjust(mean).argmax(1)
     return Results(answers, held_out, seconds)
@@ -222,6 +223,10 @@ def table(args: argparse.Namespace) -> pd.DataFrame:
         for (view, seed), classes in result.answers.items():
             scores.setdefault((setting, view), {})[seed] = metrics.macro_f1(metrics.confusion(truth, classes, 18))
     own = [view for setting, view in scores if setting == args.base and "prior shift" not in view]
+    if not own:
+        raise utils.UserError(
+            f"{args.folder}: nothing of {args.base}, which the others are compared to; run it, or take another --base"
+        )
     best = max(own, key=lambda view: float(np.mean(list(scores[args.base, view].values()))))
     rows = []
     for (setting, view), by_seed in scores.items():

@@ -156,6 +156,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{name}: moved by {by[0, 0]:+.3f} and {by[0, 1]:+.3f} of its sides, scaled by {by[1, 0]:.3f} and {by[1, 1]:.3f}")
         for kind, rows_of_it in kinds.items():
             chosen = measured & rows_of_it
+            if not chosen.any():
+                continue
             row = {"detector": name, "mask": kind, "photos": chosen.sum(), **judge(found[chosen], truth[chosen], by)}
             table.append(row | {"CPU ms": 1000 * seconds[name]})
         if args.boxes_out:

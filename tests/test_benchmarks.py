@@ -16,6 +16,7 @@ import pytest
 
 import config
 import prepare
+import tables
 import utils
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -76,16 +77,47 @@ def test_settings_are_compared_on_the_same_people_and_not_run_twice(
     names = pd.read_csv(tmp_path / "data" / "eval" / "info.csv")["ImageID"]
     pd.DataFrame({"ImageID": names[::-1], "ans": 3}).to_csv(tmp_path / "data" / "eval" / "answers.csv", index=False)
     words = [str(tmp_path / "data"), str(tmp_path / "runs"), "--image-size", "32", "--epochs", "1", "--prior-shift"]
-    assert run("ablation", (*words, "--settings", "seed", "flipped face, factorised"), monkeypatch) == 0
+    assert run("ablation", (*words, "--settings", "seed", "strong", "facecrop"), monkeypatch) == 0
     told = capsys.readouterr().out
-    assert told.count("done: ") == 2
+    assert told.count("done: ") == 3
     rows = [line.split() for line in told.splitlines() if re.search(r" +1 +[\d.]+ +[\d.]+ ", line)]
-    assert len(rows) == 2 * (3 + 2)  # views, with and without prior shift
+    assert len(rows) == 2 * (3 + 1) + 2  # views, with and without prior shift, which strong does not have
     assert [row[:2] for row in rows[:1]] == [["seed", "wide"]]
     kept = sorted(path.name for path in (tmp_path / "runs").glob("*/seed1/*"))
     assert not [name for name in kept if name.endswith(".pth") or name == "models"]
     assert run("ablation", (*words, "--settings", "seed"), monkeypatch) == 0
     assert "done: " not in capsys.readouterr().out
+    with pytest.raises(utils.UserError, match="use another DIR"):
+        run("ablation", (*words[:-1], "--cv", "2"), monkeypatch)
+
+
+def test_face_finders_are_judged_by_the_true_boxes(
+    train_root: Path, eval_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "train").symlink_to(train_root, target_is_directory=True)
+    shutil.copytree(eval_root, data / "eval")
+    names = pd.read_csv(data / "eval" / "info.csv")["ImageID"]
+    pd.DataFrame({"ImageID": names, "ans": 0}).to_csv(data / "eval" / "answers.csv", index=False)
+    files = [f"train/{file}" for file in tables.read_train(train_root)["file"]] + [f"eval/images/{name}" for name in names]
+    box = pd.DataFrame({"file": files, "left": 100, "top": 150, "right": 280, "bottom": 390})
+    box.to_csv(data / "boxes.csv", index=False)
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    finders = importlib.import_module("face_finders")
+    shifted = finders.Detector(lambda: lambda photo: [(0.5, (0, 0, 9, 9)), (0.9, (110, 140, 290, 380))], "nothing")
+    monkeypatch.setitem(finders.DETECTORS, "shifted", shifted)
+    absent = finders.Detector(lambda: importlib.import_module("no_such_package"), "it")
+    monkeypatch.setitem(finders.DETECTORS, "absent", absent)
+    words = (str(data), "--side", "eval", "--detectors", "pixels", "shifted", "absent", "--boxes-out", str(tmp_path / "out"))
+    assert run("detectors", words, monkeypatch) == 0
+    told = capsys.readouterr().out
+    assert "missing: absent (No module named 'no_such_package'); install it" in told
+    row = next(line.split() for line in told.splitlines() if line.split()[:2] == ["shifted", "all"])
+    common, union = 170 * 230, 2 * 180 * 240 - 170 * 230
+    assert [float(value) for value in row[3:11]] == pytest.approx([100, 100, 100, *[common / union] * 2, 100, 1, 1], abs=1e-3)
+    made = pd.read_csv(tmp_path / "out" / "shifted.csv")
+    assert made[["left", "top", "right", "bottom"]].drop_duplicates().to_numpy().tolist() == [[100, 150, 280, 390]]
 
 
 @pytest.fixture
