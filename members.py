@@ -155,6 +155,14 @@ def transforms_of(members: Sequence[Member], asked: str, views: int) -> list[str
     return used
 
 
+def as_validated(members: Sequence[Member], asked: str, views: int) -> bool:
+    """Whether every member looks where its validation did, in one view that is not random."""
+    if asked == config.AUTO:
+        return views == 1
+    entry = config.TRANSFORMS[asked]
+    return not entry.random_view and all(config.TRANSFORMS[member.info.transform].sees == entry.sees for member in members)
+
+
 def answer(
     members: Sequence[Member], settings: config.PredictSettings, transform: str, views: int, tree: Path,
     names: list[str], paths: list[str], who: processes.Processes | None = None,
@@ -166,6 +174,9 @@ def answer(
     """
     answering_together(members, settings.task)  # refused early, if it is to be refused
     check_writable(settings.save_path, "--save-path")  # not only when all is predicted
+    if settings.prior_shift == "em" and not as_validated(members, transform, views) and first_process():
+        print(f"note: --prior-shift em was fitted on answers as validation gave them, and may mislead with other views; "
+              f"--transform-type {config.AUTO} with --tta 1 answers as validation did")  # fmt: skip
     with processes.failures_told(settings.batch_size):
         compute = processes.compute_for(settings, settings.batch_size, who or processes.Processes(), shared=True)
         bad = set(audit.unreadable(paths, settings.skip_bad_images))
