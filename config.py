@@ -236,8 +236,8 @@ TRANSFORMS: dict[str, Transform] = {
 RECIPES: dict[str, Recipe] = {
     "seed": Recipe({"cv": 5, "transform_type": "tta", "lr": 0.001}, "the winning line of the recipe that this toolkit grew from"),
     "strong": Recipe(
-        {"cv": 5, "model_type": "Factorised", "transform_type": "facerandom", "lr": 0.001},
-        "what won the measurements in the README",
+        {"cv": 5, "model_type": "Factorised", "transform_type": "facerandom", "loss_type": "crossentropyloss", "lr": 0.001},
+        "what won on the README's faces",
     ),
 }
 

@@ -81,7 +81,7 @@ SETTINGS: dict[str, Setting] = {
     **with_more(BEST, {
         "strong, age filter 58": (FILTER, ""),
         "strong, smoothing 0.1": (("--loss-type", "smoothing0.1"), ""),
-        "strong, no smoothing": (("--loss-type", "crossentropyloss"), ""),
+        "strong, smoothing 0.2": (("--loss-type", "labelsmoothingloss"), ""),
         "strong, soft F1 of mask and gender": (("--loss-type", "softf1"), ""),
         "strong, AdamW": (("--optim-type", "adamw"), ""),
         "strong, lr 0.002": (("--lr", "0.002"), ""),
