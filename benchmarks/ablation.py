@@ -110,7 +110,7 @@ def child(args: argparse.Namespace) -> int:
 
     candidates.register()
     trick = SETTINGS[args.child].trick
-    candidates.play(trick, args.epochs)
+    candidates.play(trick, args.epochs, args.image_size)
     import submit_ensemble
     import train
 
@@ -194,6 +194,8 @@ def results(args: argparse.Namespace, setting: str, images: list[str]) -> Result
         if (folder / "cpu.json").is_file():
             seconds.append(json.loads((folder / "cpu.json").read_text()) / len(history))
         for view in SETTINGS[setting].views:
+            if not (folder / f"{file_name(view)}.npz").is_file():  # a view that the setting was given later
+                continue
             with np.load(folder / f"{file_name(view)}.npz") as stored:
                 array, names = stored["probabilities"], stored["images"].tolist()
             if names != images:

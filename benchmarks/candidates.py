@@ -41,12 +41,12 @@ def register() -> None:
         config.TRANSFORMS[name] = config.Transform(f"candidate_parts:{name}", sees, True, text)
 
 
-def play(trick: str, epochs: int) -> None:
+def play(trick: str, epochs: int, image_size: int) -> None:
     """Change what is no registry's entry, in this process alone."""
     if trick == "average":
         moving_average(epochs)
     elif trick == "grow":
-        growing(epochs, 64)
+        growing(epochs, image_size * 2 // 3)
     elif trick == "halves":
         half_and_half()
 
