@@ -147,7 +147,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--weight-decay", type=float, default=0.05)
     parser.add_argument("--warmup-epochs", type=int, default=1)
-    parser.add_argument("--aa", default="rand-m9-mstd0.5-inc1", help="RandAugment's policy; '' for none")
+    parser.add_argument(
+        "--aa", default="rand-m9-mstd0.5", help="RandAugment's policy; '' for none; its inc1 form asks Pillow for 0 bits"
+    )
     parser.add_argument("--color-jitter", type=float, default=0.4, help="used where --aa is ''")
     parser.add_argument("--scale", type=float, nargs=2, default=[0.08, 1.0], help="part of the photograph that a window takes")
     parser.add_argument("--reprob", type=float, default=0.25, help="of random erasing")
