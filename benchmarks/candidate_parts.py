@@ -42,23 +42,6 @@ class SoftF1(nn.Module):
         return both
 
 
-class Parts(nn.Module):
-    """backbone -> BatchNorm, Dropout, ReLU -> mask, age group, gender; `main` is the product of their probabilities."""
-
-    trunk = "backbone"
-
-    def __init__(self, backbone: nn.Module, heads: dict[str, int]) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.batchnorm = nn.BatchNorm1d(1000)
-        self.dropout = nn.Dropout(0.5)
-        self.heads = nn.ModuleDict({name: nn.Linear(1000, outputs) for name, outputs in heads.items()})
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        features = self.dropout(self.batchnorm(self.backbone(images)).relu())
-        return {name: head(features) for name, head in self.heads.items()}
-
-
 def _face(size: int, *steps: v2.Transform) -> augmentation.Forms:
     view = v2.Compose([v2.RandomCrop(size), v2.RandomHorizontalFlip()])
     return augmentation.Forms(

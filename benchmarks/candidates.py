@@ -26,7 +26,7 @@ DECAY = 0.99  # of the moving average of the weights: about the last hundred ste
 def register() -> None:
     """Make every candidate a choice of the command line, here."""
     config.MODELS["Parts"] = config.Model(
-        "candidate_parts:Parts", "efficientnet-b3", heads=("mask", "ageg", "gender"), help="three linear heads on one backbone"
+        "model:Factorised", "efficientnet-b3", heads=("mask", "ageg", "gender"), help="three linear heads on one backbone"
     )
     for smoothing in (0.0, 0.1):
         target = f"candidate_parts:smoothing{smoothing * 10:.0f}"

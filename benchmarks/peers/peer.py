@@ -49,7 +49,7 @@ class Result:
     held_out: float  # macro F1 of the epoch that was taken
     train_seconds: float
     answer_seconds: float
-    library: str  # name and version
+    package: str  # name and version
 
 
 Play = Callable[[argparse.Namespace, Data], Result]
@@ -107,7 +107,7 @@ def stored(args: argparse.Namespace, images: list[str]) -> Result | None:
     if str(arrays.get("arguments")) != asked(args) or arrays["images"].tolist() != images:
         raise utils.UserError(f"{args.out}: made with other arguments or photographs; name another file, or remove it")
     numbers = {name: float(arrays[name]) for name in ("held_out", "train_seconds", "answer_seconds")}
-    return Result(arrays["probabilities"][0, 0], library=str(arrays["library"]), **numbers)
+    return Result(arrays["probabilities"][0, 0], package=str(arrays["package"]), **numbers)
 
 
 def play(args: argparse.Namespace, side: Play) -> int:
@@ -125,11 +125,11 @@ def play(args: argparse.Namespace, side: Play) -> int:
         with utils.atomic_write(args.out) as file:
             np.savez(
                 file, images=np.array(data.images), probabilities=result.probabilities[None, None].astype(np.float32),
-                arguments=np.array(asked(args)), held_out=np.array(result.held_out), library=np.array(result.library),
+                arguments=np.array(asked(args)), held_out=np.array(result.held_out), package=np.array(result.package),
                 train_seconds=np.array(result.train_seconds), answer_seconds=np.array(result.answer_seconds),
             )  # fmt: skip
     score = metrics.score(TASK, result.probabilities.argmax(1), truth)
-    print(f"{result.library}, seed {args.seed}: answers {score.line()}; held out macro F1 {result.held_out:.4f}")
+    print(f"{result.package}, seed {args.seed}: answers {score.line()}; held out macro F1 {result.held_out:.4f}")
     each, answer = result.train_seconds / len(data.train) / args.epochs, result.answer_seconds / len(truth)
     print(f"CPU seconds: training {result.train_seconds:.1f} ({each:.4f} a photograph and epoch of {args.epochs}), "
           f"answering {result.answer_seconds:.1f} ({answer:.4f} a photograph)", flush=True)  # fmt: skip
