@@ -17,13 +17,8 @@ def adamw(groups: optim.Groups, lr: float, weight_decay: float) -> torch.optim.O
     return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, fused=True)
 
 
-def smoothing0() -> nn.Module:
-    """No label smoothing."""
-    return loss.LabelSmoothingLoss(0.0)
-
-
 def smoothing1() -> nn.Module:
-    """Half of the recipe's label smoothing."""
+    """Half of the recipe's label smoothing; none is crossentropyloss."""
     return loss.LabelSmoothingLoss(0.1)
 
 
@@ -50,8 +45,12 @@ def _face(size: int, *steps: v2.Transform) -> augmentation.Forms:
     )  # fmt: skip
 
 
-def _resized(size: int) -> v2.Transform:
-    return v2.RandomResizedCrop(size, scale=(0.6, 1.0), ratio=(0.85, 1.18))
+def _facerandom(size: int) -> list[v2.Transform]:
+    """The product's steps in training: a part of the square, mirroring, RandAugment."""
+    train = augmentation.facerandom(size).train
+    assert isinstance(train, augmentation.FaceSteps)
+    assert isinstance(train.crop, v2.Compose)
+    return list(train.crop.transforms)
 
 
 def face_flip(size: int) -> augmentation.Forms:
@@ -61,13 +60,13 @@ def face_flip(size: int) -> augmentation.Forms:
 
 def face_resized(size: int) -> augmentation.Forms:
     """A random part of the face's square, mirrored half of the time."""
-    return _face(size, _resized(size), v2.RandomHorizontalFlip())
+    return _face(size, *_facerandom(size)[:2])
 
 
 def face_erased(size: int) -> augmentation.Forms:
     """facerandom with a rectangle erased in every second image (RandomErasing, Zhong et al. 2020, arXiv:1708.04896)."""
     erasing = (v2.PILToTensor(), v2.RandomErasing(0.5, scale=(0.02, 0.2), value=0), v2.ToPILImage())
-    return _face(size, _resized(size), v2.RandomHorizontalFlip(), v2.RandAugment(2, 9), *erasing)
+    return _face(size, *_facerandom(size), *erasing)
 
 
 def tta_flip(size: int) -> augmentation.Forms:

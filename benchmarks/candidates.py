@@ -28,9 +28,7 @@ def register() -> None:
     config.MODELS["Parts"] = config.Model(
         "model:Factorised", "efficientnet-b3", heads=("mask", "ageg", "gender"), help="three linear heads on one backbone"
     )
-    for smoothing in (0.0, 0.1):
-        target = f"candidate_parts:smoothing{smoothing * 10:.0f}"
-        config.LOSSES[f"smoothing{smoothing:g}"] = config.Loss(target, False, "less label smoothing")
+    config.LOSSES["smoothing0.1"] = config.Loss("candidate_parts:smoothing1", False, "half of the label smoothing")
     config.LOSSES["softf1"] = config.Loss("candidate_parts:SoftF1", False, "and one minus the batch's soft macro F1")
     config.OPTIMIZERS["adamw"] = config.Optimizer("candidate_parts:adamw", 0.001, 0.005, 0.05, "AdamW")
     for name, text in (
