@@ -101,6 +101,11 @@ def head(name: str) -> Task | InnerHead:
     return INNER_HEADS[name] if name in INNER_HEADS else TASKS[name]
 
 
+def answered(head: str) -> tuple[str, ...]:
+    """The tasks that a head answers by itself."""
+    return tuple(INNER_HEADS[head].answers) if head in INNER_HEADS else (head,)
+
+
 PARTS = ("mask", "gender", "ageg")  # what the 18 classes are made of
 
 

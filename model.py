@@ -426,10 +426,10 @@ def parameter_groups(model: nn.Module, backbone_scale: float) -> list[dict[str, 
 def can_answer(heads: tuple[str, ...], task: str) -> bool:
     """Whether a model with these heads answers a task: by its own head, by an inner head, from `main`, or `main` from the
     three parts."""
-    inner = {answered for name in heads if name in config.INNER_HEADS for answered in config.INNER_HEADS[name].answers}
-    if task in heads or task in inner or ("main" in heads and config.TASKS[task].from_main):
+    known = {answered for head in heads for answered in config.answered(head)}
+    if task in known or ("main" in heads and config.TASKS[task].from_main):
         return True
-    return task == "main" and set(config.PARTS) <= {*heads, *inner}
+    return task == "main" and set(config.PARTS) <= known
 
 
 def probabilities(outputs: dict[str, Tensor], task: str) -> Tensor:

@@ -292,10 +292,7 @@ def say(study: Study, line: str) -> None:
 
 def validated_tasks(s: config.TrainSettings) -> list[str]:
     """The task trained for first, then what the model's other heads answer."""
-    others = [
-        answered for head in s.heads for answered in (config.INNER_HEADS[head].answers if head in config.INNER_HEADS else [head])
-    ]
-    return [s.task, *(task for task in others if task != s.task)]
+    return [s.task, *(task for head in s.heads for task in config.answered(head) if task != s.task)]
 
 
 def judge_epoch(study: Study, fold: Fold, answers: dict[str, np.ndarray]) -> tuple[dict[str, metrics.Scores], float]:
