@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import math
@@ -28,7 +29,19 @@ import torch
 from torch import Tensor
 
 import config
-from utils import UserError, atomic_write, new_folder, read_arrays, read_file, reason, refuse_irregular, timestamp
+from utils import (
+    RunError,
+    UserError,
+    atomic_write,
+    new_folder,
+    read_arrays,
+    read_file,
+    reason,
+    refuse_irregular,
+    sweep,
+    timestamp,
+    warn,
+)  # fmt: skip
 
 FORMAT = 1
 PREFIX = "kfold-ensemble-"
@@ -36,6 +49,7 @@ VALIDATION = "validation.npz"  # every epoch's probabilities of the fold's held-
 LOCK_SECONDS = 15.0  # a killed run's processes that read photographs hold its locks until they notice, for about 5 seconds
 MOST_FOLDS = 1_000_000  # as --cv
 STATE = "state.pt"  # what an unfinished fold goes on from
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}  # the answers of drives without flock
 
 
 # ------------------------------------------------------------------------------------------------ names and contents
@@ -228,13 +242,13 @@ def save_best(folder: Path, kept: list[Kept], new: Kept, weights: dict[str, Tens
 
 
 def tidy(folder: Path, kept: list[Kept]) -> None:
-    """Delete the checkpoints of a fold that are not among its best, and what a killed process was writing.
+    """Delete the checkpoints of a fold that are not among its best.
 
     Called after the state that lists `kept` is safe on the disk, so that every file which a state lists exists.
     """
     files = {best.file for best in kept}
-    for path in [*folder.glob("*.pth"), *folder.glob(".writing-*")]:
-        if path.name not in files and (path.name.startswith(".writing-") or NAME.fullmatch(path.name)):
+    for path in folder.glob("*.pth"):
+        if path.name not in files and NAME.fullmatch(path.name):
             path.unlink(missing_ok=True)
 
 
@@ -385,31 +399,45 @@ def check_agrees(settings: config.TrainSettings, tree: Path, option: str, remedy
         raise UserError(f"{option}: {tree} was trained with {', '.join(differ)}; {remedy}")
 
 
-def _lock(handle: int) -> bool:
+def _try_lock(handle: int, folder: Path) -> bool | None:
+    """Lock an open folder: True locked, False where another process has it, None where its file system has no locks (which one
+    warning says). Raises RunError where the drive fails."""
+    if fcntl is None:
+        return None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise RunError(f"{folder}: cannot be locked ({reason(error)}); mend that drive, then go on with --resume") from None
+        warn(f"{folder.parent}: folders cannot be locked there ({reason(error)}); do not train one fold in two processes at once")
+        return None
     return True
 
 
 @contextlib.contextmanager
 def locked(folder: Path, needed: bool = True) -> Iterator[None]:
-    """Make a fold's folder and keep other processes on this machine out of it. Raises UserError where one is in it."""
+    """Make a fold's folder, keep other processes on this machine out of it, and delete what a killed one was writing there.
+
+    Raises UserError where another process does not leave it, RunError where the drive fails.
+    """
     folder.mkdir(exist_ok=True)
-    if not needed or fcntl is None:
+    if not needed:
         yield
         return
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(folder, os.O_RDONLY) if fcntl is not None else -1
     try:
         until = time.monotonic() + LOCK_SECONDS
-        while not _lock(handle):
+        while (exclusive := _try_lock(handle, folder)) is False:
             if time.monotonic() > until:
                 raise UserError(f"{folder}: another process trains this fold; wait for it, or choose another --run-name")
             time.sleep(0.1)
+        sweep(folder, of_living=bool(exclusive))
         yield
     finally:
-        os.close(handle)
+        if handle >= 0:
+            os.close(handle)
 
 
 def result_settings(settings: config.TrainSettings) -> dict[str, Any]:
@@ -445,6 +473,11 @@ def read_run(tree: Path) -> dict[str, Any]:
 def fold_folders(tree: Path) -> list[Path]:
     """fold00, fold01 ... of a tree."""
     return sorted(p for p in tree.glob("fold*") if p.is_dir() and re.fullmatch(r"fold\d+", p.name))
+
+
+def fold_checkpoints(folder: Path) -> list[Path]:
+    """A fold's checkpoints, sorted by name; macOS's `._*` and other hidden files are none."""
+    return sorted(path for path in folder.glob("*.pth") if not path.name.startswith("."))
 
 
 def started(tree: Path) -> float:

@@ -6,7 +6,6 @@ import dataclasses
 import time
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 import augmentation
@@ -28,7 +27,7 @@ import tables
 import training
 import utils
 from prepare import Study
-from utils import StopSignal, UserError, duration, printable, warn
+from utils import StopSignal, duration, printable, warn
 
 SHOWN = 24  # suspects with pictures in the report
 
@@ -55,10 +54,6 @@ def run_folds(settings: config.TrainSettings, who: processes.Processes) -> int:
     failed: dict[int, str] = {}
     with StopSignal() as stop:
         for number in study.own_folds:
-            if finished(study, number) is not None:
-                clock.fold_over(settings.epochs)
-                training.say(study, f"fold {number}: complete already")
-                continue
             try:
                 with processes.workers_told(stop, f"; the same command with --resume goes on ({study.tree})"):
                     training.train_fold(study, number, clock, stop)
@@ -70,7 +65,7 @@ def run_folds(settings: config.TrainSettings, who: processes.Processes) -> int:
 
 def close(study: Study, outside: pd.DataFrame | None, failed: dict[int, str]) -> int:
     """The tables of a tree that is complete; whichever process completes it writes them."""
-    answers = {number: finished(study, number) for number in study.folds if number not in failed}
+    answers = {number: training.finished(study, number) for number in study.folds if number not in failed}
     missing = [number for number, found in answers.items() if found is None]
     if missing:
         print(f"folds {', '.join(map(str, missing))} are not complete yet; the run that completes the tree writes its table")
@@ -122,20 +117,6 @@ def tell(study: Study, done: list[outoffold.Held]) -> None:
             for row in found.head(SHOWN).itertuples()
         ]
     report.training_report(tree, study.table, table, extra)
-
-
-def finished(study: Study, number: int) -> np.ndarray | None:
-    """The answers [epochs, images, classes] of a fold that is complete, by this process or another; else None."""
-    folder = study.tree / f"fold{number:02d}"
-    stored = checkpoint.read_validation(folder, study.settings.task)
-    files = study.table["file"].iloc[study.held_out(number)].tolist()
-    if (folder / checkpoint.STATE).exists():
-        return None  # killed before its last epoch was tidied up
-    if stored is not None and len(stored[1]) == study.settings.epochs:
-        if stored[0] != files:
-            raise UserError(f"{folder}: was trained on other photographs; choose another --run-name")
-        return stored[1]
-    return None
 
 
 def score_outside(study: Study, outside: pd.DataFrame) -> str:

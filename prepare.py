@@ -259,7 +259,8 @@ def take_up(study: Study) -> None:
             warn(f"{key}: the run began with {then[key]} and goes on with {now[key]}, so it will differ by rounding")
     content.setdefault("resumed", []).append({"at": time.strftime("%Y-%m-%dT%H:%M:%S"), "command": sys.argv, "chosen": now})
     content = {key: value for key, value in content.items() if key not in ("finished", "failed")}
-    sweep(study.tree)
+    for folder in (study.tree, *checkpoint.fold_folders(study.tree)):
+        sweep(folder)
     checkpoint.write_json(study.tree / "run.json", content)
 
 

@@ -168,11 +168,37 @@ def diverged(fold: Fold, step: int, what: str) -> Diverged:
     )
 
 
+def finished(study: Study, number: int) -> np.ndarray | None:
+    """The answers [epochs, images, classes] of a fold that is complete, by this process or another; else None.
+
+    Complete: all epochs are validated, no state is left to go on from, and a checkpoint is there. Only under the fold's lock
+    does this stay true. Raises UserError where the fold was trained on other photographs.
+    """
+    folder = study.tree / f"fold{number:02d}"
+    stored = checkpoint.read_validation(folder, study.settings.task)
+    files = study.table["file"].iloc[study.held_out(number)].tolist()
+    if (folder / checkpoint.STATE).exists() or not checkpoint.fold_checkpoints(folder):
+        return None  # killed before its last epoch was tidied up, or robbed of its checkpoints
+    if stored is not None and len(stored[1]) == study.settings.epochs:
+        if stored[0] != files:
+            raise UserError(f"{folder}: was trained on other photographs; choose another --run-name")
+        return stored[1]
+    return None
+
+
 def train_fold(study: Study, number: int, clock: Clock, stop: StopSignal) -> None:
-    """All epochs of a fold that are left, its best checkpoints kept. Raises Diverged, the best so far staying where they are."""
+    """All epochs of a fold that are left, its best checkpoints kept; a complete fold is left as it is. Raises Diverged, the best
+    so far staying where they are."""
     s = study.settings
     folder = study.tree / f"fold{number:02d}"
     with checkpoint.locked(folder, study.writes):
+        # Decided under the lock: another process may have completed the fold while this one waited. Processes that share the
+        # fold take the word of the first, which has the lock.
+        shared = study.who if study.compute.world > 1 else processes.Processes()
+        if processes.told_by_first(shared, lambda: finished(study, number) is not None):
+            clock.fold_over(s.epochs)
+            say(study, f"fold {number}: complete already")
+            return
         begun = checkpoint.read_state(folder)
         fold = prepare_fold(study, number)
         state = checkpoint.FoldState(number)
@@ -183,6 +209,8 @@ def train_fold(study: Study, number: int, clock: Clock, stop: StopSignal) -> Non
             clock.fold_over(state.epoch)
             say(study, f"fold {number}: goes on after {state.epoch} epochs and {state.step} of {len(fold.batches)} steps")
         elif study.writes:
+            if (folder / checkpoint.VALIDATION).exists() and not checkpoint.fold_checkpoints(folder):
+                warn(f"{folder}: its checkpoints are missing, so the fold is trained again")
             checkpoint.tidy(folder, [])  # of a process that was killed before it had kept a state
         warn_of_absent(s.task, study.truth(fold.rows), f"fold {number}")
         keeper = Keeper(study, fold, state, folder, stop)

@@ -373,12 +373,13 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def sweep(folder: Path) -> None:
-    """Delete what killed processes of this machine were writing in a folder; those of living ones stay."""
+def sweep(folder: Path, of_living: bool = False) -> None:
+    """Delete what killed processes of this machine were writing in a folder; those of living ones and of other machines only
+    where `of_living`: the folder is locked, so none of them is writing."""
     mine = f".writing-{socket.gethostname()}-"
     for path in folder.glob(".writing-*"):
         pid = path.name.removeprefix(mine).partition("-")[0]
-        if path.name.startswith(mine) and pid.isdigit() and not _alive(int(pid)):
+        if of_living or (path.name.startswith(mine) and pid.isdigit() and not _alive(int(pid))):
             path.unlink(missing_ok=True)
 
 

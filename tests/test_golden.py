@@ -34,9 +34,9 @@ def environment() -> dict[str, str]:
     """What the last bits of a float hang on besides the code."""
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
-        "processor": next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "processor": models[0] if models else platform.machine(), "instructions": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__, "torchvision": torchvision.__version__, "numpy": np.__version__, "pillow": PIL.__version__,
     }  # fmt: skip
 
@@ -46,7 +46,7 @@ SAME_MACHINE = environment() == json.loads((GOLDEN / "environment.json").read_te
 
 def paint_photographs(folder: Path) -> None:
     """The golden run's data: six people to train on, five photographs to answer."""
-    rows = []
+    rows: list[list[object]] = [["id", "gender", "race", "age", "path"]]
     for ident, gender, age in support.PEOPLE[:6]:
         person = f"{ident}_{gender}_Asian_{age}"
         (folder / "train/images" / person).mkdir(parents=True)
@@ -57,8 +57,8 @@ def paint_photographs(folder: Path) -> None:
     (folder / "eval/images").mkdir(parents=True)
     for name in names:
         support.paint(folder / "eval/images" / name, name)
-    people = [["id", "gender", "race", "age", "path"], *rows]
-    for path, table in (("train/train.csv", people), ("eval/info.csv", [["ImageID", "ans"], *[[name, 0] for name in names]])):
+    answers: list[list[object]] = [["ImageID", "ans"], *([name, 0] for name in names)]
+    for path, table in (("train/train.csv", rows), ("eval/info.csv", answers)):
         with open(folder / path, "w", newline="") as file:
             csv.writer(file).writerows(table)
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import shutil
 import signal
+import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -260,6 +264,111 @@ def test_two_processes_do_not_train_one_fold(tmp_path: Path, monkeypatch: pytest
         checkpoint.locked(tree / "fold01"),
         pytest.raises(UserError, match="fold00: another process trains this fold"),
         checkpoint.locked(tree / "fold00"),
+    ):
+        pass
+
+
+def wait_for(what: Callable[[], object]) -> None:
+    """Poll until something is so; the limit is for a test that hangs, not for a slow machine."""
+    until = time.monotonic() + 300
+    while not what():
+        assert time.monotonic() < until, "waited for 300 seconds"
+        time.sleep(0.01)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="sees by /proc that a process waits for a lock")
+def test_a_second_process_leaves_a_fold_alone_that_the_first_completed(train_root: Path, tmp_path: Path) -> None:
+    """(16.1) Two processes want fold 0. The second one waits for its lock, and is held there until the first has completed it."""
+    words = ["--train-root", str(train_root), "--save-path", str(tmp_path), *RUN, "--epochs", "20", *support.FAST]
+    words += ["--run-name", "both", "--folds", "0"]
+    folder = tmp_path / "kfold-ensemble-VanillaEfficientNet_both" / "fold00"
+    first = fault_runs.start(words, fault_runs.FORK.Value("i", 0))
+    wait_for((folder / checkpoint.STATE).exists)
+    os.kill(first.pid, signal.SIGSTOP)
+    assert (folder / checkpoint.STATE).exists()
+    second = fault_runs.start(words, fault_runs.FORK.Value("i", 0))
+    wait_for(lambda: str(folder.resolve()) in {os.path.realpath(link) for link in Path(f"/proc/{second.pid}/fd").iterdir()})
+    os.kill(second.pid, signal.SIGSTOP)
+    os.kill(first.pid, signal.SIGCONT)
+    first.join(300)
+    assert first.exitcode == 0
+    before = {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.iterdir()}
+    assert len([name for name in before if name.endswith(".pth")]) == 2
+    os.kill(second.pid, signal.SIGCONT)
+    second.join(300)
+    assert second.exitcode == 0
+    assert {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.iterdir()} == before
+
+
+def test_a_fold_without_its_checkpoints_is_trained_again(
+    train_root: Path, tmp_path: Path, unbroken: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """(16.1) validation.npz alone does not make a fold complete."""
+    assert run(train_root, tmp_path / "saved", "--run-name", "x") == 0
+    (tree,) = (tmp_path / "saved").iterdir()
+    lost = list((tree / "fold00").glob("*.pth"))
+    for path in lost:
+        path.unlink()
+    capsys.readouterr()
+    assert run(train_root, tmp_path / "saved", "--run-name", "x") == 0
+    streams = capsys.readouterr()
+    assert "fold 0: complete already" not in streams.out
+    assert "fold 1: complete already" in streams.out
+    assert "fold00: its checkpoints are missing, so the fold is trained again" in streams.err
+    assert result(tmp_path / "saved") == unbroken
+
+
+def test_a_dead_process_leaves_no_temporary_file_when_a_fold_goes_on(
+    train_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """(16.5) It is gone before anything is written: it may fill the disk."""
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+    with monkeypatch.context() as patch:
+        kill_at(patch, checkpoint, "write_state", 2, True)
+        with pytest.raises(Killed):
+            run(train_root, tmp_path)
+    (tree,) = tmp_path.iterdir()
+    stray = [tree / "fold00" / f".writing-{host}-99999999-x" for host in ("another-container", socket.gethostname())]
+    for path in stray:
+        path.write_bytes(b"half a state")
+    plain = checkpoint.write_state
+
+    def write_state(folder: Path, *rest: Any) -> None:
+        assert not list(folder.glob(".writing-*"))
+        plain(folder, *rest)
+
+    monkeypatch.setattr(checkpoint, "write_state", write_state)
+    assert run(train_root, tmp_path, "--resume") == 0
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_drive_without_locks_trains_with_a_warning(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """(16.21)"""
+    living = tmp_path / "fold00" / f".writing-{socket.gethostname()}-{os.getpid()}-x"
+    living.parent.mkdir()
+    living.touch()
+
+    def flock(handle: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with checkpoint.locked(tmp_path / "fold00"), checkpoint.locked(tmp_path / "fold01"):
+        assert living.exists()  # without a lock another process may be writing it
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path}: folders cannot be locked there ({os.strerror(number)})" in line
+
+
+def test_a_drive_that_fails_while_a_fold_is_locked_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """(16.21)"""
+
+    def flock(handle: int, operation: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(RunError, match=r"fold00: cannot be locked \(Input/output error\); .*--resume"), checkpoint.locked(
+        tmp_path / "fold00"
     ):
         pass
 
