@@ -1,4 +1,4 @@
-"""Train one epoch; and ONE function from photographs to probabilities, for validation, test views and submissions."""
+"""Train one epoch; and ONE pass from photographs to outputs, for validation, test views and submissions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,12 +46,15 @@ class Compute:
 
     def to_device(self, values: Tensor) -> Tensor:
         """A loader's tensor where the network runs. On a GPU the copy has a stream of its own: it runs beside the kernels of
-        what was queued before (the last step), and only what is queued from here on waits for it."""
+        what was queued before (the last step), and only what is queued from here on waits for it.
+
+        Elsewhere, and from memory that is not pinned, the copy is waited for: its values could be read before they are there.
+        """
         stream = copy_stream(self.device)
         if stream is None:
-            return values.to(self.device, non_blocking=True)
+            return values.to(self.device)
         with torch.cuda.stream(stream):
-            moved = values.to(self.device, non_blocking=True)
+            moved = values.to(self.device, non_blocking=values.is_pinned())
         computing = torch.cuda.current_stream(self.device)
         computing.wait_stream(stream)
         moved.record_stream(computing)  # or its memory could be the next copy's while kernels still read it
@@ -133,7 +136,7 @@ class Recipe:
     criteria: Mapping[str, nn.Module]  # the loss of each head
     rate: Callable[[int], float]  # learning rate of each step of the whole run
     clip_grad: float | None
-    seed: tuple[object, ...]  # what dropout's draws derive from, with the epoch and the step
+    seed: tuple[object, ...]  # what dropout's draws derive from, with the step and the process
 
 
 def train_epoch(
@@ -156,9 +159,10 @@ def train_epoch(
     running = running or metrics.RunningLoss(compute.device)
     total = torch.distributed.all_reduce if compute.world > 1 else None
     seen, start = 0, time.perf_counter()
+    own = (compute.rank,) if compute.rank else ()  # or processes that share a batch would draw the same masks
     for pairs, views in progress(loader, f"epoch {loader.batch_sampler.epoch + 1}"):
         # Dropout draws from the global generator: seeded by the step, an epoch can be taken up in its middle.
-        torch.manual_seed(derive_seed("step", *recipe.seed, step))
+        torch.manual_seed(derive_seed("step", *recipe.seed, step, *own))
         index, partner = compute.to_device(pairs).unbind(1)
         images = compute.to_network(views[0])
         learner.optimizer.zero_grad(set_to_none=True)  # before the forward pass: CUDA graphs write over the old ones
@@ -188,9 +192,33 @@ def train_epoch(
 
 
 def make_reader(photos: dataset.Photos, indices: Sequence[int], compute: Compute) -> loading.Loader:
-    """The loader by which this process reads its part of the photographs in `predict`; `with` ends its workers."""
+    """The loader by which this process reads its part of the photographs in a `forward_pass`; `with` ends its workers."""
     batches = dataset.Batches(indices[compute.rank :: compute.world], compute.batch_size)
     return loading.loader(photos, batches, compute.workers, compute.device)
+
+
+def forward_pass(
+    networks: Sequence[nn.Module], plan: Sequence[Sequence[int]], reader: loading.Loader, compute: Compute, label: str
+) -> Iterator[tuple[int, int, slice, dict[str, Tensor]]]:
+    """(member, pass, which of the reader's photographs, {head: outputs of these}), batch by batch.
+
+    plan[m][v]: which of the photographs' views member m reads in its pass v. Every photograph is decoded once and all members
+    see each batch.
+    """
+    for network in networks:
+        network.eval()
+    done = 0
+    for pairs, views in progress(reader, label):
+        part = slice(done, done + len(pairs))
+        images, converted = Tensor(), -1  # one view at a time: every member may have views of its own
+        for m, (network, row) in enumerate(zip(networks, plan, strict=True)):
+            for v, which in enumerate(row):
+                if which != converted:
+                    images, converted = compute.to_network(views[which]), which
+                with compute.autocast():
+                    outputs = network(images)
+                yield m, v, part, outputs
+        done = part.stop
 
 
 @torch.inference_mode()
@@ -201,40 +229,41 @@ def predict(
     tasks: Sequence[str],
     compute: Compute,
     indices: Sequence[int] | None = None,
-    label: str = "predicting",
-    reader: loading.Loader | None = None,
 ) -> dict[str, np.ndarray]:
     """Photographs -> {task: float32 probabilities [members, views, images, classes]} (values, for a regression).
 
-    plan[m][v]: which of the photographs' views member m reads in its pass v. Every photograph is decoded once and
-    all members see each batch. `indices`: which photographs (all), in the result's order. Several processes take
-    every so many-th photograph each, and all return the whole. `reader`: a loader of `make_reader`, where its processes are
-    kept from one pass to the next.
+    plan: see `forward_pass`. `indices`: which photographs (all), in the result's order. Several processes take every so
+    many-th photograph each, and all return the whole.
     """
     indices = range(len(photos)) if indices is None else indices
     shape = (len(networks), len(plan[0]), len(indices[compute.rank :: compute.world]))
     answers = {t: torch.zeros(*shape, config.head(t).outputs, device=compute.device) for t in tasks}
-    for network in networks:
-        network.eval()
-    done = 0
-    with contextlib.nullcontext(reader) if reader else make_reader(photos, indices, compute) as loader:
-        for pairs, views in progress(loader, label):
-            index = pairs[:, 0]
-            images, converted = Tensor(), -1  # one view at a time: every member may have views of its own
-            for m, (network, row) in enumerate(zip(networks, plan, strict=True)):
-                for v, which in enumerate(row):
-                    if which != converted:
-                        images, converted = compute.to_network(views[which]), which
-                    with compute.autocast():
-                        outputs = network(images)
-                    for task, array in answers.items():
-                        array[m, v, done : done + len(index)] = models.probabilities(outputs, task)
-            done += len(index)
+    with make_reader(photos, indices, compute) as reader:
+        for m, v, part, outputs in forward_pass(networks, plan, reader, compute, "predicting"):
+            for task, array in answers.items():
+                array[m, v, part] = models.probabilities(outputs, task)
     return gathered({task: array.cpu().numpy() for task, array in answers.items()}, len(indices), compute.world)
 
 
+@torch.inference_mode()
+def validate(
+    network: nn.Module, heads: Sequence[str], reader: loading.Loader, images: int, compute: Compute, label: str
+) -> dict[str, Tensor]:
+    """{head: float32 outputs [images, outputs]}, on the CPU: what a loss is reckoned from, and `models.probabilities`.
+
+    reader: this process's part of so many `images`, as `make_reader` reads it; all processes return the whole.
+    """
+    own = len(range(compute.rank, images, compute.world))
+    kept = {head: torch.zeros(1, 1, own, config.head(head).outputs, device=compute.device) for head in heads}
+    for m, v, part, outputs in forward_pass([network], [[0]], reader, compute, label):
+        for head, array in kept.items():
+            array[m, v, part] = outputs[head]
+    whole = gathered({head: array.cpu().numpy() for head, array in kept.items()}, images, compute.world)
+    return {head: torch.from_numpy(array[0, 0]) for head, array in whole.items()}
+
+
 def gathered(parts: dict[str, np.ndarray], images: int, world: int) -> dict[str, np.ndarray]:
-    """Put together what `world` processes answered of every world-th image: each image once. The same in all of them."""
+    """Put together what `world` processes have of every world-th image: each image once. The same in all of them."""
     if world == 1:
         return parts
     everyone: list[Any] = [None] * world

@@ -10,8 +10,6 @@ from torch.nn import functional
 
 import config
 
-SMALLEST = 1e-38  # probabilities below this count as this much: the least that float32 holds at full precision
-
 
 class LabelSmoothingLoss(nn.Module):
     """Cross entropy against 1 - smoothing on the true class and smoothing / (classes - 1) on each OTHER class.
@@ -94,13 +92,7 @@ def make_loss(name: str, shares: Tensor | None = None, head: str = "") -> nn.Mod
     return made
 
 
-def loss_of_probabilities(criterion: nn.Module, head: str, probabilities: Tensor, labels: Tensor) -> float:
-    """The loss of answers [images, classes] that are probabilities (or values, for a regression) already.
-
-    Right because every classification loss here goes through log-softmax, and log-softmax(log p) = log p.
-    """
-    answers = probabilities.double()
-    criterion = copy.deepcopy(criterion).cpu()  # what it reckons with may be on a GPU
-    if not config.head(head).regression:
-        return float(criterion(answers.clamp_min(SMALLEST).log(), labels))
-    return float(criterion(answers, labels.double()))
+def loss_of_outputs(criterion: nn.Module, outputs: Tensor, labels: Tensor) -> float:
+    """The loss of a network's outputs [images, classes] of a whole validation, in double precision on the CPU."""
+    criterion = copy.deepcopy(criterion).cpu().double()  # what it reckons with may be on a GPU
+    return float(criterion(outputs.double(), labels.double() if labels.is_floating_point() else labels))

@@ -270,19 +270,16 @@ def finish_epoch(
 ) -> None:  # fmt: skip
     """Validate, keep what the epoch gave, and say so."""
     s, number = study.settings, fold.number
-    inner = [head for head in s.heads if head in config.INNER_HEADS]
-    answers = engine.predict(
-        [fold.learner.model], [[0]], fold.validation, [*validated_tasks(s), *inner], study.compute, fold.rows.tolist(),
-        f"validating fold {number}", reader,
-    )  # fmt: skip
-    if not all(np.isfinite(array).all() for array in answers.values()) or models.not_finite(fold.learner.model):
+    outputs = engine.validate(fold.learner.model, s.heads, reader, len(fold.rows), study.compute, f"validating fold {number}")
+    if not all(torch.isfinite(array).all() for array in outputs.values()) or models.not_finite(fold.learner.model):
         step = (state.epoch + 1) * len(fold.batches) - 1
         raise diverged(fold, step, "the network's weights or answers are no numbers any more")
-    scores, mean_loss = judge_epoch(study, fold, {task: array[0, 0] for task, array in answers.items()})
+    answers = {task: models.probabilities(outputs, task).numpy() for task in validated_tasks(s)}
+    scores, mean_loss = judge_epoch(study, fold, answers), validation_loss(study, fold, outputs)
     rate = fold.recipe.rate(state.epoch * len(fold.batches))
     state.epoch, state.step, state.sums = state.epoch + 1, 0, []
     for task in validated_tasks(s):
-        state.probabilities.setdefault(task, []).append(answers[task][0, 0])
+        state.probabilities.setdefault(task, []).append(answers[task])
     mine = scores[s.task]
     state.history.append(epoch_row(state.epoch, trained, scores, mean_loss, rate, s.task))
     if study.writes:
@@ -323,16 +320,16 @@ def validated_tasks(s: config.TrainSettings) -> list[str]:
     return [s.task, *(task for head in s.heads for task in config.answered(head) if task != s.task)]
 
 
-def judge_epoch(study: Study, fold: Fold, answers: dict[str, np.ndarray]) -> tuple[dict[str, metrics.Scores], float]:
-    """Scores of every head's answers [images, classes] and the sum of the trained heads' losses, on unaltered labels."""
+def judge_epoch(study: Study, fold: Fold, answers: dict[str, np.ndarray]) -> dict[str, metrics.Scores]:
+    """Scores of every task's answers [images, classes], on unaltered labels."""
+    decided = {task: ensemble.decide(task, array) for task, array in answers.items()}
+    return {task: metrics.score(task, found, study.truth(fold.rows, task)) for task, found in decided.items()}
+
+
+def validation_loss(study: Study, fold: Fold, outputs: dict[str, torch.Tensor]) -> float:
+    """The sum of the trained heads' losses, of their outputs [images, classes] on unaltered labels."""
     labels = dataset.label_tensors(study.table.iloc[fold.rows], fold.recipe.heads)
-    losses = [
-        loss.loss_of_probabilities(fold.recipe.criteria[head], head, torch.from_numpy(answers[head]), labels[head])
-        for head in fold.recipe.heads
-    ]
-    tasks = [task for task in answers if task in config.TASKS]
-    scores = {task: metrics.score(task, ensemble.decide(task, answers[task]), study.truth(fold.rows, task)) for task in tasks}
-    return scores, sum(losses)
+    return sum(loss.loss_of_outputs(fold.recipe.criteria[head], outputs[head], labels[head]) for head in fold.recipe.heads)
 
 
 def score_dict(scores: metrics.Scores) -> dict[str, float]:

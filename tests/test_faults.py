@@ -522,14 +522,14 @@ def test_a_fold_that_diverged_is_tried_again_from_its_last_good_state(
 def test_weights_that_are_no_numbers_are_never_saved(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plain = engine.predict
+    plain = engine.validate
 
-    def predict(networks: Any, *rest: Any) -> Any:
-        found = plain(networks, *rest)
-        networks[0].batchnorm.running_var[3] = float("inf")  # its answers are still numbers
+    def validate(network: Any, *rest: Any) -> Any:
+        found = plain(network, *rest)
+        network.batchnorm.running_var[3] = float("inf")  # its answers are still numbers
         return found
 
-    monkeypatch.setattr(engine, "predict", predict)
+    monkeypatch.setattr(engine, "validate", validate)
     assert train.main(words(root, tmp_path, "--cv", "1", "--epochs", "1")) == 1
     assert "epoch 1, step 5 of 5: the network's weights or answers are no numbers" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.pth"))

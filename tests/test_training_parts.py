@@ -83,15 +83,13 @@ def test_parts_and_years_answer_main_by_their_product() -> None:
 
 
 @pytest.mark.parametrize("name", config.LOSSES)
-def test_the_loss_of_probabilities_is_that_of_the_logits(name: str) -> None:
+def test_the_loss_of_a_whole_validation_is_that_of_a_batch(name: str) -> None:
     criterion = loss.make_loss(name)
     if config.LOSSES[name].regression:
         outputs, labels = torch.rand(6, 1) * 60, torch.rand(6) * 60
-        found = loss.loss_of_probabilities(criterion, "age", outputs, labels)
     else:
         outputs, labels = torch.randn(6, 18), torch.randint(0, 18, (6,))
-        found = loss.loss_of_probabilities(criterion, "main", outputs.softmax(1), labels)
-    assert found == pytest.approx(float(criterion(outputs, labels)), rel=1e-5)
+    assert loss.loss_of_outputs(criterion, outputs, labels) == pytest.approx(float(criterion(outputs, labels)), rel=1e-5)
 
 
 def test_a_regression_loss_pairs_outputs_with_their_own_labels() -> None:
