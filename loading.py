@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import atexit
+import math
 import multiprocessing.queues
 import os
+import shutil
 import signal
 import threading
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
 import dataset
-from utils import RunError, reason, usable_processors, warn
+from utils import RunError, first_process, reason, usable_processors, warn
 
 try:
     import resource
@@ -21,6 +24,8 @@ except ImportError:  # Windows has none
     resource = None  # type: ignore[assignment]
 
 PREFETCH = 4  # batches that each worker reads ahead, where a photograph has one view
+SHARED = Path("/dev/shm")  # through which Linux hands tensors from process to process
+MORE_SHARED_MEMORY = "--workers 0, or a larger /dev/shm (docker run --shm-size=2g, or --ipc=host)"
 
 
 class Loader(DataLoader[Any]):
@@ -114,3 +119,26 @@ def choose_workers(asked: int | None, device: torch.device, sharing: int = 1) ->
         return asked
     processors = max(1, usable_processors() // sharing)
     return min(16, max(1, processors - 1)) if device.type != "cpu" else min(2, processors)
+
+
+def fit_shared_memory(workers: int, batch_size: int, side: int, views: int = 1, sharing: int = 1) -> int:
+    """As many of the worker processes as shared memory has room for; where those are fewer, a line says so.
+
+    All that they read ahead lies there, beside the batch that is computed and the one after it. side: of a photograph's
+    views in pixels; sharing: processes like this one on this machine.
+    """
+    batch, free = batch_size * views * side * side * 3, free_shared_memory() / sharing
+    able = max(0, min(workers, int(min(free / batch, 1e9) - 2) // ahead(views)))
+    if able < workers and first_process():
+        needed = (workers * ahead(views) + 2) * batch * sharing
+        warn(f"--workers {able} instead of {workers}: {SHARED} has {free * sharing / 2**20:.0f} MiB free, their batches take "
+             f"{needed / 2**20:.0f} MiB; ways on: {MORE_SHARED_MEMORY}")  # fmt: skip
+    return able
+
+
+def free_shared_memory() -> float:
+    """Bytes that processes can still hand over at once; infinite where no folder of the system bounds them."""
+    try:
+        return float(shutil.disk_usage(SHARED).free)
+    except OSError:
+        return math.inf

@@ -17,6 +17,7 @@ import config
 import dataset
 import engine
 import ensemble
+import loading
 import model as models
 import processes
 import tables
@@ -242,6 +243,9 @@ def run_members(
         raise UserError(f"--boxes {boxes_csv}: none of these checkpoints was trained on cropped faces; leave --boxes out")
     boxes = tables.read_boxes(boxes_csv, names, paths) if boxes_csv else None
     photos = dataset.Photos(names, paths, distinct, boxes)
+    side = max(size for *_, size in sizes)
+    workers = loading.fit_shared_memory(compute.workers, compute.batch_size, side, len(distinct), compute.world)
+    compute = dataclasses.replace(compute, workers=workers)
     array = engine.predict(networks, plan, photos, [task], compute)[task]
     for member, own in zip(members, array, strict=True):
         if not np.isfinite(own).all():

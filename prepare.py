@@ -25,6 +25,7 @@ import config
 import dataset
 import duplicates
 import engine
+import loading
 import model as models
 import processes
 import suspects
@@ -119,6 +120,8 @@ def readable(
 def set_up(s: config.TrainSettings, who: processes.Processes = ALONE) -> tuple[Study, pd.DataFrame | None]:
     """Read, check and split everything, before the first folder is made."""
     compute = processes.compute_for(s, s.batch_size, who, shared=s.cv == 1)
+    workers = loading.fit_shared_memory(compute.workers, s.batch_size, s.image_size, sharing=who.local_world)
+    compute = dataclasses.replace(compute, workers=workers)
     if s.batch_size < 2 * compute.world and compute.world > 1:  # BatchNorm cannot train on a single photograph
         raise UserError(f"--batch-size {s.batch_size}: shared by {compute.world} processes; use at least {2 * compute.world}")
     table, outside = readable(s, *load_table(s))
