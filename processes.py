@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,14 +18,29 @@ from typing import TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.rendezvous import rendezvous
 
 import config
 import engine
 import loading
-from utils import RunError, Stopped, StopSignal, Told, UserError, choose_device, reason, set_threads, usable_processors
+from utils import (
+    RunError,
+    Stopped,
+    StopSignal,
+    Told,
+    UserError,
+    choose_device,
+    control_groups,
+    duration,
+    reason,
+    set_threads,
+    system_text,
+    usable_processors,
+)
 
 T = TypeVar("T")
-PATIENCE = timedelta(days=7)  # a process may wait for another's whole epoch, or longer
+JOINING = timedelta(minutes=10)  # for all processes to come together
+PATIENCE = timedelta(days=7)  # after that a process may wait for another's whole epoch, or longer
 
 
 @dataclass(frozen=True)
@@ -48,8 +66,38 @@ def from_environment() -> Processes:
     if torch.cuda.is_available() and who.local_rank < torch.cuda.device_count():
         torch.cuda.set_device(who.local_rank)
     if not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+        join(who.world)
     return who
+
+
+def join(world: int) -> None:
+    """Come together with the other processes. Raises RunError where some of them do not come."""
+    try:
+        with ended_by_signals():
+            store, rank, world = next(rendezvous("env://", timeout=JOINING))
+            store.set(f"came/{rank}", "")
+            store.wait([f"came/{number}" for number in range(world)], JOINING)
+            store.set_timeout(PATIENCE)
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        address, port = (os.environ.get(name, "not set") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise RunError(f"the processes of this run did not come together within {duration(JOINING.total_seconds())} "
+                       f"({reason(error)}); check MASTER_ADDR ({address}), MASTER_PORT ({port}) and that all {world} processes "
+                       "(WORLD_SIZE) were started") from None  # fmt: skip
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Within the block SIGINT and SIGTERM end the program at once: Python's own handlers would wait for the end of one long
+    call into the system."""
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -130,7 +178,7 @@ def share_statistics(model: nn.Module) -> None:
 
 
 FULL = re.compile(r"out of memory|can't allocate memory|not enough memory|ALLOC_FAILED|Cannot allocate memory")
-LOST = re.compile(r"DataLoader worker \(pid|Too many open files")
+LOST = re.compile(r"DataLoader worker \(pid|Too many open files|shared memory|</torch_")
 PARTED = re.compile(r"gloo|NCCL|Connection (reset|closed)|TCPStore|Broken pipe")
 
 
@@ -166,8 +214,9 @@ def workers_told(stop: StopSignal, go_on: str = "") -> Iterator[None]:
         if parted:
             raise RunError(f"another process of this run ended; its message tells why{go_on}") from None
         last = [type(error).__name__, *str(error).strip().splitlines()][-1]  # one inside a worker comes with its traceback
-        raise RunError(f"a process that reads photographs was lost ({last}); often the memory is short, or too few files may be "
-                       f"open (ulimit -n): use fewer --workers{go_on}") from None  # fmt: skip
+        raise RunError(f"a process that reads photographs was lost ({last}); often the memory or {loading.SHARED} is full, or "
+                       "too few files may be open (ulimit -n): use fewer --workers, "
+                       f"{loading.MORE_SHARED_MEMORY}{go_on}") from None  # fmt: skip
 
 
 def uncompiled(error: BaseException) -> bool:
@@ -196,14 +245,31 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if sys.platform == "darwin" else 1024.0)
 
 
-def free_memory() -> float:
-    """Bytes of the machine's memory that programs can still have."""
-    try:
-        told = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-        return int(told[1]) * 1024.0 if told else 0.0
-    except OSError:
-        names = getattr(os, "sysconf_names", {})
-        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) if "SC_AVPHYS_PAGES" in names else 0.0
+def free_memory(root: Path = Path("/")) -> float:
+    """Bytes of memory that this process can still have, of the machine's and of its control groups'; root: of the files."""
+    machine = system_text(root / "proc/meminfo")
+    if machine:
+        return min([number_after("MemAvailable:", machine) * 1024, *map(group_memory, control_groups("memory", root))])
+    names = getattr(os, "sysconf_names", {})
+    return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) if "SC_AVPHYS_PAGES" in names else 0.0
+
+
+def group_memory(group: Path) -> float:
+    """Bytes that a control group's limit leaves, files that nobody uses counting as free; infinite without a limit."""
+    for limit, used, cached in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        numbers = [system_text(group / name).strip() for name in (limit, used)]
+        if all(number.isdigit() for number in numbers):  # else max
+            return max(0.0, float(numbers[0]) - float(numbers[1]) + number_after(cached, system_text(group / "memory.stat")))
+    return math.inf
+
+
+def number_after(name: str, text: str) -> float:
+    """The number that follows a name at the start of a line; 0 where there is none."""
+    found = re.search(rf"^{name}\s+(\d+)", text, re.MULTILINE)
+    return float(found[1]) if found else 0.0
 
 
 def leave(who: Processes) -> None:

@@ -299,10 +299,10 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         if device.type not in DEVICES:
             raise RuntimeError(f"neither of {', '.join(DEVICES)}")
-        torch.empty(1, device=device)
+        torch.ones(1, device=device).add_(1).item()  # a GPU may be there that this torch has no kernels for
     except (RuntimeError, AssertionError, NotImplementedError, ValueError, OverflowError) as error:
         first = str(error).strip().splitlines()[0]
-        raise UserError(f"--device {name}: not usable here ({first}); try --device cpu or auto") from None
+        raise UserError(f"--device {name}: not usable here ({first}); try --device cpu, or a torch made for it") from None
     if device.type == "cpu":
         keep_freed_memory()
     return device
@@ -329,9 +329,40 @@ def set_threads(threads: int | None) -> int:
     return count
 
 
-def usable_processors() -> int:
-    """Processors this process may run on (a container or a batch system may allow fewer than there are)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def usable_processors(root: Path = Path("/")) -> int:
+    """Processors this process may use (a container or a batch system may allow fewer than there are); root: of the files."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for group in control_groups("cpu", root):
+        names = ("cpu.max", "cpu.cfs_quota_us", "cpu.cfs_period_us")  # of version 2; of version 1
+        limit = [word for name in names for word in system_text(group / name).split()]
+        if len(limit) == 2 and all(word.isdigit() for word in limit):  # else max or -1
+            quota, period = map(int, limit)
+            count = min(count, -(-quota // max(1, period)))
+    return max(1, count)
+
+
+def control_groups(controller: str, root: Path) -> list[Path]:
+    """The folders of this process's control group and of those above it, as Linux lays them out for a controller in both
+    versions; some of them may not be there."""
+    folders: list[Path] = []
+    for line in system_text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        # a container may see the path of the system around it: the limit is then that of the mount itself
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        for mount in (controllers, controller) if controllers else ("", "unified"):
+            top = root / "sys/fs/cgroup" / mount
+            folders += [top.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1)]
+    return folders
+
+
+def system_text(path: Path) -> str:
+    """What one of the system's small files says; nothing where it cannot be read."""
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 @contextlib.contextmanager
