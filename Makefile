@@ -1,12 +1,15 @@
 # Two commands for a newcomer: `make demo` and `make test`. Both make the same .venv first.
+# `make test-oldest` takes Python 3.10 where it finds one; name it with PYTHON_OLDEST=.
 PYTHON ?= python3
 PY = .venv/bin/python
 DEMO = --device cpu
+OLDEST = .venv-oldest/bin/python
+PYTHON_OLDEST ?= $(shell python3.10 -c 'print("python3.10")' 2>/dev/null || echo $(PYTHON))
 
 # Threads that wait do not take the processor from those that they wait for (see utils.py).
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test lint pictures clean
+.PHONY: demo test test-oldest lint pictures clean
 
 .venv/installed: requirements.txt requirements-dev.txt
 	@echo "== making .venv and installing requirements.txt and requirements-dev.txt (a few minutes, once)"
@@ -30,6 +33,16 @@ test: .venv/installed
 	@echo "== running the tests, in two processes (about four minutes on two cores)"
 	$(PY) -m pytest -n 2 --dist loadfile
 
+.venv-oldest/installed: requirements.txt requirements-dev.txt requirements-oldest.txt
+	@echo "== making .venv-oldest with the oldest versions that requirements.txt allows (a few minutes, once)"
+	$(PYTHON_OLDEST) -m venv .venv-oldest
+	$(OLDEST) -m pip install --quiet --disable-pip-version-check -c requirements-oldest.txt -r requirements.txt -r requirements-dev.txt
+	@touch $@
+
+test-oldest: .venv-oldest/installed
+	@echo "== running the tests on the oldest versions that requirements.txt allows, in two processes"
+	$(OLDEST) -m pytest -n 2 --dist loadfile
+
 lint: .venv/installed
 	@echo "== ruff and mypy"
 	$(PY) -m ruff check .
@@ -40,4 +53,4 @@ pictures: .venv/installed
 	$(PY) docs/pictures.py
 
 clean:
-	rm -rf demo .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf demo .venv .venv-oldest .pytest_cache .mypy_cache .ruff_cache .hypothesis
