@@ -62,7 +62,7 @@ def child(words: list[str], stage: Any, save_seconds: float) -> None:
     config.BACKBONES["tiny"] = support.TINY
     training.SAVE_SECONDS = save_seconds
     charts.drawn = lambda *_, **__: "<svg></svg>"  # else most kills would fall while the report's charts are drawn
-    watch(stage, engine, "predict", 2, 1)
+    watch(stage, engine, "validate", 2, 1)
     watch(stage, checkpoint, "write", 3, 1)
     watch(stage, checkpoint, "write_validation", 4, 1)
     watch(stage, checkpoint, "write_state", 5, 1)

@@ -84,7 +84,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, call: int
     ("owner", "name", "call"),
     [
         (checkpoint, "write", 0), (checkpoint, "write", 3), (checkpoint, "write_validation", 2),
-        (checkpoint, "write_state", 1), (checkpoint, "write_state", 7), (checkpoint, "tidy", 9), (engine, "predict", 4),
+        (checkpoint, "write_state", 1), (checkpoint, "write_state", 7), (checkpoint, "tidy", 9), (engine, "validate", 4),
         (crossval.outoffold, "write", 0),
     ],
 )  # fmt: skip
