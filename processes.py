@@ -7,7 +7,6 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar, cast
@@ -19,32 +18,29 @@ from torch import nn
 import config
 import engine
 import loading
-from utils import RunError, Stopped, StopSignal, Told, UserError, choose_device, reason, set_threads, usable_processors
+from utils import (
+    Processes,
+    RunError,
+    Stopped,
+    StopSignal,
+    Told,
+    UserError,
+    choose_device,
+    from_torchrun,
+    reason,
+    set_threads,
+    usable_processors,
+)  # fmt: skip
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)  # a process may wait for another's whole epoch, or longer
 
 
-@dataclass(frozen=True)
-class Processes:
-    """This process among all of the run. One alone is rank 0 of a world of 1."""
-
-    rank: int = 0
-    world: int = 1
-    local_rank: int = 0
-    local_world: int = 1
-
-    @property
-    def first(self) -> bool:
-        return self.rank == 0
-
-
 def from_environment() -> Processes:
     """Who torchrun says this process is; it joins the others. Call `leave` at the end."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    if not all(name in os.environ for name in names) or os.environ["WORLD_SIZE"] == "1":
-        return Processes()
-    who = Processes(*(int(os.environ[name]) for name in names))
+    who = from_torchrun()
+    if who.world == 1:
+        return who
     if torch.cuda.is_available() and who.local_rank < torch.cuda.device_count():
         torch.cuda.set_device(who.local_rank)
     if not dist.is_initialized():
