@@ -24,13 +24,12 @@ import utils
 from utils import RunError, UserError
 
 HERE = Path(__file__).parent
-LIMIT = 300  # seconds that a process may take on a machine with much else to do
 
 
 def run_code(code: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """Python code in a process of its own, in the project's folder."""
     words = [sys.executable, "-c", code]
-    return subprocess.run(words, cwd=HERE.parent, capture_output=True, text=True, timeout=LIMIT, check=False, **options)
+    return subprocess.run(words, cwd=HERE.parent, capture_output=True, text=True, timeout=support.LIMIT, check=False, **options)
 
 
 def train_words(root: Path, saved: Path, *more: str) -> list[str]:
@@ -139,7 +138,7 @@ def test_a_drive_that_fails_to_flush_is_still_a_failure(
 def shell(line: str, *words: str, **streams: Any) -> tuple[int, str]:
     """(exit code, all that was printed) of a line of the shell in which $RUN is Python with these words."""
     done = subprocess.run(["sh", "-c", line.replace("$RUN", 'exec "$0" "$@"'), sys.executable, *words], cwd=HERE.parent,
-                          **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}, text=True, timeout=LIMIT,
+                          **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}, text=True, timeout=support.LIMIT,
                           check=False)  # fmt: skip
     return done.returncode, (done.stdout or "") + (done.stderr or "")
 
@@ -218,7 +217,7 @@ def test_a_terminal_that_is_gone_does_not_stop_a_progress_bar() -> None:
     with on_a_terminal(body) as (child, master):
         assert os.read(master, 4) == b"True"
         os.close(master)
-        child.communicate(b"\n" * 4, timeout=LIMIT)
+        child.communicate(b"\n" * 4, timeout=support.LIMIT)
         assert child.returncode == 7
 
 
