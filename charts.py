@@ -8,13 +8,16 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 import config
+from utils import hidden_variable
+
+with hidden_variable("MPLBACKEND"):  # these charts need no backend, and one that is not installed would stop the import
+    import matplotlib as mpl
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 INK, SOFT, REST = "#1f2933", "#52606d", "#e4e7eb"
 COLOURS = ("#2f6db5", "#e8912d", "#2a9d78", "#c8453b", "#8a63b5", "#5aa9d6", "#b8860b", "#7a8b3c", "#d477a5", "#6b4f3f")

@@ -13,6 +13,7 @@ import math
 import os
 import pickle
 import re
+import shutil
 import time
 import warnings
 import zipfile
@@ -689,5 +690,4 @@ def member_name(path: Path, tree: Path) -> str:
 def disk_free(path: Path) -> int:
     """Bytes free where `path` is or will be."""
     there = next(p for p in (path, *path.absolute().parents) if p.exists())
-    stat = os.statvfs(there)
-    return stat.f_bavail * stat.f_frsize
+    return shutil.disk_usage(there).free

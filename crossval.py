@@ -44,7 +44,7 @@ def run_folds(settings: config.TrainSettings, who: processes.Processes) -> int:
     """What `run` does, as one of these processes."""
     study, outside = processes.agreed(who, lambda: prepare.set_up(settings, who))
     if who.first:
-        print(*prepare.opening(study), sep="\n")
+        print(*prepare.opening(study), sep="\n", flush=True)
     if settings.dry_run:
         if who.first:
             print(*estimate(study), sep="\n")
@@ -116,7 +116,8 @@ def tell(study: Study, done: list[outoffold.Held]) -> None:
             (row.file, report.Picture(paths[row.file], f"{row.kind}: {row.given}? looks {row.suggested}"))
             for row in found.head(SHOWN).itertuples()
         ]
-    report.training_report(tree, study.table, table, extra)
+    with utils.dispensable(f"report of {tree}"):
+        report.training_report(tree, study.table, table, extra)
 
 
 def score_outside(study: Study, outside: pd.DataFrame) -> str:

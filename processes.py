@@ -10,7 +10,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar, cast
@@ -24,6 +23,7 @@ import config
 import engine
 import loading
 from utils import (
+    Processes,
     RunError,
     Stopped,
     StopSignal,
@@ -32,6 +32,7 @@ from utils import (
     choose_device,
     control_groups,
     duration,
+    from_torchrun,
     reason,
     set_threads,
     system_text,
@@ -43,26 +44,11 @@ JOINING = timedelta(minutes=10)  # for all processes to come together
 PATIENCE = timedelta(days=7)  # after that a process may wait for another's whole epoch, or longer
 
 
-@dataclass(frozen=True)
-class Processes:
-    """This process among all of the run. One alone is rank 0 of a world of 1."""
-
-    rank: int = 0
-    world: int = 1
-    local_rank: int = 0
-    local_world: int = 1
-
-    @property
-    def first(self) -> bool:
-        return self.rank == 0
-
-
 def from_environment() -> Processes:
     """Who torchrun says this process is; it joins the others. Call `leave` at the end."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    if not all(name in os.environ for name in names) or os.environ["WORLD_SIZE"] == "1":
-        return Processes()
-    who = Processes(*(int(os.environ[name]) for name in names))
+    who = from_torchrun()
+    if who.world == 1:
+        return who
     if torch.cuda.is_available() and who.local_rank < torch.cuda.device_count():
         torch.cuda.set_device(who.local_rank)
     if not dist.is_initialized():

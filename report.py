@@ -5,6 +5,7 @@ The page is made from the numbers alone, with small copies of photographs where 
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -281,9 +282,7 @@ def write(folder: Path, numbers: Numbers, page: Callable[[Numbers], str]) -> Non
     """report.json always; report.html where matplotlib is there, else one line that says so."""
     stored = plain(numbers)
     checkpoint.write_json(folder / "report.json", stored)
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
+    if importlib.util.find_spec("matplotlib") is None:
         print(f"{printable(folder / 'report.json')}  (pip install matplotlib, and there will be a report.html to look at too)")
         return
     with atomic_write(folder / "report.html", "w") as file:

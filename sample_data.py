@@ -24,6 +24,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
 
+import utils
+
 VERSION = 1  # raise it when the drawing changes: an older output is then not taken for this one
 MARKER = "sample_data.json"
 WIDTH, HEIGHT = 384, 512
@@ -479,4 +481,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(utils.run_script(main, "sample_data.py"))

@@ -14,7 +14,19 @@ import config
 import ensemble
 import metrics
 import shift
-from utils import UserError, atomic_write, new_folder, printable, read_arrays, read_file, reason, timestamp, warn, warn_counted
+from utils import (
+    UserError,
+    atomic_write,
+    dispensable,
+    new_folder,
+    printable,
+    read_arrays,
+    read_file,
+    reason,
+    timestamp,
+    warn,
+    warn_counted,
+)  # fmt: skip
 
 PROBS = "probs.npz"
 
@@ -173,10 +185,11 @@ def write_prediction(
             note = f"  {scores.line()}"
         print(f"{printable(folder / f'{name}.csv')}{note}")
     if not (source / PROBS).is_file():  # another vote on stored probabilities is to be quick
-        import report
+        with dispensable(f"report of {folder}"):
+            import report
 
-        made = {"settings": dataclasses.asdict(settings), "notes": list(notes)}
-        report.prediction_report(folder, probs, voted, truth, training_shares(source, probs.task), made)
+            made = {"settings": dataclasses.asdict(settings), "notes": list(notes)}
+            report.prediction_report(folder, probs, voted, truth, training_shares(source, probs.task), made)
     if truth is not None:
         print_members(probs, truth)
         absent = metrics.absent_classes(probs.task, truth)

@@ -12,6 +12,8 @@ import utils
 def main(argv: list[str] | None = None) -> int:
     asked = config.parse(config.TrainSettings, argv, "train.py", __doc__ or "")
     settings = asked.completed()
+    if settings.dry_run:
+        utils.end_with_reader()
     if utils.first_process():
         if settings.recipe:
             print(f"recipe {settings.recipe}: {config.RECIPES[settings.recipe]}")

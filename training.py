@@ -27,7 +27,7 @@ import optim
 import prepare
 import processes
 from prepare import Study
-from utils import Stopped, StopSignal, UserError, duration, warn
+from utils import Stopped, StopSignal, UserError, dispensable, duration, warn
 
 SAVE_SECONDS = 60.0  # a kill inside an epoch costs no more than this
 
@@ -293,7 +293,8 @@ def finish_epoch(
         checkpoint.write_validation(keeper.folder, state, study.table["file"].iloc[fold.rows].tolist())
     keeper.save()
     if s.tensorboard and study.writes:
-        write_board(keeper.folder, state.history[-1])
+        with dispensable("--tensorboard"):
+            write_board(keeper.folder, state.history[-1])
     if not s.quiet:
         say(study, epoch_line(state, s, scores, clock.epoch_over()))
 

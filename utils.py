@@ -8,6 +8,7 @@ import errno
 import hashlib
 import io
 import os
+import re
 import signal
 import socket
 import stat
@@ -18,8 +19,9 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sized
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,6 +34,7 @@ quiet = False  # set by --quiet: neither bars nor such lines
 LONGEST_LINE = 2000  # of an error; its end says what to do
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)  # missing, or no regular one
+NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP)  # says a file system that lacks it
 MOST_TIMES = 100  # its size; probabilities hardly shrink when they are packed, a zip bomb's zeros do a thousandfold
 
 # Read when torch loads. By default a thread that waits for the others spins for milliseconds, and where anything else runs,
@@ -77,21 +80,127 @@ def _terminated(number: int, frame: object) -> None:
     raise Terminated
 
 
+@dataclass(frozen=True)
+class Processes:
+    """This process among all of the run. One alone is rank 0 of a world of 1."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    local_world: int = 1
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+
+def from_torchrun() -> Processes:
+    """This process among those that torchrun started; alone where one of its variables is missing or WORLD_SIZE is 1, as
+    where a platform has left a RANK of its own. Raises UserError for values that torchrun never sets."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    values = {name: os.environ.get(name, "") for name in names}
+    if not all(values.values()):
+        return Processes()
+    remedy = "start with torchrun, or unset RANK and WORLD_SIZE"
+    for name, value in values.items():
+        if not re.fullmatch("[0-9]{1,9}", value):
+            raise UserError(f"environment variable {name}={value[:40]}: is no whole number; {remedy}")
+    all_of_them = Processes(*(int(values[name]) for name in names))
+    if all_of_them.world == 1:
+        return Processes()
+    if not (all_of_them.rank < all_of_them.world and all_of_them.local_rank < all_of_them.local_world <= all_of_them.world):
+        shown = ", ".join(f"{name}={value}" for name, value in values.items())
+        raise UserError(f"environment variables {shown}: do not fit each other; {remedy}")
+    return all_of_them
+
+
 def first_process() -> bool:
-    """Whether this is the first of the processes that torchrun started: it says what all of them know."""
-    return os.environ.get("RANK", "0") == "0"
+    """Whether this is the first of the processes that torchrun started: it prints what all of them know."""
+    return from_torchrun().first
+
+
+class LastingStream:
+    """stdout or stderr of a program that outlives whoever reads it: what cannot be written is dropped.
+
+    A closed stream, a pipe without a reader, a terminal that is gone, a full disk under a log: none of them ends a run.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.ends_with_reader = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    @contextlib.contextmanager
+    def _dropping(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            if self.ends_with_reader:
+                raise SystemExit(0) from None
+        except (OSError, ValueError):  # the latter: closed
+            pass
+
+    def write(self, text: str) -> int:
+        with self._dropping():
+            self.stream.write(text)
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        with self._dropping():
+            self.stream.flush()
+
+    def isatty(self) -> bool:
+        with contextlib.suppress(OSError, ValueError):
+            return self.stream.isatty()
+        return False
+
+    def finish(self) -> None:
+        """Flush what can be; what cannot goes nowhere, or the interpreter would complain of it while it ends."""
+        try:
+            self.stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self.stream.fileno())
+                os.close(nowhere)
+
+
+def make_streams_last() -> None:
+    """Make stdout and stderr LastingStreams that spell out what they cannot encode; closed ones lead nowhere."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # else the next file to be opened takes the number, and what a library prints lands in it
+            os.open(os.devnull, os.O_RDWR)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name) or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        if isinstance(stream, io.TextIOWrapper):  # a path may be more than the terminal's encoding can spell
+            with contextlib.suppress(OSError, ValueError):
+                stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, stream if isinstance(stream, LastingStream) else LastingStream(stream))
+
+
+def end_with_reader() -> None:
+    """End the program quietly once nobody reads its stdout: for a command whose output is its purpose."""
+    if isinstance(sys.stdout, LastingStream):
+        sys.stdout.ends_with_reader = True
 
 
 def run_script(main: Callable[[list[str] | None], int], name: str) -> int:
     """Call a script's `main` and turn what can go wrong outside it into one line on stderr and an exit code:
 
-    2 bad input, 1 a failure of the machine, 130 and 143 stopped by SIGINT and SIGTERM.
+    2 bad input, 1 a failure of the machine, 130 and 143 stopped by SIGINT and SIGTERM. A line that cannot be printed is none.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a path may be more than the terminal's encoding can spell
-            stream.reconfigure(errors="backslashreplace")
+    make_streams_last()
     signal.signal(signal.SIGTERM, _terminated)
     try:
+        from_torchrun()  # refused at once, if it is to be refused
         return main(None)
     except Told as error:
         return _tell(name, f"error: {error}", error.code)
@@ -106,12 +215,17 @@ def run_script(main: Callable[[list[str] | None], int], name: str) -> int:
         if where and error.errno in (errno.EACCES, errno.ENAMETOOLONG):
             return _tell(name, f"error: {where[:500]}{error.strerror}; name another, or check its permissions", 2)
         return _tell(name, f"error: {where}{error.strerror or error}; mend that and go on with --resume if a run had begun", 1)
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            cast("LastingStream", stream).finish()
 
 
 def _tell(name: str, message: str, code: int) -> int:
-    rank = os.environ.get("RANK", "0")
+    rank = 0
+    with contextlib.suppress(UserError):
+        rank = from_torchrun().rank
     line = printable(" ".join(message.split()))
-    print(f"{name}{'' if rank == '0' else f' (process {rank})'}: {line}", file=sys.stderr, flush=True)
+    print(f"{name}{f' (process {rank})' if rank else ''}: {line}", file=sys.stderr, flush=True)
     return code
 
 
@@ -273,6 +387,15 @@ def warn_counted(names: list[str], message: str) -> None:
         warn(f"{message}: {len(names)} (the first: {names[0]!r})")
 
 
+@contextlib.contextmanager
+def dispensable(what: str) -> Iterator[None]:
+    """Make one warning of whatever goes wrong with something that no result hangs on: a report, a picture, a logger."""
+    try:
+        yield
+    except Exception as error:
+        warn(f"{what}: cannot be written ({reason(error)}); the results are complete without it")
+
+
 def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterable[T]:
     """`items` behind a tqdm bar with an estimate where stderr is a terminal; elsewhere with a plain line a minute."""
     if quiet:
@@ -324,6 +447,17 @@ def seeded(*parts: object) -> Iterator[None]:
         yield
     finally:
         torch.default_generator.set_state(before)
+
+
+@contextlib.contextmanager
+def hidden_variable(name: str) -> Iterator[None]:
+    """The block without an environment variable."""
+    value = os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        if value is not None:
+            os.environ[name] = value
 
 
 def choose_device(name: str) -> torch.device:
@@ -418,10 +552,12 @@ def atomic_write(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[An
         with os.fdopen(handle, mode, **options) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            with where_supported():
+                os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)  # mkstemp makes private files; results are for sharing
+        with where_supported():
+            os.chmod(name, 0o666 & ~umask)  # mkstemp makes private files; results are for sharing
         os.replace(name, path)
         flush_folder(path.parent)
     except BaseException as error:
@@ -433,6 +569,16 @@ def atomic_write(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[An
             why = f"{full.strerror or full}"
             raise RunError(f"{path}: cannot be written ({why}); make room or mend that, then go on with --resume") from None
         raise
+
+
+@contextlib.contextmanager
+def where_supported() -> Iterator[None]:
+    """Go on where the file system does not know the operation (another system's drive, a network's); other failures count."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -448,10 +594,14 @@ def sweep(folder: Path, of_living: bool = False) -> None:
     for path in folder.glob(".writing-*"):
         pid = path.name.removeprefix(mine).partition("-")[0]
         if of_living or (path.name.startswith(mine) and pid.isdigit() and not _alive(int(pid))):
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(PermissionError):  # on Windows: it is open in a living process
+                path.unlink(missing_ok=True)
 
 
 def _alive(pid: int) -> bool:
+    """Whether a process lives; on Windows, where asking by a signal would end it, False: there open files cannot be deleted."""
+    if sys.platform == "win32":
+        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -463,12 +613,15 @@ def _alive(pid: int) -> bool:
 
 def flush_folder(folder: Path) -> None:
     """Have a folder's own entries written to the disk: a rename is only safe from a power cut after that."""
-    with contextlib.suppress(OSError):  # some systems cannot open a folder
+    try:
         handle = os.open(folder, os.O_RDONLY)
-        try:
+    except OSError:  # some systems cannot open a folder
+        return
+    try:
+        with where_supported():
             os.fsync(handle)
-        finally:
-            os.close(handle)
+    finally:
+        os.close(handle)
 
 
 def timestamp() -> str:

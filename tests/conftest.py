@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 import support
 
 import charts
+import checkpoint
 import config
 import train
 import utils
+
+# No test may fail because the machine has much else to do.
+hypothesis.settings.register_profile("loaded machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("loaded machine")
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed run's readers keep its locks until they notice; a slow run's progress is no line that a test counts."""
+    monkeypatch.setattr(checkpoint, "LOCK_SECONDS", float(support.LIMIT))
+    monkeypatch.setattr(utils, "LINE_SECONDS", float(support.LIMIT))
 
 
 @pytest.fixture(autouse=True)

@@ -61,6 +61,7 @@ def child(words: list[str], stage: Any, save_seconds: float) -> None:
     """A training process: silent, its stage told to the parent."""
     config.BACKBONES["tiny"] = support.TINY
     training.SAVE_SECONDS = save_seconds
+    checkpoint.LOCK_SECONDS = support.LIMIT  # the killed one's readers keep it until they notice
     charts.drawn = lambda *_, **__: "<svg></svg>"  # else most kills would fall while the report's charts are drawn
     watch(stage, engine, "validate", 2, 1)
     watch(stage, checkpoint, "write", 3, 1)
@@ -107,7 +108,7 @@ def one_round(root: Path, saved: Path, rng: random.Random, seconds: float, fell:
                     path.unlink()
                 tree.rmdir()
         process = start([*words, *more, "--workers", str(rng.choice((0, 0, 1)))], stage)
-        process.join(rng.uniform(0, seconds))
+        process.join(rng.uniform(0, seconds) * 1.1**kills)  # or a machine that became slower would never come to a step
         if process.exitcode is None:
             os.kill(process.pid, signal.SIGKILL)
             process.join()

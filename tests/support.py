@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import random
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 import config
 
+LIMIT = 600  # seconds, for what would hang: a loaded machine takes a tenth of it
 SHOTS = ("incorrect_mask", "mask1", "mask2", "mask3", "mask4", "mask5", "normal")
 PEOPLE = (
     ("000001", "female", 20), ("000002", "male", 61), ("000003", "female", 45), ("003397", "male", 19),
@@ -95,6 +98,15 @@ def make_eval(root: Path, count: int = 9, answers: bool = True) -> Path:
             rows = [[name, number % 18, 20 + number] for number, name in enumerate(names)]
             csv.writer(file).writerows([["ImageID", "ans", "age"], *rows])
     return root
+
+
+def free_port() -> int:
+    """A port for processes to meet at, below those that the system gives to whoever asks for any."""
+    while True:
+        port = random.SystemRandom().randrange(20000, 32000)
+        with socket.socket() as trial, contextlib.suppress(OSError):
+            trial.bind(("127.0.0.1", port))
+            return port
 
 
 def read_rows(path: Path) -> list[list[str]]:

@@ -281,6 +281,8 @@ def test_one_found_only_while_reading_stops_the_run_with_its_name(root: Path, tm
         run(root, tmp_path / "saved", "--workers", workers)
     assert str(caught.value).startswith(f"{path}: cannot be read as a photograph")
     assert "Traceback" not in str(caught.value)
+    for reader in multiprocessing.active_children():
+        reader.join(support.LIMIT)  # at once: they were told to end
     assert not multiprocessing.active_children(), "left to the garbage collector, each would be waited for ten seconds"
 
 

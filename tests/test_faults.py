@@ -90,7 +90,7 @@ class Forked:
         self.pid = os.fork()
         if not self.pid:
             os.setpgid(0, 0)
-            signal.alarm(120)  # whatever it waits for, the tests go on
+            signal.alarm(support.LIMIT)  # whatever it waits for, the tests go on
             os.dup2(tell, 2)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             os.close(told)
@@ -260,22 +260,17 @@ def kill_children() -> None:
         child.kill()
 
 
-def kill_worker() -> None:
-    """Kill the processes that read, in the middle of an epoch, while they have photographs to read."""
-    at_call(engine.Compute, "to_network", 4, kill_children)
-    plain = dataset.Photos.__getitem__
-
-    def slow(photos: dataset.Photos, key: tuple[int, int, int]) -> Any:
-        time.sleep(0.03)
-        return plain(photos, key)
-
-    dataset.Photos.__getitem__ = slow  # type: ignore[method-assign]
+def kill_worker(batch: int, photo: int) -> None:
+    """Kill the processes that read when that batch has come, while one of them has a photograph to read: of a later batch,
+    which it does not get past."""
+    at_call(engine.Compute, "to_network", batch, kill_children)
+    at_call(dataset.Photos, "__getitem__", photo, lambda: time.sleep(support.LIMIT))
 
 
 def test_a_killed_worker_is_named_and_the_run_goes_on_from_there(
     root: Path, tmp_path: Path, unbroken: dict[str, object]
 ) -> None:
-    code, lines = Forked(train, words(root, tmp_path, "--workers", "1"), kill_worker).end()
+    code, lines = Forked(train, words(root, tmp_path, "--workers", "1"), lambda: kill_worker(7, 37)).end()
     assert (code, len(lines)) == (1, 1)
     assert "a process that reads photographs was lost" in lines[0]
     assert "--resume goes on" in lines[0]
@@ -286,7 +281,7 @@ def test_a_killed_worker_is_named_and_the_run_goes_on_from_there(
 
 def test_a_killed_worker_ends_a_submission_in_one_line(tree: Path, eval_root: Path, tmp_path: Path) -> None:
     asked = answered(tree, eval_root, tmp_path, "--workers", "1", "--batch-size", "1")
-    code, lines = Forked(submit_ensemble, asked, kill_worker).end()
+    code, lines = Forked(submit_ensemble, asked, lambda: kill_worker(4, 6)).end()
     assert code == 1
     assert [line for line in lines if "note:" not in line] == lines[-1:]
     assert "a process that reads photographs was lost" in lines[-1]
@@ -303,7 +298,8 @@ def test_a_signal_to_all_processes_leaves_one_line(
         at_call(engine.Compute, "to_network", 4, lambda: (os.write(tell, b"x"), os.read(held, 1)))
 
     run = Forked(train, words(root, tmp_path, "--workers", "2"), wait)
-    os.read(ready, 1)
+    os.close(tell)
+    assert os.read(ready, 1), "it ended before"
     os.killpg(run.pid, number)
     os.write(let, b"x")
     code, lines = run.end()
@@ -325,7 +321,8 @@ def test_of_two_runs_on_one_tree_one_is_refused_and_nothing_is_lost(
         at_call(engine.Compute, "to_network", 4, lambda: (os.write(tell, b"x"), os.read(held, 1)))
 
     first = Forked(train, asked, wait)
-    os.read(ready, 1)
+    os.close(tell)
+    assert os.read(ready, 1), "it ended before"
     monkeypatch.setattr(checkpoint, "LOCK_SECONDS", 0.0)
     with pytest.raises(UserError, match="_x/fold00: another process trains this fold"):
         train.main(asked)
@@ -588,5 +585,6 @@ photos = dataset.Photos(paths, paths, [augmentation.View(augmentation.forms('bas
 sys.kept = iter(loading.loader(photos, dataset.Batches(range(len(paths)), 8), 1, torch.device('cpu')))
 print(len(next(sys.kept)))
 """
-    ended = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=support.LIMIT,
+                           check=False)  # fmt: skip
     assert (ended.returncode, ended.stdout.strip()) == (0, "2"), ended.stderr

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -35,7 +34,7 @@ HERE = Path(__file__).parent
 def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
     """Run a command with the tiny backbones in two processes, as a user starts them."""
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(HERE / "run_tiny.py")]
-    return subprocess.run([*start, *words], capture_output=True, text=True, check=False, timeout=240)
+    return subprocess.run([*start, *words], capture_output=True, text=True, check=False, timeout=support.LIMIT)
 
 
 def one_of_two(rank: int, port: int, main: Callable[[list[str]], int], words: list[str], codes: Any) -> None:
@@ -48,16 +47,14 @@ def one_of_two(rank: int, port: int, main: Callable[[list[str]], int], words: li
 
 def in_two(main: Callable[[list[str]], int], words: list[str]) -> list[int]:
     """Run a command in two forked processes, which need not import anything anew; returns their exit codes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = support.free_port()
     fork = multiprocessing.get_context("fork")
     codes = fork.Array("i", [-1, -1])
     both = [fork.Process(target=one_of_two, args=(rank, port, main, words, codes)) for rank in range(2)]
     for process in both:
         process.start()
     for process in both:
-        process.join(120)
+        process.join(support.LIMIT)
         process.kill()
     return [int(codes[rank]) for rank in range(2)]
 
@@ -148,9 +145,7 @@ def test_a_rest_too_small_to_share_trains_as_in_one_process(train_root: Path, tm
 
 def failing(code: str, words: list[str]) -> list[subprocess.CompletedProcess[str]]:
     """Both processes of a pair that runs train.main after `code`, waited for."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = support.free_port()
     text = f"""
 import os, sys
 sys.path[:0] = [{str(HERE)!r}, {str(HERE.parent)!r}]
@@ -168,7 +163,7 @@ sys.exit(utils.run_script(main, "train.py"))
                          env={**os.environ, **told, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(2)
     ]  # fmt: skip
-    ended = [process.communicate(timeout=240) for process in both]
+    ended = [process.communicate(timeout=support.LIMIT) for process in both]
     return [subprocess.CompletedProcess([], p.returncode, *said) for p, said in zip(both, ended, strict=True)]
 
 
