@@ -427,9 +427,8 @@ def can_answer(heads: tuple[str, ...], task: str) -> bool:
     """Whether a model with these heads answers a task: by its own head, by an inner head, from `main`, or `main` from the
     three parts."""
     known = {answered for head in heads for answered in config.answered(head)}
-    if task in known or ("main" in heads and config.TASKS[task].from_main):
-        return True
-    return task == "main" and set(config.PARTS) <= known
+    knows_main = "main" in known or set(config.PARTS) <= known
+    return task in known or (knows_main and bool(config.TASKS[task].from_main))
 
 
 def probabilities(outputs: dict[str, Tensor], task: str) -> Tensor:

@@ -17,6 +17,7 @@ import tables
 from utils import UserError, atomic_write, cell
 
 FILE = "oof.csv"
+BASE = ["mask", "gender", "age"]  # the true labels that the others are worked out of
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def write(tree: Path, task: str, rows: pd.DataFrame, answers: np.ndarray) -> pd.
 
     Returns the table.
     """
-    told = rows[list(dict.fromkeys(["file", "person", "fold", "mask", "gender", "age", "ageg", "main", task]))]
+    told = rows[["file", "person", "fold", *label_columns()]]
     whole = pd.concat([told, pd.DataFrame(answers, columns=columns(task))], axis=1)
     with atomic_write(tree / FILE, "w") as file:
         named = whole.assign(file=whole["file"].map(cell), person=whole["person"].map(cell))
@@ -111,20 +112,31 @@ def columns(task: str) -> list[str]:
     return ["value"] if spec.regression else [f"p{number}" for number in range(spec.outputs)]
 
 
+def label_columns() -> list[str]:
+    """The columns of true labels: the three that a photograph has, and the tasks that are worked out of them."""
+    return list(dict.fromkeys([*BASE, "ageg", "main", *config.TASKS]))
+
+
 def read(tree: Path, task: str) -> tuple[pd.DataFrame, np.ndarray] | None:
-    """(rows with true labels, probabilities [images, classes]) of a tree, None where it has no oof.csv. Raises UserError."""
-    path = tree / FILE
+    """(rows with the true labels of all tasks, probabilities [images, classes]) of a tree, None where it has no oof.csv.
+
+    The labels follow from mask, gender and age, so that a table from before a task was registered has them too. Raises
+    UserError.
+    """
+    path, remedy = tree / FILE, "--resume that run to have it written again"
     if not path.is_file():
         return None
-    whole = tables.read_csv(path, ["file", "person", "fold", "mask", "gender", "age", "ageg", "main", *columns(task)])
+    whole = tables.read_csv(path, ["file", "person", "fold", *BASE, *columns(task)])
     try:
-        numbers = whole.drop(columns=["file", "person"]).astype(float)
-        labels = numbers[["fold", "mask", "gender", "ageg", "main"]].astype(int)
+        answers = whole[columns(task)].astype(float).to_numpy()
+        numbers = whole[["fold", *BASE]].astype(float).astype({"fold": int, "mask": int, "gender": int})
     except ValueError as error:
-        raise UserError(f"{path}: {str(error)[:100]!r}; the run that completes the tree writes it again") from None
-    names = whole[["file", "person"]].replace(r"^'(?=[=+\-@])", "", regex=True)
-    rows = names.join(numbers[["age"]]).join(labels)
-    return rows, numbers[columns(task)].to_numpy(np.float64)
+        raise UserError(f"{path}: {str(error)[:100]!r}; {remedy}") from None
+    rows = whole[["file", "person"]].replace(r"^'(?=[=+\-@])", "", regex=True).join(numbers)
+    known = rows["age"].between(0, 200) & rows["mask"].isin(range(3)) & rows["gender"].isin(range(2))
+    if not known.all() or rows["file"].duplicated().any() or not ensemble.plausible(task, answers):
+        raise UserError(f"{path}: damaged (its labels or probabilities are none); {remedy}")
+    return tables.with_labels(rows.assign(years=rows["age"])), answers
 
 
 def selected_scores(task: str, folds: Sequence[Held]) -> metrics.Scores:

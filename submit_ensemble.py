@@ -33,7 +33,7 @@ def predicted(settings: config.EnsembleSettings) -> tuple[str, ensemble.Probabil
     import tables
     import trees
 
-    found = trees.find(settings.root, settings.top_k or 3)
+    found = trees.find(settings.root, settings.top_k or 3, settings.task)
     views, transform = settings.tta or 1, settings.transform_type or "base"
     voters = [member for tree in found for member in tree.members]
     names, paths = tables.read_eval(settings.data_root)
