@@ -584,7 +584,7 @@ def check_training(s: TrainSettings) -> None:
     if s.age_filter is not None and not grouped:
         raise UserError(f"--age-filter {s.age_filter}: --task {s.task} has no age groups to filter; leave it out")
     if s.cycle_epochs is not None and s.cycle_epochs + s.warmup_epochs > s.epochs:
-        raise UserError(f"--lr-scheduler {s.lr_scheduler}: a cycle longer than the {s.epochs} epochs; make it shorter")
+        raise UserError(f"--lr-scheduler {s.lr_scheduler}: a cycle longer than --epochs {s.epochs}; make it shorter")
     if s.folds is not None and (s.folds[-1] >= s.cv or s.run_name is None):
         remedy = f"count from 0 to {s.cv - 1}" if s.folds[-1] >= s.cv else "name the tree that they share with --run-name"
         raise UserError(f"--folds {','.join(map(str, s.folds))}: {remedy}")

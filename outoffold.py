@@ -14,7 +14,7 @@ import config
 import ensemble
 import metrics
 import tables
-from utils import UserError, atomic_write, cell
+from utils import UserError, atomic_write, cell, counted
 
 FILE = "oof.csv"
 BASE = ["mask", "gender", "age"]  # the true labels that the others are worked out of
@@ -93,6 +93,11 @@ def honest(folds: Sequence[Held]) -> tuple[pd.DataFrame, np.ndarray]:
     return table(folds, others_best(np.stack([f.curve for f in folds])))
 
 
+def of_people(rows: pd.DataFrame) -> str:
+    """`7 photographs of 1 person`."""
+    return f"{counted(len(rows), 'photograph')} of {counted(rows['person'].nunique(), 'person', 'people')}"
+
+
 def write(tree: Path, task: str, rows: pd.DataFrame, answers: np.ndarray) -> pd.DataFrame:
     """oof.csv: file, person, fold, the true labels and p0, p1 ... of every held-out photograph (`value` for a regression).
 
@@ -161,7 +166,7 @@ def summary(task: str, folds: Sequence[Held], failed: dict[int, str]) -> list[st
         lines.append(f"mean macro F1 of the folds' best epochs {top.mean():.4f}, standard deviation {top.std(ddof=1):.4f}")
         rows, answers = honest(folds)
         headline, selected = scored(task, rows, answers), selected_scores(task, folds)
-        lines.append(f"out-of-fold, {len(rows)} photographs of {rows['person'].nunique()} people:")
+        lines.append(f"out-of-fold, {of_people(rows)}:")
         lines.append(f"  headline  {headline.line()}  (each fold's epoch chosen by the other folds)")
         lines.append(f"  selected  {selected.line()}  (each fold's own best epoch: optimistic by "
                      f"{selected.macro_f1 - headline.macro_f1:+.4f})")  # fmt: skip

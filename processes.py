@@ -19,7 +19,7 @@ from torch import nn
 import config
 import engine
 import loading
-from utils import RunError, Stopped, StopSignal, Told, UserError, choose_device, reason, set_threads, usable_processors
+from utils import RunError, Stopped, StopSignal, Told, UserError, choose_device, counted, reason, set_threads, usable_processors
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)  # a process may wait for another's whole epoch, or longer
@@ -114,8 +114,8 @@ def own_gpu(device: torch.device, who: Processes) -> torch.device:
         if device.index is not None:
             raise UserError(f"--device {device}: {who.world} processes take a GPU each; use --device cuda")
         if who.local_world > there:
-            raise UserError(f"--nproc-per-node {who.local_world}: more processes than the {there} GPUs here; start at most "
-                            f"{there}, or use --device cpu")  # fmt: skip
+            raise UserError(f"--nproc-per-node {who.local_world}: more processes than the {counted(there, 'GPU')} here; start at "
+                            f"most {there}, or use --device cpu")  # fmt: skip
         device = torch.device("cuda", who.local_rank)
     if device.index is not None:
         torch.cuda.set_device(device)

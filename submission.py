@@ -13,7 +13,7 @@ import config
 import ensemble
 import metrics
 import shift
-from utils import UserError, atomic_write, new_folder, printable, read_arrays, reason, timestamp, warn, warn_counted
+from utils import UserError, atomic_write, counted, new_folder, printable, read_arrays, reason, timestamp, warn, warn_counted
 
 PROBS = "probs.npz"
 LONGEST_NAME = 255  # bytes of a file's name
@@ -229,8 +229,8 @@ def write_prediction(
         print_members(probs, truth)
         absent = metrics.absent_classes(probs.task, truth)
         if absent:
-            warn(f"--answers: {len(absent)} classes are not in it ({absent[0]}, ...): macro F1 leaves them out "
-                 "unless they are predicted")  # fmt: skip
+            warn(f"--answers: {counted(len(absent), 'class is', 'classes are')} not in it (the first: {absent[0]}): macro F1 "
+                 "leaves out such a class unless it is predicted")  # fmt: skip
 
 
 def print_members(probs: ensemble.Probabilities, truth: np.ndarray) -> None:

@@ -17,7 +17,7 @@ import members
 import metrics
 import outoffold
 import tables
-from utils import UserError, printable
+from utils import UserError, counted, printable
 
 ROUNDS = 20  # of greedy selection, after its start
 FACTS = ["person", "fold", *outoffold.BASE]  # what trees must agree on to be scored together
@@ -113,7 +113,7 @@ def mixture(trees: Sequence[Tree], task: str) -> list[str]:
     pairs = list(zip(trees, known, strict=True))
     part = {tree.name: members.part_known(tree.members[0], task) for tree in trees}
     parts = [[own.answers for tree, own in pairs if part[tree.name] == name] for name in config.PARTS]
-    lines = [f"out of fold, {len(rows)} photographs of {rows['person'].nunique()} people, one epoch of each fold:"]
+    lines = [f"out of fold, {outoffold.of_people(rows)}, one epoch of each fold:"]
     able = []
     for tree, own in pairs:
         judged_by = part[tree.name] or task
@@ -173,7 +173,7 @@ def fitted_weights(trees: Sequence[Tree], task: str) -> tuple[list[float], list[
         halves.append((rows, *in_halves(stacked, truth.to_numpy(), rows["person"].to_numpy(), f1)))
         taken = [(weights[v], *voters[v]) for v in own if weights[v]]
         shown = ", ".join(f"{tree.name} ep {member.info.epoch} {weight:.3f}" for weight, tree, member in taken)
-        lines.append(f"weights, fold {fold}, chosen on its {len(truth)} held-out photographs: {shown}")
+        lines.append(f"weights, fold {fold}, chosen on its {counted(len(truth), 'held-out photograph')}: {shown}")
     rows, plain, fitted = (pd.concat(part) if isinstance(part[0], pd.DataFrame) else np.concatenate(part)
                            for part in zip(*halves, strict=True))  # fmt: skip
     lines.append(f"weights oof against f1 within the folds, each half of a fold's people by weights chosen on the other half: "
