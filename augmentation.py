@@ -194,7 +194,7 @@ def view_plan(members: list[tuple[str, str, int]], views: int, auto: bool) -> tu
     deterministic ones are shared by all members that would see the same. Returns (views, plan) with plan[m][v] an
     index into the views.
     """
-    found: dict[tuple[Hashable, ...], View] = {}
+    found: dict[tuple[Hashable, ...], tuple[int, View]] = {}
     plan: list[list[int]] = []
     for name, transform, size in members:
         made = forms(transform, size)
@@ -205,7 +205,6 @@ def view_plan(members: list[tuple[str, str, int]], views: int, auto: bool) -> tu
             else:
                 view = View(made.valid if auto else made.view)
             identity = (transform, size, auto, *view.key)
-            found.setdefault(identity, view)
-            row.append(list(found).index(identity))
+            row.append(found.setdefault(identity, (len(found), view))[0])
         plan.append(row)
-    return list(found.values()), plan
+    return [view for _, view in found.values()], plan

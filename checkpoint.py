@@ -38,6 +38,7 @@ from utils import (
     atomic_write,
     described,
     first_process,
+    make_folder,
     new_folder,
     printable,
     read_arrays,
@@ -59,6 +60,8 @@ STATE = "state.pt"  # what an unfinished fold goes on from
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}  # the answers of drives without flock
 WRAPPED = ("state_dict", "model_state_dict", "model")  # where other programs put a model's weights, beside other things
 LONGEST_NAME = 300  # characters of a text in a checkpoint's metadata
+RUN_KINDS = {"settings": dict, "data": dict, "chosen": dict, "machine": dict, "versions": dict, "command": list, "resumed": list}
+RUN_DEPTH = 8  # levels of run.json; a run writes 4
 
 
 # ------------------------------------------------------------------------------------------------ names and contents
@@ -483,10 +486,7 @@ def open_tree(settings: config.TrainSettings) -> Path:
     if not re.fullmatch(r"[\w.-]+", settings.run_name):
         raise UserError(f"--run-name {settings.run_name!r}: use letters, digits, dots, hyphens and underscores")
     tree = parent / f"{name}_{settings.run_name}"
-    try:
-        tree.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{tree}: cannot make this folder ({error.strerror}); name another with --save-path") from None
+    make_folder(tree)
     if read_run(tree) or fold_folders(tree):
         check_agrees(settings, tree, f"--run-name {settings.run_name}", "choose another --run-name")
     return tree
@@ -590,7 +590,8 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_run(tree: Path) -> dict[str, Any]:
-    """run.json of a tree; empty where there is none (older trees). Raises UserError for a damaged one."""
+    """run.json of a tree; empty where there is none (older trees). Raises UserError for a damaged one: what it holds is of the
+    kinds that a run writes, and no deeper."""
     try:
         content = json.loads(read_file(tree / "run.json"))
     except FileNotFoundError:
@@ -599,10 +600,18 @@ def read_run(tree: Path) -> dict[str, Any]:
         raise UserError(f"{tree / 'run.json'}: damaged ({reason(error)}); restore or remove it") from None
     if not isinstance(content, dict):
         raise UserError(f"{tree / 'run.json'}: holds no settings; restore or remove it")
-    for name, kind in (("settings", dict), ("data", dict), ("chosen", dict), ("resumed", list)):
+    for name, kind in RUN_KINDS.items():
         if name in content and not isinstance(content[name], kind):
             raise UserError(f"{tree / 'run.json'}: its {name!r} is no {kind.__name__}; restore or remove it")
+    if deeper(content, RUN_DEPTH):
+        raise UserError(f"{tree / 'run.json'}: damaged (more than {RUN_DEPTH} levels deep); restore or remove it")
     return content
+
+
+def deeper(value: object, levels: int) -> bool:
+    """Whether lists and dictionaries lie within each other deeper than so many levels."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return isinstance(value, (dict, list)) and (levels == 0 or any(deeper(part, levels - 1) for part in inside))
 
 
 def fold_folders(tree: Path) -> list[Path]:
@@ -630,17 +639,17 @@ def trees_below(parent: Path) -> list[Path]:
     return sorted(trees, key=lambda p: (started(p), p.name), reverse=True)
 
 
-def find_tree(root: str | None) -> Path:
-    """The tree to use: the newest under ./saved_models, or the one that `root` is or holds. Raises UserError."""
-    parent = Path(root or "./saved_models")
-    if root and not parent.is_dir():
+def find_tree(root: str) -> Path:
+    """The tree that a folder is or holds. Raises UserError."""
+    parent = Path(root)
+    if not parent.is_dir():
         raise UserError(f"--root {root}: no such folder; name a kfold-ensemble-* folder")
-    if root and fold_folders(parent):
+    if fold_folders(parent):
         return parent
     trees = trees_below(parent)
     if not trees:
-        raise UserError(f"{parent}: no {PREFIX}*/fold00 with a checkpoint in it; train first, or name a tree with --root")
-    if root and len(trees) > 1:
+        raise UserError(f"--root {root}: no {PREFIX}*/fold00 with a checkpoint in it; train first, or name a tree")
+    if len(trees) > 1:
         raise UserError(f"--root {root}: holds {len(trees)} trees ({', '.join(t.name for t in trees)}); name one of them")
     return trees[0]
 

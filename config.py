@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import importlib
 import importlib.util
 import math
@@ -16,8 +17,9 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
+import utils
 from utils import UserError
 
 # ------------------------------------------------------------------------------------------------ labels
@@ -167,6 +169,7 @@ class Transform:
     sees: str
     random_view: bool  # whether every test view is another one
     help: str
+    random_form: str = ""  # where they are all alike: the transform to take for several views
 
     @property
     def of_face(self) -> bool:
@@ -231,10 +234,10 @@ OPTIMIZERS: dict[str, Optimizer] = {
 }
 
 TRANSFORMS: dict[str, Transform] = {
-    "base": Transform("augmentation:base", "the middle 224 pixels", False, "resized and cropped, no other change"),
-    "random": Transform("augmentation:random", "the middle 224 pixels", False, "random crops and RandAugment"),
+    "base": Transform("augmentation:base", "the middle 224 pixels", False, "resized and cropped, no other change", "tta"),
+    "random": Transform("augmentation:random", "the middle 224 pixels", False, "random crops and RandAugment", "tta"),
     "tta": Transform("augmentation:tta", "the middle 384 pixels", True, "as random; each test view is another crop"),
-    "facecrop": Transform("augmentation:facecrop", FACE, False, "crop to the face, in training and at test"),
+    "facecrop": Transform("augmentation:facecrop", FACE, False, "crop to the face, in training and at test", "facerandom"),
     "facerandom": Transform("augmentation:facerandom", FACE, True, "as facecrop, scaled and mirrored, and RandAugment"),
 }
 
@@ -273,6 +276,7 @@ METHOD_ALIASES = {"soft": "softvoting", "hard": "hardvoting"}
 TIMM = "timm:"  # before the names of timm's backbones
 NEWEST = "newest"  # --resume without a name
 AUTO = "auto"  # --transform-type: the form that the checkpoint's own validation used
+MOST_VIEWS = 1000  # of --tta
 
 
 def resolve(target: str) -> Any:
@@ -299,6 +303,19 @@ def backbone_entry(name: str) -> Backbone:
     raise UserError(f"--backbone {name}: unknown; choose from {', '.join(BACKBONES)}")
 
 
+def for_views(transform: str, views: int) -> str:
+    """The transform to take for so many views: itself, or for several of a fixed one the one with random views."""
+    return TRANSFORMS[transform].random_form or transform if views > 1 else transform
+
+
+def check_views(transform: str, views: int) -> None:
+    """Raise UserError where so many views by a transform would all be the same."""
+    entry = TRANSFORMS[transform]
+    if views > 1 and not entry.random_view:
+        remedy = f"use --transform-type {entry.random_form}, or --tta 1" if entry.random_form else "use --tta 1"
+        raise UserError(f"--tta {views}: transform {transform} shows every view alike; {remedy}")
+
+
 def trained_heads(model: str, task: str) -> tuple[str, ...]:
     """The tasks a model trains at once: its own heads, or the one asked for."""
     return MODELS[model].heads or (task,)
@@ -322,9 +339,14 @@ class Range:
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text[:40]!r} is no {'whole ' if self.kind is int else ''}number") from None
         if not self.low <= value <= self.high or (self.above and value == self.low):
-            least = f"{'above' if self.above else 'at least'} {self.low:g}"
-            raise argparse.ArgumentTypeError(f"{text[:40]} is out of range: it must be {least} and at most {self.high:g}")
+            bounds = f"{'above' if self.above else 'at least'} {in_digits(self.low)} and at most {in_digits(self.high)}"
+            raise argparse.ArgumentTypeError(f"{text[:40]} is out of range: it must be {bounds}")
         return value
+
+
+def in_digits(number: float) -> str:
+    """A bound as people write it: 0.5, 1,000,000."""
+    return f"{int(number):,}" if number == int(number) else f"{number:g}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -395,6 +417,8 @@ BESIDE = ""  # what few need: told below the groups of --help
 class MachineSettings:
     """Where and how fast; nothing here changes what is computed beyond rounding."""
 
+    again: ClassVar[str] = "start it again"  # the remedy once what stopped the command is mended
+
     device: str = option(MACHINE, "auto, cpu, cuda, cuda:1, mps ...", "auto", metavar="NAME")
     workers: int | None = option(MACHINE, "processes that read photographs", None, Range(int, 0, 1024), "by the processors")
     threads: int | None = option(MACHINE, "torch's threads", None, Range(int, 1, 1024), "the processors")
@@ -404,6 +428,8 @@ class MachineSettings:
 @dataclass(frozen=True)
 class TrainSettings(MachineSettings):
     """Everything `train.py` is asked for; `completed()` fills what depends on other options."""
+
+    again: ClassVar[str] = "go on with --resume"
 
     task: str = option(DATA, "what to learn", "main", Choice(TASKS))
     train_root: str = option(DATA, "folder of labelled photographs", "./input/data/train", metavar="DIR")
@@ -502,8 +528,27 @@ class TrainSettings(MachineSettings):
             lr=self.lr if self.lr is not None else optimizer.lr_pretrained if from_weights else optimizer.lr_scratch,
             weight_decay=optimizer.weight_decay if self.weight_decay is None else self.weight_decay,
         )
-        check_training(filled)
+        try:
+            check_training(filled)
+        except UserError as error:
+            raise self.blame_recipe(error) from None
         return filled
+
+    def blame_recipe(self, error: UserError) -> UserError:
+        """The error in the user's words: where what it names was set by --recipe, with that and how to override it."""
+        options = RECIPES[self.recipe].options if self.recipe else {}
+        named = {n: v for n, v in options.items() if isinstance(v, str) and getattr(self, n) == v and v in str(error)}
+        if not named:
+            return error
+        wrong, others = str(error).partition("; ")[0], " and ".join(f"--{name.replace('_', '-')}" for name in named)
+        return UserError(f"{wrong}, and --recipe {self.recipe} sets {Recipe(named, '')}; leave --recipe out, or give another "
+                         f"{others}")  # fmt: skip
+
+    @property
+    def recipe_line(self) -> str:
+        """The options that a recipe stands for, with the values that the run takes: those given besides go before."""
+        options = {name: getattr(self, name) for name in RECIPES[self.recipe].options} if self.recipe else {}
+        return f"recipe {self.recipe}: {Recipe(options, '')}"
 
     def explain_lr(self, given: float | None) -> str:
         """Which learning rate the run takes, and why."""
@@ -541,7 +586,7 @@ def check_training(s: TrainSettings) -> None:
     if s.age_filter is not None and not grouped:
         raise UserError(f"--age-filter {s.age_filter}: --task {s.task} has no age groups to filter; leave it out")
     if s.cycle_epochs is not None and s.cycle_epochs + s.warmup_epochs > s.epochs:
-        raise UserError(f"--lr-scheduler {s.lr_scheduler}: a cycle longer than the {s.epochs} epochs; make it shorter")
+        raise UserError(f"--lr-scheduler {s.lr_scheduler}: a cycle longer than --epochs {s.epochs}; make it shorter")
     if s.folds is not None and (s.folds[-1] >= s.cv or s.run_name is None):
         remedy = f"count from 0 to {s.cv - 1}" if s.folds[-1] >= s.cv else "name the tree that they share with --run-name"
         raise UserError(f"--folds {','.join(map(str, s.folds))}: {remedy}")
@@ -594,7 +639,7 @@ def check_shift(s: PredictSettings) -> None:
 class SingularSettings(PredictSettings):
     """Everything `submit_singular.py` is asked for."""
 
-    model_type: str | None = option(MODEL, "network of the checkpoint to look for", None, Choice(MODELS), "VanillaEfficientNet")
+    model_type: str | None = option(MODEL, "network of the checkpoint to look for", None, Choice(MODELS), "whatever the run has")
     load_state_dict: str | None = option(
         MODEL, "checkpoint", None, shown="the best of the newest tree under ./saved_models that answers the task",
         metavar="PATH",
@@ -616,7 +661,7 @@ class EnsembleSettings(PredictSettings):
 
     root: tuple[str, ...] | None = option(
         MODEL, "trees of checkpoints that vote together, or folders that hold one; those of mask, gender and ageg multiply into "
-        "main", None, shown="the newest kfold-ensemble-* under ./saved_models", metavar="DIR", several=True,
+        "main", None, shown="the newest kfold-ensemble-* under ./saved_models that answers the task", metavar="DIR", several=True,
     )  # fmt: skip
     from_probs: str | None = option(
         VOTING, "folder of an earlier prediction: vote again on its probs.npz, without a forward pass", metavar="DIR"
@@ -626,7 +671,7 @@ class EnsembleSettings(PredictSettings):
         Choice(TRANSFORMS, more=(AUTO,)), "base; tta where --tta is above 1", const=AUTO,
     )  # fmt: skip
     top_k: int | None = option(VOTING, "best checkpoints OF EACH FOLD that vote", None, Range(int, 1), "3")
-    tta: int | None = option(VOTING, "views of each photograph, each another crop", None, Range(int, 1), "1")
+    tta: int | None = option(VOTING, "views of each photograph, each another crop", None, Range(int, 1, MOST_VIEWS), "1")
     method: str = option(VOTING, "how to vote (soft, hard)", "softvoting", Choice(METHODS, METHOD_ALIASES))
     weights: str | None = option(
         VOTING, "of the weighted mean: validation F1, or chosen fold by fold on out-of-fold probabilities", None,
@@ -648,8 +693,8 @@ class EnsembleSettings(PredictSettings):
             return self
         tta = self.tta or 1
         transform = self.transform_type or ("tta" if tta > 1 else "base")
-        if tta > 1 and transform != AUTO and not TRANSFORMS[transform].random_view:
-            raise UserError(f"--tta {tta}: --transform-type {transform} shows every view alike; use --transform-type tta")
+        if transform != AUTO:
+            check_views(transform, tta)
         check_boxes(self.boxes, transform)
         return dataclasses.replace(self, tta=tta, transform_type=transform, top_k=self.top_k or 3)
 
@@ -697,10 +742,14 @@ def parse(settings: type[S], argv: Sequence[str] | None, prog: str, description:
 
     Raises UserError for an unknown option, a shortened one, or a value out of range.
     """
+    utils.again = settings.again
     words = [hyphenated(word) for word in (sys.argv[1:] if argv is None else argv)]
     os.environ.setdefault("COLUMNS", "120")
     parser = build_parser(settings, prog, description)
-    given = vars(parser.parse_args(words))
+    known, unknown = parser.parse_known_args(words)
+    given = vars(known)
+    if unknown:
+        raise UserError(f"unrecognized arguments: {' '.join(unknown)}{did_you_mean(unknown, parser)} (see --help)")
     if given.get("recipe"):
         parser.set_defaults(**RECIPES[given["recipe"]].options)
         given = vars(parser.parse_args(words))
@@ -709,6 +758,16 @@ def parse(settings: type[S], argv: Sequence[str] | None, prog: str, description:
             raise UserError(f"--{name.replace('_', '-')}: is empty; give it a value, or leave it out")
     several: dict[str, Any] = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
     return settings(**given | several)
+
+
+def did_you_mean(unknown: Sequence[str], parser: argparse.ArgumentParser) -> str:
+    """`; did you mean --epochs?` for the first unknown option that begins an option or is like one; else nothing."""
+    options = list(parser._option_string_actions)
+    for name in (word.partition("=")[0] for word in unknown if word.startswith("--")):
+        close = [option for option in options if option.startswith(name)] or difflib.get_close_matches(name[:40], options, 1)
+        if close:
+            return f"; did you mean {' or '.join(close[:3])}?"
+    return ""
 
 
 def hyphenated(word: str) -> str:

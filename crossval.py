@@ -27,7 +27,7 @@ import tables
 import training
 import utils
 from prepare import Study
-from utils import StopSignal, duration, printable, warn
+from utils import StopSignal, counted, duration, printable, warn
 
 SHOWN = 24  # suspects with pictures in the report
 
@@ -68,7 +68,8 @@ def close(study: Study, outside: pd.DataFrame | None, failed: dict[int, str]) ->
     answers = {number: training.finished(study, number) for number in study.folds if number not in failed}
     missing = [number for number, found in answers.items() if found is None]
     if missing:
-        print(f"folds {', '.join(map(str, missing))} are not complete yet; the run that completes the tree writes its table")
+        print(f"{counted(len(missing), 'fold is', 'folds are')} not complete yet ({', '.join(map(str, missing))}); the run that "
+              "completes the tree writes its table")  # fmt: skip
         return 1 if failed else 0
     task = study.settings.task
     done = [
@@ -110,7 +111,7 @@ def tell(study: Study, done: list[outoffold.Held]) -> None:
     if task == "main":
         found = suspects.label_suspects(rows, answers)
         suspects.write_suspects(tree / "suspects.csv", found)
-        print(f"{len(found)} labels to look at, the most suspicious first: {printable(tree / 'suspects.csv')}")
+        print(f"{counted(len(found), 'label')} to look at, the most suspicious first: {printable(tree / 'suspects.csv')}")
         paths = dict(zip(study.table["file"], study.table["path"], strict=True))
         extra["Labels to look at"] = [
             (row.file, report.Picture(paths[row.file], f"{row.kind}: {row.given}? looks {row.suggested}"))
@@ -134,7 +135,7 @@ def score_outside(study: Study, outside: pd.DataFrame) -> str:
     answers = engine.predict(networks, [[0]] * len(networks), photos, [s.task], study.compute)[s.task]
     decided = ensemble.decide(s.task, ensemble.arithmetic(answers))
     scores = metrics.score(s.task, decided, outside[s.task].to_numpy())
-    return f"--valid-root, scored once by the ensemble of {len(networks)} checkpoints: {scores.line()}"
+    return f"--valid-root, scored once by the ensemble of {counted(len(networks), 'checkpoint')}: {scores.line()}"
 
 
 def estimate(study: Study) -> list[str]:
@@ -153,12 +154,13 @@ def estimate(study: Study) -> list[str]:
     per_photo = seconds / len(batches.indices)
     people = len(study.table) - len(fold.rows) + len(fold.rows) / 3  # a validation pass has no backward
     asked, folds = len(s.folds or study.folds), len(study.own_folds)
-    told = f"{asked} folds" + (f" ({folds} after another in each process)" if folds < asked else "")
+    told = counted(asked, "fold") + (f" ({folds} after another in each process)" if folds < asked else "")
     size = sum(t.numel() * t.element_size() for t in fold.learner.model.state_dict().values())
     disk = size * s.save_top * s.cv / 2**30
     free = checkpoint.disk_free(Path(s.save_path)) / 2**30
     return [
         f"dry run: one batch of {len(batches.indices)} took {seconds:.2f} s ({1 / per_photo:.1f} images/s)",
-        f"the run: about {duration(per_photo * people * s.epochs * folds / study.compute.world)} for {told} x {s.epochs} epochs",
+        f"the run: about {duration(per_photo * people * s.epochs * folds / study.compute.world)} "
+        f"for {told} x {counted(s.epochs, 'epoch')}",
         f"disk: about {disk:.2f} GiB of checkpoints, {free:.1f} GiB free",
     ]

@@ -20,6 +20,7 @@ from utils import UserError, read_file, reason, warn_counted
 
 RULE = "decision.json"  # in a tree, and in predictions made from it
 FLOOR = 1e-12  # a probability of 0 from one member must not veto all others in a geometric mean
+SUM_ERROR = 1e-3  # of a photograph's probabilities: far more than float32 sums and products are off by
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,15 @@ class Probabilities:
         return self.select(keep)
 
 
+def plausible(task: str, answers: np.ndarray) -> bool:
+    """Whether an array [..., classes] holds what a model may answer: finite values, and for classes probabilities from 0 to
+    1 that sum to 1 within rounding."""
+    if not np.isfinite(answers).all():
+        return False
+    sums = answers.sum(-1, dtype=np.float64)
+    return config.TASKS[task].regression or bool((answers >= 0).all() and (np.abs(sums - 1) <= SUM_ERROR).all())
+
+
 def _passes(probabilities: np.ndarray) -> np.ndarray:
     """[members, views, images, classes] -> float64 [members * views, images, classes]."""
     members, views, images, classes = probabilities.shape
@@ -94,10 +104,14 @@ def geometric(probabilities: np.ndarray) -> np.ndarray:
 
 
 def weighted_mean(probabilities: np.ndarray, weights: Sequence[float]) -> np.ndarray:
-    """Mean weighted by member (each checkpoint's validation F1) -> [images, classes]. Equal weights if all are 0."""
+    """Mean weighted by member (each checkpoint's validation F1) -> [images, classes]. Equal weights if all are 0.
+
+    With equal weights it is the arithmetic mean itself: products with 1 / members would be rounded, and break exact ties.
+    """
     each = np.asarray(weights, float)
-    each = each / each.sum() if each.sum() > 0 else np.full(len(each), 1 / len(each))
-    combined: np.ndarray = np.tensordot(each, probabilities.astype(np.float64).mean(1), axes=1)
+    if each.sum() <= 0 or (each == each[0]).all():
+        return arithmetic(probabilities)
+    combined: np.ndarray = np.tensordot(each / each.sum(), probabilities.astype(np.float64).mean(1), axes=1)
     return combined
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import ensemble
 import loading
 import model as models
 import processes
+import submission
 import tables
 from utils import UserError, check_writable, first_process, warn, warn_counted
 
@@ -123,36 +125,54 @@ def multiplied(probs: ensemble.Probabilities, together: Sequence[Sequence[int]])
     return dataclasses.replace(probs, array=np.stack(arrays), members=names, folds=folds, weights=weights)
 
 
-def best_checkpoint(task: str, model_type: str) -> Path:
-    """The best checkpoint of the newest tree under ./saved_models that answers a task with a model."""
+def newest_able(task: str, option: str, model_type: str | None = None) -> tuple[Path, list[Path]]:
+    """(the newest tree under ./saved_models that answers a task, its checkpoints that do), by any model or the one named.
+
+    Raises UserError where there is none. option: the one that names another tree or checkpoint.
+    """
     parent = Path("./saved_models")
     for tree in checkpoint.trees_below(parent):
         able = []
         for path in checkpoint.list_checkpoints(*checkpoint.fold_folders(tree)):
             info = checkpoint.info_from_name(path.name) or checkpoint.read_described(path)[1]
-            if info.model == model_type and models.can_answer(config.trained_heads(info.model, info.task), task):
-                able.append(checkpoint.read_described(path))
+            if model_type in (None, info.model) and models.can_answer(config.trained_heads(info.model, info.task), task):
+                able.append(path)
         if able:
-            return min(able, key=lambda pair: (-pair[1].macro_f1, pair[1].fold, pair[1].epoch))[0].path
-    raise UserError(f"--load-state-dict: no checkpoint of {model_type} under {parent} answers {task}; train one, or name a file")
+            return tree, able
+    of = f" of {model_type}" if model_type else ""
+    raise UserError(f"{option}: no checkpoint{of} under {parent} answers {task}; train one, or name another place with {option}")
+
+
+def best_checkpoint(task: str, model_type: str | None = None) -> Path:
+    """The best checkpoint of the newest tree under ./saved_models that answers a task, by any model or the one named."""
+    described = [checkpoint.read_described(path) for path in newest_able(task, "--load-state-dict", model_type)[1]]
+    return min(described, key=lambda pair: (-pair[1].macro_f1, pair[1].fold, pair[1].epoch))[0].path
 
 
 def transforms_of(members: Sequence[Member], asked: str, views: int) -> list[str]:
-    """The transform type of each member's views. One line where a member's validation saw another part of the photograph.
+    """The transform type of each member's views. One line where `auto` takes another than the member's own, or where a
+    member's validation saw another part of the photograph.
 
     Raises UserError where several views would all be the same.
     """
     own = [member.info.transform for member in members]
-    used = own if asked == config.AUTO else [asked] * len(members)
-    fixed = [name for name in used if not config.TRANSFORMS[name].random_view]
-    if views > 1 and fixed:
-        raise UserError(f"--tta {views}: transform {fixed[0]} shows every view alike; use --transform-type tta")
-    sees = config.TRANSFORMS
-    others = sorted({name for name, mine in zip(used, own, strict=True) if sees[name].sees != sees[mine].sees})
-    if others and first_process():
-        validated = sorted({sees[name].sees for name in own})
-        print(f"note: {others[0]} looks at {sees[others[0]].sees}, validation looked at {', '.join(validated)}; "
-              f"--transform-type {config.AUTO} looks where validation did")  # fmt: skip
+    automatic = [config.for_views(name, views) for name in own]
+    used = automatic if asked == config.AUTO else [asked] * len(members)
+    for name in used:
+        config.check_views(name, views)
+    notes = []
+    replaced = sorted({f"{name} for {mine}" for name, mine in zip(used, own, strict=True) if name != mine})
+    if asked == config.AUTO and replaced:
+        notes.append(f"--tta {views} needs random views, so {config.AUTO} takes {', '.join(replaced)}")
+    sees = {name: entry.sees for name, entry in config.TRANSFORMS.items()}
+    elsewhere = sorted({name for name, mine in zip(used, own, strict=True) if sees[name] != sees[mine]})
+    if elsewhere:
+        helps = asked != config.AUTO and all(sees[name] == sees[mine] for name, mine in zip(automatic, own, strict=True))
+        remedy = f"--transform-type {config.AUTO}{'' if helps else ' with --tta 1'}"
+        notes.append(f"{elsewhere[0]} looks at {sees[elsewhere[0]]}, validation looked at "
+                     f"{', '.join(sorted({sees[mine] for mine in own}))}; {remedy} looks where validation did")  # fmt: skip
+    if notes and first_process():
+        print(f"note: {'; '.join(notes)}")
     return used
 
 
@@ -204,21 +224,16 @@ def filled(probs: ensemble.Probabilities, names: list[str], good: Sequence[int],
 
 
 def usual_answer(probs: ensemble.Probabilities, tree: Path) -> tuple[float, str]:
-    """(the most frequent class, or the median of years; whose): the training data's where run.json tells, else the
+    """(the most frequent class, or the median of years; whose): the training data's where the tree tells it, else the
     predictions'."""
     spec = config.TASKS[probs.task]
-    try:
-        run = checkpoint.read_run(tree)
-        trained, data = run["settings"]["task"], run["data"]
-        if spec.regression:
-            return tables.years_of(str(data["median_age"])), "the training data"
-        counts = np.array([int(data["photographs_per_class"][name]) for name in config.TASKS[trained].classes])
-        if trained == "main" and spec.from_main:
-            counts = np.bincount(spec.from_main, counts)
-        if trained in ("main", probs.task) and len(counts) == spec.outputs:
+    if spec.regression:
+        with contextlib.suppress(UserError, KeyError, ValueError):  # an older tree, or none
+            return tables.years_of(str(checkpoint.read_run(tree)["data"]["median_age"])), "the training data"
+    else:
+        counts = submission.training_counts(tree, probs.task)
+        if counts is not None:
             return float(counts.argmax()), "the training data"
-    except (KeyError, TypeError, ValueError, IndexError, OverflowError):
-        pass  # an older tree, or none
     decided = ensemble.decide(probs.task, ensemble.arithmetic(probs.array))
     return float(np.median(decided) if spec.regression else np.bincount(decided).argmax()), "the other predictions"
 

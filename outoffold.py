@@ -14,9 +14,10 @@ import config
 import ensemble
 import metrics
 import tables
-from utils import UserError, atomic_write, cell
+from utils import UserError, atomic_write, cell, counted
 
 FILE = "oof.csv"
+BASE = ["mask", "gender", "age"]  # the true labels that the others are worked out of
 
 
 @dataclass(frozen=True)
@@ -92,12 +93,17 @@ def honest(folds: Sequence[Held]) -> tuple[pd.DataFrame, np.ndarray]:
     return table(folds, others_best(np.stack([f.curve for f in folds])))
 
 
+def of_people(rows: pd.DataFrame) -> str:
+    """`7 photographs of 1 person`."""
+    return f"{counted(len(rows), 'photograph')} of {counted(rows['person'].nunique(), 'person', 'people')}"
+
+
 def write(tree: Path, task: str, rows: pd.DataFrame, answers: np.ndarray) -> pd.DataFrame:
     """oof.csv: file, person, fold, the true labels and p0, p1 ... of every held-out photograph (`value` for a regression).
 
     Returns the table.
     """
-    told = rows[list(dict.fromkeys(["file", "person", "fold", "mask", "gender", "age", "ageg", "main", task]))]
+    told = rows[["file", "person", "fold", *label_columns()]]
     whole = pd.concat([told, pd.DataFrame(answers, columns=columns(task))], axis=1)
     with atomic_write(tree / FILE, "w") as file:
         named = whole.assign(file=whole["file"].map(cell), person=whole["person"].map(cell))
@@ -111,20 +117,31 @@ def columns(task: str) -> list[str]:
     return ["value"] if spec.regression else [f"p{number}" for number in range(spec.outputs)]
 
 
+def label_columns() -> list[str]:
+    """The columns of true labels: the three that a photograph has, and the tasks that are worked out of them."""
+    return list(dict.fromkeys([*BASE, "ageg", "main", *config.TASKS]))
+
+
 def read(tree: Path, task: str) -> tuple[pd.DataFrame, np.ndarray] | None:
-    """(rows with true labels, probabilities [images, classes]) of a tree, None where it has no oof.csv. Raises UserError."""
-    path = tree / FILE
+    """(rows with the true labels of all tasks, probabilities [images, classes]) of a tree, None where it has no oof.csv.
+
+    The labels follow from mask, gender and age, so that a table from before a task was registered has them too. Raises
+    UserError.
+    """
+    path, remedy = tree / FILE, "--resume that run to have it written again"
     if not path.is_file():
         return None
-    whole = tables.read_csv(path, ["file", "person", "fold", "mask", "gender", "age", "ageg", "main", *columns(task)])
+    whole = tables.read_csv(path, ["file", "person", "fold", *BASE, *columns(task)])
     try:
-        numbers = whole.drop(columns=["file", "person"]).astype(float)
-        labels = numbers[["fold", "mask", "gender", "ageg", "main"]].astype(int)
+        answers = whole[columns(task)].astype(float).to_numpy()
+        numbers = whole[["fold", *BASE]].astype(float).astype({"fold": int, "mask": int, "gender": int})
     except ValueError as error:
-        raise UserError(f"{path}: {str(error)[:100]!r}; the run that completes the tree writes it again") from None
-    names = whole[["file", "person"]].replace(r"^'(?=[=+\-@])", "", regex=True)
-    rows = names.join(numbers[["age"]]).join(labels)
-    return rows, numbers[columns(task)].to_numpy(np.float64)
+        raise UserError(f"{path}: {str(error)[:100]!r}; {remedy}") from None
+    rows = whole[["file", "person"]].replace(r"^'(?=[=+\-@])", "", regex=True).join(numbers)
+    known = rows["age"].between(0, 200) & rows["mask"].isin(range(3)) & rows["gender"].isin(range(2))
+    if not known.all() or rows["file"].duplicated().any() or not ensemble.plausible(task, answers):
+        raise UserError(f"{path}: damaged (its labels or probabilities are none); {remedy}")
+    return tables.with_labels(rows.assign(years=rows["age"])), answers
 
 
 def selected_scores(task: str, folds: Sequence[Held]) -> metrics.Scores:
@@ -149,7 +166,7 @@ def summary(task: str, folds: Sequence[Held], failed: dict[int, str]) -> list[st
         lines.append(f"mean macro F1 of the folds' best epochs {top.mean():.4f}, standard deviation {top.std(ddof=1):.4f}")
         rows, answers = honest(folds)
         headline, selected = scored(task, rows, answers), selected_scores(task, folds)
-        lines.append(f"out-of-fold, {len(rows)} photographs of {rows['person'].nunique()} people:")
+        lines.append(f"out-of-fold, {of_people(rows)}:")
         lines.append(f"  headline  {headline.line()}  (each fold's epoch chosen by the other folds)")
         lines.append(f"  selected  {selected.line()}  (each fold's own best epoch: optimistic by "
                      f"{selected.macro_f1 - headline.macro_f1:+.4f})")  # fmt: skip

@@ -14,7 +14,10 @@ from unicodedata import category
 
 import config
 import photographs
-from utils import Told
+from utils import (
+    Told,
+    counted,
+)
 
 THUMBNAIL = 96  # pixels of a small photograph's width
 Numbers = dict[str, Any]
@@ -54,19 +57,20 @@ def training_head(numbers: Numbers) -> str:
     of = f"{'out-of-fold' if cv > 1 else 'held-out'} {of}"
     means = (
         f"On people it has never seen, one model of this run scores about {number(f1['value'])}: every photograph was answered "
-        f"by a model that never saw its person. {head['people']} people leave this uncertain, with 95 % confidence from "
-        f"{span(f1)}; take differences well inside that range for chance. The vote of all folds usually does better."
+        f"by a model that never saw its person. {counted(head['people'], 'person leaves', 'people leave')} this uncertain, with "
+        f"95 % confidence from {span(f1)}; take differences well inside that range for chance. The vote of all folds usually "
+        "does better."
     )
     if cv < 2:
         means = (
-            f"Measured on the {head['people']} held-out people of a single split: a rough figure, and optimistic where they "
-            "chose the epoch too. --cv 5 gives an honest score."
+            f"Measured on the {counted(head['people'], 'held-out person', 'held-out people')} of a single split: a rough figure, "
+            "and optimistic where they chose the epoch too. --cv 5 gives an honest score."
         )
     boxes: list[tuple[str, object]] = [(f"accuracy, {span(right)}", number(right["value"]))]
     if "rmse" in head:
         boxes += [("years, root mean square error", number(head["rmse"], 2)), ("years, mean error", number(head["mae"], 2))]
     boxes += [
-        (f"people, {head['photographs']} photographs", head["people"]),
+        (f"people, {counted(head['photographs'], 'photograph')}", head["people"]),
         ("folds" if cv > 1 else "fold", cv),
         ("from start to end", duration(numbers["time"]["seconds"])),
         ("images/s in training", number(numbers["time"]["images_per_second"], 1)),
@@ -180,7 +184,8 @@ def ages(numbers: Numbers) -> str:
         start, sides = row["age"], []
         if row["below"]:
             share = percent(row["below_called_older"] / row["below"])
-            sides.append(f"at {start - 3} to {start - 1} years {share} of {row['below']} photographs are called {start} and over")
+            below = counted(row["below"], "photograph is", "photographs are")
+            sides.append(f"at {start - 3} to {start - 1} years {share} of {below} called {start} and over")
         if row["above"]:
             share = percent(row["above_called_younger"] / row["above"])
             sides.append(f"at {start} to {start + 2} years {share} of {row['above']} are called younger")

@@ -30,7 +30,19 @@ import model as models
 import processes
 import suspects
 import tables
-from utils import RunError, UserError, atomic_write, cell, derive_seed, printable, sweep, usable_processors, warn, warn_counted
+from utils import (
+    RunError,
+    UserError,
+    atomic_write,
+    cell,
+    counted,
+    derive_seed,
+    printable,
+    sweep,
+    usable_processors,
+    warn,
+    warn_counted,
+)
 
 ROOM = 0.7  # of the free memory that --cache ram may take
 SPLIT_OF = 10  # a single split holds out one fold of so many
@@ -82,12 +94,13 @@ def load_table(s: config.TrainSettings) -> tuple[pd.DataFrame, pd.DataFrame | No
     if outside is not None:
         both = sorted(set(table["person"]) & set(outside["person"]))
         if both:
-            raise UserError(f"--valid-root {s.valid_root}: {len(both)} people are in --train-root too ({both[0]}); part them")
+            many = counted(len(both), "person is", "people are")
+            raise UserError(f"--valid-root {s.valid_root}: {many} in --train-root too ({both[0]}); part them")
         if s.cv == 1:
             return pd.concat([fix_labels(s, table).assign(fold=-1), outside.assign(fold=0)], ignore_index=True), None
     people = table["person"].nunique()
     if people < 2:
-        raise UserError(f"{s.train_root}: holds {people} person; a split needs at least two")
+        raise UserError(f"{s.train_root}: holds {counted(people, 'person', 'people')}; a split needs at least two")
     folds = dataset.assign_folds(table, s.cv if s.cv > 1 else min(SPLIT_OF, people), s.split_seed)
     fold = table["person"].map(folds)
     return fix_labels(s, table).assign(fold=fold if s.cv > 1 else fold.where(fold == 0, -1)), outside
@@ -100,7 +113,7 @@ def fix_labels(s: config.TrainSettings, table: pd.DataFrame) -> pd.DataFrame:
     fixed, counts = suspects.apply_fixes(table, s.label_fixes)
     relabelled = int((fixed[["mask", "gender", "years"]] != table[["mask", "gender", "years"]]).any(axis=1).sum())
     print(f"--label-fixes {printable(s.label_fixes)}: corrected {', '.join(f'{column} {n}' for column, n in counts.items())} "
-          f"({relabelled} photographs)")  # fmt: skip
+          f"({counted(relabelled, 'photograph')})")  # fmt: skip
     return fixed
 
 
@@ -184,12 +197,13 @@ def chosen(study: Study) -> dict[str, Any]:
 def opening(study: Study) -> list[str]:
     """The first lines of a run."""
     s, data = study.settings, describe(study)
+    *others, last = data["people_per_fold"].values()
     several = f", {study.who.world} processes" if study.who.world > 1 else ""
     return [
         f"{data['photographs']} photographs of {data['people']} people; held out per fold: "
-        f"{', '.join(map(str, data['people_per_fold'].values()))} people",
+        f"{''.join(f'{count}, ' for count in others)}{counted(last, 'person', 'people')}",
         f"{s.model_type} on {s.backbone}, {s.image_size} px, {study.compute.precision} on {study.compute.device}, "
-        f"{torch.get_num_threads()} threads, {study.compute.workers} workers{several}",
+        f"{counted(torch.get_num_threads(), 'thread')}, {counted(study.compute.workers, 'worker')}{several}",
     ]
 
 

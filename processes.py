@@ -31,6 +31,7 @@ from utils import (
     UserError,
     choose_device,
     control_groups,
+    counted,
     duration,
     from_torchrun,
     reason,
@@ -148,8 +149,8 @@ def own_gpu(device: torch.device, who: Processes) -> torch.device:
         if device.index is not None:
             raise UserError(f"--device {device}: {who.world} processes take a GPU each; use --device cuda")
         if who.local_world > there:
-            raise UserError(f"--nproc-per-node {who.local_world}: more processes than the {there} GPUs here; start at most "
-                            f"{there}, or use --device cpu")  # fmt: skip
+            raise UserError(f"--nproc-per-node {who.local_world}: more processes than the {counted(there, 'GPU')} here; start at "
+                            f"most {there}, or use --device cpu")  # fmt: skip
         device = torch.device("cuda", who.local_rank)
     if device.index is not None:
         torch.cuda.set_device(device)

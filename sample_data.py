@@ -440,7 +440,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--people is {args.people}: give 1 or more")
     if args.eval_people < 0:
         parser.error(f"--eval-people is {args.eval_people}: give 0 or more")
-    out, counts = args.out.resolve(), f"{args.people} training people and {args.eval_people} evaluation people"
+    out, counts = args.out.resolve(), f"{args.people} people to train on and {args.eval_people} to evaluate"
     arguments: dict[str, object] = {
         "version": VERSION,
         "people": args.people,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -17,18 +16,19 @@ import shift
 from utils import (
     UserError,
     atomic_write,
+    counted,
     dispensable,
     new_folder,
     printable,
     read_arrays,
-    read_file,
     reason,
     timestamp,
     warn,
     warn_counted,
-)  # fmt: skip
+)
 
 PROBS = "probs.npz"
+LONGEST_NAME = 255  # bytes of a file's name
 
 
 def save(folder: Path, probs: ensemble.Probabilities) -> None:
@@ -48,20 +48,55 @@ def load(folder: Path) -> ensemble.Probabilities:
     if arrays is None:
         raise UserError(f"{path}: no such file; name the folder of an earlier prediction with --from-probs")
     try:
-        task, array = str(arrays["task"]), arrays["probabilities"]
-        members, images = list(map(str, arrays["members"].tolist())), list(map(str, arrays["images"].tolist()))
-        folds, weights = arrays["folds"].astype(int).tolist(), arrays["weights"].astype(float).tolist()
-        f1 = arrays.get("f1", np.empty(0)).astype(float).tolist()  # not in older files
-        outputs = config.TASKS[task].outputs
-        fits = array.shape[:1] + array.shape[2:] == (len(members), len(images), outputs) and array.ndim == 4 and array.size > 0
-        fits = fits and len(folds) == len(weights) == len({member_file(name) for name in members}) == len(members)
-        fits = fits and len(f1) in (0, len(members)) and bool(np.isfinite(f1).all())
-        fits = fits and all(name.isprintable() for name in members)  # each names a file
-        if not fits or not np.isfinite(array).all() or not np.isfinite(weights).all():
-            raise ValueError("its arrays do not fit each other, or hold what is no number")
+        with np.errstate(all="ignore"):  # what overflows is refused, not warned of
+            return _checked(arrays)
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise UserError(f"{path}: damaged ({reason(error)}); predict again") from None
-    return ensemble.Probabilities(task, array.astype(np.float32), members, folds, weights, images, f1)
+
+
+def _checked(arrays: dict[str, np.ndarray]) -> ensemble.Probabilities:
+    """The arrays of probs.npz as they are used. Raises ValueError and its like where they are not what `save` writes."""
+    task = str(arrays["task"])
+    spec = config.TASKS[task]
+    array = _typed(arrays, "probabilities", "fiu", 4).astype(np.float32, copy=False)
+    folds = _typed(arrays, "folds", "iu", 1).tolist()
+    weights = _typed(arrays, "weights", "fiu", 1).astype(np.float64).tolist()
+    f1 = _typed({"f1": np.empty(0), **arrays}, "f1", "fiu", 1).astype(np.float64).tolist()  # not in older files
+    members, images = (_typed(arrays, axis, "U", 1).tolist() for axis in ("members", "images"))
+    fits = array.shape[:1] + array.shape[2:] == (len(members), len(images), spec.outputs) and array.size > 0
+    if not fits or not len(folds) == len(weights) == len(members) or len(f1) not in (0, len(members)):
+        raise ValueError("its arrays do not fit each other")
+    if not np.isfinite([np.sum(weights), np.sum(f1)]).all() or min(folds) < 0:
+        raise ValueError("a weight or a fold is out of range")
+    if not ensemble.plausible(task, array):
+        raise ValueError("its values are not finite" if spec.regression else "its probabilities are not within 0..1, their sum 1")
+    check_members(members)
+    return ensemble.Probabilities(task, array, members, folds, weights, images, f1)
+
+
+def _typed(arrays: dict[str, np.ndarray], name: str, kinds: str, axes: int) -> np.ndarray:
+    """One of the arrays, of one of numpy's kinds. Raises ValueError for another kind or shape, KeyError for none."""
+    array = arrays[name]
+    if array.dtype.kind not in kinds or array.ndim != axes:
+        raise ValueError(f"{name}: its type is {array.dtype}, its shape {list(array.shape)}")
+    return array
+
+
+def check_members(names: Sequence[str]) -> None:
+    """Raise ValueError where the members' own answers cannot be written, each into a file of its own."""
+    if not all(name.isprintable() for name in names):
+        raise ValueError("a member's name is no text")
+    paths = [member_csv(name) for name in names]
+    if any(len(part.encode()) > LONGEST_NAME for path in paths for part in path.parts):
+        raise ValueError("a member's name is too long for a file")
+    if len(set(paths)) < len(paths) or not set(paths).isdisjoint(path.parent for path in paths):
+        raise ValueError("its members' names are not distinct")
+
+
+def member_csv(name: str) -> Path:
+    """The file of a member's own answers, within the prediction's folder of members."""
+    path = member_file(name)
+    return path.with_name(f"{path.name}.csv")
 
 
 def member_file(name: str) -> Path:
@@ -140,28 +175,41 @@ def keep_fitted(folder: Path, source: Path) -> None:
                 file.write((source / name).read_bytes())
 
 
-def training_shares(tree: Path, task: str) -> list[float] | None:
-    """The classes' shares among the training photographs, where a tree's run.json or oof.csv tells them for this task."""
-    try:
-        run = json.loads(read_file(tree / "run.json"))
-        trained, counts = run["settings"]["task"], np.array(list(run["data"]["photographs_per_class"].values()), float)
-        if trained == "main" and task != "main" and config.TASKS[task].from_main:
-            counts = np.bincount(config.TASKS[task].from_main, counts, config.TASKS[task].outputs)
-        elif trained != task:  # trees of parts, multiplied
-            import outoffold
+def training_counts(tree: Path, task: str) -> np.ndarray | None:
+    """[classes]: how many training photographs each class of a task has (for years each group), where a tree's run.json or
+    oof.csv tells it."""
+    import checkpoint  # needs torch, and a vote on stored probabilities does not
+    import outoffold
 
-            told = None if config.TASKS[trained].regression or config.TASKS[task].regression else outoffold.read(tree, trained)
-            if told is None:
-                return None
-            counts = np.bincount(told[0][task].to_numpy(), minlength=config.TASKS[task].outputs).astype(float)
-    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-        return None  # a report does without
-    return (counts / counts.sum()).tolist() if 0 < counts.sum() < np.inf else None
+    try:
+        run = checkpoint.read_run(tree)
+        trained, told = run["settings"]["task"], run["data"]["photographs_per_class"]
+        counts = [told[name] for name in config.TASKS[config.judged(trained)].classes]
+        if not all(type(count) is int and 0 <= count < 1 << 53 for count in counts):
+            return None
+        if trained == task:
+            return np.array(counts)
+        if trained == "main" and config.TASKS[task].from_main:
+            return np.bincount(config.TASKS[task].from_main, counts, config.TASKS[task].outputs)
+        if config.TASKS[trained].regression or config.TASKS[task].regression:
+            return None
+        held_out = outoffold.read(tree, trained)  # trees of parts, multiplied
+        return None if held_out is None else np.bincount(held_out[0][task], minlength=config.TASKS[task].outputs)
+    except (UserError, KeyError, TypeError):
+        return None
+
+
+def training_shares(tree: Path, task: str) -> list[float] | None:
+    """The classes' shares among the training photographs, where the tree tells them."""
+    counts = training_counts(tree, task)
+    return (counts / counts.sum()).tolist() if counts is not None and counts.any() else None
 
 
 def output_folder(save_path: str, tree: str, task: str) -> Path:
     """A new folder for a prediction, named after tree, task and time."""
-    return new_folder(Path(save_path), f"{tree}_{task}_{timestamp()}")
+    end = f"_{task}_{timestamp()}"
+    start = tree.encode()[: LONGEST_NAME - len(end.encode()) - len("-999")].decode(errors="ignore")
+    return new_folder(Path(save_path), start + end)
 
 
 def write_prediction(
@@ -173,7 +221,7 @@ def write_prediction(
     save(folder, probs)
     if len(probs.members) > 1:
         for name, alone in zip(probs.members, member_answers(probs), strict=True):
-            path = folder / "members" / f"{member_file(name)}.csv"
+            path = folder / "members" / member_csv(name)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_answers(path, probs.task, probs.images, alone)
     for name, decided in voted.items():
@@ -194,8 +242,8 @@ def write_prediction(
         print_members(probs, truth)
         absent = metrics.absent_classes(probs.task, truth)
         if absent:
-            warn(f"--answers: {len(absent)} classes are not in it ({absent[0]}, ...): macro F1 leaves them out "
-                 "unless they are predicted")  # fmt: skip
+            warn(f"--answers: {counted(len(absent), 'class is', 'classes are')} not in it (the first: {absent[0]}): macro F1 "
+                 "leaves out such a class unless it is predicted")  # fmt: skip
 
 
 def print_members(probs: ensemble.Probabilities, truth: np.ndarray) -> None:

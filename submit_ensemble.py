@@ -33,12 +33,12 @@ def predicted(settings: config.EnsembleSettings) -> tuple[str, ensemble.Probabil
     import tables
     import trees
 
-    found = trees.find(settings.root, settings.top_k or 3)
+    found = trees.find(settings.root, settings.top_k or 3, settings.task)
     views, transform = settings.tta or 1, settings.transform_type or "base"
     voters = [member for tree in found for member in tree.members]
     names, paths = tables.read_eval(settings.data_root)
-    lines = [f"tree: {utils.printable(tree.path)}: {len(tree.members)} members x {views} views ({transform}) of "
-             f"{len(names)} photographs" for tree in found]  # fmt: skip
+    work = f"{utils.counted(views, 'view')} ({transform}) of {utils.counted(len(names), 'photograph')}"
+    lines = [f"tree: {utils.printable(tree.path)}: {utils.counted(len(tree.members), 'member')} x {work}" for tree in found]
     submission.truth_of(settings, names)  # refused before the long part, if it is to be refused
     home = next((tree for tree in found if tree.task in ("main", settings.task)), found[0])
     submission.check_fitted(settings, home.path, len(found))

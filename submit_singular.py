@@ -19,8 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     import submission
     import tables
 
-    wanted = settings.model_type or "VanillaEfficientNet"
-    path = Path(settings.load_state_dict or members.best_checkpoint(settings.task, wanted))
+    path = Path(settings.load_state_dict or members.best_checkpoint(settings.task, settings.model_type))
     print(f"checkpoint: {utils.printable(path)}", flush=True)
     found, info = checkpoint.read_described(path, settings.model_type, settings.task, mapped=False)
     if settings.model_type not in (None, info.model):

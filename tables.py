@@ -17,7 +17,15 @@ import pandas as pd
 import config
 import photographs
 from photographs import is_photo
-from utils import UserError, read_file, reason, refused, warn, warn_counted
+from utils import (
+    UserError,
+    counted,
+    read_file,
+    reason,
+    refused,
+    warn,
+    warn_counted,
+)
 
 if TYPE_CHECKING:
     from augmentation import Box
@@ -160,7 +168,7 @@ def label_people(people: Sequence[str], table: Path | None, images: Path, root: 
     """person, gender, years of all people: by the table where there is one, else by their folders' names."""
     named = {person: PERSON.fullmatch(person) for person in people}
     if table is None:
-        warn(f"{root}: no train.csv; gender and age are read from the names of {len(people)} people")
+        warn(f"{root}: no train.csv; gender and age are read from the names of {counted(len(people), 'person', 'people')}")
         nameless = [person for person, match in named.items() if match is None or float(match["age"]) > 120]
         if nameless:
             raise UserError(
@@ -255,7 +263,8 @@ def read_csv(path: Path, *choices: Sequence[str]) -> pd.DataFrame:
     for number, record in rows:
         # A filled cell right behind the last column may as well come from a comma without quotes, by which all have moved.
         if len(record) <= max(where) or "".join(record[len(header) : len(header) + 1]).strip():
-            raise UserError(f"{path}: row {number}: {len(record)} fields, the header has {len(header)}; correct the row")
+            fields = counted(len(record), "field")
+            raise UserError(f"{path}: row {number}: {fields}, the header has {len(header)}; correct the row")
         numbers.append(number)
         records.append([record[k] for k in where])
     if not records:
@@ -364,7 +373,8 @@ def read_boxes(path: str, names: Sequence[str], paths: Sequence[str]) -> dict[st
         taken[end] = name
         boxes[name] = told[end][1]
     if not boxes:
-        raise UserError(f"{path}: none of its rows names one of the {len(names)} photographs ({names[0]} ...); check `file`")
+        many = counted(len(names), "photograph")
+        raise UserError(f"{path}: none of its rows names one of the {many} ({names[0]} ...); check `file`")
     warn_counted([n for n in names if n not in boxes], f"photographs without a box in {path}, found in the pixels instead")
     return boxes
 

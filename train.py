@@ -16,7 +16,7 @@ def main(argv: list[str] | None = None) -> int:
         utils.end_with_reader()
     if utils.first_process():
         if settings.recipe:
-            print(f"recipe {settings.recipe}: {config.RECIPES[settings.recipe]}")
+            print(settings.recipe_line)
         print(settings.explain_lr(asked.lr), flush=True)
 
     import crossval  # torch is loaded only once the settings are known to be good

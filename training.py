@@ -27,7 +27,15 @@ import optim
 import prepare
 import processes
 from prepare import Study
-from utils import Stopped, StopSignal, UserError, dispensable, duration, warn
+from utils import (
+    Stopped,
+    StopSignal,
+    UserError,
+    counted,
+    dispensable,
+    duration,
+    warn,
+)
 
 SAVE_SECONDS = 60.0  # a kill inside an epoch costs no more than this
 
@@ -207,7 +215,8 @@ def train_fold(study: Study, number: int, clock: Clock, stop: StopSignal) -> Non
             check_fits(study, fold, state, folder)
             fold.learner.restore(begun[1], str(folder / checkpoint.STATE))
             clock.fold_over(state.epoch)
-            say(study, f"fold {number}: goes on after {state.epoch} epochs and {state.step} of {len(fold.batches)} steps")
+            done = f"{counted(state.epoch, 'epoch')} and {state.step} of {len(fold.batches)} steps"
+            say(study, f"fold {number}: goes on after {done}")
         elif study.writes:
             if (folder / checkpoint.VALIDATION).exists() and not checkpoint.list_checkpoints(folder):
                 warn(f"{folder}: its checkpoints are missing, so the fold is trained again")

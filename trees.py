@@ -17,10 +17,10 @@ import members
 import metrics
 import outoffold
 import tables
-from utils import UserError, printable
+from utils import UserError, counted, printable
 
 ROUNDS = 20  # of greedy selection, after its start
-LABELS = ["person", "fold", "mask", "gender", "age"]
+FACTS = ["person", "fold", *outoffold.BASE]  # what trees must agree on to be scored together
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,18 @@ class Tree:
 class Told:
     """What a tree said of the people it had not seen, and what is true of them; photographs in the order of their names."""
 
-    rows: pd.DataFrame  # indexed by file; LABELS and the tasks' classes
+    rows: pd.DataFrame  # indexed by file; FACTS and the labels of all tasks
     answers: np.ndarray  # [images, outputs] of the tree's own task
 
 
-def find(roots: Sequence[str] | None, top_k: int) -> list[Tree]:
-    """The trees to use, the k best checkpoints of each fold as members; their names begin with the tree's where there are
-    several. Raises UserError for a tree named twice and for one without checkpoints."""
+def find(roots: Sequence[str] | None, top_k: int, task: str) -> list[Tree]:
+    """The trees to use (where none is named the newest that answers the task), the k best checkpoints of each fold as
+    members; their names begin with the tree's where there are several.
+
+    Raises UserError for a tree named twice and for one without checkpoints.
+    """
     found: dict[str, Tree] = {}
-    paths = [checkpoint.find_tree(root) for root in roots] if roots else [checkpoint.find_tree(None)]
+    paths = [checkpoint.find_tree(root) for root in roots] if roots else [members.newest_able(task, "--root")[0]]
     for number, path in enumerate(paths):
         if path.resolve() in [other.resolve() for other in paths[:number]]:
             raise UserError(f"--root {path}: named twice; name each tree once")
@@ -65,17 +68,11 @@ def title(trees: Sequence[Tree]) -> str:
 
 
 def told(tree: Tree) -> Told | None:
-    """A tree's oof.csv, None where it has none. Raises UserError for labels that are none."""
+    """A tree's oof.csv, None where it has none. Raises UserError for a damaged one."""
     read = outoffold.read(tree.path, tree.task)
     if read is None:
         return None
     rows, answers = read
-    labels = rows[[*config.PARTS, "main"]]
-    widths = [config.TASKS[task].outputs for task in labels]
-    if not np.isfinite(answers).all() or not rows["age"].between(0, 200).all() or not labels.isin(range(18)).all(axis=None) or (
-        (labels.max() >= widths).any() or rows["file"].duplicated().any()
-    ):  # fmt: skip
-        raise UserError(f"{tree.path / outoffold.FILE}: damaged (its labels or probabilities are none); --resume that run")
     order = rows["file"].argsort(kind="stable").to_numpy()
     return Told(rows.iloc[order].set_index("file"), answers[order])
 
@@ -111,12 +108,12 @@ def mixture(trees: Sequence[Tree], task: str) -> list[str]:
     if len(known) < len(trees):
         return [f"{why}{trees[held.index(None)].name} has no {outoffold.FILE}; finish its training"]
     rows = known[0].rows
-    if any(not own.rows[LABELS].equals(rows[LABELS]) for own in known):
+    if any(not own.rows[FACTS].equals(rows[FACTS]) for own in known):
         return [f"{why}the trees were trained with other photographs or labels of the same people"]
     pairs = list(zip(trees, known, strict=True))
     part = {tree.name: members.part_known(tree.members[0], task) for tree in trees}
     parts = [[own.answers for tree, own in pairs if part[tree.name] == name] for name in config.PARTS]
-    lines = [f"out of fold, {len(rows)} photographs of {rows['person'].nunique()} people, one epoch of each fold:"]
+    lines = [f"out of fold, {outoffold.of_people(rows)}, one epoch of each fold:"]
     able = []
     for tree, own in pairs:
         judged_by = part[tree.name] or task
@@ -176,7 +173,7 @@ def fitted_weights(trees: Sequence[Tree], task: str) -> tuple[list[float], list[
         halves.append((rows, *in_halves(stacked, truth.to_numpy(), rows["person"].to_numpy(), f1)))
         taken = [(weights[v], *voters[v]) for v in own if weights[v]]
         shown = ", ".join(f"{tree.name} ep {member.info.epoch} {weight:.3f}" for weight, tree, member in taken)
-        lines.append(f"weights, fold {fold}, chosen on its {len(truth)} held-out photographs: {shown}")
+        lines.append(f"weights, fold {fold}, chosen on its {counted(len(truth), 'held-out photograph')}: {shown}")
     rows, plain, fitted = (pd.concat(part) if isinstance(part[0], pd.DataFrame) else np.concatenate(part)
                            for part in zip(*halves, strict=True))  # fmt: skip
     lines.append(f"weights oof against f1 within the folds, each half of a fold's people by weights chosen on the other half: "

@@ -31,6 +31,7 @@ T = TypeVar("T")
 MOST_BYTES = 1 << 33  # unpacked, of an .npz
 LINE_SECONDS = 60.0  # between two lines on how far something long has come, where no bar can be drawn
 quiet = False  # set by --quiet: neither bars nor such lines
+again = "start it again"  # what to do once a failure is mended; set by each script as it reads its options
 LONGEST_LINE = 2000  # of an error; its end says what to do
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)  # missing, or no regular one
@@ -214,7 +215,7 @@ def run_script(main: Callable[[list[str] | None], int], name: str) -> int:
         where = f"{error.filename}: " if error.filename else ""
         if where and error.errno in (errno.EACCES, errno.ENAMETOOLONG):
             return _tell(name, f"error: {where[:500]}{error.strerror}; name another, or check its permissions", 2)
-        return _tell(name, f"error: {where}{error.strerror or error}; mend that and go on with --resume if a run had begun", 1)
+        return _tell(name, f"error: {where}{error.strerror or error}; mend that, then {again}", 1)
     finally:
         for stream in (sys.stdout, sys.stderr):
             cast("LastingStream", stream).finish()
@@ -300,13 +301,14 @@ def refused(path: str | Path, error: OSError, remedy: str, done: str = "opened")
     """
     if error.errno in (None, errno.EACCES, errno.EPERM, *NO_FILE):
         return UserError(f"{path}: cannot be {done} ({reason(error)}); {remedy}")
-    return RunError(f"{path}: cannot be {done} ({reason(error)}); the machine failed, not the file: mend that and start again "
-                    "(a training run: with --resume)")  # fmt: skip
+    return RunError(f"{path}: cannot be {done} ({reason(error)}); the machine failed, not the file: mend that, then {again}")
 
 
 def check_writable(folder: str, option: str) -> None:
     """Raise UserError where nothing can be written below a folder that is there or still to be made."""
-    there = next(p for p in (Path(folder), *Path(folder).absolute().parents) if p.exists())
+    there = next(p for p in (Path(folder), *Path(folder).absolute().parents) if os.path.lexists(p))
+    if there.is_symlink() and not there.exists():
+        raise UserError(f"{option} {folder}: {there} is a link to nothing; name another folder")
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"{option} {folder}: {there} cannot be written to; name another folder")
 
@@ -378,6 +380,11 @@ def warn(message: str) -> None:
     if message not in _warned:
         _warned.add(message)
         print(f"warning: {printable(' '.join(message.split()))}", file=sys.stderr, flush=True)
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """`1 view`, `2 views`, `3 people`: a number and the word that goes with it."""
+    return f"{count} {one if count == 1 else many or one + 's'}"
 
 
 def warn_counted(names: list[str], message: str) -> None:
@@ -547,7 +554,7 @@ def atomic_write(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[An
     try:
         handle, name = tempfile.mkstemp(prefix=f".writing-{socket.gethostname()}-{os.getpid()}-", dir=path.parent)
     except OSError as error:
-        raise RunError(f"{path}: cannot be written ({error.strerror}); mend that, then go on with --resume") from None
+        raise RunError(f"{path}: cannot be written ({error.strerror}); mend that, then {again}") from None
     try:
         with os.fdopen(handle, mode, **options) as file:
             yield file
@@ -567,7 +574,7 @@ def atomic_write(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[An
         full = next((e for e in _chain(error) if isinstance(e, OSError)), None)
         if full is not None:
             why = f"{full.strerror or full}"
-            raise RunError(f"{path}: cannot be written ({why}); make room or mend that, then go on with --resume") from None
+            raise RunError(f"{path}: cannot be written ({why}); make room or mend that, then {again}") from None
         raise
 
 
@@ -629,15 +636,32 @@ def timestamp() -> str:
     return time.strftime("%Y%m%d-%H%M%S")
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, where it is not there yet. Raises UserError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise no_folder(path, error) from None
+
+
 def new_folder(parent: Path, name: str) -> Path:
     """Make `parent/name`, or `parent/name-2`, `-3` ... where that exists; never a folder that was there."""
+    make_folder(parent)
     for attempt in range(1, 1000):
         path = parent / (name if attempt == 1 else f"{name}-{attempt}")
         try:
-            path.mkdir(parents=True)
+            path.mkdir()
             return path
         except FileExistsError:
             continue
         except OSError as error:
-            raise UserError(f"{path}: cannot make this folder ({error.strerror}); name another with --save-path") from None
+            raise no_folder(path, error) from None
     raise UserError(f"{parent / name}: 999 folders of this name exist already; clear some away")
+
+
+def no_folder(path: Path, error: OSError) -> UserError:
+    """The error that a folder cannot be made, with what stands in its way."""
+    nearest = next((p for p in (path, *path.absolute().parents) if os.path.lexists(p)), path)
+    dangling = nearest.is_symlink() and not nearest.exists()
+    why = f"{nearest} is a link to nothing" if dangling else reason(error)
+    return UserError(f"{path}: cannot make this folder ({why}); name another with --save-path")

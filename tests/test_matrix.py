@@ -59,9 +59,14 @@ def words(combination: tuple[str, ...]) -> list[str]:
     return [word for pair in zip(AXES, combination, strict=True) for word in pair]
 
 
+def has_head(network: str, task: str) -> bool:
+    """A model with heads of its own knows the competition's four tasks, and what `main` tells."""
+    return not config.MODELS[network].heads or bool(config.TASKS[task].from_main)
+
+
 def is_allowed(combination: tuple[str, ...]) -> bool:
     network, task, _, loss, _ = combination
-    return (task == "age") == (loss in ("mseloss", "smoothl1loss")) and not (task == "age" and bool(config.MODELS[network].heads))
+    return config.TASKS[task].regression == (loss in ("mseloss", "smoothl1loss")) and has_head(network, task)
 
 
 def test_every_combination_is_allowed_or_refused_by_name() -> None:
@@ -75,17 +80,20 @@ def test_every_combination_is_allowed_or_refused_by_name() -> None:
         with pytest.raises(UserError) as caught:
             asked.completed()
         network, task, _, loss, _ = combination
-        if task == "age" and bool(config.MODELS[network].heads):
+        if not has_head(network, task):
             assert (
                 str(caught.value)
-                == f"--task age: {network} has no head for it; use --model-type VanillaEfficientNet or VanillaResNet"
+                == f"--task {task}: {network} has no head for it; use --model-type VanillaEfficientNet or VanillaResNet"
             )
         else:
             assert str(caught.value).startswith(f"--loss-type {loss}: does not fit --task {task}; use ")
     of_values = sum(loss.regression for loss in config.LOSSES.values())  # losses for `age`, which two of the models know
     alike = len(config.TRANSFORMS) * len(config.OPTIMIZERS)
-    allowed = alike * (len(config.MODELS) * 4 * (len(config.LOSSES) - of_values) + 2 * of_values)
-    assert counts == {True: allowed, False: alike * len(config.MODELS) * 5 * len(config.LOSSES) - allowed}
+    known = [sum(has_head(network, task) for network in config.MODELS) for task in config.TASKS]
+    assert {"main": 6, "mask": 6, "ageg": 6, "age": 2, "gender": 6}.items() <= dict(zip(config.TASKS, known, strict=True)).items()
+    fitting = [of_values if task.regression else len(config.LOSSES) - of_values for task in config.TASKS.values()]
+    allowed = alike * sum(models * losses for models, losses in zip(known, fitting, strict=True))
+    assert counts == {True: allowed, False: alike * len(config.MODELS) * len(config.TASKS) * len(config.LOSSES) - allowed}
 
 
 def covering() -> list[tuple[str, ...]]:

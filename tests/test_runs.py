@@ -176,7 +176,7 @@ def test_folds_of_several_processes_fill_one_tree_like_one(
     assert run_train(train_root, tmp_path / "one", *words) == 0
     whole = capsys.readouterr().out
     assert run_train(train_root, tmp_path / "two", *words, "--folds", "2") == 0
-    assert "folds 0, 1 are not complete yet" in capsys.readouterr().out
+    assert "2 folds are not complete yet (0, 1)" in capsys.readouterr().out
     assert run_train(train_root, tmp_path / "two", *words, "--folds", "0,1") == 0
     parts = capsys.readouterr().out
     assert whole.partition("out-of-fold")[2].replace("/one/", "/two/") == parts.partition("out-of-fold")[2] != ""
@@ -509,8 +509,8 @@ def test_the_newest_tree_that_answers_is_taken(
     assert "VanillaEfficientNet_main" in capsys.readouterr().out
     with pytest.raises(UserError, match="holds 2 trees"):
         submit_ensemble.main(["--root", str(tmp_path / "saved_models"), "--data-root", str(eval_root)])
-    with pytest.raises(UserError, match="--task main.*--task mask"):
-        submit_ensemble.main(["--data-root", str(eval_root)])
+    predict(submit_ensemble, eval_root, tmp_path / "p", "--workers", "0")
+    assert "VanillaEfficientNet_main: " in capsys.readouterr().out
 
 
 def test_a_photograph_of_another_size_covers_the_crop_with_one_warning(
