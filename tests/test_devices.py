@@ -139,7 +139,7 @@ def test_fewer_workers_read_where_shared_memory_is_small(
     (line,) = (line for line in captured.err.splitlines() if "/dev/shm" in line)
     assert line.startswith("warning: --workers 1 instead of 3: /dev/shm has 1 MiB free")
     assert all(remedy in line for remedy in ("--shm-size", "--ipc=host", "--workers 0"))
-    assert "1 workers" in captured.out
+    assert "1 worker" in captured.out
     (run,) = tmp_path.glob("s/*/run.json")
     assert json.loads(run.read_text())["chosen"]["workers"] == 1
     words = ["--root", str(tree), "--data-root", str(eval_root), "--save-path", str(tmp_path / "p"), "--top-k", "1"]
