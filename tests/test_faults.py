@@ -48,8 +48,9 @@ PEOPLE = support.PEOPLE[:6]
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _brief() -> Any:
-    """Runs without what follows the out-of-fold table, in one thread (forked processes have no others)."""
+def _brief(tree: Path) -> Any:
+    """Runs without what follows the out-of-fold table, in one thread (forked processes have no others). The tree that all
+    modules share comes first: it is whole, whichever module asks for it first."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(config.BACKBONES, "tiny", support.TINY)
         patch.setattr(prepare, "warn_of_duplicates", lambda tree, parts: None)
