@@ -221,8 +221,9 @@ def read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
 
 def csv_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """(number, fields) of a CSV's rows that are not blank. Raises UserError for bad quotes and bytes that are no text."""
+    text = text.replace("\0", "\ufffd")  # at which csv stops before Python 3.11
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
-    broken = "\ufffd" in text or "\0" in text
+    broken = "\ufffd" in text
     for number in itertools.count(1):
         try:
             record = next(reader, None)
@@ -230,7 +231,7 @@ def csv_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[
             raise UserError(f"{path}: row {number}: no CSV ({reason(error)}); correct its quotes") from None
         if record is None:
             return
-        if broken and any("\ufffd" in field or "\0" in field for field in record):
+        if broken and any("\ufffd" in field for field in record):
             raise UserError(f"{path}: row {number}: bytes that are not UTF-8 text; save the table as CSV in UTF-8")
         if any(field.strip() for field in record):
             yield number, record
