@@ -32,7 +32,6 @@ from utils import (
     choose_device,
     control_groups,
     counted,
-    duration,
     from_torchrun,
     reason,
     set_threads,
@@ -69,9 +68,8 @@ def join(world: int) -> None:
             dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         address, port = (os.environ.get(name, "not set") for name in ("MASTER_ADDR", "MASTER_PORT"))
-        raise RunError(f"the processes of this run did not come together within {duration(JOINING.total_seconds())} "
-                       f"({reason(error)}); check MASTER_ADDR ({address}), MASTER_PORT ({port}) and that all {world} processes "
-                       "(WORLD_SIZE) were started") from None  # fmt: skip
+        raise RunError(f"the processes of this run did not come together ({reason(error)}); check MASTER_ADDR ({address}), "
+                       f"MASTER_PORT ({port}) and that all {world} processes (WORLD_SIZE) were started") from None  # fmt: skip
 
 
 @contextlib.contextmanager
