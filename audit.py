@@ -20,7 +20,8 @@ def check_photos(
     """(name, problem) of every photograph that is no regular file, has no readable header, or whose end is missing.
 
     One warning counts those of another size than the competition's. Nothing is decoded, unless `look` does: about a tenth
-    of a millisecond each where the disk is warm. `workers` threads wait for a slow one.
+    of a millisecond each where the disk is warm. `workers` threads wait for a slow one. Raises as `photographs.blame_machine`
+    does.
     """
     with ThreadPoolExecutor(max(workers, 1)) as pool:
         seen = pool.map(lambda path: photographs.look_over(path, look), paths)

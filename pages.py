@@ -14,7 +14,7 @@ from unicodedata import category
 
 import config
 import photographs
-from utils import UserError
+from utils import Told
 
 THUMBNAIL = 96  # pixels of a small photograph's width
 Numbers = dict[str, Any]
@@ -391,7 +391,7 @@ def thumbnail(path: str | None) -> str:
     """A photograph as a small <img>, or an empty frame where it cannot be read any more."""
     try:
         photo = photographs.read_photo(path or "")
-    except UserError:
+    except Told:
         return '<span class="lost">no photograph</span>'
     photo.thumbnail((THUMBNAIL, 2 * THUMBNAIL))
     buffer = io.BytesIO()

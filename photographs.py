@@ -5,42 +5,100 @@ from __future__ import annotations
 import io
 import logging
 import warnings
+import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 import config
-from utils import UserError, blame_machine, read_file, reason
+from utils import NO_FILE, UserError, read_file, reason, refused
 
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")  # whatever the extension says; others' readers are not let near files
+# What the installed Pillow reads of these: its name for the format of each. Readers of other formats are not let near files.
+EXTENSIONS = {
+    extension: Image.registered_extensions()[extension]
+    for extension in (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jfif", ".avif")
+    if extension in Image.registered_extensions()
+}
+FORMATS = sorted(set(EXTENSIONS.values()))  # whatever the extension says
+HEIC = (".heic", ".heif")
+HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+HEIC_REMEDY = "HEIC is not read here, save it as JPEG (a telephone: camera settings, most compatible)"
 MOST_BYTES = 1 << 28  # of one photograph
-MOST_PIXELS = 100_000_000
+MOST_PIXELS = 210_000_000  # telephones take 108 and 200 million
+MOST_TEXT = 1 << 20  # bytes, unpacked, of a PNG's text that is looked at
 LONGEST_SHAPE = 20  # long side over short side: scaled to cover the crop, a strip would fill the memory
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
 }  # EXIF's orientation -> what makes the picture upright  # fmt: skip
+PNG = b"\x89PNG\r\n\x1a\n"  # the first bytes of one
+TEXTS = (b"tEXt", b"zTXt", b"iTXt")  # a PNG's chunks of text
+ORIENTED = (b"Raw profile type exif", b"XML:com.adobe.xmp")  # the keywords of those that may tell the orientation
 LYING = {TURNS[orientation] for orientation in (5, 6, 7, 8)}  # those by which width and height change places
 Image.MAX_IMAGE_PIXELS = None  # open_photo has a limit of its own, which tells the size
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata; what matters is an error of read_photo's
 
 
+def is_photo(name: str) -> bool:
+    """Whether a file's name is a photograph's that is read here; macOS's `._*` and other hidden files are not."""
+    return not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS
+
+
 def open_photo(path: str) -> Image.Image:
     """A photograph whose header and end are in order, not decoded yet. Raises OSError or ValueError, or whatever else
     Pillow's readers stumble into over damaged bytes."""
-    data = read_file(path, MOST_BYTES)
+    data = picture_chunks(read_file(path, MOST_BYTES))
     try:
         photo = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
-        raise ValueError("no picture of a known format" if data else "empty") from None
+        heic = data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS
+        raise ValueError(HEIC_REMEDY if heic else "no picture of a known format" if data else "empty") from None
     width, height = photo.size
     if width * height > MOST_PIXELS or max(photo.size) > LONGEST_SHAPE * min(photo.size):
         raise ValueError(f"{width}x{height} pixels, which is no photograph's size")
     if not is_whole(photo.format or "", data):
         raise ValueError("cut off: its end is missing")
     return photo
+
+
+def picture_chunks(data: bytes) -> bytes:
+    """A PNG without the chunks that its pixels do not need, and over which Pillow would refuse it: those with a wrong
+    checksum (libpng passes over them too), and text, profiles and the like. What may tell the orientation stays.
+
+    Other formats, and what comes after the first chunk that is none, are left as they are.
+    """
+    if not data.startswith(PNG):
+        return data
+    kept, at, seen = [PNG], len(PNG), set[bytes]()
+    while data[at + 4 : at + 8].isalpha():
+        kind, body = data[at + 4 : at + 8], at + 8
+        end = body + int.from_bytes(data[at : at + 4], "big") + 4
+        if end > len(data):
+            break
+        whole = kind[:1].isupper() or zlib.crc32(data[at + 4 : end - 4]).to_bytes(4, "big") == data[end - 4 : end]
+        if whole and (kind[:1].isupper() or kind in (b"tRNS", b"eXIf")):  # an upper case letter: critical
+            kept.append(data[at:end])
+        elif whole and kind in TEXTS and (keyword := data[body:end].partition(b"\0")[0]) in ORIENTED and keyword not in seen:
+            seen.add(keyword)  # each is unpacked once, however many there are
+            if is_short(kind, data[body + len(keyword) + 1 : end - 4]):
+                kept.append(data[at:end])
+        at = end
+    return b"".join([*kept, data[at:]])
+
+
+def is_short(kind: bytes, text: bytes) -> bool:
+    """Whether what follows the keyword in a PNG's chunk of text takes at most MOST_TEXT bytes, also unpacked."""
+    flat = kind == b"tEXt" or (kind == b"iTXt" and text[:1] == b"\0")
+    packed = b"" if flat else text[1:] if kind == b"zTXt" else text[2:].split(b"\0", 2)[-1]
+    unpacking = zlib.decompressobj()
+    try:
+        unpacking.decompress(packed, MOST_TEXT)
+    except zlib.error:
+        return False
+    return len(text) <= MOST_TEXT and not unpacking.unconsumed_tail
 
 
 def is_whole(kind: str, data: bytes) -> bool:
@@ -60,7 +118,7 @@ def is_whole(kind: str, data: bytes) -> bool:
 
 def look_over(path: str, look: Callable[[str], Image.Image] = open_photo) -> tuple[str, bool]:
     """(why a photograph cannot be read, as far as `look` sees, empty where all is in order; whether it is of another size
-    than the competition's). By default only its header and end are looked at."""
+    than the competition's). By default only its header and end are looked at. Raises as `blame_machine` does."""
     try:
         with open_photo(path) as photo:
             size = photo.size[::-1] if turn_of(photo) in LYING else photo.size
@@ -76,7 +134,7 @@ def read_photo(path: str, shrink: int = 1) -> Image.Image:
     """An upright RGB image, whatever the file's format, mode or EXIF orientation; what is transparent, on white.
 
     Of an animation the first picture. shrink (2, 4, 8): decode a JPEG of the competition's size so many times smaller, for
-    a rough look; other photographs come whole. Raises UserError naming the file.
+    a rough look; other photographs come whole. Raises UserError naming the file, or as `blame_machine` does.
     """
     try:
         return decoded(path, shrink)
@@ -84,6 +142,15 @@ def read_photo(path: str, shrink: int = 1) -> Image.Image:
         blame_machine(path, error)
         raise UserError(f"{path}: cannot be read as a photograph ({reason(error)}); mend or remove it, or go on without it by "
                         "--skip-bad-images") from None  # fmt: skip
+
+
+def blame_machine(path: str, error: Exception) -> None:
+    """Raise where an error says nothing of the photograph. Its own fault is what decoding finds, and a file that is missing
+    or no regular one; a full memory, a drive that fails and a file that may not be read are no reason to go on without it."""
+    if isinstance(error, MemoryError):
+        raise error
+    if isinstance(error, OSError) and error.errno not in (None, *NO_FILE):
+        raise refused(path, error, "check its permissions") from None
 
 
 def decoded(path: str, shrink: int = 1) -> Image.Image:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import os
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -17,12 +16,16 @@ import pandas as pd
 
 import config
 import photographs
-from utils import UserError, read_file, reason, warn, warn_counted
+from photographs import is_photo
+from utils import UserError, read_file, reason, refused, warn, warn_counted
 
 if TYPE_CHECKING:
     from augmentation import Box
 
-EXTENSIONS = {".jpg", ".jpeg", ".png"}
+MOST_BYTES = 1 << 26  # of a table: a million rows
+LONGEST_LINE = 1_000_000  # characters of a table's line
+SEPARATOR = re.compile(r'[ \t]*"?sep=(.)"?[ ,;\t]*(\r\n?|\n)', re.IGNORECASE)  # what Excel may have as a first line
+BESIDE = {"thumbs.db", "desktop.ini", "train.csv", "info.csv", "answers.csv"}  # no photographs, and nobody misses them
 SHOT = r"(?P<shot>incorrect_mask|mask[1-5]|normal)"
 FOLDER_SHOT = re.compile(SHOT, re.IGNORECASE | re.ASCII)
 FLAT_SHOT = re.compile(rf"(?P<person>.+)_{SHOT}", re.IGNORECASE | re.ASCII)
@@ -36,9 +39,35 @@ def nfc(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def is_photo(name: str) -> bool:
-    """Whether a file's name is a photograph's; macOS's `._*` and other hidden files are not."""
-    return not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS
+def is_there(path: Path) -> bool:
+    """Whether there is anything of this name. Raises UserError or RunError where the system cannot say."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise refused(path, error, "check its permissions") from None
+    return True
+
+
+def parent_of(folder: Path) -> Path:
+    """The folder above, also of `.` and `..`."""
+    return folder.parent if folder.name not in ("", "..") else folder / ".."
+
+
+def hint(root: Path, kind: str) -> str:
+    """A question, where a folder of the usual layout (train, eval) lies below the one that was named."""
+    below = (root / above / kind for above in ("", "data", "input/data"))
+    return next((f"did you mean {path}?" for path in below if path.is_dir()), "")
+
+
+def warn_left_out(names: Sequence[str]) -> None:
+    """Count the files of a folder that are no photographs by their names: HEIC by itself, with the remedy."""
+    missed = [name for name in names if not Path(name).name.startswith(".") and Path(name).name.lower() not in BESIDE]
+    heic = [name for name in missed if Path(name).suffix.lower() in photographs.HEIC]
+    warn_counted(heic, f"photographs left out, {photographs.HEIC_REMEDY}")
+    others = [name for name in missed if name not in set(heic)]
+    warn_counted(others, f"files and folders left out, read are photographs named {', '.join(photographs.EXTENSIONS)}")
 
 
 def read_train(root: str | Path) -> pd.DataFrame:
@@ -51,8 +80,8 @@ def read_train(root: str | Path) -> pd.DataFrame:
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; name the folder of labelled photographs with --train-root")
     images = root / "images" if (root / "images").is_dir() else root
-    tables = [p for p in (root / "train.csv", root.parent / "train.csv" if root.name == "images" else None) if p]
-    table_path = next((p for p in tables if os.path.lexists(p)), None)
+    tables = [root / "train.csv", *([parent_of(root) / "train.csv"] if root.absolute().name == "images" else [])]
+    table_path = next((p for p in tables if is_there(p)), None)
     found = list_photos(root, images)
     labels = label_people(found["person"].unique(), table_path, images, root)
     rows = found.merge(labels, on="person", how="inner")
@@ -86,25 +115,31 @@ def list_photos(root: Path, images: Path) -> pd.DataFrame:
     """Every photograph below `images`, in folders of people or flat: person, shot, file, path. Raises UserError."""
     rows: list[tuple[str, str, str, str]] = []
     strange: list[str] = []
+    others: list[str] = []
     try:
-        entries = [e for e in sorted(images.iterdir()) if not e.name.startswith(".") and (e.is_dir() or is_photo(e.name))]
-        check_names([nfc(e.name).strip() for e in entries], [str(e) for e in entries])
+        entries = [e for e in sorted(images.iterdir()) if not e.name.startswith(".")]
+        folders = {e for e in entries if e.is_dir()}
+        taken = [e for e in entries if e in folders or is_photo(e.name)]
+        check_names([nfc(e.name).strip() for e in taken], [str(e) for e in taken])
         for entry in entries:
-            names = [(p, FOLDER_SHOT.fullmatch(p.stem)) for p in sorted(entry.iterdir())] if entry.is_dir() else [
+            names = [(p, FOLDER_SHOT.fullmatch(p.stem)) for p in sorted(entry.iterdir())] if entry in folders else [
                 (entry, FLAT_SHOT.fullmatch(entry.stem))
             ]  # fmt: skip
             for path, match in names:
                 if not is_photo(path.name):
+                    others.append(str(path.relative_to(root)))
                     continue
                 if match is None:
                     strange.append(str(path.relative_to(root)))
                     continue
-                person = nfc(entry.name if entry.is_dir() else match["person"]).strip()  # as tables are read
+                person = nfc(entry.name if entry in folders else match["person"]).strip()  # as tables are read
                 rows.append((person, match["shot"].lower(), nfc(path.relative_to(root).as_posix()), str(path)))
     except OSError as error:
-        raise UserError(f"{error.filename}: cannot be listed ({error.strerror}); check its permissions") from None
+        raise refused(error.filename or images, error, "check its permissions", "listed") from None
+    warn_left_out(others)
     if not rows:
-        raise UserError(f"{images}: no photographs in it; expected folders like 000001_female_Asian_45/mask1.jpg")
+        meant = hint(root, "train") or "expected folders like 000001_female_Asian_45/mask1.jpg"
+        raise UserError(f"{images}: no photographs in it; {meant}")
     check_names([row[2] for row in rows], [row[3] for row in rows])
     warn_counted(strange, "photographs left out, their names tell no mask state (incorrect_mask, mask1..5, normal)")
     return pd.DataFrame(rows, columns=["person", "shot", "file", "path"])
@@ -187,42 +222,52 @@ def years_of(text: str) -> float:
     return float(text)
 
 
-def read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """A CSV as text, with at least these columns and one row; commas, semicolons or tabs between, as its header has it.
+def read_csv(path: Path, *choices: Sequence[str]) -> pd.DataFrame:
+    """A CSV's columns as text, at least one row; commas, semicolons or tabs between, as its header or Excel's `sep=` has it.
 
-    The index holds the rows' numbers as a spreadsheet counts them: 1 is the file's first row, blank ones count, a
-    quoted line break does not. Raises UserError naming file and row.
+    Of several choices of columns the first that the header has. As Excel writes tables, a row may lack trailing cells of
+    other columns, and have further ones after an empty cell. The index holds the rows' numbers as a spreadsheet counts them:
+    1 is the file's first row, blank ones count, `sep=` and a quoted line break do not. Raises UserError naming file and row.
     """
     try:
-        text = read_file(path).decode("utf-8-sig", errors="replace")
+        data = read_file(path, MOST_BYTES)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({reason(error)}); mend or remove the file") from None
-    first = next((line for line in io.StringIO(text, newline="") if line.strip(" ,;\t\r\n")), "")
-    fits = (d for d in (",", ";", "\t") if set(columns) <= {name.strip(' "\r\n') for name in first.split(d)})
-    rows = csv_rows(path, text, next(fits, ","))
+        raise refused(path, error, "mend or remove the file", "read") from None
+    start = data[:LONGEST_LINE].decode("utf-8-sig", errors="replace")
+    declared = SEPARATOR.match(start)
+    below = io.StringIO(start[declared.end() if declared else 0 :], newline="")
+    first = next((line for line in below if line.strip(" ,;\t\r\n")), "")
+    delimiters = (*((declared[1],) if declared else ()), ",", ";", "\t")
+    fits = [d for d in delimiters for c in choices if set(c) <= {name.strip(' "\r\n') for name in first.split(d)}]
+    rows = csv_rows(path, data, fits[0] if fits else delimiters[0], skip=1 if declared else 0)
     header = [name.strip() for name in next(rows, (0, []))[1]]
-    missing = [name for name in columns if name not in header]
-    if missing:
-        found = ", ".join(name[:40] for name in header[:20]) or "an empty file"
-        raise UserError(f"{path}: no column {missing[0]!r} (found: {found}); its first row must have {', '.join(columns)}")
+    columns = next((c for c in choices if set(c) <= set(header)), None)
+    if columns is None:
+        seen = ", ".join(name[:40] for name in header[:20]) or "an empty file"
+        missing = next(name for name in choices[0] if name not in header)
+        expected = " or ".join(",".join(choice) for choice in choices)
+        raise UserError(f"{path}: no column {missing!r} (found: {seen}); expected {expected} in its first row")
     for name in columns:
         if header.count(name) > 1:
             raise UserError(f"{path}: the column {name!r} is there twice; remove one")
+    where = [header.index(name) for name in columns]
     numbers, records = [], []
     for number, record in rows:
-        if len(record) != len(header):
+        # A filled cell right behind the last column may as well come from a comma without quotes, by which all have moved.
+        if len(record) <= max(where) or "".join(record[len(header) : len(header) + 1]).strip():
             raise UserError(f"{path}: row {number}: {len(record)} fields, the header has {len(header)}; correct the row")
         numbers.append(number)
-        records.append(record)
+        records.append([record[k] for k in where])
     if not records:
         raise UserError(f"{path}: no rows below the header; fill the table")
-    return pd.DataFrame(records, columns=header, index=numbers)
+    return pd.DataFrame(records, columns=list(columns), index=numbers)
 
 
-def csv_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """(number, fields) of a CSV's rows that are not blank. Raises UserError for bad quotes and bytes that are no text."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
-    broken = "\ufffd" in text or "\0" in text
+def csv_rows(path: Path, data: bytes, delimiter: str, skip: int) -> Iterator[tuple[int, list[str]]]:
+    """(number, fields) of a CSV's rows that are not blank, after `skip` lines. Raises UserError for bad quotes, endless
+    lines and bytes that are no text."""
+    lines = itertools.islice(lines_of(data), skip, None)
+    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
     for number in itertools.count(1):
         try:
             record = next(reader, None)
@@ -230,10 +275,21 @@ def csv_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[
             raise UserError(f"{path}: row {number}: no CSV ({reason(error)}); correct its quotes") from None
         if record is None:
             return
-        if broken and any("\ufffd" in field or "\0" in field for field in record):
+        text = "".join(record)
+        if "\ufffd" in text or "\0" in text:
             raise UserError(f"{path}: row {number}: bytes that are not UTF-8 text; save the table as CSV in UTF-8")
-        if any(field.strip() for field in record):
+        if text.strip():
             yield number, record
+
+
+def lines_of(data: bytes) -> Iterator[str]:
+    """A table's lines with their ends, one at a time: all at once would take ten times the memory. Raises csv.Error for one
+    of absurd length."""
+    stream = io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", "replace", newline="")
+    while line := stream.readline(LONGEST_LINE + 1):
+        if len(line) > LONGEST_LINE:
+            raise csv.Error(f"a line of more than {LONGEST_LINE:,} characters")
+        yield line
 
 
 def read_eval(data_root: str | None) -> tuple[list[str], list[str]]:
@@ -243,16 +299,21 @@ def read_eval(data_root: str | None) -> tuple[list[str], list[str]]:
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; name the evaluation folder or its images with --data-root")
     images = root / "images" if (root / "images").is_dir() else root
-    info = next((p for p in (root / "info.csv", root.parent / "info.csv") if os.path.lexists(p)), None)
+    info = next((p for p in (root / "info.csv", parent_of(root) / "info.csv") if is_there(p)), None)
     try:
-        photos = [p for p in sorted(images.iterdir()) if is_photo(p.name)]
+        entries = [p for p in sorted(images.iterdir()) if not p.name.startswith(".")]
     except OSError as error:
-        raise UserError(f"{images}: cannot be listed ({reason(error)}); check its permissions") from None
+        raise refused(images, error, "check its permissions", "listed") from None
+    photos = [p for p in entries if is_photo(p.name)]
     check_names([nfc(p.name) for p in photos], [str(p) for p in photos])
     there = {nfc(p.name): str(p) for p in photos}
+    others = {nfc(p.name): p for p in entries if not is_photo(p.name)}
     if info is None:
+        warn_left_out(list(others))
         if not there:
-            raise UserError(f"{images}: no photographs in it, and no info.csv; name the folder with --data-root")
+            meant = hint(root, "eval") or "name the folder with --data-root"
+            raise UserError(f"{images}: no photographs in it, and no info.csv; {meant}")
+        warn(f"{root}: no info.csv; its {len(there)} photographs are answered in the order of their names")
         return list(there), list(there.values())
     listed = read_csv(info, ("ImageID",))["ImageID"]
     seen: dict[str, int] = {}
@@ -260,8 +321,13 @@ def read_eval(data_root: str | None) -> tuple[list[str], list[str]]:
         key = nfc(name.strip())
         if key not in there or key in seen:
             problem = f"is in an earlier row too (row {seen[key]})" if key in seen else f"is not in {images}"
+            if key in others:
+                problem = photographs.HEIC_REMEDY if others[key].suffix.lower() in photographs.HEIC else (
+                    f"is no photograph by its name; read are {', '.join(photographs.EXTENSIONS)}")  # fmt: skip
             raise UserError(f"{info}: row {number}: {name[:100]!r} {problem}; correct the row or restore the photograph")
         seen[key] = number
+    warn_left_out(list(others))
+    warn_counted([name for name in there if name not in seen], f"photographs left out, {info.name} has no row for them")
     return listed.tolist(), [there[key] for key in seen]
 
 

@@ -30,6 +30,7 @@ LINE_SECONDS = 60.0  # between two lines on how far something long has come, whe
 quiet = False  # set by --quiet: neither bars nor such lines
 LONGEST_LINE = 2000  # of an error; its end says what to do
 DEVICES = ("cpu", "cuda", "mps", "xpu")
+NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)  # missing, or no regular one
 MOST_TIMES = 100  # its size; probabilities hardly shrink when they are packed, a zip bomb's zeros do a thousandfold
 
 # Read when torch loads. By default a thread that waits for the others spins for milliseconds, and where anything else runs,
@@ -176,13 +177,16 @@ def reason(error: BaseException) -> str:
     return printable(" ".join(str(said).split()))[:200]
 
 
-def blame_machine(path: str | Path, error: BaseException) -> None:
-    """Raise the error (as a RunError, unless the memory is full) where it says nothing of the file: the machine ran out of
-    something."""
-    if isinstance(error, MemoryError):
-        raise error
-    if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-        raise RunError(f"{path}: cannot be opened ({reason(error)}); raise that limit, then go on with --resume") from None
+def refused(path: str | Path, error: OSError, remedy: str, done: str = "opened") -> Told:
+    """What ends the program where the system refused a path that the user named: a UserError with the remedy where it is
+    missing, forbidden or of another kind, a RunError where the machine failed (the drive, the network, a limit).
+
+    done: what could not be done with it.
+    """
+    if error.errno in (None, errno.EACCES, errno.EPERM, *NO_FILE):
+        return UserError(f"{path}: cannot be {done} ({reason(error)}); {remedy}")
+    return RunError(f"{path}: cannot be {done} ({reason(error)}); the machine failed, not the file: mend that and start again "
+                    "(a training run: with --resume)")  # fmt: skip
 
 
 def check_writable(folder: str, option: str) -> None:
