@@ -253,7 +253,8 @@ def read_csv(path: Path, *choices: Sequence[str]) -> pd.DataFrame:
         if header.count(name) > 1:
             raise UserError(f"{path}: the column {name!r} is there twice; remove one")
     where = [header.index(name) for name in columns]
-    numbers, records = [], []
+    numbers: list[int] = []
+    records: list[list[str]] = []
     for number, record in rows:
         # A filled cell right behind the last column may as well come from a comma without quotes, by which all have moved.
         if len(record) <= max(where) or "".join(record[len(header) : len(header) + 1]).strip():
