@@ -190,7 +190,10 @@ def workers_told(stop: StopSignal, go_on: str = "") -> Iterator[None]:
     RunError, or Stopped where `stop` noted a signal."""
     try:
         yield
-    except (RuntimeError, ConnectionError, EOFError) as error:  # the latter two: killed while it handed a batch over
+    except (RuntimeError, OSError, EOFError) as error:  # a ConnectionError, EOFError: killed while it handed a batch over
+        in_worker = str(error).startswith("Caught ")  # then it comes with the worker's traceback
+        if isinstance(error, OSError) and not in_worker and not isinstance(error, ConnectionError):
+            raise
         parted = isinstance(error, RuntimeError) and dist.is_initialized() and PARTED.search(str(error))
         if isinstance(error, RuntimeError) and (FULL.search(str(error)) or not (parted or LOST.search(str(error)))):
             raise
@@ -198,7 +201,9 @@ def workers_told(stop: StopSignal, go_on: str = "") -> Iterator[None]:
             raise Stopped(stop.number, f"stopped{go_on}") from None
         if parted:
             raise RunError(f"another process of this run ended; its message tells why{go_on}") from None
-        last = [type(error).__name__, *str(error).strip().splitlines()][-1]  # one inside a worker comes with its traceback
+        last = [type(error).__name__, *str(error).strip().splitlines()][-1]
+        if isinstance(error, OSError) and in_worker:
+            raise RunError(f"a process that reads photographs failed ({last}); mend that{go_on}") from None
         raise RunError(f"a process that reads photographs was lost ({last}); often the memory or {loading.SHARED} is full, or "
                        "too few files may be open (ulimit -n): use fewer --workers, "
                        f"{loading.MORE_SHARED_MEMORY}{go_on}") from None  # fmt: skip

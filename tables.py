@@ -30,9 +30,11 @@ from utils import (
 if TYPE_CHECKING:
     from augmentation import Box
 
-MOST_BYTES = 1 << 26  # of a table: a million rows
+MOST_BYTES = 1 << 29  # of a table
+MOST_ROWS = 4_000_000
+LONGEST_HEADER = 1 << 16  # bytes in which the separator is looked for
 LONGEST_LINE = 1_000_000  # characters of a table's line
-SEPARATOR = re.compile(r'[ \t]*"?sep=(.)"?[ ,;\t]*(\r\n?|\n)', re.IGNORECASE)  # what Excel may have as a first line
+SEPARATOR = re.compile(r'[ \t]*"?sep=(.)\1*"?[ ,;\t]*(\r\n?|\n)', re.IGNORECASE)  # what Excel may have as a first line
 BESIDE = {"thumbs.db", "desktop.ini", "train.csv", "info.csv", "answers.csv"}  # no photographs, and nobody misses them
 SHOT = r"(?P<shot>incorrect_mask|mask[1-5]|normal)"
 FOLDER_SHOT = re.compile(SHOT, re.IGNORECASE | re.ASCII)
@@ -241,7 +243,7 @@ def read_csv(path: Path, *choices: Sequence[str]) -> pd.DataFrame:
         data = read_file(path, MOST_BYTES)
     except OSError as error:
         raise refused(path, error, "mend or remove the file", "read") from None
-    start = data[:LONGEST_LINE].decode("utf-8-sig", errors="replace")
+    start = data[:LONGEST_HEADER].decode("utf-8-sig", errors="replace")
     declared = SEPARATOR.match(start)
     below = io.StringIO(start[declared.end() if declared else 0 :], newline="")
     first = next((line for line in below if line.strip(" ,;\t\r\n")), "")
@@ -259,12 +261,15 @@ def read_csv(path: Path, *choices: Sequence[str]) -> pd.DataFrame:
         if header.count(name) > 1:
             raise UserError(f"{path}: the column {name!r} is there twice; remove one")
     where = [header.index(name) for name in columns]
-    numbers, records = [], []
+    numbers: list[int] = []
+    records: list[list[str]] = []
     for number, record in rows:
         # A filled cell right behind the last column may as well come from a comma without quotes, by which all have moved.
         if len(record) <= max(where) or "".join(record[len(header) : len(header) + 1]).strip():
             fields = counted(len(record), "field")
             raise UserError(f"{path}: row {number}: {fields}, the header has {len(header)}; correct the row")
+        if len(records) == MOST_ROWS:
+            raise UserError(f"{path}: row {number}: more than {MOST_ROWS:,} rows, which no table here has; name another file")
         numbers.append(number)
         records.append([record[k] for k in where])
     if not records:
