@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import errno
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -14,7 +16,7 @@ import re
 import time
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,10 @@ from utils import (
     RunError,
     UserError,
     atomic_write,
+    described,
+    first_process,
     new_folder,
+    printable,
     read_arrays,
     read_file,
     reason,
@@ -41,6 +46,7 @@ from utils import (
     sweep,
     timestamp,
     warn,
+    zip_members,
 )  # fmt: skip
 
 FORMAT = 1
@@ -50,6 +56,8 @@ LOCK_SECONDS = 15.0  # a killed run's processes that read photographs hold its l
 MOST_FOLDS = 1_000_000  # as --cv
 STATE = "state.pt"  # what an unfinished fold goes on from
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}  # the answers of drives without flock
+WRAPPED = ("state_dict", "model_state_dict", "model")  # where other programs put a model's weights, beside other things
+LONGEST_NAME = 300  # characters of a text in a checkpoint's metadata
 
 
 # ------------------------------------------------------------------------------------------------ names and contents
@@ -80,6 +88,7 @@ class Checkpoint:
     path: Path
     weights: dict[str, Tensor]
     info: Info | None
+    bare: bool = False  # the file is a state dict and nothing else, as the original entry wrote them
 
 
 NAME = re.compile(
@@ -100,9 +109,8 @@ def file_name(info: Info, settings: config.TrainSettings) -> str:
 
 def info_from_name(file: str) -> Info | None:
     """What an older file's name tells; its backbone, size and padding are the recipe's. None for another name."""
-    match = NAME.fullmatch(file)
-    aliases = {entry.alias: name for name, entry in config.MODELS.items() if entry.alias}
-    name = aliases.get(match["model"], match["model"]) if match else ""
+    match = NAME.fullmatch(file) or NAME.fullmatch(f"Fold00_{file}")  # the original entry's single models have no fold
+    name = model_names().get(match["model"], "") if match else ""
     model = config.MODELS.get(name)
     if not match or not model or match["task"] not in config.TASKS or match["transform"] not in config.TRANSFORMS:
         return None
@@ -116,6 +124,36 @@ def info_from_name(file: str) -> Info | None:
     return Info(name, match["task"], match["transform"], model.backbone, 224, None, fold, epoch, f1, loss)
 
 
+def model_names() -> dict[str, str]:
+    """{name or alias: name} of all models."""
+    return {known: name for name, entry in config.MODELS.items() for known in (name, entry.alias) if known}
+
+
+def info_of_older(path: Path, weights: dict[str, Tensor]) -> Info | None:
+    """What is known of a file without metadata: by its name, or by `f1(0.81)` in it, the name of its tree
+    (kfold-ensemble-<model>...) and the outputs of its last layer. None where that is not enough."""
+    number = re.fullmatch(r"fold(\d{1,7})", path.absolute().parent.name)
+    fold = min(int(number[1]), MOST_FOLDS) if number else 0
+    info = info_from_name(path.name)
+    if info is not None:
+        return info if NAME.fullmatch(path.name) else dataclasses.replace(info, fold=fold)
+    told = {name: re.search(rf"{name}\(([^)]+)\)", path.name) for name in ("f1", "ep", "task", "trans")}
+    text = {name: match[1] if match else "" for name, match in told.items()}
+    tree = path.absolute().parent.parent.name
+    names = [name for name in model_names() if re.match(rf"{PREFIX}{re.escape(name)}(?![A-Za-z0-9])", tree)]
+    if not number or not names or not re.fullmatch(r"\d{1,3}(\.\d{1,20})?", text["f1"]):
+        return None
+    model = model_names()[max(names, key=len)]
+    outputs = weights["linear.bias"].numel() if "linear.bias" in weights else 0
+    able = [task for task, spec in config.TASKS.items() if spec.outputs == outputs]
+    task = text["task"] or ("main" if config.MODELS[model].heads else able[0] if len(able) == 1 else "")
+    if task not in config.TASKS:
+        return None
+    transform = text["trans"] if text["trans"] in config.TRANSFORMS else "base"
+    epoch = int(text["ep"]) if re.fullmatch(r"\d{1,7}", text["ep"]) else 0
+    return Info(model, task, transform, config.MODELS[model].backbone, 224, None, fold, epoch, float(text["f1"]), 0.0)
+
+
 def write(path: Path, weights: dict[str, Tensor], info: Info) -> None:
     """Save weights and what is needed to use them, as plain types and tensors, under the final name at once."""
     plain = {"format": FORMAT, "info": dataclasses.asdict(info), "state_dict": {k: v.cpu() for k, v in weights.items()}}
@@ -123,21 +161,25 @@ def write(path: Path, weights: dict[str, Tensor], info: Info) -> None:
         torch.save(plain, file)
 
 
-def safe_load(path: Path, mapped: bool = True) -> dict[str, Any]:
-    """A dictionary from a torch file, unpickling nothing but plain types and tensors. Raises UserError.
+def safe_load(path: Path, mapped: bool = False) -> dict[str, Any]:
+    """A dictionary from a torch file, unpickling nothing but plain types, tensors and argparse's bag of options, which others
+    keep beside theirs. Raises UserError.
 
-    mapped: read tensors from the file when they are used, not at once.
+    mapped: read tensors from the file when they are used, not at once; cut short meanwhile, it would end the process.
     """
     try:
         refuse_irregular(path)
         refuse_packed(path)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")  # torch's, of odd pickles
             try:
                 loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
             except (RuntimeError, ValueError):  # the format before torch 1.6 cannot be mapped
                 loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # over damaged bytes the unpickler raises nearly every kind there is
+        known = something_else(path)
+        if known:
+            raise UserError(f"{path}: {known}") from None
         # torch's own words advise to unpickle it all the same
         why = "it holds more than tensors and plain types" if isinstance(error, pickle.UnpicklingError) else reason(error)
         raise UserError(f"{path}: cannot be read safely as weights ({why}); use another file") from None
@@ -147,12 +189,48 @@ def safe_load(path: Path, mapped: bool = True) -> dict[str, Any]:
 
 
 def refuse_packed(path: Path) -> None:
-    """Raise ValueError for a zip that unpacks to more than it is: torch writes none, a zip bomb is one."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as parts:
-            size = sum(part.file_size for part in parts.infolist())
-        if size > path.stat().st_size:
-            raise ValueError(f"{size:,} bytes unpacked from {path.stat().st_size:,}, which torch never writes")
+    """Raise ValueError for a zip file that unpacks to more than it is, or is packed at all: torch writes none, a zip bomb is
+    one."""
+    with open(path, "rb") as file:
+        if file.read(4) != b"PK\3\4":  # as torch decides
+            return
+    members, held = zip_members(path), path.stat().st_size
+    size = sum(member.file_size for member in members)
+    if size > held or any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ValueError(f"{size:,} bytes unpacked from {held:,}, and torch packs nothing")
+
+
+PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, 7z, rar, zstandard
+
+
+def something_else(path: Path) -> str:
+    """What a file that torch cannot read is by its first bytes, and what to do; empty where they say nothing."""
+    try:
+        refuse_irregular(path)
+        with open(path, "rb") as file:
+            start, size = file.read(512), path.stat().st_size
+        names: list[str] = []
+        if start.startswith(b"PK\3\4"):
+            with zipfile.ZipFile(path) as parts:
+                names = parts.namelist()
+    except Exception:  # as above
+        return ""
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer to the weights, not they themselves; fetch them with git lfs pull"
+    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+        return "a web page, not weights (that about a file, or one that asks for a login); download the file itself"
+    if any(name.endswith("constants.pkl") for name in names):
+        return "a TorchScript program, not weights; save the state_dict() of its model instead"
+    if names and not any(name.endswith("data.pkl") for name in names):
+        return f"a zip file of other files ({printable(names[0])[:100]}); unpack it, and name the one with the weights"
+    if start.startswith(PACKED):
+        return "a packed file; unpack it, and name the file inside"
+    if start.startswith(b"\x89HDF"):
+        return "an HDF5 file, of Keras perhaps; only files that torch.save wrote are read"
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < size:
+        return "a safetensors file; convert it by torch.save(safetensors.torch.load_file(PATH), NEW)"
+    return ""
 
 
 def sha256(path: Path) -> str:
@@ -163,44 +241,100 @@ def sha256(path: Path) -> str:
         )  # fmt: skip
 
 
-def read(path: Path) -> Checkpoint:
-    """A checkpoint, or a bare state dict described by its name where that tells enough. Raises UserError."""
-    loaded = safe_load(path)
-    if "state_dict" not in loaded:
-        weights, info = loaded, info_from_name(path.name)
-    else:
+def read(path: Path, mapped: bool = False) -> Checkpoint:
+    """A checkpoint, or other weights described by their file's name where that tells enough. Raises UserError.
+
+    Others' files may hold them in one entry beside other things, under names that all begin alike (`module.`): one line says so.
+    """
+    loaded = safe_load(path, mapped)
+    if "state_dict" in loaded and ("info" in loaded or "format" in loaded):
         weights, info = loaded["state_dict"], _checked_info(loaded.get("info"), path)
-    if not isinstance(weights, dict) or not weights or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
-    ):  # fmt: skip
+        if not is_state_dict(weights):
+            raise UserError(f"{path}: holds no state dict; use a checkpoint or a state dict")
+        return Checkpoint(path, weights, info)
+    weights = unwrapped(loaded, path)
+    prefix = common_prefix(weights)
+    if prefix:
+        note(path, f"all names of its weights begin with {prefix[:100]!r}, which is dropped")
+        weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    return Checkpoint(path, weights, info_of_older(path, weights), bare=is_state_dict(loaded))
+
+
+def note(path: Path, text: str) -> None:
+    """One line on how a file was read; for the many of a tree it is the same one."""
+    if first_process():
+        warn(f"{path.parent.parent if re.fullmatch(r'fold[0-9]+', path.parent.name) else path}: {text}")
+
+
+def is_state_dict(value: object) -> bool:
+    """Whether this is a dictionary of named tensors."""
+    return isinstance(value, dict) and bool(value) and all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items()
+    )  # fmt: skip
+
+
+def unwrapped(loaded: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    """The state dict that a file is, or holds as one of its entries, which one line names. Raises UserError for none, and for
+    several under unknown names."""
+    if is_state_dict(loaded):
+        return loaded
+    parts = [name for name, value in loaded.items() if isinstance(name, str) and is_state_dict(value)]
+    known = [name for name in WRAPPED if name in parts] or parts
+    shown = ", ".join(described(name) for name in parts[:5])
+    if not known:
         raise UserError(f"{path}: holds no state dict; use a checkpoint or a state dict")
-    return Checkpoint(path, weights, info)
+    if len(known) > 1 and known[0] not in WRAPPED:
+        raise UserError(f"{path}: holds {len(parts)} state dicts ({shown}); save the one you mean in a file of its own")
+    note(path, f"its weights are those in {described(known[0])}" + (f" (it holds {shown})" if len(parts) > 1 else ""))
+    weights: dict[str, Tensor] = loaded[known[0]]
+    return weights
+
+
+def common_prefix(names: Iterable[str]) -> str:
+    """What all names begin with, up to a dot (`module.`); that of a single layer's is its own, and none."""
+    names = list(names)
+    first, last = (end.split(".")[:-1] for end in (min(names, default=""), max(names, default="")))
+    shared = [part for part, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))]
+    if not any(name.count(".") > len(shared) for name in names):
+        shared = shared[:-1]
+    return "".join(f"{part}." for part in shared)
 
 
 def _checked_info(plain: Any, path: Path) -> Info:
-    kinds = {"str": str, "int": int, "float": float, "int | None": (int, type(None)), "dict[str, float]": dict,
-             "list[str]": list}  # fmt: skip
     if not isinstance(plain, dict):
         raise UserError(f"{path}: its metadata is missing; use another file")
     for member in dataclasses.fields(Info):
         value = plain.get(member.name)
-        if member.name not in plain or not isinstance(value, kinds[str(member.type)]):  # type: ignore[arg-type]
-            raise UserError(f"{path}: its metadata gives {member.name} as {value!r}; use another file")
+        if member.name not in plain or not is_plain(value, str(member.type)):
+            raise UserError(f"{path}: its metadata gives {member.name} as {described(value)}; use another file")
     info = Info(**{member.name: plain[member.name] for member in dataclasses.fields(Info)})
     low, high = 16, 2048  # as --image-size
     sizes = low <= info.image_size <= high and (info.padding is None or low <= info.padding <= high)
-    if not sizes or not 0 <= info.macro_f1 <= 1 or not 0 <= info.fold <= MOST_FOLDS or info.epoch < 0:
-        raise UserError(f"{path}: its metadata is out of range (image size {info.image_size}, padding {info.padding}, macro F1 "
-                        f"{info.macro_f1}, fold {info.fold}, epoch {info.epoch}); use another file")  # fmt: skip
+    counts = all(0 <= count <= MOST_FOLDS for count in (info.fold, info.epoch))
+    if not sizes or not 0 <= info.macro_f1 <= 1 or not counts:
+        shown = ", ".join(f"{name.replace('_', ' ')} {described(getattr(info, name))}" for name in (
+            "image_size", "padding", "macro_f1", "fold", "epoch"))  # fmt: skip
+        raise UserError(f"{path}: its metadata is out of range ({shown}); use another file")
     known = (("model", config.MODELS), ("task", config.TASKS), ("transform", config.TRANSFORMS))
     for name, registry in known:
         if getattr(info, name) not in registry:
-            raise UserError(f"{path}: its {name} {getattr(info, name)!r} is unknown here; add it to config.py")
+            raise UserError(f"{path}: its {name} {described(getattr(info, name))} is unknown here; add it to config.py")
     try:
         config.backbone_entry(info.backbone)
     except UserError as error:
         raise UserError(f"{path}: its metadata names a backbone that is unknown here ({error})"[:500]) from None
     return info
+
+
+def is_plain(value: object, kind: str) -> bool:
+    """Whether a value of metadata is of the kind that a field of Info has, its texts no longer than LONGEST_NAME."""
+    if kind == "list[str]":
+        return isinstance(value, list) and all(is_plain(each, "str") for each in value)
+    if kind == "dict[str, float]":
+        return isinstance(value, dict) and all(is_plain(k, "str") and isinstance(v, float) for k, v in value.items())
+    if kind == "str":
+        return isinstance(value, str) and len(value) <= LONGEST_NAME
+    return type(value).__name__ in kind.replace("None", "NoneType").split(" | ")
 
 
 # ------------------------------------------------------------------------------------------------ a fold while it runs
@@ -491,7 +625,7 @@ def started(tree: Path) -> float:
 
 def trees_below(parent: Path) -> list[Path]:
     """The kfold trees in a folder that hold a checkpoint, the newest first."""
-    trees = [p for p in parent.glob(f"{PREFIX}*") if p.is_dir() and any(p.glob("fold*/*.pth"))]
+    trees = [p for p in parent.glob(f"{PREFIX}*") if p.is_dir() and any(map(fold_checkpoints, fold_folders(p)))]
     return sorted(trees, key=lambda p: (started(p), p.name), reverse=True)
 
 
@@ -510,20 +644,38 @@ def find_tree(root: str | None) -> Path:
     return trees[0]
 
 
-def read_described(path: Path, model: str | None = None, task: str = "main") -> tuple[Checkpoint, Info]:
+def read_described(
+    path: Path, model: str | None = None, task: str = "main", mapped: bool = True
+) -> tuple[Checkpoint, Info]:  # fmt: skip
     """A checkpoint that tells what it is; of a bare state dict, model and task may do so. Raises UserError for another."""
-    found = read(path)
-    if found.info is None and model is not None:
-        return found, Info(model, task, "base", config.MODELS[model].backbone, 224, None, fold=0, epoch=0, macro_f1=0.0, loss=0.0)
-    if found.info is None:
+    found = read(path, mapped)
+    info = found.info
+    if info is None and model is not None:
+        info = Info(model, task, "base", config.MODELS[model].backbone, 224, None, fold=0, epoch=0, macro_f1=0.0, loss=0.0)
+    if info is None:
         raise UserError(f"{path}: a bare state dict whose name does not tell its model and task; name it as train.py does, or "
                         "tell both to submit_singular.py (--model-type, --task)")  # fmt: skip
-    return found, found.info
+    return (dataclasses.replace(found, weights=mask_as_here(found.weights, info, path)) if found.bare else found), info
+
+
+def mask_as_here(weights: dict[str, Tensor], info: Info, path: Path) -> dict[str, Tensor]:
+    """A bare file's weights with the mask head's outputs in today's order: the original entry, whose files had no metadata,
+    numbered a mask worn incorrectly 0 and one worn rightly 1. One line says so."""
+    layer = "linear_mask" if config.MODELS[info.model].heads else "linear" if info.task == "mask" else ""
+    swapped = {
+        name: weights[name][[1, 0, 2]]
+        for name in (f"{layer}.weight", f"{layer}.bias")
+        if name in weights and weights[name].shape[:1] == (3,) and weights[name].layout == torch.strided
+        and weights[name].is_floating_point()
+    }  # fmt: skip
+    if swapped:
+        note(path, "without metadata, so by the original entry: its mask outputs incorrect, wear are taken as wear, incorrect")
+    return {**weights, **swapped}
 
 
 def ranked_members(folder: Path) -> list[tuple[Checkpoint, Info]]:
     """A fold's checkpoints, the best by validation macro F1 first."""
-    found = [read_described(path) for path in sorted(folder.glob("*.pth")) if not path.name.startswith(".")]
+    found = [read_described(path) for path in fold_checkpoints(folder)]
     return sorted(found, key=lambda pair: (-pair[1].macro_f1, pair[1].epoch, pair[0].path.name))
 
 

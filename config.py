@@ -292,7 +292,9 @@ def backbone_entry(name: str) -> Backbone:
     """The registry's entry. Raises UserError for a name it does not have."""
     if name in BACKBONES:
         return BACKBONES[name]
-    if name.startswith(TIMM) and len(name) > len(TIMM):
+    if name.startswith(TIMM):
+        if not re.fullmatch(r"[A-Za-z0-9_.]+", name[len(TIMM) :]):  # a hub's address or a path is none
+            raise UserError(f"--backbone {name[:60]}: after {TIMM} comes the name of a timm model: letters, digits, _ and . only")
         return BACKBONES["timm:NAME"]
     raise UserError(f"--backbone {name}: unknown; choose from {', '.join(BACKBONES)}")
 

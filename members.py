@@ -127,7 +127,7 @@ def best_checkpoint(task: str, model_type: str) -> Path:
     parent = Path("./saved_models")
     for tree in checkpoint.trees_below(parent):
         able = []
-        for path in tree.glob("fold*/*.pth"):
+        for path in [p for folder in checkpoint.fold_folders(tree) for p in checkpoint.fold_checkpoints(folder)]:
             info = checkpoint.info_from_name(path.name) or checkpoint.read_described(path)[1]
             if info.model == model_type and models.can_answer(config.trained_heads(info.model, info.task), task):
                 able.append(checkpoint.read_described(path))

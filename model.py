@@ -158,7 +158,7 @@ def backbone_weights(backbone: str, source: str) -> StateDict | None:
     if source == "imagenet":
         weights: StateDict = config.resolve(config.backbone_entry(backbone).weights)(backbone)
         return weights
-    return checkpoint.read(Path(source)).weights
+    return checkpoint.read(Path(source)).weights  # in memory: it is used until the last fold begins
 
 
 # -------------------------------------------------------------------------------------------------- whole models
@@ -311,9 +311,14 @@ def trunk_of(model: nn.Module) -> nn.Module:
 
 
 def start_at(model: nn.Module, value: float) -> None:
-    """Let a regression's head answer this value before training, so that no epoch is spent on finding its level."""
-    with torch.no_grad():
-        model.get_submodule("linear").bias.fill_(value)  # type: ignore[operator]
+    """Let a regression's head answer this value before training, so that no epoch is spent on finding its level.
+
+    The head is the last linear layer of one output outside the backbone; a model without one starts where it starts.
+    """
+    inside = {id(module) for module in trunk_of(model).modules()}
+    heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1 and id(m) not in inside]
+    if heads and heads[-1].bias is not None:
+        nn.init.constant_(heads[-1].bias, value)
 
 
 def kind(tensor: Tensor) -> str:
@@ -323,13 +328,24 @@ def kind(tensor: Tensor) -> str:
     return "fractions" if tensor.is_floating_point() else "whole numbers"
 
 
+def named_as(own: StateDict, weights: StateDict) -> StateDict:
+    """Weights under the prefix that all of a module's own names carry: `checkpoint.read` drops it from those of a file."""
+    prefix = checkpoint.common_prefix(own)
+    if not prefix or any(name.startswith(prefix) for name in weights):
+        return weights
+    return {prefix + name: value for name, value in weights.items()}
+
+
 def load_weights(module: nn.Module, weights: StateDict, source: str) -> None:
     """Load a whole state dict. Raises UserError naming the first three names or shapes that do not match."""
-    if not all(isinstance(value, Tensor) for value in weights.values()):
+    if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()):
         raise UserError(f"{source}: holds weights that are no tensors; use another file")
     own = module.state_dict()
+    weights = named_as(own, weights)
+    # files older than torch 0.4.1 lack these counts, which only a BatchNorm without momentum uses
+    weights = {**{n: own[n] for n in own if n.endswith("num_batches_tracked")}, **weights}
     lost = [f"{n} {list(own[n].shape)} is missing" for n in own if n not in weights]
-    extra = [f"{n} {list(weights[n].shape)} is unknown" for n in weights if n not in own]
+    extra = [f"{n[:100]} {list(weights[n].shape)} is unknown" for n in weights if n not in own]
     shapes = [
         f"{n} is {list(weights[n].shape)} for {list(own[n].shape)}"
         for n in own
@@ -337,6 +353,11 @@ def load_weights(module: nn.Module, weights: StateDict, source: str) -> None:
     ]
     kinds = [f"{n} holds {weights[n].dtype} for {own[n].dtype}" for n in own if n in weights and kind(weights[n]) != kind(own[n])]
     problems = shapes + kinds + lost + extra
+    if problems and isinstance(module, MultiLabelTHANet) and "attention.project.weight" not in weights:
+        raise UserError(
+            f"{source}: holds no {type(module).__name__} of this toolkit, and one of the original entry cannot be loaded, as its "
+            "attention differs by design; train the model anew, or name the file's own --model-type"
+        )
     if problems:
         raise UserError(
             f"{source}: the weights are another network's ({len(problems)} mismatches: {'; '.join(problems[:3])}); "
@@ -346,6 +367,21 @@ def load_weights(module: nn.Module, weights: StateDict, source: str) -> None:
         module.load_state_dict(weights)
     except (RuntimeError, NotImplementedError) as error:  # sparse ones, or ones without values
         raise UserError(f"{source}: its weights cannot be taken ({reason(error)}); use another file") from None
+
+
+def load_backbone(trunk: nn.Module, weights: StateDict, source: str) -> None:
+    """Load a backbone's state dict. Its last layer keeps its own weights, which one line says, where that of the file has other
+    outputs or is missing. Raises UserError where anything else does not match."""
+    own = trunk.state_dict()
+    weights = named_as(own, weights)
+    layer = [name for name, value in own.items() if value.dim() > 1 and value.shape[0] == 1000][-1:]
+    last = [name for name in own if layer and name.rpartition(".")[0] == layer[0].rpartition(".")[0]]
+    shape = weights[layer[0]].shape if layer and layer[0] in weights else None
+    fresh = shape is None or (shape[1:] == own[layer[0]].shape[1:] and shape != own[layer[0]].shape)
+    load_weights(trunk, {**weights, **{name: own[name] for name in last}} if fresh else weights, source)
+    if fresh and layer:
+        outputs = f"{shape[0]} outputs for 1000" if shape else "no weights"
+        warn(f"{source}: has {outputs} in the last layer ({last[0].rpartition('.')[0]}), which starts afresh; the rest is taken")
 
 
 def not_finite(module: nn.Module) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 import config
+from utils import described
 
 Groups = list[dict[str, Any]]
 
@@ -92,6 +93,11 @@ def take_up(optimizer: Optimizer, kept: dict[str, Any]) -> None:
     """
     expected = slots(optimizer)
     own = [dict(group) for group in optimizer.param_groups]
+    for slot in kept["state"].values():  # before torch walks through it, however deep or endless it is
+        if not isinstance(slot, dict) or set(slot) != set(expected) or any(
+            not isinstance(value, (Tensor, int, float, type(None))) for value in slot.values()
+        ):  # fmt: skip
+            raise ValueError("it holds something else")
     optimizer.load_state_dict(kept)
     if [set(group) for group in optimizer.param_groups] != [set(group) for group in own]:
         raise ValueError("its settings have other names")
@@ -99,7 +105,7 @@ def take_up(optimizer: Optimizer, kept: dict[str, Any]) -> None:
         group.update(settings)
     parameters = {id(parameter) for group in own for parameter in group["params"]}
     for parameter, slot in optimizer.state.items():
-        if id(parameter) not in parameters or not isinstance(slot, dict) or set(slot) != set(expected):
+        if id(parameter) not in parameters:
             raise ValueError("it holds something else")
         slot.update({name: _slot(name, slot[name], like, parameter) for name, like in expected.items()})
 
@@ -108,7 +114,7 @@ def _slot(name: str, value: Any, like: Any, parameter: Tensor) -> Any:
     """A kept value, where it is of the kind of `like` and of its parameter's shape. Raises ValueError."""
     if not isinstance(like, Tensor):
         if type(value) is not type(like) or not value >= 0:
-            raise ValueError(f"{name} is {value!r}"[:100])
+            raise ValueError(f"{name} is {described(value)}")
         return value
     made = torch.zeros_like(like if like.dim() == 0 else parameter)
     # infinite squares of large gradients are kept too: their weights rest, and the run goes on

@@ -122,7 +122,9 @@ def set_up(s: config.TrainSettings, who: processes.Processes = ALONE) -> tuple[S
     if s.batch_size < 2 * compute.world and compute.world > 1:  # BatchNorm cannot train on a single photograph
         raise UserError(f"--batch-size {s.batch_size}: shared by {compute.world} processes; use at least {2 * compute.world}")
     table, outside = readable(s, *load_table(s))
-    start = checkpoint.read(Path(s.load_state_dict)) if s.load_state_dict else None
+    start = None
+    if s.load_state_dict:
+        start, _ = checkpoint.read_described(Path(s.load_state_dict), s.model_type, s.task, mapped=False)
     weights = models.backbone_weights(s.backbone or "", s.pretrained) if start is None else None
     boxes = tables.read_boxes(s.boxes, table["file"].tolist(), table["path"].tolist()) if s.boxes else {}
     study = Study(s, table, compute, weights, start, boxes, Path(), who, squares_for(s, table, compute, who))
@@ -271,7 +273,7 @@ def make_model(study: Study, fold: int) -> torch.nn.Module:
     network = models.build(s.model_type, s.task, s.backbone or "", s.image_size)
     if study.weights is not None:
         source = f"--pretrained {s.pretrained}"
-        models.load_weights(models.trunk_of(network), study.weights, source)
+        models.load_backbone(models.trunk_of(network), study.weights, source)
         models.check_finite(models.trunk_of(network), source)
     if config.TASKS[s.task].regression:
         training = study.table.loc[study.table["fold"] != fold, s.task]

@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     wanted = settings.model_type or "VanillaEfficientNet"
     path = Path(settings.load_state_dict or members.best_checkpoint(settings.task, wanted))
     print(f"checkpoint: {utils.printable(path)}", flush=True)
-    found, info = checkpoint.read_described(path, settings.model_type, settings.task)
+    found, info = checkpoint.read_described(path, settings.model_type, settings.task, mapped=False)
     if settings.model_type not in (None, info.model):
         raise utils.UserError(f"--model-type {settings.model_type}: {path} holds a {info.model}; leave the option out")
     member = members.Member(path.name, info, found)

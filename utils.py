@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import stat
+import struct
 import sys
 import tempfile
 import threading
@@ -192,14 +193,46 @@ def check_writable(folder: str, option: str) -> None:
         raise UserError(f"{option} {folder}: {there} cannot be written to; name another folder")
 
 
+def described(value: object) -> str:
+    """A value that came from a file, for a message: short text and numbers as they are, all else by its type, since a list may
+    be endless, deeper than Python prints, or hold itself."""
+    if (isinstance(value, str) and len(value) <= 60) or value is None or isinstance(value, float):
+        return repr(value)
+    if isinstance(value, int) and abs(value) < 1 << 64:
+        return repr(value)
+    return f"a {type(value).__name__}" + (f" of {len(value):,} characters" if isinstance(value, str) else "")
+
+
+def zip_members(path: Path) -> list[zipfile.ZipInfo]:
+    """What a zip file's directory lists. Raises ValueError where readers could take different ones for it: Python's reads what
+    lies before the end record, torch's what that record points at."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 98))
+        tail = file.read().rjust(98, b"\0")
+    record, locator, last = tail[:56], tail[56:76], tail[76:]  # the first two where it is a zip64
+    length, start = struct.unpack("<2L", last[12:20])
+    end, whole = size - 22, last[:4] == b"PK\5\6" and last[20:] == b"\0\0"
+    if locator[:4] == b"PK\6\7":
+        length, start = struct.unpack("<2Q", record[40:56])
+        end = size - 98
+        whole = whole and record[:4] == b"PK\6\6" and struct.unpack("<Q", locator[8:16])[0] == end
+    if not whole or start + length != end:
+        raise ValueError("its directory is not where a zip file's is: cut off, or put together from several")
+    with zipfile.ZipFile(path) as parts:
+        members = parts.infolist()
+    if len({member.filename for member in members}) < len(members):
+        raise ValueError("its directory lists a name twice")
+    return members
+
+
 def read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray] | None:
     """All arrays of an .npz, nothing unpickled; None where there is none. Raises UserError for anything else."""
     import numpy as np
 
     try:
         refuse_irregular(path)
-        with zipfile.ZipFile(path) as parts:
-            size = sum(part.file_size for part in parts.infolist())
+        size = sum(part.file_size for part in zip_members(path))
         most = min(MOST_BYTES, max(MOST_TIMES * path.stat().st_size, 1 << 24))
         if size > most:
             raise ValueError(f"{size:,} bytes unpacked, at most {most:,} are read")

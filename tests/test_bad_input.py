@@ -622,7 +622,7 @@ def written(path: Path, text: str = "") -> Path:
         ({"fold00/history.csv": ""}, lambda r: history(r), "history.csv: damaged"),
         *[({"a.pth": ""}, lambda r, c=c: checkpoint.read(saved(r / "a.pth", c)), told) for c, told in (
             ({1: torch.zeros(1)}, "holds no state dict"), ({"a": 1}, "holds no state dict"), ({}, "holds no state dict"),
-            ({"state_dict": {"a": torch.zeros(1)}}, "its metadata is missing"),
+            ({"format": 1, "state_dict": {"a": torch.zeros(1)}}, "its metadata is missing"),
             *[({"state_dict": {"a": torch.zeros(1)}, "info": {**INFO, key: value}}, told) for key, value, told in (
                 ("model", "x", "its model 'x' is unknown here"), ("task", "x", "its task 'x'"), ("transform", "x", "its tr"),
                 ("backbone", "x", "a backbone that is unknown here"), ("fold", 10**9, "out of range"), ("fold", -1, "out of"))],
