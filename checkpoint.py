@@ -680,8 +680,10 @@ def ranked_members(folder: Path) -> list[tuple[Checkpoint, Info]]:
 
 
 def member_name(path: Path, tree: Path) -> str:
-    """fold00/Fold00_...: a checkpoint's name within its tree."""
-    return path.relative_to(tree).as_posix()
+    """fold00/Fold00_...: a checkpoint's name within its tree; one that lacks its fold gets it, as each names a table."""
+    inside = path.relative_to(tree)
+    own = inside.name if re.match(r"Fold\d+_", inside.name) else f"{path.parent.name.capitalize()}_{inside.name}"
+    return inside.with_name(own).as_posix()
 
 
 def disk_free(path: Path) -> int:

@@ -196,11 +196,11 @@ def check_writable(folder: str, option: str) -> None:
 def described(value: object) -> str:
     """A value that came from a file, for a message: short text and numbers as they are, all else by its type, since a list may
     be endless, deeper than Python prints, or hold itself."""
-    if (isinstance(value, str) and len(value) <= 60) or value is None or isinstance(value, float):
-        return repr(value)
-    if isinstance(value, int) and abs(value) < 1 << 64:
-        return repr(value)
-    return f"a {type(value).__name__}" + (f" of {len(value):,} characters" if isinstance(value, str) else "")
+    if isinstance(value, str):
+        return repr(value) if len(value) <= 60 else f"a text of {len(value):,} characters"
+    if isinstance(value, int) and abs(value) >= 10**20:
+        return "a number of more than 20 digits"
+    return repr(value) if isinstance(value, (int, float, type(None))) else f"a {type(value).__name__}"
 
 
 def zip_members(path: Path) -> list[zipfile.ZipInfo]:
