@@ -648,5 +648,5 @@ def test_a_regression_starts_at_the_mean_age_whatever_its_layer_is_called(
     words = ("--task", "age", "--model-type", name, "--lr", "1e-12", "--epochs", "1")
     study = study_of(train_root, *words)
     mean = study.table.loc[study.table["fold"] != 0, "age"].mean()
-    assert prepare.make_model(study, 0).get_submodule(layer).bias.item() == pytest.approx(mean)
+    assert prepare.make_model(study, 0).state_dict()[f"{layer}.bias"].item() == pytest.approx(mean)
     assert train.main(["--train-root", str(train_root), "--save-path", str(tmp_path), *support.FAST, *words]) == 0
