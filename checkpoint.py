@@ -619,9 +619,9 @@ def fold_folders(tree: Path) -> list[Path]:
     return sorted(p for p in tree.glob("fold*") if p.is_dir() and re.fullmatch(r"fold\d+", p.name))
 
 
-def list_checkpoints(*folders: Path) -> list[Path]:
-    """The checkpoints in folders of folds, by name; macOS's `._*` beside them are none."""
-    return [path for folder in folders for path in sorted(folder.glob("*.pth")) if not path.name.startswith(".")]
+def fold_checkpoints(folder: Path) -> list[Path]:
+    """A fold's checkpoints, sorted by name; macOS's `._*` and other hidden files are none."""
+    return sorted(path for path in folder.glob("*.pth") if not path.name.startswith("."))
 
 
 def started(tree: Path) -> float:
@@ -635,7 +635,7 @@ def started(tree: Path) -> float:
 
 def trees_below(parent: Path) -> list[Path]:
     """The kfold trees in a folder that hold a checkpoint, the newest first."""
-    trees = [p for p in parent.glob(f"{PREFIX}*") if p.is_dir() and list_checkpoints(*fold_folders(p))]
+    trees = [p for p in parent.glob(f"{PREFIX}*") if p.is_dir() and any(map(fold_checkpoints, fold_folders(p)))]
     return sorted(trees, key=lambda p: (started(p), p.name), reverse=True)
 
 
@@ -685,7 +685,7 @@ def mask_as_here(weights: dict[str, Tensor], info: Info, path: Path) -> dict[str
 
 def ranked_members(folder: Path) -> list[tuple[Checkpoint, Info]]:
     """A fold's checkpoints, the best by validation macro F1 first."""
-    found = [read_described(path) for path in list_checkpoints(folder)]
+    found = [read_described(path) for path in fold_checkpoints(folder)]
     return sorted(found, key=lambda pair: (-pair[1].macro_f1, pair[1].epoch, pair[0].path.name))
 
 

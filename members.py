@@ -133,7 +133,7 @@ def newest_able(task: str, option: str, model_type: str | None = None) -> tuple[
     parent = Path("./saved_models")
     for tree in checkpoint.trees_below(parent):
         able = []
-        for path in checkpoint.list_checkpoints(*checkpoint.fold_folders(tree)):
+        for path in [p for folder in checkpoint.fold_folders(tree) for p in checkpoint.fold_checkpoints(folder)]:
             info = checkpoint.info_from_name(path.name) or checkpoint.read_described(path)[1]
             if model_type in (None, info.model) and models.can_answer(config.trained_heads(info.model, info.task), task):
                 able.append(path)

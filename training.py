@@ -185,7 +185,7 @@ def finished(study: Study, number: int) -> np.ndarray | None:
     folder = study.tree / f"fold{number:02d}"
     stored = checkpoint.read_validation(folder, study.settings.task)
     files = study.table["file"].iloc[study.held_out(number)].tolist()
-    if (folder / checkpoint.STATE).exists() or not checkpoint.list_checkpoints(folder):
+    if (folder / checkpoint.STATE).exists() or not checkpoint.fold_checkpoints(folder):
         return None  # killed before its last epoch was tidied up, or robbed of its checkpoints
     if stored is not None and len(stored[1]) == study.settings.epochs:
         if stored[0] != files:
@@ -218,7 +218,7 @@ def train_fold(study: Study, number: int, clock: Clock, stop: StopSignal) -> Non
             done = f"{counted(state.epoch, 'epoch')} and {state.step} of {len(fold.batches)} steps"
             say(study, f"fold {number}: goes on after {done}")
         elif study.writes:
-            if (folder / checkpoint.VALIDATION).exists() and not checkpoint.list_checkpoints(folder):
+            if (folder / checkpoint.VALIDATION).exists() and not checkpoint.fold_checkpoints(folder):
                 warn(f"{folder}: its checkpoints are missing, so the fold is trained again")
             checkpoint.tidy(folder, [])  # of a process that was killed before it had kept a state
         warn_of_absent(s.task, study.truth(fold.rows), f"fold {number}")

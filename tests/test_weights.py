@@ -51,7 +51,7 @@ def weights_of(name: str = "VanillaEfficientNet", task: str = "main", seed: int 
     network = model.build(name, task, "efficientnet-b3", None)
     if isinstance(network, model.VanillaEfficientNet):
         with torch.no_grad():
-            features = network.efficientnet(torch.randn(8, 3, 1, 1) + torch.zeros(8, 3, 32, 32))  # type: ignore[operator]
+            features = model.trunk_of(network)(torch.randn(8, 3, 1, 1).expand(8, 3, 32, 32))
         network.batchnorm.running_var, network.batchnorm.running_mean = torch.var_mean(features, 0)
     return network.state_dict()
 
@@ -397,7 +397,7 @@ def test_macos_files_beside_checkpoints_are_passed_over_everywhere(
     monkeypatch.chdir(tmp_path)
     copy = Path(shutil.copytree(tree, tmp_path / "saved_models" / tree.name))
     stray = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        "
-    for path in checkpoint.list_checkpoints(*checkpoint.fold_folders(copy)):
+    for path in [p for folder in checkpoint.fold_folders(copy) for p in checkpoint.fold_checkpoints(folder)]:
         path.with_name(f"._{path.name}").write_bytes(stray)
     for folder in (f"._{tree.name}/fold00", f"{tree.name}/._fold01", "kfold-ensemble-VanillaEfficientNet_9/fold00"):
         (tmp_path / "saved_models" / folder).mkdir(parents=True)
