@@ -480,7 +480,7 @@ def test_one_name_in_two_unicode_forms_is_refused(tmp_path: Path) -> None:
         ("ImageID,ans\n../x.jpg,0\n", "row 2: '../x.jpg' is not in"),
         ("ImageID,ans\n../images/{0},0\n", "row 2: "),
         ("image,ans\n{0},0\n", "no column 'ImageID'"),
-        ("ImageID,ans\n{0}\n", "row 2: 1 fields"),
+        ("ImageID,ans\n{0}\n", "row 2: 1 field, "),
         ("ImageID,ans\n,0\n", "row 2: '' is not in"),
     ],
 )
