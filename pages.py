@@ -55,8 +55,8 @@ def training_head(numbers: Numbers) -> str:
     means = (
         f"On people it has never seen, one model of this run scores about {number(f1['value'])}: every photograph was answered "
         f"by a model that never saw its person. {counted(head['people'], 'person leaves', 'people leave')} this uncertain, with "
-        f"95 % confidence from {span(f1)}; take differences well inside that range for chance. The vote of all folds usually does "
-        "better."
+        f"95 % confidence from {span(f1)}; take differences well inside that range for chance. The vote of all folds usually "
+        "does better."
     )
     if cv < 2:
         means = (
