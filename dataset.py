@@ -19,7 +19,7 @@ import augmentation
 import config
 import photographs
 import tables
-from utils import UserError, counted, derive_seed, seeded, warn_counted
+from utils import UserError, derive_seed, seeded, warn_counted
 
 
 def assign_folds(table: pd.DataFrame, folds: int, split_seed: int) -> dict[str, int]:
@@ -30,8 +30,7 @@ def assign_folds(table: pd.DataFrame, folds: int, split_seed: int) -> dict[str, 
     """
     people = table.drop_duplicates("person").sort_values("person")
     if folds > len(people):
-        many = counted(len(people), "person", "people")
-        raise UserError(f"--cv {folds}: more than the data's {many}; use at most --cv {len(people)}")
+        raise UserError(f"--cv {folds}: there are only {len(people)} people; use at most --cv {len(people)}")
     draw = np.random.RandomState(split_seed)  # numpy promises that this stream never changes
     strata = people.groupby(["gender", "ageg"], sort=True)["person"]
     dealt = [person for _, stratum in strata for person in stratum.to_numpy()[draw.permutation(len(stratum))]]

@@ -140,7 +140,8 @@ def newest_able(task: str, option: str, model_type: str | None = None) -> tuple[
         if able:
             return tree, able
     of = f" of {model_type}" if model_type else ""
-    raise UserError(f"{option}: no checkpoint{of} under {parent} answers {task}; train one, or name another place with {option}")
+    raise UserError(f"--task {task}: no checkpoint{of} under {parent} answers {task}; train one, or name another place with "
+                    f"{option}")  # fmt: skip
 
 
 def best_checkpoint(task: str, model_type: str | None = None) -> Path:

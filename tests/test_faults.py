@@ -508,7 +508,7 @@ def test_a_fold_that_diverged_is_tried_again_from_its_last_good_state(
         check_whole(tmp_path)
         assert len(list(tmp_path.glob("*/fold00/*.pth"))) == 1
         assert len(list(tmp_path.glob("*/fold01/*.pth"))) == 2
-    assert "fold 0: goes on after 1 epochs" in captured.out
+    assert "fold 0: goes on after 1 epoch and " in captured.out
     assert "fold 1: complete already" in captured.out
     assert lines[0] == lines[1]
     told = r"fold 0, epoch 2, step 2 of 3: the loss is no number any more at a learning rate of [\d.e-]+; try"
