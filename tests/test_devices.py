@@ -29,6 +29,7 @@ import dataset
 import engine
 import loading
 import model
+import optim
 import processes
 import submit_ensemble
 import tables
@@ -305,3 +306,18 @@ def test_a_gpu_that_this_torch_has_no_kernels_for_is_refused(name: str, monkeypa
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with WithoutKernels(), pytest.raises(UserError, match=r"not usable here \(.*no kernel image.*\); .*--device cpu"):
         utils.choose_device(name)
+
+
+def test_an_optimizers_state_of_another_torch_is_taken_up() -> None:
+    """(16, make test-oldest) A run goes on after torch was changed, whose versions name other settings."""
+    parameter = nn.Parameter(torch.ones(2))
+    one, other = (optim.make_optimizer("adam", [{"params": [parameter], "scale": 1.0}], 0.1, 0.0) for _ in range(2))
+    parameter.sum().backward()
+    one.step()
+    kept = one.state_dict()
+    for group in kept["param_groups"]:
+        del group["maximize"]
+        group["new_in_a_later_torch"] = False
+    optim.take_up(other, kept)
+    assert set(other.param_groups[0]) == set(one.param_groups[0])
+    assert torch.equal(other.state[parameter]["exp_avg"], one.state[parameter]["exp_avg"])
