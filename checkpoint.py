@@ -38,10 +38,12 @@ from utils import (
     atomic_write,
     described,
     first_process,
+    machine_failed,
     make_folder,
     new_folder,
     printable,
     read_arrays,
+    read_failure,
     read_file,
     reason,
     refuse_irregular,
@@ -181,12 +183,12 @@ def safe_load(path: Path, mapped: bool = False) -> dict[str, Any]:
             except (RuntimeError, ValueError):  # the format before torch 1.6 cannot be mapped
                 loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # over damaged bytes the unpickler raises nearly every kind there is
-        known = something_else(path)
+        known = "" if machine_failed(error) else something_else(path)
         if known:
             raise UserError(f"{path}: {known}") from None
         # torch's own words advise to unpickle it all the same
         why = "it holds more than tensors and plain types" if isinstance(error, pickle.UnpicklingError) else reason(error)
-        raise UserError(f"{path}: cannot be read safely as weights ({why}); use another file") from None
+        raise read_failure(path, error, f"{path}: cannot be read safely as weights ({why}); use another file") from None
     if not isinstance(loaded, dict):
         raise UserError(f"{path}: holds a {type(loaded).__name__}, not weights; use a checkpoint or a state dict")
     return loaded
@@ -597,7 +599,8 @@ def read_run(tree: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{tree / 'run.json'}: damaged ({reason(error)}); restore or remove it") from None
+        path = tree / "run.json"
+        raise read_failure(path, error, f"{path}: damaged ({reason(error)}); restore or remove it") from None
     if not isinstance(content, dict):
         raise UserError(f"{tree / 'run.json'}: holds no settings; restore or remove it")
     for name, kind in RUN_KINDS.items():

@@ -35,6 +35,7 @@ again = "start it again"  # what to do once a failure is mended; set by each scr
 LONGEST_LINE = 2000  # of an error; its end says what to do
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)  # missing, or no regular one
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL)  # a path that this user, or its file system, may not have so
 NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP)  # says a file system that lacks it
 MOST_TIMES = 100  # its size; probabilities hardly shrink when they are packed, a zip bomb's zeros do a thousandfold
 
@@ -212,10 +213,10 @@ def run_script(main: Callable[[list[str] | None], int], name: str) -> int:
     except KeyboardInterrupt:
         return _tell(name, "interrupted", 130)
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        if where and error.errno in (errno.EACCES, errno.ENAMETOOLONG):
-            return _tell(name, f"error: {where[:500]}{error.strerror}; name another, or check its permissions", 2)
-        return _tell(name, f"error: {where}{error.strerror or error}; mend that, then {again}", 1)
+        if error.filename:
+            ended = refused(str(error.filename)[:500], error, "name another, or check its permissions", "used")
+            return _tell(name, f"error: {ended}", ended.code)
+        return _tell(name, f"error: {error.strerror or error}; mend that, then {again}", 1)
     finally:
         for stream in (sys.stdout, sys.stderr):
             cast("LastingStream", stream).finish()
@@ -299,9 +300,22 @@ def refused(path: str | Path, error: OSError, remedy: str, done: str = "opened")
 
     done: what could not be done with it.
     """
-    if error.errno in (None, errno.EACCES, errno.EPERM, *NO_FILE):
+    if not machine_failed(error):
         return UserError(f"{path}: cannot be {done} ({reason(error)}); {remedy}")
     return RunError(f"{path}: cannot be {done} ({reason(error)}); the machine failed, not the file: mend that, then {again}")
+
+
+def machine_failed(error: BaseException) -> bool:
+    """Whether the system says of the machine (its drive, network, limits), not of the file, that it cannot be used."""
+    return isinstance(error, OSError) and error.errno not in (None, *REFUSED, *NO_FILE)
+
+
+def read_failure(path: Path, error: Exception, message: str) -> Told:
+    """What ends the program where reading a file raised an error: a RunError where the machine failed, else a UserError with this
+    message."""
+    if isinstance(error, OSError) and machine_failed(error):
+        return refused(path, error, "", "read")
+    return UserError(message)
 
 
 def check_writable(folder: str, option: str) -> None:
@@ -369,7 +383,7 @@ def read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray] | None:
     except FileNotFoundError:
         return None
     except Exception as error:  # over damaged bytes zipfile and numpy raise nearly every kind there is
-        raise UserError(f"{path}: damaged ({reason(error)}); {remedy}") from None
+        raise read_failure(path, error, f"{path}: damaged ({reason(error)}); {remedy}") from None
 
 
 _warned: set[str] = set()
@@ -659,8 +673,10 @@ def new_folder(parent: Path, name: str) -> Path:
     raise UserError(f"{parent / name}: 999 folders of this name exist already; clear some away")
 
 
-def no_folder(path: Path, error: OSError) -> UserError:
+def no_folder(path: Path, error: OSError) -> Told:
     """The error that a folder cannot be made, with what stands in its way."""
+    if machine_failed(error):
+        return refused(path, error, "", "made")
     nearest = next((p for p in (path, *path.absolute().parents) if os.path.lexists(p)), path)
     dangling = nearest.is_symlink() and not nearest.exists()
     why = f"{nearest} is a link to nothing" if dangling else reason(error)

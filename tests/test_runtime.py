@@ -326,3 +326,25 @@ def test_on_windows_no_process_is_asked_by_a_signal(tmp_path: Path, monkeypatch:
         patch.setattr(sys, "platform", "win32")
         utils.sweep(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [f"{mine}-open"]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE])
+def test_a_drive_that_fails_makes_no_file_damaged(tree: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """(16.2, its siblings) Weights, validation.npz and run.json: exit code 1, and no advice to remove them."""
+    path = checkpoint.fold_checkpoints(tree / "fold00")[0]
+
+    def failing(*_: object, **__: object) -> object:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", failing)
+        for read in (
+            lambda: checkpoint.read(path),
+            lambda: checkpoint.read_validation(tree / "fold00", "main"),
+            lambda: checkpoint.read_run(tree),
+        ):
+            with pytest.raises(utils.RunError, match="cannot be read .*the machine failed, not the file"):
+                read()
+    monkeypatch.setattr(Path, "mkdir", failing)
+    with pytest.raises(utils.RunError, match="cannot be made"):
+        utils.make_folder(tree / "x")

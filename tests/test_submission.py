@@ -368,7 +368,9 @@ def test_the_remedy_of_a_failing_machine_fits_the_command(
         raise OSError(5, "Input/output error", "a")
 
     assert utils.run_script(fail, script) == 1
-    assert capsys.readouterr().err == f"{script}: error: a: Input/output error; mend that, then {remedy}\n"
+    assert capsys.readouterr().err == (
+        f"{script}: error: a: cannot be used (Input/output error); the machine failed, not the file: mend that, then {remedy}\n"
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- the small ones
