@@ -695,7 +695,6 @@ def slot(content: dict[str, Any]) -> dict[str, Any]:
         lambda c: c["learner"]["optimizer"].update(state=[]),
         lambda c: c["learner"]["optimizer"].update(param_groups=3),
         lambda c: c["learner"]["optimizer"]["param_groups"].pop(),
-        lambda c: c["learner"]["optimizer"]["param_groups"][0].pop("betas"),
         lambda c: c["learner"]["optimizer"]["param_groups"][0].update(params=5),
         lambda c: c["learner"].update(scaler={"scale": "x"}),
         lambda c: c["learner"]["model"].update({"0.weight": [1]}),
