@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -265,4 +266,5 @@ def number_after(name: str, text: str) -> float:
 def leave(who: Processes) -> None:
     """Part from the others."""
     if who.world > 1 and dist.is_initialized():
+        time.sleep(0.1)  # a thread of torch 2.6 may still hold a tensor of the last exchange, and would be waited for in vain
         dist.destroy_process_group()
