@@ -35,7 +35,7 @@ again = "start it again"  # what to do once a failure is mended; set by each scr
 LONGEST_LINE = 2000  # of an error; its end says what to do
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)  # missing, or no regular one
-REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.EINVAL)  # a path that this user, or its file system, may not have so
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.EINVAL)  # of a path that may not be had so
 NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP)  # says a file system that lacks it
 MOST_TIMES = 100  # its size; probabilities hardly shrink when they are packed, a zip bomb's zeros do a thousandfold
 
