@@ -46,6 +46,7 @@ test-oldest: .venv-oldest/installed
 lint: .venv/installed
 	@echo "== ruff and mypy"
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
 pictures: .venv/installed

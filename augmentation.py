@@ -1,7 +1,8 @@
-"""Photograph -> what the network sees: crops and augmentation, in three forms for each --transform-type.
+"""Photograph -> what the network sees: crops and augmentation, in three forms for each
+--transform-type.
 
-Everything works on upright RGB Pillow images in the photograph's pixels (384x512); only the last step goes to
-the network's size, so the field of view is the same at every --image-size.
+Everything works on upright RGB Pillow images in the photograph's pixels (384x512); only the last
+step goes to the network's size, so the field of view is the same at every --image-size.
 """
 
 from __future__ import annotations
@@ -23,16 +24,22 @@ WIDE = 384  # side of the square that holds the person
 NARROW = 224  # side of the square in the middle that inference looks at
 
 MARGIN = 0.15  # of the face's box, added on each side before it is made square
-ROOM = 8 / 7  # the face's square is brought to this much more than the network's size, for the crop to move in
+ROOM = (
+    8 / 7
+)  # the face's square is brought to this much more than the network's size, for the crop to move in
 
 SQUARE = Image.new("L", (WIDE, WIDE))  # stands for the square that windows are drawn in
 
-Form = Callable[[Image.Image, Box | None], Image.Image]  # a photograph, and where its face is if a file told
+Form = Callable[
+    [Image.Image, Box | None], Image.Image
+]  # a photograph, and where its face is if a file told
 
 
 @dataclass(frozen=True)
 class Forms:
-    """The forms of one transform type. `valid` is deterministic; `view` is what inference uses, random for some."""
+    """The forms of one transform type. `valid` is deterministic; `view` is what inference uses,
+    random for some.
+    """
 
     train: Form
     valid: Form
@@ -41,14 +48,18 @@ class Forms:
 
 @dataclass(frozen=True)
 class View:
-    """One way to look at each photograph. Its random draws derive from `key`, the epoch and the photograph's name."""
+    """One way to look at each photograph. Its random draws derive from `key`, the epoch and the
+    photograph's name.
+    """
 
     form: Form
     key: tuple[Hashable, ...] = ()
 
 
 def fit_frame(photo: Image.Image) -> Image.Image:
-    """Scale a photograph of another size to cover the 384x512 frame, keeping its shape; (384, 512) stays as it is."""
+    """Scale a photograph of another size to cover the 384x512 frame, keeping its shape; (384, 512)
+    stays as it is.
+    """
     if photo.size == config.PHOTO_SIZE:
         return photo
     width, height = config.PHOTO_SIZE
@@ -59,13 +70,19 @@ def fit_frame(photo: Image.Image) -> Image.Image:
 
 def stretch_to_frame(photo: Image.Image) -> Image.Image:
     """Bring a photograph of another size to exactly (384, 512), whatever its shape."""
-    return photo if photo.size == config.PHOTO_SIZE else photo.resize(config.PHOTO_SIZE, Image.Resampling.BILINEAR)
+    return (
+        photo
+        if photo.size == config.PHOTO_SIZE
+        else photo.resize(config.PHOTO_SIZE, Image.Resampling.BILINEAR)
+    )
 
 
 class Crop:
-    """The middle `side` pixels of the frame, or a random window of its middle 384, at the network's size; then `change`.
+    """The middle `side` pixels of the frame, or a random window of its middle 384, at the network's
+    size; then `change`.
 
-    The draws and the pixels are those of torchvision's CenterCrop, RandomResizedCrop and Resize one after the other.
+    The draws and the pixels are those of torchvision's CenterCrop, RandomResizedCrop and Resize one
+    after the other.
     """
 
     def __init__(
@@ -79,7 +96,7 @@ class Crop:
         self.random = v2.RandomResizedCrop(size)
 
     def window(self) -> tuple[int, int, int, int]:
-        """Draw the part of the middle square to be cut out: left, top, width, height in its pixels."""
+        """Draw the part of the middle square to cut out: left, top, width, height in its pixels."""
         if self.side is not None:
             start = (WIDE - self.side) // 2
             return start, start, self.side, self.side
@@ -91,7 +108,9 @@ class Crop:
         return self.cut(photo, *corner(photo))
 
     def square(self, photo: Image.Image) -> Image.Image:
-        """The middle square of the frame, of which `cut` makes what a call on the whole photograph does."""
+        """The middle square of the frame, of which `cut` makes what a call on the whole photograph
+        does.
+        """
         photo = self.frame(photo)
         left, top = corner(photo)
         return photo.crop((left, top, left + WIDE, top + WIDE))
@@ -116,22 +135,27 @@ def base(size: int) -> Forms:
 
 
 def random(size: int) -> Forms:
-    """A random crop of the middle 384 and RandAugment(2, 9) to train on, the middle 224 to judge by."""
+    """A random crop of the middle 384 and RandAugment(2, 9) to train on, the middle 224 to judge
+    by.
+    """
     narrow = Crop(size, NARROW)
     return Forms(Crop(size, change=v2.RandAugment(2, 9)), narrow, narrow)
 
 
 def tta(size: int) -> Forms:
-    """Trains as `random`; validates on the middle 384; every test view is another random crop of it."""
+    """Trains as `random`; validates on the middle 384; every test view is another random crop of
+    it.
+    """
     crop = Crop(size)
     return Forms(random(size).train, Crop(size, WIDE), crop)
 
 
 def face_square(photo: Image.Image, box: Box | None) -> tuple[float, float, float, float]:
-    """The square around a face with its margin, inside the photograph: left, top, right, bottom in pixels.
+    """The square around a face with its margin, inside the photograph: left, top, right, bottom in
+    pixels.
 
-    Without a face, or with a box that lies outside or is no box, the middle square of 3/5 of the photograph's width
-    (the middle 224 or so of 384 pixels).
+    Without a face, or with a box that lies outside or is no box, the middle square of 3/5 of the
+    photograph's width (the middle 224 or so of 384 pixels).
     """
     width, height = photo.size
     left, top, right, bottom = box or (0, 0, 0, 0)
@@ -156,7 +180,9 @@ class FaceSteps:
 
     def __call__(self, photo: Image.Image, box: Box | None = None) -> Image.Image:
         square = face_square(photo, box or find_face(photo))
-        seen: Image.Image = self.crop(photo.resize(self.size, Image.Resampling.BILINEAR, square, reducing_gap=3.0))
+        seen: Image.Image = self.crop(
+            photo.resize(self.size, Image.Resampling.BILINEAR, square, reducing_gap=3.0)
+        )
         return seen
 
 
@@ -167,12 +193,15 @@ def facecrop(size: int) -> Forms:
 
 
 def facerandom(size: int) -> Forms:
-    """A random part of the face's square, mirrored half of the time, with RandAugment(2, 9) to train on; its middle to judge
-    by; every test view another crop of it, mirrored half of the time."""
+    """A random part of the face's square, mirrored half of the time, with RandAugment(2, 9) to
+    train on; its middle to judge by; every test view another crop of it, mirrored half of the time.
+    """
     part = v2.RandomResizedCrop(size, scale=(0.6, 1.0), ratio=(0.85, 1.18))
     train = v2.Compose([part, v2.RandomHorizontalFlip(), v2.RandAugment(2, 9)])
     view = v2.Compose([v2.RandomCrop(size), v2.RandomHorizontalFlip()])
-    return Forms(FaceSteps(size, train), FaceSteps(size, v2.CenterCrop(size)), FaceSteps(size, view))
+    return Forms(
+        FaceSteps(size, train), FaceSteps(size, v2.CenterCrop(size)), FaceSteps(size, view)
+    )
 
 
 def forms(name: str, size: int) -> Forms:
@@ -186,13 +215,16 @@ def pixels(photo: Image.Image) -> np.ndarray:
     return np.array(photo, dtype=np.uint8)
 
 
-def view_plan(members: list[tuple[str, str, int]], views: int, auto: bool) -> tuple[list[View], list[list[int]]]:
-    """The distinct views that an ensemble needs of each photograph, and which of them each member reads.
+def view_plan(
+    members: list[tuple[str, str, int]], views: int, auto: bool
+) -> tuple[list[View], list[list[int]]]:
+    """The distinct views that an ensemble needs of each photograph, and which of them each member
+    reads.
 
-    members: (name, transform type, image size) of each; views: test-time passes per member; auto: one deterministic
-    pass in the form that each member's validation used. A member's random views are its own (they hang on its name);
-    deterministic ones are shared by all members that would see the same. Returns (views, plan) with plan[m][v] an
-    index into the views.
+    members: (name, transform type, image size) of each; views: test-time passes per member; auto:
+    one deterministic pass in the form that each member's validation used. A member's random views
+    are its own (they hang on its name); deterministic ones are shared by all members that would see
+    the same. Returns (views, plan) with plan[m][v] an index into the views.
     """
     found: dict[tuple[Hashable, ...], tuple[int, View]] = {}
     plan: list[list[int]] = []

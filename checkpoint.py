@@ -1,4 +1,6 @@
-"""Checkpoints: their names and contents, the N best of a fold, the kfold tree, safe reading, a run's state."""
+"""Checkpoints: their names and contents, the N best of a fold, the kfold tree, safe reading, a
+run's state.
+"""
 
 from __future__ import annotations
 
@@ -56,17 +58,37 @@ from utils import (
 FORMAT = 1
 PREFIX = "kfold-ensemble-"
 VALIDATION = "validation.npz"  # every epoch's probabilities of the fold's held-out people
-LOCK_SECONDS = 15.0  # a killed run's processes that read photographs hold its locks until they notice, for about 5 seconds
+# a killed run's processes that read photographs hold its locks until they notice, for about 5
+# seconds
+LOCK_SECONDS = 15.0
 MOST_FOLDS = 1_000_000  # as --cv
 STATE = "state.pt"  # what an unfinished fold goes on from
-NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}  # the answers of drives without flock
-WRAPPED = ("state_dict", "model_state_dict", "model")  # where other programs put a model's weights, beside other things
+NO_LOCKS = {
+    errno.ENOLCK,
+    errno.ENOSYS,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.EINVAL,
+}  # the answers of drives without flock
+WRAPPED = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+)  # where other programs put a model's weights, beside other things
 LONGEST_NAME = 300  # characters of a text in a checkpoint's metadata
-RUN_KINDS = {"settings": dict, "data": dict, "chosen": dict, "machine": dict, "versions": dict, "command": list, "resumed": list}
+RUN_KINDS = {
+    "settings": dict,
+    "data": dict,
+    "chosen": dict,
+    "machine": dict,
+    "versions": dict,
+    "command": list,
+    "resumed": list,
+}
 RUN_DEPTH = 8  # levels of run.json; a run writes 4
 
 
-# ------------------------------------------------------------------------------------------------ names and contents
+# --- names and contents
 
 
 @dataclass(frozen=True)
@@ -78,7 +100,9 @@ class Info:
     transform: str
     backbone: str
     image_size: int
-    padding: int | None  # image size that the convolutions' padding was made for; None: the library's default
+    padding: (
+        int | None
+    )  # image size that the convolutions' padding was made for; None: the library's default
     fold: int
     epoch: int  # counted from 1
     macro_f1: float  # of the held-out people, in the task's classes
@@ -89,12 +113,16 @@ class Info:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file of weights. `info` is None for a bare state dict whose name does not tell enough either."""
+    """A file of weights. `info` is None for a bare state dict whose name does not tell enough
+    either.
+    """
 
     path: Path
     weights: dict[str, Tensor]
     info: Info | None
-    bare: bool = False  # the file is a state dict and nothing else, as the original entry wrote them
+    bare: bool = (
+        False  # the file is a state dict and nothing else, as the original entry wrote them
+    )
 
 
 NAME = re.compile(
@@ -114,11 +142,20 @@ def file_name(info: Info, settings: config.TrainSettings) -> str:
 
 
 def info_from_name(file: str) -> Info | None:
-    """What an older file's name tells; its backbone, size and padding are the recipe's. None for another name."""
-    match = NAME.fullmatch(file) or NAME.fullmatch(f"Fold00_{file}")  # the original entry's single models have no fold
+    """What an older file's name tells; its backbone, size and padding are the recipe's. None for
+    another name.
+    """
+    match = NAME.fullmatch(file) or NAME.fullmatch(
+        f"Fold00_{file}"
+    )  # the original entry's single models have no fold
     name = model_names().get(match["model"], "") if match else ""
     model = config.MODELS.get(name)
-    if not match or not model or match["task"] not in config.TASKS or match["transform"] not in config.TRANSFORMS:
+    if (
+        not match
+        or not model
+        or match["task"] not in config.TASKS
+        or match["transform"] not in config.TRANSFORMS
+    ):
         return None
     try:
         f1, loss = float(match["f1"]), float(match["loss"])
@@ -127,51 +164,86 @@ def info_from_name(file: str) -> Info | None:
         return None
     if not math.isfinite(f1) or fold > MOST_FOLDS:  # nothing could be ranked by it
         return None
-    return Info(name, match["task"], match["transform"], model.backbone, 224, None, fold, epoch, f1, loss)
+    return Info(
+        name, match["task"], match["transform"], model.backbone, 224, None, fold, epoch, f1, loss
+    )
 
 
 def model_names() -> dict[str, str]:
     """{name or alias: name} of all models."""
-    return {known: name for name, entry in config.MODELS.items() for known in (name, entry.alias) if known}
+    return {
+        known: name
+        for name, entry in config.MODELS.items()
+        for known in (name, entry.alias)
+        if known
+    }
 
 
 def info_of_older(path: Path, weights: dict[str, Tensor]) -> Info | None:
-    """What is known of a file without metadata: by its name, or by `f1(0.81)` in it, the name of its tree
-    (kfold-ensemble-<model>...) and the outputs of its last layer. None where that is not enough."""
+    """What is known of a file without metadata: by its name, or by `f1(0.81)` in it, the name of
+    its tree (kfold-ensemble-<model>...) and the outputs of its last layer. None where that is not
+    enough.
+    """
     number = re.fullmatch(r"fold(\d{1,7})", path.absolute().parent.name)
     fold = min(int(number[1]), MOST_FOLDS) if number else 0
     info = info_from_name(path.name)
     if info is not None:
         return info if NAME.fullmatch(path.name) else dataclasses.replace(info, fold=fold)
-    told = {name: re.search(rf"{name}\(([^)]+)\)", path.name) for name in ("f1", "ep", "task", "trans")}
+    told = {
+        name: re.search(rf"{name}\(([^)]+)\)", path.name) for name in ("f1", "ep", "task", "trans")
+    }
     text = {name: match[1] if match else "" for name, match in told.items()}
     tree = path.absolute().parent.parent.name
-    names = [name for name in model_names() if re.match(rf"{PREFIX}{re.escape(name)}(?![A-Za-z0-9])", tree)]
+    names = [
+        name
+        for name in model_names()
+        if re.match(rf"{PREFIX}{re.escape(name)}(?![A-Za-z0-9])", tree)
+    ]
     if not number or not names or not re.fullmatch(r"\d{1,3}(\.\d{1,20})?", text["f1"]):
         return None
     model = model_names()[max(names, key=len)]
     outputs = weights["linear.bias"].numel() if "linear.bias" in weights else 0
     able = [task for task, spec in config.TASKS.items() if spec.outputs == outputs]
-    task = text["task"] or ("main" if config.MODELS[model].heads else able[0] if len(able) == 1 else "")
+    task = text["task"] or (
+        "main" if config.MODELS[model].heads else able[0] if len(able) == 1 else ""
+    )
     if task not in config.TASKS:
         return None
     transform = text["trans"] if text["trans"] in config.TRANSFORMS else "base"
     epoch = int(text["ep"]) if re.fullmatch(r"\d{1,7}", text["ep"]) else 0
-    return Info(model, task, transform, config.MODELS[model].backbone, 224, None, fold, epoch, float(text["f1"]), 0.0)
+    return Info(
+        model,
+        task,
+        transform,
+        config.MODELS[model].backbone,
+        224,
+        None,
+        fold,
+        epoch,
+        float(text["f1"]),
+        0.0,
+    )
 
 
 def write(path: Path, weights: dict[str, Tensor], info: Info) -> None:
-    """Save weights and what is needed to use them, as plain types and tensors, under the final name at once."""
-    plain = {"format": FORMAT, "info": dataclasses.asdict(info), "state_dict": {k: v.cpu() for k, v in weights.items()}}
+    """Save weights and what is needed to use them, as plain types and tensors, under the final name
+    at once.
+    """
+    plain = {
+        "format": FORMAT,
+        "info": dataclasses.asdict(info),
+        "state_dict": {k: v.cpu() for k, v in weights.items()},
+    }
     with atomic_write(path) as file:
         torch.save(plain, file)
 
 
 def safe_load(path: Path, mapped: bool = False) -> dict[str, Any]:
-    """A dictionary from a torch file, unpickling nothing but plain types, tensors and argparse's bag of options, which others
-    keep beside theirs. Raises UserError.
+    """A dictionary from a torch file, unpickling nothing but plain types, tensors and argparse's
+    bag of options, which others keep beside theirs. Raises UserError.
 
-    mapped: read tensors from the file when they are used, not at once; cut short meanwhile, it would end the process.
+    mapped: read tensors from the file when they are used, not at once; cut short meanwhile, it
+    would end the process.
     """
     try:
         refuse_irregular(path)
@@ -187,16 +259,26 @@ def safe_load(path: Path, mapped: bool = False) -> dict[str, Any]:
         if known:
             raise UserError(f"{path}: {known}") from None
         # torch's own words advise to unpickle it all the same
-        why = "it holds more than tensors and plain types" if isinstance(error, pickle.UnpicklingError) else reason(error)
-        raise read_failure(path, error, f"{path}: cannot be read safely as weights ({why}); use another file") from None
+        why = (
+            "it holds more than tensors and plain types"
+            if isinstance(error, pickle.UnpicklingError)
+            else reason(error)
+        )
+        raise read_failure(
+            path, error, f"{path}: cannot be read safely as weights ({why}); use another file"
+        ) from None
     if not isinstance(loaded, dict):
-        raise UserError(f"{path}: holds a {type(loaded).__name__}, not weights; use a checkpoint or a state dict")
+        raise UserError(
+            f"{path}: holds a {type(loaded).__name__}, not weights; use a checkpoint or a state "
+            "dict"
+        )
     return loaded
 
 
 def refuse_packed(path: Path) -> None:
-    """Raise ValueError for a zip file that unpacks to more than it is, or is packed at all: torch writes none, a zip bomb is
-    one."""
+    """Raise ValueError for a zip file that unpacks to more than it is, or is packed at all: torch
+    writes none, a zip bomb is one.
+    """
     with open(path, "rb") as file:
         if file.read(4) != b"PK\3\4":  # as torch decides
             return
@@ -206,11 +288,20 @@ def refuse_packed(path: Path) -> None:
         raise ValueError(f"{size:,} bytes unpacked from {held:,}, and torch packs nothing")
 
 
-PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, 7z, rar, zstandard
+PACKED = (
+    b"\x1f\x8b",
+    b"BZh",
+    b"\xfd7zXZ",
+    b"7z\xbc\xaf",
+    b"Rar!",
+    b"\x28\xb5\x2f\xfd",
+)  # gzip, bzip2, xz, 7z, rar, zstandard
 
 
 def something_else(path: Path) -> str:
-    """What a file that torch cannot read is by its first bytes, and what to do; empty where they say nothing."""
+    """What a file that torch cannot read is by its first bytes, and what to do; empty where they
+    say nothing.
+    """
     try:
         refuse_irregular(path)
         with open(path, "rb") as file:
@@ -225,32 +316,44 @@ def something_else(path: Path) -> str:
     if text.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer to the weights, not they themselves; fetch them with git lfs pull"
     if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
-        return "a web page, not weights (that about a file, or one that asks for a login); download the file itself"
+        return (
+            "a web page, not weights (that about a file, or one that asks for a login); "
+            "download the file itself"
+        )
     if any(name.endswith("constants.pkl") for name in names):
         return "a TorchScript program, not weights; save the state_dict() of its model instead"
     if names and not any(name.endswith("data.pkl") for name in names):
-        return f"a zip file of other files ({printable(names[0])[:100]}); unpack it, and name the one with the weights"
+        return (
+            f"a zip file of other files ({printable(names[0])[:100]}); unpack it, and name the "
+            "one with the weights"
+        )
     if start.startswith(PACKED):
         return "a packed file; unpack it, and name the file inside"
     if start.startswith(b"\x89HDF"):
         return "an HDF5 file, of Keras perhaps; only files that torch.save wrote are read"
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < size:
-        return "a safetensors file; convert it by torch.save(safetensors.torch.load_file(PATH), NEW)"
+        return (
+            "a safetensors file; convert it by torch.save(safetensors.torch.load_file(PATH), NEW)"
+        )
     return ""
 
 
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else (
-            hashlib.sha256(file.read()).hexdigest()
-        )  # fmt: skip
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else (hashlib.sha256(file.read()).hexdigest())
+        )
 
 
 def read(path: Path, mapped: bool = False) -> Checkpoint:
-    """A checkpoint, or other weights described by their file's name where that tells enough. Raises UserError.
+    """A checkpoint, or other weights described by their file's name where that tells enough. Raises
+    UserError.
 
-    Others' files may hold them in one entry beside other things, under names that all begin alike (`module.`): one line says so.
+    Others' files may hold them in one entry beside other things, under names that all begin alike
+    (`module.`): one line says so.
     """
     loaded = safe_load(path, mapped)
     if "state_dict" in loaded and ("info" in loaded or "format" in loaded):
@@ -269,38 +372,62 @@ def read(path: Path, mapped: bool = False) -> Checkpoint:
 def note(path: Path, text: str) -> None:
     """One line on how a file was read; for the many of a tree it is the same one."""
     if first_process():
-        warn(f"{path.parent.parent if re.fullmatch(r'fold[0-9]+', path.parent.name) else path}: {text}")
+        warn(
+            f"{path.parent.parent if re.fullmatch(r'fold[0-9]+', path.parent.name) else path}: "
+            f"{text}"
+        )
 
 
 def is_state_dict(value: object) -> bool:
     """Whether this is a dictionary of named tensors."""
-    return isinstance(value, dict) and bool(value) and all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items()
-    )  # fmt: skip
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(
+            isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items()
+        )
+    )
 
 
 def unwrapped(loaded: dict[str, Any], path: Path) -> dict[str, Tensor]:
-    """The state dict that a file is, or holds as one of its entries, which one line names. Raises UserError for none, and for
-    several under unknown names."""
+    """The state dict that a file is, or holds as one of its entries, which one line names. Raises
+    UserError for none, and for several under unknown names.
+    """
     if is_state_dict(loaded):
         return loaded
-    parts = [name for name, value in loaded.items() if isinstance(name, str) and is_state_dict(value)]
+    parts = [
+        name for name, value in loaded.items() if isinstance(name, str) and is_state_dict(value)
+    ]
     known = [name for name in WRAPPED if name in parts] or parts
     shown = ", ".join(described(name) for name in parts[:5])
     if not known:
         raise UserError(f"{path}: holds no state dict; use a checkpoint or a state dict")
     if len(known) > 1 and known[0] not in WRAPPED:
-        raise UserError(f"{path}: holds {len(parts)} state dicts ({shown}); save the one you mean in a file of its own")
-    note(path, f"its weights are those in {described(known[0])}" + (f" (it holds {shown})" if len(parts) > 1 else ""))
+        raise UserError(
+            f"{path}: holds {len(parts)} state dicts ({shown}); save the one you mean in a file "
+            "of its own"
+        )
+    note(
+        path,
+        f"its weights are those in {described(known[0])}"
+        + (f" (it holds {shown})" if len(parts) > 1 else ""),
+    )
     weights: dict[str, Tensor] = loaded[known[0]]
     return weights
 
 
 def common_prefix(names: Iterable[str]) -> str:
-    """What all names begin with, up to a dot (`module.`); that of a single layer's is its own, and none."""
+    """What all names begin with, up to a dot (`module.`); that of a single layer's is its own, and
+    none.
+    """
     names = list(names)
     first, last = (end.split(".")[:-1] for end in (min(names, default=""), max(names, default="")))
-    shared = [part for part, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))]
+    shared = [
+        part
+        for part, _ in itertools.takewhile(
+            lambda pair: pair[0] == pair[1], zip(first, last, strict=False)
+        )
+    ]
     if not any(name.count(".") > len(shared) for name in names):
         shared = shared[:-1]
     return "".join(f"{part}." for part in shared)
@@ -312,38 +439,51 @@ def _checked_info(plain: Any, path: Path) -> Info:
     for member in dataclasses.fields(Info):
         value = plain.get(member.name)
         if member.name not in plain or not is_plain(value, str(member.type)):
-            raise UserError(f"{path}: its metadata gives {member.name} as {described(value)}; use another file")
+            raise UserError(
+                f"{path}: its metadata gives {member.name} as {described(value)}; use another file"
+            )
     info = Info(**{member.name: plain[member.name] for member in dataclasses.fields(Info)})
     low, high = 16, 2048  # as --image-size
     sizes = low <= info.image_size <= high and (info.padding is None or low <= info.padding <= high)
     counts = all(0 <= count <= MOST_FOLDS for count in (info.fold, info.epoch))
     if not sizes or not 0 <= info.macro_f1 <= 1 or not counts:
-        shown = ", ".join(f"{name.replace('_', ' ')} {described(getattr(info, name))}" for name in (
-            "image_size", "padding", "macro_f1", "fold", "epoch"))  # fmt: skip
+        shown = ", ".join(
+            f"{name.replace('_', ' ')} {described(getattr(info, name))}"
+            for name in ("image_size", "padding", "macro_f1", "fold", "epoch")
+        )
         raise UserError(f"{path}: its metadata is out of range ({shown}); use another file")
     known = (("model", config.MODELS), ("task", config.TASKS), ("transform", config.TRANSFORMS))
     for name, registry in known:
         if getattr(info, name) not in registry:
-            raise UserError(f"{path}: its {name} {described(getattr(info, name))} is unknown here; add it to config.py")
+            raise UserError(
+                f"{path}: its {name} {described(getattr(info, name))} is unknown here; add it to "
+                "config.py"
+            )
     try:
         config.backbone_entry(info.backbone)
     except UserError as error:
-        raise UserError(f"{path}: its metadata names a backbone that is unknown here ({error})"[:500]) from None
+        raise UserError(
+            f"{path}: its metadata names a backbone that is unknown here ({error})"[:500]
+        ) from None
     return info
 
 
 def is_plain(value: object, kind: str) -> bool:
-    """Whether a value of metadata is of the kind that a field of Info has, its texts no longer than LONGEST_NAME."""
+    """Whether a value of metadata is of the kind that a field of Info has, its texts no longer than
+    LONGEST_NAME.
+    """
     if kind == "list[str]":
         return isinstance(value, list) and all(is_plain(each, "str") for each in value)
     if kind == "dict[str, float]":
-        return isinstance(value, dict) and all(is_plain(k, "str") and isinstance(v, float) for k, v in value.items())
+        return isinstance(value, dict) and all(
+            is_plain(k, "str") and isinstance(v, float) for k, v in value.items()
+        )
     if kind == "str":
         return isinstance(value, str) and len(value) <= LONGEST_NAME
     return type(value).__name__ in kind.replace("None", "NoneType").split(" | ")
 
 
-# ------------------------------------------------------------------------------------------------ a fold while it runs
+# --- a fold while it runs
 
 
 @dataclass
@@ -367,14 +507,22 @@ class FoldState:
     fold: int
     epoch: int = 0  # epochs that are complete
     step: int = 0  # steps of the next epoch that are done
-    sums: list[float] = field(default_factory=list)  # what metrics.RunningLoss has counted in those steps
+    sums: list[float] = field(
+        default_factory=list
+    )  # what metrics.RunningLoss has counted in those steps
     kept: list[Kept] = field(default_factory=list)
     history: list[dict[str, float]] = field(default_factory=list)  # a row per epoch
-    probabilities: dict[str, list[np.ndarray]] = field(default_factory=dict)  # task -> [images, classes] per epoch
+    probabilities: dict[str, list[np.ndarray]] = field(
+        default_factory=dict
+    )  # task -> [images, classes] per epoch
 
 
-def save_best(folder: Path, kept: list[Kept], new: Kept, weights: dict[str, Tensor], info: Info, top: int) -> None:
-    """Save the new checkpoint if it is among the `top` best; updates `kept`. What it displaces stays (see `tidy`)."""
+def save_best(
+    folder: Path, kept: list[Kept], new: Kept, weights: dict[str, Tensor], info: Info, top: int
+) -> None:
+    """Save the new checkpoint if it is among the `top` best; updates `kept`. What it displaces
+    stays (see `tidy`).
+    """
     ranked = sorted([*kept, new], key=lambda k: k.rank)
     if new not in ranked[top:]:
         write(folder / new.file, weights, info)
@@ -384,7 +532,8 @@ def save_best(folder: Path, kept: list[Kept], new: Kept, weights: dict[str, Tens
 def tidy(folder: Path, kept: list[Kept]) -> None:
     """Delete the checkpoints of a fold that are not among its best.
 
-    Called after the state that lists `kept` is safe on the disk, so that every file which a state lists exists.
+    Called after the state that lists `kept` is safe on the disk, so that every file which a state
+    lists exists.
     """
     files = {best.file for best in kept}
     for path in folder.glob("*.pth"):
@@ -393,15 +542,18 @@ def tidy(folder: Path, kept: list[Kept]) -> None:
 
 
 def write_state(folder: Path, state: FoldState, learner: dict[str, Any]) -> None:
-    """Keep what a fold goes on from; learner: state dicts of model, optimizer and scaler. The probabilities of complete
-    epochs are not repeated here: `write_validation` comes first."""
+    """Keep what a fold goes on from; learner: state dicts of model, optimizer and scaler. The
+    probabilities of complete epochs are not repeated here: `write_validation` comes first.
+    """
     plain = dataclasses.asdict(dataclasses.replace(state, probabilities={}))
     with atomic_write(folder / STATE) as file:
         torch.save({"format": FORMAT, "state": plain, "learner": learner}, file)
 
 
 def read_state(folder: Path) -> tuple[FoldState, dict[str, Any]] | None:
-    """(state, state dicts) of a fold that was begun, None where nothing was kept. Raises UserError for a damaged file."""
+    """(state, state dicts) of a fold that was begun, None where nothing was kept. Raises UserError
+    for a damaged file.
+    """
     path = folder / STATE
     if not path.exists():
         return None
@@ -409,7 +561,9 @@ def read_state(folder: Path) -> tuple[FoldState, dict[str, Any]] | None:
     remedy = f"remove {folder} to train the fold again"
     try:
         plain, learner = loaded["state"], loaded["learner"]
-        state = FoldState(**{**plain, "kept": [Kept(**kept) for kept in plain["kept"]], "probabilities": {}})
+        state = FoldState(
+            **{**plain, "kept": [Kept(**kept) for kept in plain["kept"]], "probabilities": {}}
+        )
         ({**learner["model"]}, {**learner["optimizer"]}, {**learner["scaler"]})
         if not plausible(state):
             raise TypeError("its counts are none")
@@ -420,41 +574,75 @@ def read_state(folder: Path) -> tuple[FoldState, dict[str, Any]] | None:
 
 
 def plausible(state: FoldState) -> bool:
-    """Whether a state that was read holds what `write_state` writes: plain types of the right kinds, in their ranges."""
+    """Whether a state that was read holds what `write_state` writes: plain types of the right
+    kinds, in their ranges.
+    """
     counts = all(type(n) is int and 0 <= n < 1 << 53 for n in (state.fold, state.epoch, state.step))
-    sums = type(state.sums) is list and len(state.sums) in (0, 5) and all(
-        type(n) is float and math.isfinite(n) for n in state.sums
-    )  # fmt: skip
+    sums = (
+        type(state.sums) is list
+        and len(state.sums) in (0, 5)
+        and all(type(n) is float and math.isfinite(n) for n in state.sums)
+    )
     kept = counts and all(
-        type(k.file) is str and Path(k.file).name == k.file and type(k.epoch) is int and 1 <= k.epoch <= state.epoch
-        and type(k.macro_f1) is float and 0 <= k.macro_f1 <= 1 for k in state.kept
-    )  # fmt: skip
-    rows = type(state.history) is list and all(type(row) is dict and row.keys() == state.history[0].keys() and all(
-        type(c) is str and re.fullmatch(r"\w+", c, re.ASCII) and type(n) is float for c, n in row.items()
-    ) for row in state.history)  # fmt: skip
+        type(k.file) is str
+        and Path(k.file).name == k.file
+        and type(k.epoch) is int
+        and 1 <= k.epoch <= state.epoch
+        and type(k.macro_f1) is float
+        and 0 <= k.macro_f1 <= 1
+        for k in state.kept
+    )
+    rows = type(state.history) is list and all(
+        type(row) is dict
+        and row.keys() == state.history[0].keys()
+        and all(
+            type(c) is str and re.fullmatch(r"\w+", c, re.ASCII) and type(n) is float
+            for c, n in row.items()
+        )
+        for row in state.history
+    )
     return sums and kept and rows
 
 
 def with_probabilities(folder: Path, state: FoldState) -> None:
-    """Fill a state's probabilities of the epochs it counts from the fold's own file. Raises UserError where they lack."""
+    """Fill a state's probabilities of the epochs it counts from the fold's own file. Raises
+    UserError where they lack.
+    """
     if not state.epoch:
         return
     arrays = read_arrays(folder / VALIDATION, f"remove {folder} to train it again") or {}
-    told = {name.removeprefix("probs_"): array for name, array in arrays.items() if name.startswith("probs_")}
-    whole = (array.ndim == 3 and array.dtype.kind == "f" and len(array) >= state.epoch for array in told.values())
+    told = {
+        name.removeprefix("probs_"): array
+        for name, array in arrays.items()
+        if name.startswith("probs_")
+    }
+    whole = (
+        array.ndim == 3 and array.dtype.kind == "f" and len(array) >= state.epoch
+        for array in told.values()
+    )
     if not told or len(state.history) != state.epoch or not all(whole):
-        raise UserError(f"{folder / STATE}: counts epochs that {VALIDATION} lacks; remove {folder} to train the fold again")
+        raise UserError(
+            f"{folder / STATE}: counts epochs that {VALIDATION} lacks; remove {folder} to train "
+            "the fold again"
+        )
     if not all(np.isfinite(array).all() for array in told.values()):
-        raise UserError(f"{folder / VALIDATION}: damaged (it holds what is no number); remove {folder} to train the fold again")
+        raise UserError(
+            f"{folder / VALIDATION}: damaged (it holds what is no number); remove {folder} to "
+            "train the fold again"
+        )
     state.probabilities = {task: list(array[: state.epoch]) for task, array in told.items()}
 
 
 def write_validation(folder: Path, state: FoldState, files: list[str]) -> None:
-    """Keep every epoch's validation probabilities: one array [epochs, images, classes] per task, and the file names."""
+    """Keep every epoch's validation probabilities: one array [epochs, images, classes] per task,
+    and the file names.
+    """
     columns = list(state.history[0])
     with atomic_write(folder / "history.csv", "w") as file:
         file.write(",".join(columns) + "\n")
-        file.writelines(",".join(f"{row.get(c, math.nan):.8g}" for c in columns) + "\n" for row in state.history)
+        file.writelines(
+            ",".join(f"{row.get(c, math.nan):.8g}" for c in columns) + "\n" for row in state.history
+        )
     arrays = {f"probs_{task}": np.stack(rows) for task, rows in state.probabilities.items()}
     with atomic_write(folder / VALIDATION) as file:
         np.savez_compressed(file, files=np.array(files), **arrays)  # type: ignore[arg-type]
@@ -467,26 +655,41 @@ def read_validation(folder: Path, task: str) -> tuple[list[str], np.ndarray] | N
     if arrays is None:
         return None
     files, probabilities = arrays.get("files"), arrays.get(f"probs_{task}")
-    if files is None or probabilities is None or files.ndim != 1 or files.dtype.kind != "U" or (
-        probabilities.dtype.kind != "f" or probabilities.shape[1:] != (len(files), config.TASKS[task].outputs)
-    ) or not np.isfinite(probabilities).all():  # fmt: skip
-        raise UserError(f"{path}: damaged (its arrays do not fit {task}, or hold what is no number); remove {folder} to train "
-                        "it again")  # fmt: skip
+    if (
+        files is None
+        or probabilities is None
+        or files.ndim != 1
+        or files.dtype.kind != "U"
+        or (
+            probabilities.dtype.kind != "f"
+            or probabilities.shape[1:] != (len(files), config.TASKS[task].outputs)
+        )
+        or not np.isfinite(probabilities).all()
+    ):
+        raise UserError(
+            f"{path}: damaged (its arrays do not fit {task}, or hold what is no number); remove "
+            f"{folder} to train "
+            "it again"
+        )
     return files.tolist(), probabilities
 
 
-# ------------------------------------------------------------------------------------------------------- the tree
+# --- the tree
 
 
 def open_tree(settings: config.TrainSettings) -> Path:
-    """The folder of a run: new, or that of --run-name or --resume, whose settings must agree. Raises UserError."""
+    """The folder of a run: new, or that of --run-name or --resume, whose settings must agree.
+    Raises UserError.
+    """
     parent, name = Path(settings.save_path), PREFIX + settings.model_type
     if settings.resume is not None:
         return unfinished_tree(settings)
     if settings.run_name is None:
         return new_folder(parent, name if not (parent / name).exists() else f"{name}_{timestamp()}")
     if not re.fullmatch(r"[\w.-]+", settings.run_name):
-        raise UserError(f"--run-name {settings.run_name!r}: use letters, digits, dots, hyphens and underscores")
+        raise UserError(
+            f"--run-name {settings.run_name!r}: use letters, digits, dots, hyphens and underscores"
+        )
     tree = parent / f"{name}_{settings.run_name}"
     make_folder(tree)
     if read_run(tree) or fold_folders(tree):
@@ -495,16 +698,24 @@ def open_tree(settings: config.TrainSettings) -> Path:
 
 
 def unfinished_tree(settings: config.TrainSettings) -> Path:
-    """The tree that --resume means: the newest unfinished one of the same settings, or the one named. Raises UserError."""
+    """The tree that --resume means: the newest unfinished one of the same settings, or the one
+    named. Raises UserError.
+    """
     parent, name = Path(settings.save_path), PREFIX + settings.model_type
     if settings.resume != config.NEWEST:
         named = [parent / str(settings.resume), parent / f"{name}_{settings.resume}"]
         tree = next((p for p in named if (p / "run.json").is_file()), None)
         if tree is None:
-            raise UserError(f"--resume {settings.resume}: no such run in {parent}; name a folder that is there")
+            raise UserError(
+                f"--resume {settings.resume}: no such run in {parent}; name a folder that is there"
+            )
         check_agrees(settings, tree, "--resume", "give the settings it began with")
         return tree
-    runs = [p for p in parent.glob(f"{PREFIX}*") if (p / "run.json").is_file() and not complete(read_run(p))]
+    runs = [
+        p
+        for p in parent.glob(f"{PREFIX}*")
+        if (p / "run.json").is_file() and not complete(read_run(p))
+    ]
     runs.sort(key=lambda p: (started(p), p.name), reverse=True)
     if not runs:
         raise UserError(f"--resume: no unfinished run in {parent}; leave --resume out to start one")
@@ -515,18 +726,25 @@ def unfinished_tree(settings: config.TrainSettings) -> Path:
 
 
 def complete(run: dict[str, Any]) -> bool:
-    """Whether a run.json tells of a run that ended with all its folds; a fold that failed is tried again."""
+    """Whether a run.json tells of a run that ended with all its folds; a fold that failed is tried
+    again.
+    """
     return "finished" in run and not run.get("failed")
 
 
 def disagreements(settings: config.TrainSettings, tree: Path) -> list[str]:
-    """`--lr 0.001 (now 0.01)`: the settings that a result hangs on and a tree's run had otherwise. Raises UserError."""
+    """`--lr 0.001 (now 0.01)`: the settings that a result hangs on and a tree's run had otherwise.
+    Raises UserError.
+    """
     before = read_run(tree).get("settings")
     if not isinstance(before, dict):
         raise UserError(f"{tree}: has no run.json with settings; start a new run")
     now = json.loads(json.dumps(result_settings(settings)))
     differ = {key: value for key, value in now.items() if before.get(key) != value}
-    return [f"--{key.replace('_', '-')} {before.get(key)} (now {value})" for key, value in differ.items()]
+    return [
+        f"--{key.replace('_', '-')} {before.get(key)} (now {value})"
+        for key, value in differ.items()
+    ]
 
 
 def check_agrees(settings: config.TrainSettings, tree: Path, option: str, remedy: str) -> None:
@@ -537,8 +755,9 @@ def check_agrees(settings: config.TrainSettings, tree: Path, option: str, remedy
 
 
 def _try_lock(handle: int, folder: Path) -> bool | None:
-    """Lock an open folder: True locked, False where another process has it, None where its file system has no locks (which one
-    warning says). Raises RunError where the drive fails."""
+    """Lock an open folder: True locked, False where another process has it, None where its file
+    system has no locks (which one warning says). Raises RunError where the drive fails.
+    """
     if fcntl is None:
         return None
     try:
@@ -547,15 +766,22 @@ def _try_lock(handle: int, folder: Path) -> bool | None:
         return False
     except OSError as error:
         if error.errno not in NO_LOCKS:
-            raise RunError(f"{folder}: cannot be locked ({reason(error)}); mend that drive, then go on with --resume") from None
-        warn(f"{folder.parent}: folders cannot be locked there ({reason(error)}); do not train one fold in two processes at once")
+            raise RunError(
+                f"{folder}: cannot be locked ({reason(error)}); mend that drive, then go on with "
+                "--resume"
+            ) from None
+        warn(
+            f"{folder.parent}: folders cannot be locked there ({reason(error)}); do not train one "
+            "fold in two processes at once"
+        )
         return None
     return True
 
 
 @contextlib.contextmanager
 def locked(folder: Path, needed: bool = True) -> Iterator[None]:
-    """Make a fold's folder, keep other processes on this machine out of it, and delete what a killed one was writing there.
+    """Make a fold's folder, keep other processes on this machine out of it, and delete what a
+    killed one was writing there.
 
     Raises UserError where another process does not leave it, RunError where the drive fails.
     """
@@ -568,7 +794,10 @@ def locked(folder: Path, needed: bool = True) -> Iterator[None]:
         until = time.monotonic() + LOCK_SECONDS
         while (exclusive := _try_lock(handle, folder)) is False:
             if time.monotonic() > until:
-                raise UserError(f"{folder}: another process trains this fold; wait for it, or choose another --run-name")
+                raise UserError(
+                    f"{folder}: another process trains this fold; wait for it, or choose another "
+                    "--run-name"
+                )
             time.sleep(0.1)
         sweep(folder, of_living=bool(exclusive))
         yield
@@ -579,8 +808,19 @@ def locked(folder: Path, needed: bool = True) -> Iterator[None]:
 
 def result_settings(settings: config.TrainSettings) -> dict[str, Any]:
     """The settings that a run's result hangs on."""
-    free = ("workers", "dry_run", "save_path", "run_name", "device", "folds", "resume", "quiet", "tensorboard", "cache",
-            "recipe")  # fmt: skip
+    free = (
+        "workers",
+        "dry_run",
+        "save_path",
+        "run_name",
+        "device",
+        "folds",
+        "resume",
+        "quiet",
+        "tensorboard",
+        "cache",
+        "recipe",
+    )
     return {key: value for key, value in dataclasses.asdict(settings).items() if key not in free}
 
 
@@ -592,29 +832,39 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_run(tree: Path) -> dict[str, Any]:
-    """run.json of a tree; empty where there is none (older trees). Raises UserError for a damaged one: what it holds is of the
-    kinds that a run writes, and no deeper."""
+    """run.json of a tree; empty where there is none (older trees). Raises UserError for a damaged
+    one: what it holds is of the kinds that a run writes, and no deeper.
+    """
     try:
         content = json.loads(read_file(tree / "run.json"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
         path = tree / "run.json"
-        raise read_failure(path, error, f"{path}: damaged ({reason(error)}); restore or remove it") from None
+        raise read_failure(
+            path, error, f"{path}: damaged ({reason(error)}); restore or remove it"
+        ) from None
     if not isinstance(content, dict):
         raise UserError(f"{tree / 'run.json'}: holds no settings; restore or remove it")
     for name, kind in RUN_KINDS.items():
         if name in content and not isinstance(content[name], kind):
-            raise UserError(f"{tree / 'run.json'}: its {name!r} is no {kind.__name__}; restore or remove it")
+            raise UserError(
+                f"{tree / 'run.json'}: its {name!r} is no {kind.__name__}; restore or remove it"
+            )
     if deeper(content, RUN_DEPTH):
-        raise UserError(f"{tree / 'run.json'}: damaged (more than {RUN_DEPTH} levels deep); restore or remove it")
+        raise UserError(
+            f"{tree / 'run.json'}: damaged (more than {RUN_DEPTH} levels deep); restore or remove "
+            "it"
+        )
     return content
 
 
 def deeper(value: object, levels: int) -> bool:
     """Whether lists and dictionaries lie within each other deeper than so many levels."""
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return isinstance(value, (dict, list)) and (levels == 0 or any(deeper(part, levels - 1) for part in inside))
+    return isinstance(value, (dict, list)) and (
+        levels == 0 or any(deeper(part, levels - 1) for part in inside)
+    )
 
 
 def fold_folders(tree: Path) -> list[Path]:
@@ -628,7 +878,7 @@ def fold_checkpoints(folder: Path) -> list[Path]:
 
 
 def started(tree: Path) -> float:
-    """When a tree's run began, in seconds since 1970; older trees tell it by their folder's time."""
+    """When a tree's run began, in seconds since 1970; of older trees their folder's time."""
     when = read_run(tree).get("started")
     try:
         return time.mktime(time.strptime(str(when)[:19], "%Y-%m-%dT%H:%M:%S"))
@@ -638,7 +888,11 @@ def started(tree: Path) -> float:
 
 def trees_below(parent: Path) -> list[Path]:
     """The kfold trees in a folder that hold a checkpoint, the newest first."""
-    trees = [p for p in parent.glob(f"{PREFIX}*") if p.is_dir() and any(map(fold_checkpoints, fold_folders(p)))]
+    trees = [
+        p
+        for p in parent.glob(f"{PREFIX}*")
+        if p.is_dir() and any(map(fold_checkpoints, fold_folders(p)))
+    ]
     return sorted(trees, key=lambda p: (started(p), p.name), reverse=True)
 
 
@@ -651,38 +905,78 @@ def find_tree(root: str) -> Path:
         return parent
     trees = trees_below(parent)
     if not trees:
-        raise UserError(f"--root {root}: no {PREFIX}*/fold00 with a checkpoint in it; train first, or name a tree")
+        raise UserError(
+            f"--root {root}: no {PREFIX}*/fold00 with a checkpoint in it; train first, or name a "
+            "tree"
+        )
     if len(trees) > 1:
-        raise UserError(f"--root {root}: holds {len(trees)} trees ({', '.join(t.name for t in trees)}); name one of them")
+        raise UserError(
+            f"--root {root}: holds {len(trees)} trees ({', '.join(t.name for t in trees)}); name "
+            "one of them"
+        )
     return trees[0]
 
 
 def read_described(
     path: Path, model: str | None = None, task: str = "main", mapped: bool = True
-) -> tuple[Checkpoint, Info]:  # fmt: skip
-    """A checkpoint that tells what it is; of a bare state dict, model and task may do so. Raises UserError for another."""
+) -> tuple[Checkpoint, Info]:
+    """A checkpoint that tells what it is; of a bare state dict, model and task may do so. Raises
+    UserError for another.
+    """
     found = read(path, mapped)
     info = found.info
     if info is None and model is not None:
-        info = Info(model, task, "base", config.MODELS[model].backbone, 224, None, fold=0, epoch=0, macro_f1=0.0, loss=0.0)
+        info = Info(
+            model,
+            task,
+            "base",
+            config.MODELS[model].backbone,
+            224,
+            None,
+            fold=0,
+            epoch=0,
+            macro_f1=0.0,
+            loss=0.0,
+        )
     if info is None:
-        raise UserError(f"{path}: a bare state dict whose name does not tell its model and task; name it as train.py does, or "
-                        "tell both to submit_singular.py (--model-type, --task)")  # fmt: skip
-    return (dataclasses.replace(found, weights=mask_as_here(found.weights, info, path)) if found.bare else found), info
+        raise UserError(
+            f"{path}: a bare state dict whose name does not tell its model and task; name it as "
+            "train.py does, or "
+            "tell both to submit_singular.py (--model-type, --task)"
+        )
+    return (
+        dataclasses.replace(found, weights=mask_as_here(found.weights, info, path))
+        if found.bare
+        else found
+    ), info
 
 
 def mask_as_here(weights: dict[str, Tensor], info: Info, path: Path) -> dict[str, Tensor]:
-    """A bare file's weights with the mask head's outputs in today's order: the original entry, whose files had no metadata,
-    numbered a mask worn incorrectly 0 and one worn rightly 1. One line says so."""
-    layer = "linear_mask" if config.MODELS[info.model].heads else "linear" if info.task == "mask" else ""
+    """A bare file's weights with the mask head's outputs in today's order: the original entry,
+    whose files had no metadata, numbered a mask worn incorrectly 0 and one worn rightly 1. One line
+    says so.
+    """
+    layer = (
+        "linear_mask"
+        if config.MODELS[info.model].heads
+        else "linear"
+        if info.task == "mask"
+        else ""
+    )
     swapped = {
         name: weights[name][[1, 0, 2]]
         for name in (f"{layer}.weight", f"{layer}.bias")
-        if name in weights and weights[name].shape[:1] == (3,) and weights[name].layout == torch.strided
+        if name in weights
+        and weights[name].shape[:1] == (3,)
+        and weights[name].layout == torch.strided
         and weights[name].is_floating_point()
-    }  # fmt: skip
+    }
     if swapped:
-        note(path, "without metadata, so by the original entry: its mask outputs incorrect, wear are taken as wear, incorrect")
+        note(
+            path,
+            "without metadata, so by the original entry: its mask outputs incorrect, wear are "
+            "taken as wear, incorrect",
+        )
     return {**weights, **swapped}
 
 
@@ -693,9 +987,15 @@ def ranked_members(folder: Path) -> list[tuple[Checkpoint, Info]]:
 
 
 def member_name(path: Path, tree: Path) -> str:
-    """fold00/Fold00_...: a checkpoint's name within its tree; one that lacks its fold gets it, as each names a table."""
+    """fold00/Fold00_...: a checkpoint's name within its tree; one that lacks its fold gets it, as
+    each names a table.
+    """
     inside = path.relative_to(tree)
-    own = inside.name if re.match(r"Fold\d+_", inside.name) else f"{path.parent.name.capitalize()}_{inside.name}"
+    own = (
+        inside.name
+        if re.match(r"Fold\d+_", inside.name)
+        else f"{path.parent.name.capitalize()}_{inside.name}"
+    )
     return inside.with_name(own).as_posix()
 
 

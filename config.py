@@ -1,7 +1,9 @@
-"""Label tables, registries, settings and argument parsers. Free of torch, so that `--help` and refusals are quick.
+"""Label tables, registries, settings and argument parsers. Free of torch, so that `--help` and
+refusals are quick.
 
-A new task, model, backbone, loss, optimizer or transform is one entry in its registry here: the command line,
-the help, the checks and the tests pick it up. A `target` is "module:attribute", imported when it is first used.
+A new task, model, backbone, loss, optimizer or transform is one entry in its registry here: the
+command line, the help, the checks and the tests pick it up. A `target` is "module:attribute",
+imported when it is first used.
 """
 
 from __future__ import annotations
@@ -22,13 +24,16 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 import utils
 from utils import UserError
 
-# ------------------------------------------------------------------------------------------------ labels
+# --- labels
 
 MASKS = ("wear", "incorrect", "not_wear")
 GENDERS = ("male", "female")
 AGE_GROUPS = ("under 30", "30 to 59", "60 and over")
 GROUP_STARTS = (30, 60)  # the age in years at which the next age group starts
-PHOTO_SIZE = (384, 512)  # width, height in pixels of the competition's photographs, to which crops refer
+PHOTO_SIZE = (
+    384,
+    512,
+)  # width, height in pixels of the competition's photographs, to which crops refer
 
 
 def age_group(years: float) -> int:
@@ -44,12 +49,16 @@ def main_class(mask: int, gender: int, years: float) -> int:
 
 @dataclass(frozen=True)
 class Task:
-    """What a photograph is labelled with. `label(mask, gender, years)` gives the class, or the value of a regression."""
+    """What a photograph is labelled with. `label(mask, gender, years)` gives the class, or the
+    value of a regression.
+    """
 
     label: Callable[[int, int, float], float]
     classes: tuple[str, ...]  # names of the classes; empty for a regression
     help: str
-    from_main: tuple[int, ...] = ()  # this task's class for each of the 18, so that a `main` model answers it by summing
+    from_main: tuple[
+        int, ...
+    ] = ()  # this task's class for each of the 18, so that a `main` model answers it by summing
     judged_as: str = ""  # a regression's F1 is that of this task, after `label(0, 0, value)` of it
 
     @property
@@ -69,10 +78,19 @@ TASKS: dict[str, Task] = {
         "18 classes: 6*mask + 3*gender + age group",
         from_main=tuple(range(18)),
     ),
-    "mask": Task(lambda m, g, y: m, MASKS, "mask worn, worn incorrectly, not worn", tuple(c // 6 for c in range(18))),
-    "ageg": Task(lambda m, g, y: age_group(y), AGE_GROUPS, "age group", tuple(c % 3 for c in range(18))),
+    "mask": Task(
+        lambda m, g, y: m,
+        MASKS,
+        "mask worn, worn incorrectly, not worn",
+        tuple(c // 6 for c in range(18)),
+    ),
+    "ageg": Task(
+        lambda m, g, y: age_group(y), AGE_GROUPS, "age group", tuple(c % 3 for c in range(18))
+    ),
     "age": Task(lambda m, g, y: y, (), "age in years (regression)", judged_as="ageg"),
-    "gender": Task(lambda m, g, y: g, GENDERS, "male, female", tuple(c // 3 % 2 for c in range(18))),
+    "gender": Task(
+        lambda m, g, y: g, GENDERS, "male, female", tuple(c // 3 % 2 for c in range(18))
+    ),
 }
 
 
@@ -94,7 +112,7 @@ INNER_HEADS: dict[str, InnerHead] = {
         YEARS,
         "loss:YearsLoss",
         {"ageg": tuple(map(age_group, range(YEARS)))},
-    ),
+    )
 }
 
 
@@ -112,16 +130,20 @@ PARTS = ("mask", "gender", "ageg")  # what the 18 classes are made of
 
 
 def judged(task: str) -> str:
-    """The task whose classes the macro F1 of `task` is counted in: itself, or a regression's groups."""
+    """The task whose classes the macro F1 of `task` is counted in: itself, or a regression's
+    groups.
+    """
     return TASKS[task].judged_as or task
 
 
-# -------------------------------------------------------------------------------------------- registries
+# --- registries
 
 
 @dataclass(frozen=True)
 class Model:
-    """A network. Its target is built as target(backbone, heads), heads: {task: outputs}, all sharing one backbone."""
+    """A network. Its target is built as target(backbone, heads), heads: {task: outputs}, all
+    sharing one backbone.
+    """
 
     target: str
     backbone: str
@@ -133,7 +155,9 @@ class Model:
 
 @dataclass(frozen=True)
 class Backbone:
-    """Source of a 1000-way network. build: target(name, padding_size) -> module; weights: target(name) -> its state dict."""
+    """Source of a 1000-way network. build: target(name, padding_size) -> module; weights:
+    target(name) -> its state dict.
+    """
 
     target: str
     weights: str
@@ -149,7 +173,9 @@ class Loss:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """target(parameter groups, lr, weight_decay); its default rates on ImageNet weights and from scratch."""
+    """target(parameter groups, lr, weight_decay); its default rates on ImageNet weights and from
+    scratch.
+    """
 
     target: str
     lr_pretrained: float
@@ -163,7 +189,9 @@ FACE = "the face"
 
 @dataclass(frozen=True)
 class Transform:
-    """target(image_size) -> augmentation.Forms. `sees`: the field of view of its validation form and of its test views."""
+    """target(image_size) -> augmentation.Forms. `sees`: the field of view of its validation form
+    and of its test views.
+    """
 
     target: str
     sees: str
@@ -179,47 +207,78 @@ class Transform:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of train.py under one name, {field: value}; an option that is given itself goes before."""
+    """Settings of train.py under one name, {field: value}; an option that is given itself goes
+    before.
+    """
 
     options: Mapping[str, Any]
     help: str
 
     def __str__(self) -> str:
-        return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in self.options.items())
+        return " ".join(
+            f"--{name.replace('_', '-')} {value}" for name, value in self.options.items()
+        )
 
 
 MODELS: dict[str, Model] = {
     "VanillaEfficientNet": Model(
-        "model:VanillaEfficientNet", "efficientnet-b3", ("efficientnet", "timm"), help="EfficientNet and a linear head"
+        "model:VanillaEfficientNet",
+        "efficientnet-b3",
+        ("efficientnet", "timm"),
+        help="EfficientNet and a linear head",
     ),
-    "VanillaResNet": Model("model:VanillaResNet", "resnet50", ("resnet", "timm"), help="ResNet and a linear head"),
+    "VanillaResNet": Model(
+        "model:VanillaResNet", "resnet50", ("resnet", "timm"), help="ResNet and a linear head"
+    ),
     "MultiClassTHANet_MK1": Model(
-        "model:MultiClassTHANet", "efficientnet-b3", heads=("mask", "ageg", "gender", "main"), alias="MultiClassTHANet",
+        "model:MultiClassTHANet",
+        "efficientnet-b3",
+        heads=("mask", "ageg", "gender", "main"),
+        alias="MultiClassTHANet",
         help="self-attention over three states, their outputs joined into the 18 classes",
     ),
     "MultiLabelTHANet": Model(
-        "model:MultiLabelTHANet", "efficientnet-b0", heads=("mask", "ageg", "gender"),
+        "model:MultiLabelTHANet",
+        "efficientnet-b0",
+        heads=("mask", "ageg", "gender"),
         help="self-attention over three states, three label sets",
     ),
     "THANet_MK1": Model(
-        "model:THANet", "efficientnet-b3", heads=("mask", "ageg", "gender", "main"), alias="THANet",
+        "model:THANet",
+        "efficientnet-b3",
+        heads=("mask", "ageg", "gender", "main"),
+        alias="THANet",
         help="four linear heads on one backbone",
     ),
     "Factorised": Model(
-        "model:Factorised", "efficientnet-b3", heads=("mask", "gender", "year"),
+        "model:Factorised",
+        "efficientnet-b3",
+        heads=("mask", "gender", "year"),
         help="mask, gender and a distribution over the years of age, whose product answers main",
     ),
-}  # fmt: skip
+}
 
 BACKBONES: dict[str, Backbone] = {
-    **{f"efficientnet-b{i}": Backbone("model:efficientnet", "model:efficientnet_weights", "efficientnet") for i in range(8)},
-    "efficientnet-lite0": Backbone("model:efficientnet_lite0", "model:efficientnet_lite0_weights", "efficientnet"),
-    **{f"resnet{n}": Backbone("model:resnet", "model:resnet_weights", "resnet") for n in (18, 34, 50, 101, 152)},
+    **{
+        f"efficientnet-b{i}": Backbone(
+            "model:efficientnet", "model:efficientnet_weights", "efficientnet"
+        )
+        for i in range(8)
+    },
+    "efficientnet-lite0": Backbone(
+        "model:efficientnet_lite0", "model:efficientnet_lite0_weights", "efficientnet"
+    ),
+    **{
+        f"resnet{n}": Backbone("model:resnet", "model:resnet_weights", "resnet")
+        for n in (18, 34, 50, 101, 152)
+    },
     "timm:NAME": Backbone("model:timm_backbone", "model:timm_weights", "timm"),
 }
 
 LOSSES: dict[str, Loss] = {
-    "labelsmoothingloss": Loss("loss:LabelSmoothingLoss", False, "smoothing 0.2 spread over the other classes"),
+    "labelsmoothingloss": Loss(
+        "loss:LabelSmoothingLoss", False, "smoothing 0.2 spread over the other classes"
+    ),
     "focalloss": Loss("loss:FocalLoss", False, "gamma 5"),
     "crossentropyloss": Loss("loss:CrossEntropyLoss", False, "plain cross entropy"),
     "mseloss": Loss("loss:MSELoss", True, "squared error, for age"),
@@ -234,17 +293,47 @@ OPTIMIZERS: dict[str, Optimizer] = {
 }
 
 TRANSFORMS: dict[str, Transform] = {
-    "base": Transform("augmentation:base", "the middle 224 pixels", False, "resized and cropped, no other change", "tta"),
-    "random": Transform("augmentation:random", "the middle 224 pixels", False, "random crops and RandAugment", "tta"),
-    "tta": Transform("augmentation:tta", "the middle 384 pixels", True, "as random; each test view is another crop"),
-    "facecrop": Transform("augmentation:facecrop", FACE, False, "crop to the face, in training and at test", "facerandom"),
-    "facerandom": Transform("augmentation:facerandom", FACE, True, "as facecrop, scaled and mirrored, and RandAugment"),
+    "base": Transform(
+        "augmentation:base",
+        "the middle 224 pixels",
+        False,
+        "resized and cropped, no other change",
+        "tta",
+    ),
+    "random": Transform(
+        "augmentation:random", "the middle 224 pixels", False, "random crops and RandAugment", "tta"
+    ),
+    "tta": Transform(
+        "augmentation:tta",
+        "the middle 384 pixels",
+        True,
+        "as random; each test view is another crop",
+    ),
+    "facecrop": Transform(
+        "augmentation:facecrop",
+        FACE,
+        False,
+        "crop to the face, in training and at test",
+        "facerandom",
+    ),
+    "facerandom": Transform(
+        "augmentation:facerandom", FACE, True, "as facecrop, scaled and mirrored, and RandAugment"
+    ),
 }
 
 RECIPES: dict[str, Recipe] = {
-    "seed": Recipe({"cv": 5, "transform_type": "tta", "lr": 0.001}, "the winning line of the recipe that this toolkit grew from"),
+    "seed": Recipe(
+        {"cv": 5, "transform_type": "tta", "lr": 0.001},
+        "the winning line of the recipe that this toolkit grew from",
+    ),
     "strong": Recipe(
-        {"cv": 5, "model_type": "Factorised", "transform_type": "facerandom", "loss_type": "crossentropyloss", "lr": 0.001},
+        {
+            "cv": 5,
+            "model_type": "Factorised",
+            "transform_type": "facerandom",
+            "loss_type": "crossentropyloss",
+            "lr": 0.001,
+        },
         "what won on the README's faces",
     ),
 }
@@ -261,7 +350,10 @@ PRECISIONS = {
     "bf16": "bfloat16 autocast",
     "fp16": "float16 autocast with a gradient scaler",
 }
-CACHES = {"none": "photographs are decoded in every epoch", "ram": "decoded middle squares are kept in memory"}
+CACHES = {
+    "none": "photographs are decoded in every epoch",
+    "ram": "decoded middle squares are kept in memory",
+}
 METHODS = {"softvoting": "three means of the probabilities", "hardvoting": "majority of the votes"}
 DECISIONS = {
     "argmax": "the likeliest class",
@@ -271,7 +363,10 @@ PRIOR_SHIFTS = {
     "none": "the classes are as frequent as in training",
     "em": "their frequencies are estimated from the photographs to be answered",
 }
-WEIGHTS = {"f1": "each checkpoint's validation F1", "oof": "greedy selection on out-of-fold probabilities"}
+WEIGHTS = {
+    "f1": "each checkpoint's validation F1",
+    "oof": "greedy selection on out-of-fold probabilities",
+}
 METHOD_ALIASES = {"soft": "softvoting", "hard": "hardvoting"}
 TIMM = "timm:"  # before the names of timm's backbones
 NEWEST = "newest"  # --resume without a name
@@ -286,7 +381,9 @@ def resolve(target: str) -> Any:
 
 
 def backbone_name(text: str) -> str:
-    """A backbone's name as the registry has it, from any case; timm's own names are left as they are."""
+    """A backbone's name as the registry has it, from any case; timm's own names are left as they
+    are.
+    """
     if text.casefold().startswith(TIMM):
         return TIMM + text[len(TIMM) :]
     return {name.casefold(): name for name in BACKBONES}.get(text.casefold(), text)
@@ -297,14 +394,21 @@ def backbone_entry(name: str) -> Backbone:
     if name in BACKBONES:
         return BACKBONES[name]
     if name.startswith(TIMM):
-        if not re.fullmatch(r"[A-Za-z0-9_.]+", name[len(TIMM) :]):  # a hub's address or a path is none
-            raise UserError(f"--backbone {name[:60]}: after {TIMM} comes the name of a timm model: letters, digits, _ and . only")
+        if not re.fullmatch(
+            r"[A-Za-z0-9_.]+", name[len(TIMM) :]
+        ):  # a hub's address or a path is none
+            raise UserError(
+                f"--backbone {name[:60]}: after {TIMM} comes the name of a timm model: letters, "
+                "digits, _ and . only"
+            )
         return BACKBONES["timm:NAME"]
     raise UserError(f"--backbone {name}: unknown; choose from {', '.join(BACKBONES)}")
 
 
 def for_views(transform: str, views: int) -> str:
-    """The transform to take for so many views: itself, or for several of a fixed one the one with random views."""
+    """The transform to take for so many views: itself, or for several of a fixed one the one with
+    random views.
+    """
     return TRANSFORMS[transform].random_form or transform if views > 1 else transform
 
 
@@ -312,7 +416,11 @@ def check_views(transform: str, views: int) -> None:
     """Raise UserError where so many views by a transform would all be the same."""
     entry = TRANSFORMS[transform]
     if views > 1 and not entry.random_view:
-        remedy = f"use --transform-type {entry.random_form}, or --tta 1" if entry.random_form else "use --tta 1"
+        remedy = (
+            f"use --transform-type {entry.random_form}, or --tta 1"
+            if entry.random_form
+            else "use --tta 1"
+        )
         raise UserError(f"--tta {views}: transform {transform} shows every view alike; {remedy}")
 
 
@@ -321,7 +429,7 @@ def trained_heads(model: str, task: str) -> tuple[str, ...]:
     return MODELS[model].heads or (task,)
 
 
-# ------------------------------------------------------------------------------------- options and parsers
+# --- options and parsers
 
 
 @dataclass(frozen=True)
@@ -330,16 +438,23 @@ class Range:
 
     kind: type
     low: float
-    high: float = 1e6  # more than anybody needs of anything, and few enough to count and to name files by
+    high: float = (
+        1e6  # more than anybody needs of anything, and few enough to count and to name files by
+    )
     above: bool = False
 
     def __call__(self, text: str) -> float:
         try:
             value = self.kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text[:40]!r} is no {'whole ' if self.kind is int else ''}number") from None
+            raise argparse.ArgumentTypeError(
+                f"{text[:40]!r} is no {'whole ' if self.kind is int else ''}number"
+            ) from None
         if not self.low <= value <= self.high or (self.above and value == self.low):
-            bounds = f"{'above' if self.above else 'at least'} {in_digits(self.low)} and at most {in_digits(self.high)}"
+            bounds = (
+                f"{'above' if self.above else 'at least'} {in_digits(self.low)} and at most "
+                f"{in_digits(self.high)}"
+            )
             raise argparse.ArgumentTypeError(f"{text[:40]} is out of range: it must be {bounds}")
         return value
 
@@ -351,7 +466,9 @@ def in_digits(number: float) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """One name of a registry, or one more, in any case; an alias (of the entry, or given) stands for its name."""
+    """One name of a registry, or one more, in any case; an alias (of the entry, or given) stands
+    for its name.
+    """
 
     registry: Mapping[str, Any]
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -363,7 +480,9 @@ class Choice:
         return [*self.registry, *self.more]
 
     def __call__(self, text: str) -> str:
-        known = {name.casefold(): name for name in self.names} | {a.casefold(): n for a, n in self.aliases.items()}
+        known = {name.casefold(): name for name in self.names} | {
+            a.casefold(): n for a, n in self.aliases.items()
+        }
         entries = {getattr(entry, "alias", ""): name for name, entry in self.registry.items()}
         known |= {alias.casefold(): name for alias, name in entries.items() if alias}
         if text.casefold() not in known:
@@ -374,7 +493,9 @@ class Choice:
 def whole_numbers(text: str) -> tuple[int, ...]:
     """`0,3` -> (0, 3)."""
     if not re.fullmatch(r"\d{1,7}(,\d{1,7})*", text, re.ASCII):
-        raise argparse.ArgumentTypeError(f"{text[:40]!r}: expected whole numbers with commas between, like 0,3")
+        raise argparse.ArgumentTypeError(
+            f"{text[:40]!r}: expected whole numbers with commas between, like 0,3"
+        )
     return tuple(sorted({int(part) for part in text.split(",")}))
 
 
@@ -401,15 +522,30 @@ def option(
     const: Any = None,
     several: bool = False,
 ) -> Any:
-    """A settings field that is also a command-line option. `shown`: how the help words the default; `const`: the
-    value of the option given without one; `several`: it takes one value or more, as a tuple."""
-    meta = {"group": group, "help": help, "kind": kind, "shown": shown, "metavar": metavar, "const": const, "several": several}
+    """A settings field that is also a command-line option. `shown`: how the help words the default;
+    `const`: the value of the option given without one; `several`: it takes one value or more, as a
+    tuple.
+    """
+    meta = {
+        "group": group,
+        "help": help,
+        "kind": kind,
+        "shown": shown,
+        "metavar": metavar,
+        "const": const,
+        "several": several,
+    }
     return dataclasses.field(default=default, metadata=meta)
 
 
 DATA, MODEL, TRAINING, FOLDS, MACHINE, VOTING = (
-    "data", "model", "training", "folds and checkpoints", "machine", "views and votes",
-)  # fmt: skip
+    "data",
+    "model",
+    "training",
+    "folds and checkpoints",
+    "machine",
+    "views and votes",
+)
 BESIDE = ""  # what few need: told below the groups of --help
 
 
@@ -420,8 +556,12 @@ class MachineSettings:
     again: ClassVar[str] = "start it again"  # the remedy once what stopped the command is mended
 
     device: str = option(MACHINE, "auto, cpu, cuda, cuda:1, mps ...", "auto", metavar="NAME")
-    workers: int | None = option(MACHINE, "processes that read photographs", None, Range(int, 0, 1024), "by the processors")
-    threads: int | None = option(MACHINE, "torch's threads", None, Range(int, 1, 1024), "the processors")
+    workers: int | None = option(
+        MACHINE, "processes that read photographs", None, Range(int, 0, 1024), "by the processors"
+    )
+    threads: int | None = option(
+        MACHINE, "torch's threads", None, Range(int, 1, 1024), "the processors"
+    )
     precision: str = option(MACHINE, "arithmetic of the network", "auto", Choice(PRECISIONS))
 
 
@@ -432,80 +572,157 @@ class TrainSettings(MachineSettings):
     again: ClassVar[str] = "go on with --resume"
 
     task: str = option(DATA, "what to learn", "main", Choice(TASKS))
-    train_root: str = option(DATA, "folder of labelled photographs", "./input/data/train", metavar="DIR")
+    train_root: str = option(
+        DATA, "folder of labelled photographs", "./input/data/train", metavar="DIR"
+    )
     valid_root: str | None = option(
-        DATA, "another such folder: validates a single split; with --cv above 1 scored once, by the final ensemble",
+        DATA,
+        "another such folder: validates a single split; with --cv above 1 scored once, by the "
+        "final ensemble",
         metavar="DIR",
-    )  # fmt: skip
+    )
     age_filter: int | None = option(
-        DATA, "count people of this age and more as '60 and over' in the training labels", None, Range(int, 30, 60),
+        DATA,
+        "count people of this age and more as '60 and over' in the training labels",
+        None,
+        Range(int, 30, 60),
         metavar="AGE",
-    )  # fmt: skip
+    )
     label_fixes: str | None = option(
-        DATA, "corrections of labels: path,column,value (gender, age; or mask of a photograph) or image,mask; the folds stay",
+        DATA,
+        "corrections of labels: path,column,value (gender, age; or mask of a photograph) or "
+        "image,mask; the folds stay",
         metavar="CSV",
-    )  # fmt: skip
+    )
     transform_type: str = option(DATA, "crops and augmentation", "random", Choice(TRANSFORMS))
     boxes: str | None = option(
-        DATA, "the faces' places (file,left,top,right,bottom) for facecrop and facerandom, from any detector", None,
-        shown="found in the pixels", metavar="CSV",
-    )  # fmt: skip
+        DATA,
+        "the faces' places (file,left,top,right,bottom) for facecrop and facerandom, from any "
+        "detector",
+        None,
+        shown="found in the pixels",
+        metavar="CSV",
+    )
     skip_bad_images: bool = option(DATA, "train without the photographs that cannot be read", False)
-    oversample: str = option(DATA, "bring every class up to the largest", "none", Choice(OVERSAMPLING))
-    image_size: int = option(DATA, "side in pixels of what the network sees", 224, Range(int, 16, 2048))
-    model_type: str = option(MODEL, "network (THANet, MultiClassTHANet: the _MK1)", "VanillaEfficientNet", Choice(MODELS))
+    oversample: str = option(
+        DATA, "bring every class up to the largest", "none", Choice(OVERSAMPLING)
+    )
+    image_size: int = option(
+        DATA, "side in pixels of what the network sees", 224, Range(int, 16, 2048)
+    )
+    model_type: str = option(
+        MODEL, "network (THANet, MultiClassTHANet: the _MK1)", "VanillaEfficientNet", Choice(MODELS)
+    )
     backbone: str | None = option(
-        MODEL, f"1000-way network below the head ({', '.join(BACKBONES)})", None, str, "the model's own", "NAME"
+        MODEL,
+        f"1000-way network below the head ({', '.join(BACKBONES)})",
+        None,
+        str,
+        "the model's own",
+        "NAME",
     )
     pretrained: str = option(
-        MODEL, "where the backbone's weights come from: imagenet, none, or a state dict's PATH", "imagenet", weights_source,
+        MODEL,
+        "where the backbone's weights come from: imagenet, none, or a state dict's PATH",
+        "imagenet",
+        weights_source,
         metavar="SOURCE",
-    )  # fmt: skip
+    )
     load_state_dict: str | None = option(MODEL, "train on from this checkpoint", metavar="PATH")
     epochs: int = option(TRAINING, "passes over the training people", 30, Range(int, 1))
     batch_size: int = option(TRAINING, "photographs in a step", 32, Range(int, 2))
     optim_type: str = option(TRAINING, "optimizer", "adam", Choice(OPTIMIZERS))
-    loss_type: str | None = option(TRAINING, "loss", None, Choice(LOSSES), "labelsmoothingloss; smoothl1loss for age")
+    loss_type: str | None = option(
+        TRAINING, "loss", None, Choice(LOSSES), "labelsmoothingloss; smoothl1loss for age"
+    )
     lr: float | None = option(
-        TRAINING, "learning rate (0.005 wrecks pretrained weights under Adam)", None, Range(float, 0, above=True),
+        TRAINING,
+        "learning rate (0.005 wrecks pretrained weights under Adam)",
+        None,
+        Range(float, 0, above=True),
         "0.001 for adam and adamp on pretrained weights, else 0.005",
-    )  # fmt: skip
+    )
     lr_scheduler: str = option(
-        TRAINING, "learning rate over time; cosine:E restarts every E epochs", "cosine", schedule_name,
+        TRAINING,
+        "learning rate over time; cosine:E restarts every E epochs",
+        "cosine",
+        schedule_name,
         metavar="{cosine,cosine:E,none}",
-    )  # fmt: skip
+    )
     warmup_epochs: float = option(TRAINING, "epochs of linear warm-up", 0.0, Range(float, 0))
-    backbone_lr_scale: float = option(TRAINING, "the backbone's learning rate as a part of --lr", 1.0, Range(float, 0))
-    freeze: int = option(TRAINING, "epochs at the start in which the backbone stays as it is", 0, Range(int, 0))
-    weight_decay: float | None = option(TRAINING, "weight decay", None, Range(float, 0), "0.01 for adamp, else 0")
-    clip_grad: float | None = option(TRAINING, "largest norm of the gradient", None, Range(float, 0, above=True), "no clipping")
-    seed: int = option(TRAINING, "seed of every random draw but the split", 42, Range(int, 0, 2**63 - 1))
-    cv: int = option(FOLDS, "folds; 1 = a single split, one of ten folds held out", 1, Range(int, 1))
+    backbone_lr_scale: float = option(
+        TRAINING, "the backbone's learning rate as a part of --lr", 1.0, Range(float, 0)
+    )
+    freeze: int = option(
+        TRAINING, "epochs at the start in which the backbone stays as it is", 0, Range(int, 0)
+    )
+    weight_decay: float | None = option(
+        TRAINING, "weight decay", None, Range(float, 0), "0.01 for adamp, else 0"
+    )
+    clip_grad: float | None = option(
+        TRAINING, "largest norm of the gradient", None, Range(float, 0, above=True), "no clipping"
+    )
+    seed: int = option(
+        TRAINING, "seed of every random draw but the split", 42, Range(int, 0, 2**63 - 1)
+    )
+    cv: int = option(
+        FOLDS, "folds; 1 = a single split, one of ten folds held out", 1, Range(int, 1)
+    )
     split_seed: int = option(FOLDS, "seed of the split into folds", 42, Range(int, 0, 2**32 - 1))
-    save_path: str = option(FOLDS, "where the tree of checkpoints goes", "./saved_models", metavar="DIR")
+    save_path: str = option(
+        FOLDS, "where the tree of checkpoints goes", "./saved_models", metavar="DIR"
+    )
     run_name: str | None = option(
-        FOLDS, "suffix of the tree's name; naming a run that is there completes it", None, shown="none, or the time",
+        FOLDS,
+        "suffix of the tree's name; naming a run that is there completes it",
+        None,
+        shown="none, or the time",
         metavar="NAME",
-    )  # fmt: skip
+    )
     resume: str | None = option(
-        FOLDS, "go on with the newest unfinished run of this command, or with the one named", None, shown="a new run",
-        metavar="NAME", const=NEWEST,
-    )  # fmt: skip
+        FOLDS,
+        "go on with the newest unfinished run of this command, or with the one named",
+        None,
+        shown="a new run",
+        metavar="NAME",
+        const=NEWEST,
+    )
     folds: tuple[int, ...] | None = option(
-        FOLDS, "train only these of the --cv folds, like 0,3; runs of one --run-name share a tree", None, whole_numbers,
-        "all", "N,N",
-    )  # fmt: skip
-    save_top: int = option(FOLDS, "checkpoints kept per fold, by validation macro F1", 3, Range(int, 1))
-    compile: bool = option(MACHINE, "let torch.compile make the training step faster (minutes at the start)", False)
-    dry_run: bool = option(MACHINE, "read, split, run one batch, estimate time and disk, and stop", False)
+        FOLDS,
+        "train only these of the --cv folds, like 0,3; runs of one --run-name share a tree",
+        None,
+        whole_numbers,
+        "all",
+        "N,N",
+    )
+    save_top: int = option(
+        FOLDS, "checkpoints kept per fold, by validation macro F1", 3, Range(int, 1)
+    )
+    compile: bool = option(
+        MACHINE, "let torch.compile make the training step faster (minutes at the start)", False
+    )
+    dry_run: bool = option(
+        MACHINE, "read, split, run one batch, estimate time and disk, and stop", False
+    )
     quiet: bool = option(MACHINE, "neither bars nor a line per epoch", False)
     recipe: str | None = option(
-        BESIDE, "settings by one name, which options given besides override: "
+        BESIDE,
+        "settings by one name, which options given besides override: "
         + "; ".join(f"{name} ({recipe.help}) is {recipe}" for name, recipe in RECIPES.items()),
-        None, Choice(RECIPES),
-    )  # fmt: skip
-    cache: str = option(BESIDE, "keep the photographs' decoded middle squares in memory: none, ram", "none", Choice(CACHES))
-    tensorboard: bool = option(BESIDE, "write each fold's history for TensorBoard, too; takes the package tensorboard", False)
+        None,
+        Choice(RECIPES),
+    )
+    cache: str = option(
+        BESIDE,
+        "keep the photographs' decoded middle squares in memory: none, ram",
+        "none",
+        Choice(CACHES),
+    )
+    tensorboard: bool = option(
+        BESIDE,
+        "write each fold's history for TensorBoard, too; takes the package tensorboard",
+        False,
+    )
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -518,14 +735,21 @@ class TrainSettings(MachineSettings):
         return float(cycle) if cycle else None
 
     def completed(self) -> TrainSettings:
-        """Fill the defaults that hang on other options, and refuse what does not go together (UserError)."""
+        """Fill the defaults that hang on other options, and refuse what does not go together
+        (UserError).
+        """
         optimizer = OPTIMIZERS[self.optim_type]
         from_weights = self.pretrained != "none" or self.load_state_dict is not None
         filled = dataclasses.replace(
             self,
             backbone=backbone_name(self.backbone or MODELS[self.model_type].backbone),
-            loss_type=self.loss_type or ("smoothl1loss" if TASKS[self.task].regression else "labelsmoothingloss"),
-            lr=self.lr if self.lr is not None else optimizer.lr_pretrained if from_weights else optimizer.lr_scratch,
+            loss_type=self.loss_type
+            or ("smoothl1loss" if TASKS[self.task].regression else "labelsmoothingloss"),
+            lr=self.lr
+            if self.lr is not None
+            else optimizer.lr_pretrained
+            if from_weights
+            else optimizer.lr_scratch,
             weight_decay=optimizer.weight_decay if self.weight_decay is None else self.weight_decay,
         )
         try:
@@ -535,19 +759,37 @@ class TrainSettings(MachineSettings):
         return filled
 
     def blame_recipe(self, error: UserError) -> UserError:
-        """The error in the user's words: where what it names was set by --recipe, with that and how to override it."""
+        """The error in the user's words: where what it names was set by --recipe, with that and how
+        to override it.
+        """
         options = RECIPES[self.recipe].options if self.recipe else {}
-        named = {n: v for n, v in options.items() if isinstance(v, str) and getattr(self, n) == v and v in str(error)}
+        named = {
+            n: v
+            for n, v in options.items()
+            if isinstance(v, str) and getattr(self, n) == v and v in str(error)
+        }
         if not named:
             return error
-        wrong, others = str(error).partition("; ")[0], " and ".join(f"--{name.replace('_', '-')}" for name in named)
-        return UserError(f"{wrong}, and --recipe {self.recipe} sets {Recipe(named, '')}; leave --recipe out, or give another "
-                         f"{others}")  # fmt: skip
+        wrong, others = (
+            str(error).partition("; ")[0],
+            " and ".join(f"--{name.replace('_', '-')}" for name in named),
+        )
+        return UserError(
+            f"{wrong}, and --recipe {self.recipe} sets {Recipe(named, '')}; leave --recipe out, "
+            "or give another "
+            f"{others}"
+        )
 
     @property
     def recipe_line(self) -> str:
-        """The options that a recipe stands for, with the values that the run takes: those given besides go before."""
-        options = {name: getattr(self, name) for name in RECIPES[self.recipe].options} if self.recipe else {}
+        """The options that a recipe stands for, with the values that the run takes: those given
+        besides go before.
+        """
+        options = (
+            {name: getattr(self, name) for name in RECIPES[self.recipe].options}
+            if self.recipe
+            else {}
+        )
         return f"recipe {self.recipe}: {Recipe(options, '')}"
 
     def explain_lr(self, given: float | None) -> str:
@@ -556,7 +798,11 @@ class TrainSettings(MachineSettings):
             by_recipe = self.recipe is not None and RECIPES[self.recipe].options.get("lr") == given
             return f"learning rate {given:g} ({f'--recipe {self.recipe}' if by_recipe else '--lr'})"
         completed = self.completed()
-        start = "from scratch" if self.pretrained == "none" and not self.load_state_dict else "on pretrained weights"
+        start = (
+            "from scratch"
+            if self.pretrained == "none" and not self.load_state_dict
+            else "on pretrained weights"
+        )
         wrecked = completed.lr != 0.005 and start == "on pretrained weights"
         why = ": 0.005 wrecks them under this optimizer" if wrecked else ""
         return f"learning rate {completed.lr:g} (the default of {self.optim_type} {start}{why})"
@@ -566,7 +812,10 @@ def check_boxes(boxes: str | None, *transforms: str) -> None:
     """Boxes are read by the face crop alone."""
     of_face = [name for name, entry in TRANSFORMS.items() if entry.of_face]
     if boxes is not None and not {*of_face, AUTO} & set(transforms):
-        raise UserError(f"--boxes {boxes}: only --transform-type {' and '.join(of_face)} read them; add one, or leave it out")
+        raise UserError(
+            f"--boxes {boxes}: only --transform-type {' and '.join(of_face)} read them; add one, "
+            "or leave it out"
+        )
 
 
 def check_training(s: TrainSettings) -> None:
@@ -574,33 +823,68 @@ def check_training(s: TrainSettings) -> None:
     task, loss, model = TASKS[s.task], LOSSES[s.loss_type or ""], MODELS[s.model_type]
     if model.heads and s.task not in model.heads and (task.regression or not task.from_main):
         able = [name for name, entry in MODELS.items() if not entry.heads]
-        raise UserError(f"--task {s.task}: {s.model_type} has no head for it; use --model-type {' or '.join(able)}")
+        raise UserError(
+            f"--task {s.task}: {s.model_type} has no head for it; use --model-type "
+            f"{' or '.join(able)}"
+        )
     if task.regression != loss.regression:
         fits = [name for name, entry in LOSSES.items() if entry.regression == task.regression]
-        raise UserError(f"--loss-type {s.loss_type}: does not fit --task {s.task}; use {', '.join(fits)}")
+        raise UserError(
+            f"--loss-type {s.loss_type}: does not fit --task {s.task}; use {', '.join(fits)}"
+        )
     entry = backbone_entry(s.backbone or "")
     if model.families and entry.family not in model.families:
         fits = [name for name, b in BACKBONES.items() if b.family in model.families]
-        raise UserError(f"--backbone {s.backbone}: does not fit {s.model_type}; use one of {', '.join(fits)}")
-    grouped = [h for h in s.heads if not head(h).regression and head(h).label(0, 0, 59) != head(h).label(0, 0, 60)]
+        raise UserError(
+            f"--backbone {s.backbone}: does not fit {s.model_type}; use one of {', '.join(fits)}"
+        )
+    grouped = [
+        h
+        for h in s.heads
+        if not head(h).regression and head(h).label(0, 0, 59) != head(h).label(0, 0, 60)
+    ]
     if s.age_filter is not None and not grouped:
-        raise UserError(f"--age-filter {s.age_filter}: --task {s.task} has no age groups to filter; leave it out")
+        raise UserError(
+            f"--age-filter {s.age_filter}: --task {s.task} has no age groups to filter; leave it "
+            "out"
+        )
     if s.cycle_epochs is not None and s.cycle_epochs + s.warmup_epochs > s.epochs:
-        raise UserError(f"--lr-scheduler {s.lr_scheduler}: a cycle longer than --epochs {s.epochs}; make it shorter")
+        raise UserError(
+            f"--lr-scheduler {s.lr_scheduler}: a cycle longer than --epochs {s.epochs}; make it "
+            "shorter"
+        )
     if s.folds is not None and (s.folds[-1] >= s.cv or s.run_name is None):
-        remedy = f"count from 0 to {s.cv - 1}" if s.folds[-1] >= s.cv else "name the tree that they share with --run-name"
+        remedy = (
+            f"count from 0 to {s.cv - 1}"
+            if s.folds[-1] >= s.cv
+            else "name the tree that they share with --run-name"
+        )
         raise UserError(f"--folds {','.join(map(str, s.folds))}: {remedy}")
     if s.resume is not None and s.run_name is not None:
-        raise UserError(f"--resume: --run-name {s.run_name} goes on with that run already; leave one of them out")
+        raise UserError(
+            f"--resume: --run-name {s.run_name} goes on with that run already; leave one of them "
+            "out"
+        )
     if s.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise UserError("--tensorboard: the package tensorboard is not there; pip install tensorboard, or leave it out")
+        raise UserError(
+            "--tensorboard: the package tensorboard is not there; pip install tensorboard, or "
+            "leave it out"
+        )
     if s.freeze >= s.epochs:
-        raise UserError(f"--freeze {s.freeze}: must be fewer than --epochs {s.epochs}, or the backbone never learns")
+        raise UserError(
+            f"--freeze {s.freeze}: must be fewer than --epochs {s.epochs}, or the backbone never "
+            "learns"
+        )
     if s.load_state_dict is not None and s.pretrained not in ("imagenet", "none"):
-        raise UserError(f"--pretrained {s.pretrained}: --load-state-dict brings all weights; leave one of them out")
+        raise UserError(
+            f"--pretrained {s.pretrained}: --load-state-dict brings all weights; leave one of "
+            "them out"
+        )
     check_boxes(s.boxes, s.transform_type)
     if s.warmup_epochs >= s.epochs:
-        raise UserError(f"--warmup-epochs {s.warmup_epochs:g}: must be fewer than --epochs {s.epochs}")
+        raise UserError(
+            f"--warmup-epochs {s.warmup_epochs:g}: must be fewer than --epochs {s.epochs}"
+        )
 
 
 @dataclass(frozen=True)
@@ -609,22 +893,38 @@ class PredictSettings(MachineSettings):
 
     task: str = option(DATA, "what to answer", "main", Choice(TASKS))
     data_root: str | None = option(
-        DATA, "evaluation folder, or its folder of images", None,
-        shown="./input/data/images, else ./input/data/eval/images", metavar="DIR",
-    )  # fmt: skip
-    save_path: str = option(DATA, "where the folder of predictions goes", "./prediction", metavar="DIR")
+        DATA,
+        "evaluation folder, or its folder of images",
+        None,
+        shown="./input/data/images, else ./input/data/eval/images",
+        metavar="DIR",
+    )
+    save_path: str = option(
+        DATA, "where the folder of predictions goes", "./prediction", metavar="DIR"
+    )
     boxes: str | None = option(
-        DATA, "the faces' places (file,left,top,right,bottom) for facecrop and facerandom, from any detector", None,
-        shown="found in the pixels", metavar="CSV",
-    )  # fmt: skip
-    skip_bad_images: bool = option(DATA, "answer photographs that cannot be read with the most frequent class", False)
+        DATA,
+        "the faces' places (file,left,top,right,bottom) for facecrop and facerandom, from any "
+        "detector",
+        None,
+        shown="found in the pixels",
+        metavar="CSV",
+    )
+    skip_bad_images: bool = option(
+        DATA, "answer photographs that cannot be read with the most frequent class", False
+    )
     decision: str = option(VOTING, "how probabilities become answers", "argmax", Choice(DECISIONS))
     prior_shift: str = option(
-        VOTING, "reckon with classes more or less frequent than in training (em: estimated), before --decision", "none",
+        VOTING,
+        "reckon with classes more or less frequent than in training (em: estimated), before "
+        "--decision",
+        "none",
         Choice(PRIOR_SHIFTS),
-    )  # fmt: skip
+    )
     answers: str | None = option(
-        DATA, "true answers (ImageID,ans; one of the 18 classes, whatever --task), to score against", metavar="CSV"
+        DATA,
+        "true answers (ImageID,ans; one of the 18 classes, whatever --task), to score against",
+        metavar="CSV",
     )
     batch_size: int = option(MACHINE, "photographs in a forward pass", 32, Range(int, 1))
 
@@ -632,20 +932,30 @@ class PredictSettings(MachineSettings):
 def check_shift(s: PredictSettings) -> None:
     """Years have no classes whose frequencies could shift."""
     if s.prior_shift != "none" and TASKS[s.task].regression:
-        raise UserError(f"--prior-shift {s.prior_shift}: --task {s.task} has no classes; leave it out")
+        raise UserError(
+            f"--prior-shift {s.prior_shift}: --task {s.task} has no classes; leave it out"
+        )
 
 
 @dataclass(frozen=True)
 class SingularSettings(PredictSettings):
     """Everything `submit_singular.py` is asked for."""
 
-    model_type: str | None = option(MODEL, "network of the checkpoint to look for", None, Choice(MODELS), "whatever the run has")
+    model_type: str | None = option(
+        MODEL, "network of the checkpoint to look for", None, Choice(MODELS), "whatever the run has"
+    )
     load_state_dict: str | None = option(
-        MODEL, "checkpoint", None, shown="the best of the newest tree under ./saved_models that answers the task",
+        MODEL,
+        "checkpoint",
+        None,
+        shown="the best of the newest tree under ./saved_models that answers the task",
         metavar="PATH",
-    )  # fmt: skip
+    )
     transform_type: str = option(
-        DATA, "crop; auto: as the checkpoint's validation saw it", "base", Choice(TRANSFORMS, more=(AUTO,))
+        DATA,
+        "crop; auto: as the checkpoint's validation saw it",
+        "base",
+        Choice(TRANSFORMS, more=(AUTO,)),
     )
 
     def completed(self) -> SingularSettings:
@@ -660,36 +970,67 @@ class EnsembleSettings(PredictSettings):
     """Everything `submit_ensemble.py` is asked for."""
 
     root: tuple[str, ...] | None = option(
-        MODEL, "trees of checkpoints that vote together, or folders that hold one; those of mask, gender and ageg multiply into "
-        "main", None, shown="the newest kfold-ensemble-* under ./saved_models that answers the task", metavar="DIR", several=True,
-    )  # fmt: skip
+        MODEL,
+        "trees of checkpoints that vote together, or folders that hold one; those of mask, gender "
+        "and ageg multiply into "
+        "main",
+        None,
+        shown="the newest kfold-ensemble-* under ./saved_models that answers the task",
+        metavar="DIR",
+        several=True,
+    )
     from_probs: str | None = option(
-        VOTING, "folder of an earlier prediction: vote again on its probs.npz, without a forward pass", metavar="DIR"
+        VOTING,
+        "folder of an earlier prediction: vote again on its probs.npz, without a forward pass",
+        metavar="DIR",
     )
     transform_type: str | None = option(
-        DATA, "crop; auto, or nothing after the option: as each checkpoint's validation saw it", None,
-        Choice(TRANSFORMS, more=(AUTO,)), "base; tta where --tta is above 1", const=AUTO,
-    )  # fmt: skip
-    top_k: int | None = option(VOTING, "best checkpoints OF EACH FOLD that vote", None, Range(int, 1), "3")
-    tta: int | None = option(VOTING, "views of each photograph, each another crop", None, Range(int, 1, MOST_VIEWS), "1")
-    method: str = option(VOTING, "how to vote (soft, hard)", "softvoting", Choice(METHODS, METHOD_ALIASES))
+        DATA,
+        "crop; auto, or nothing after the option: as each checkpoint's validation saw it",
+        None,
+        Choice(TRANSFORMS, more=(AUTO,)),
+        "base; tta where --tta is above 1",
+        const=AUTO,
+    )
+    top_k: int | None = option(
+        VOTING, "best checkpoints OF EACH FOLD that vote", None, Range(int, 1), "3"
+    )
+    tta: int | None = option(
+        VOTING, "views of each photograph, each another crop", None, Range(int, 1, MOST_VIEWS), "1"
+    )
+    method: str = option(
+        VOTING, "how to vote (soft, hard)", "softvoting", Choice(METHODS, METHOD_ALIASES)
+    )
     weights: str | None = option(
-        VOTING, "of the weighted mean: validation F1, or chosen fold by fold on out-of-fold probabilities", None,
-        Choice(WEIGHTS), "f1; with --from-probs as it voted",
-    )  # fmt: skip
+        VOTING,
+        "of the weighted mean: validation F1, or chosen fold by fold on out-of-fold probabilities",
+        None,
+        Choice(WEIGHTS),
+        "f1; with --from-probs as it voted",
+    )
 
     def completed(self) -> EnsembleSettings:
         """Fill what hangs on other options, and refuse what does not go together (UserError)."""
         if self.weights == "oof" and (self.method == "hardvoting" or TASKS[self.task].regression):
             other = "--method hardvoting" if self.method == "hardvoting" else f"--task {self.task}"
-            raise UserError(f"--weights oof: {other} has no use for it, only softvoting over classes has; leave it out")
+            raise UserError(
+                f"--weights oof: {other} has no use for it, only softvoting over classes has; "
+                "leave it out"
+            )
         check_shift(self)
         if self.from_probs is not None:
-            for given, name in ((self.root, "root"), (self.transform_type, "transform-type"), (self.tta, "tta"),
-                                (self.data_root, "data-root"), (self.boxes, "boxes"),
-                                (self.skip_bad_images or None, "skip-bad-images")):  # fmt: skip
+            for given, name in (
+                (self.root, "root"),
+                (self.transform_type, "transform-type"),
+                (self.tta, "tta"),
+                (self.data_root, "data-root"),
+                (self.boxes, "boxes"),
+                (self.skip_bad_images or None, "skip-bad-images"),
+            ):
                 if given is not None:
-                    raise UserError(f"--{name}: --from-probs votes on stored probabilities; leave --{name} out")
+                    raise UserError(
+                        f"--{name}: --from-probs votes on stored probabilities; leave --{name} out"
+                    )
             return self
         tta = self.tta or 1
         transform = self.transform_type or ("tta" if tta > 1 else "base")
@@ -707,8 +1048,12 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see --help)")
 
 
-def build_parser(settings: type[MachineSettings], prog: str, description: str) -> argparse.ArgumentParser:
-    """The parser of a settings class: an option per field, in groups, each with its choices and default."""
+def build_parser(
+    settings: type[MachineSettings], prog: str, description: str
+) -> argparse.ArgumentParser:
+    """The parser of a settings class: an option per field, in groups, each with its choices and
+    default.
+    """
     parser = _Parser(prog=prog, description=description, allow_abbrev=False)
     beside = [field for field in dataclasses.fields(settings) if field.metadata["group"] == BESIDE]
     parser.epilog = "; ".join(f"also --{field.name}: {field.metadata['help']}" for field in beside)
@@ -732,13 +1077,20 @@ def build_parser(settings: type[MachineSettings], prog: str, description: str) -
         extra = {"nargs": "?", "const": meta["const"]} if meta["const"] is not None else {}
         if meta["several"]:  # given twice, it takes both: the first is not to be lost in silence
             extra = {"nargs": "+", "action": "extend"}
-        text = argparse.SUPPRESS if field in beside else f"{meta['help']} (default: {shown})".replace("%", "%%")
-        group.add_argument(flag, type=kind, default=field.default, metavar=metavar, help=text, **extra)
+        text = (
+            argparse.SUPPRESS
+            if field in beside
+            else f"{meta['help']} (default: {shown})".replace("%", "%%")
+        )
+        group.add_argument(
+            flag, type=kind, default=field.default, metavar=metavar, help=text, **extra
+        )
     return parser
 
 
 def parse(settings: type[S], argv: Sequence[str] | None, prog: str, description: str) -> S:
-    """Command line -> settings as asked for (call `completed()` on them). Underscores in option names are hyphens.
+    """Command line -> settings as asked for (call `completed()` on them). Underscores in option
+    names are hyphens.
 
     Raises UserError for an unknown option, a shortened one, or a value out of range.
     """
@@ -749,22 +1101,33 @@ def parse(settings: type[S], argv: Sequence[str] | None, prog: str, description:
     known, unknown = parser.parse_known_args(words)
     given = vars(known)
     if unknown:
-        raise UserError(f"unrecognized arguments: {' '.join(unknown)}{did_you_mean(unknown, parser)} (see --help)")
+        raise UserError(
+            f"unrecognized arguments: {' '.join(unknown)}{did_you_mean(unknown, parser)} (see "
+            "--help)"
+        )
     if given.get("recipe"):
         parser.set_defaults(**RECIPES[given["recipe"]].options)
         given = vars(parser.parse_args(words))
     for name, value in given.items():
         if "" in (value if isinstance(value, list) else [value]):
-            raise UserError(f"--{name.replace('_', '-')}: is empty; give it a value, or leave it out")
-    several: dict[str, Any] = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+            raise UserError(
+                f"--{name.replace('_', '-')}: is empty; give it a value, or leave it out"
+            )
+    several: dict[str, Any] = {
+        name: tuple(value) for name, value in given.items() if isinstance(value, list)
+    }
     return settings(**given | several)
 
 
 def did_you_mean(unknown: Sequence[str], parser: argparse.ArgumentParser) -> str:
-    """`; did you mean --epochs?` for the first unknown option that begins an option or is like one; else nothing."""
+    """`; did you mean --epochs?` for the first unknown option that begins an option or is like one;
+    else nothing.
+    """
     options = list(parser._option_string_actions)
     for name in (word.partition("=")[0] for word in unknown if word.startswith("--")):
-        close = [option for option in options if option.startswith(name)] or difflib.get_close_matches(name[:40], options, 1)
+        close = [
+            option for option in options if option.startswith(name)
+        ] or difflib.get_close_matches(name[:40], options, 1)
         if close:
             return f"; did you mean {' or '.join(close[:3])}?"
     return ""
@@ -787,8 +1150,13 @@ def options_table(settings: type[MachineSettings], prog: str) -> str:
         meaning, _, default = (action.help or "").replace("%%", "%").partition(" (default: ")
         if action.help == argparse.SUPPRESS:
             field = settings.__dataclass_fields__[action.dest]
-            meaning, default = field.metadata["help"], "off" if field.default is False else str(field.default or "none")
+            meaning, default = (
+                field.metadata["help"],
+                "off" if field.default is False else str(field.default or "none"),
+            )
         values = "" if action.nargs == 0 else str(action.metavar).strip("{}").replace(",", ", ")
         values += " ..." if action.nargs == "+" else ""
-        rows.append(f"| `{action.option_strings[0]}` | {values} | {default.removesuffix(')')} | {meaning} |")
+        rows.append(
+            f"| `{action.option_strings[0]}` | {values} | {default.removesuffix(')')} | {meaning} |"
+        )
     return "\n".join(rows)

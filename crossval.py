@@ -36,7 +36,10 @@ def run(settings: config.TrainSettings) -> int:
     """Train all folds. Returns the exit code: 0, or 1 where a fold failed."""
     utils.quiet = settings.quiet
     remedy = " in a new run (--resume takes no other batch size)"
-    with processes.joined() as who, processes.failures_told(settings.batch_size, remedy, "; go on with --resume"):
+    with (
+        processes.joined() as who,
+        processes.failures_told(settings.batch_size, remedy, "; go on with --resume"),
+    ):
         return run_folds(settings, who)
 
 
@@ -49,13 +52,17 @@ def run_folds(settings: config.TrainSettings, who: processes.Processes) -> int:
         if who.first:
             print(*estimate(study), sep="\n")
         return 0
-    study = dataclasses.replace(study, tree=processes.told_by_first(who, lambda: prepare.begin(study, outside)))
+    study = dataclasses.replace(
+        study, tree=processes.told_by_first(who, lambda: prepare.begin(study, outside))
+    )
     clock = training.Clock(settings.epochs * len(study.own_folds))
     failed: dict[int, str] = {}
     with StopSignal() as stop:
         for number in study.own_folds:
             try:
-                with processes.workers_told(stop, f"; the same command with --resume goes on ({study.tree})"):
+                with processes.workers_told(
+                    stop, f"; the same command with --resume goes on ({study.tree})"
+                ):
                     training.train_fold(study, number, clock, stop)
             except training.Diverged as error:
                 failed[number] = str(error)
@@ -65,11 +72,16 @@ def run_folds(settings: config.TrainSettings, who: processes.Processes) -> int:
 
 def close(study: Study, outside: pd.DataFrame | None, failed: dict[int, str]) -> int:
     """The tables of a tree that is complete; whichever process completes it writes them."""
-    answers = {number: training.finished(study, number) for number in study.folds if number not in failed}
+    answers = {
+        number: training.finished(study, number) for number in study.folds if number not in failed
+    }
     missing = [number for number, found in answers.items() if found is None]
     if missing:
-        print(f"{counted(len(missing), 'fold is', 'folds are')} not complete yet ({', '.join(map(str, missing))}); the run that "
-              "completes the tree writes its table")  # fmt: skip
+        print(
+            f"{counted(len(missing), 'fold is', 'folds are')} not complete yet "
+            f"({', '.join(map(str, missing))}); the run that "
+            "completes the tree writes its table"
+        )
         return 1 if failed else 0
     task = study.settings.task
     done = [
@@ -89,18 +101,26 @@ def close(study: Study, outside: pd.DataFrame | None, failed: dict[int, str]) ->
 
 
 def tell(study: Study, done: list[outoffold.Held]) -> None:
-    """What the out-of-fold answers tell beyond their score: tables, a decision rule, suspects, the report."""
+    """What the out-of-fold answers tell beyond their score: tables, a decision rule, suspects, the
+    report.
+    """
     task, tree = study.settings.task, study.tree
     rows, answers = outoffold.honest(done)
     table = outoffold.write(tree, task, rows, answers)
     extra: dict[str, list[tuple[str, object]]] = {}
     if len(done) > 1:
-        flattered, plain = outoffold.selected_scores(task, done).macro_f1, outoffold.scored(task, rows, answers).macro_f1
+        flattered, plain = (
+            outoffold.selected_scores(task, done).macro_f1,
+            outoffold.scored(task, rows, answers).macro_f1,
+        )
         extra["What choosing epochs flatters"] = [
             ("macro F1 with each fold's own best epoch", f"{flattered:.4f}"),
-            ("headline: each fold's epoch chosen by the others", f"{plain:.4f}"), ("optimism", f"{flattered - plain:+.4f}"),
-        ]  # fmt: skip
-    by_years = any(head in config.INNER_HEADS for head in study.settings.heads)  # answers that hang on no group's frequency
+            ("headline: each fold's epoch chosen by the others", f"{plain:.4f}"),
+            ("optimism", f"{flattered - plain:+.4f}"),
+        ]
+    by_years = any(
+        head in config.INNER_HEADS for head in study.settings.heads
+    )  # answers that hang on no group's frequency
     if not config.TASKS[task].regression and not by_years:
         alike = study.settings.oversample != "none"
         shift.write(tree, shift.fit(task, answers, rows[task].to_numpy(), alike))
@@ -111,10 +131,16 @@ def tell(study: Study, done: list[outoffold.Held]) -> None:
     if task == "main":
         found = suspects.label_suspects(rows, answers)
         suspects.write_suspects(tree / "suspects.csv", found)
-        print(f"{counted(len(found), 'label')} to look at, the most suspicious first: {printable(tree / 'suspects.csv')}")
+        print(
+            f"{counted(len(found), 'label')} to look at, the most suspicious first: "
+            f"{printable(tree / 'suspects.csv')}"
+        )
         paths = dict(zip(study.table["file"], study.table["path"], strict=True))
         extra["Labels to look at"] = [
-            (row.file, report.Picture(paths[row.file], f"{row.kind}: {row.given}? looks {row.suggested}"))
+            (
+                row.file,
+                report.Picture(paths[row.file], f"{row.kind}: {row.given}? looks {row.suggested}"),
+            )
             for row in found.head(SHOWN).itertuples()
         ]
     with utils.dispensable(f"report of {tree}"):
@@ -124,7 +150,11 @@ def tell(study: Study, done: list[outoffold.Held]) -> None:
 def score_outside(study: Study, outside: pd.DataFrame) -> str:
     """The final ensemble, all kept checkpoints of all folds, on people whom no choice has seen."""
     s = study.settings
-    members = [pair for folder in checkpoint.fold_folders(study.tree) for pair in checkpoint.ranked_members(folder)]
+    members = [
+        pair
+        for folder in checkpoint.fold_folders(study.tree)
+        for pair in checkpoint.ranked_members(folder)
+    ]
     rebuilt = [models.rebuild(info, found.weights, str(found.path)) for found, info in members]
     networks = [models.place(network, study.compute.device) for network in rebuilt]
     view = augmentation.View(augmentation.forms(s.transform_type, s.image_size).valid)
@@ -132,10 +162,15 @@ def score_outside(study: Study, outside: pd.DataFrame) -> str:
     boxes = tables.read_boxes(s.boxes, names, paths) if s.boxes else None
     photos = dataset.Photos(names, paths, [view], boxes)
     training.warn_of_absent(s.task, outside[s.task].to_numpy(), f"--valid-root {s.valid_root}")
-    answers = engine.predict(networks, [[0]] * len(networks), photos, [s.task], study.compute)[s.task]
+    answers = engine.predict(networks, [[0]] * len(networks), photos, [s.task], study.compute)[
+        s.task
+    ]
     decided = ensemble.decide(s.task, ensemble.arithmetic(answers))
     scores = metrics.score(s.task, decided, outside[s.task].to_numpy())
-    return f"--valid-root, scored once by the ensemble of {counted(len(networks), 'checkpoint')}: {scores.line()}"
+    return (
+        f"--valid-root, scored once by the ensemble of {counted(len(networks), 'checkpoint')}: "
+        f"{scores.line()}"
+    )
 
 
 def estimate(study: Study) -> list[str]:
@@ -152,14 +187,19 @@ def estimate(study: Study) -> list[str]:
         engine.train_epoch(fold.learner, fold.recipe, loader, fold.labels, s.task, alone, 0)
         seconds = time.monotonic() - before
     per_photo = seconds / len(batches.indices)
-    people = len(study.table) - len(fold.rows) + len(fold.rows) / 3  # a validation pass has no backward
+    people = (
+        len(study.table) - len(fold.rows) + len(fold.rows) / 3
+    )  # a validation pass has no backward
     asked, folds = len(s.folds or study.folds), len(study.own_folds)
-    told = counted(asked, "fold") + (f" ({folds} after another in each process)" if folds < asked else "")
+    told = counted(asked, "fold") + (
+        f" ({folds} after another in each process)" if folds < asked else ""
+    )
     size = sum(t.numel() * t.element_size() for t in fold.learner.model.state_dict().values())
     disk = size * s.save_top * s.cv / 2**30
     free = checkpoint.disk_free(Path(s.save_path)) / 2**30
     return [
-        f"dry run: one batch of {len(batches.indices)} took {seconds:.2f} s ({1 / per_photo:.1f} images/s)",
+        f"dry run: one batch of {len(batches.indices)} took {seconds:.2f} s ({1 / per_photo:.1f} "
+        "images/s)",
         f"the run: about {duration(per_photo * people * s.epochs * folds / study.compute.world)} "
         f"for {told} x {counted(s.epochs, 'epoch')}",
         f"disk: about {disk:.2f} GiB of checkpoints, {free:.1f} GiB free",

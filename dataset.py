@@ -25,31 +25,46 @@ from utils import UserError, derive_seed, seeded, warn_counted
 def assign_folds(table: pd.DataFrame, folds: int, split_seed: int) -> dict[str, int]:
     """Person -> fold, all photographs of a person in one; stratified by gender and age group.
 
-    People are sorted by name, shuffled within each stratum and dealt out one by one, each stratum going on where
-    the last one stopped: every stratum and every total is balanced to within one person, however small.
+    People are sorted by name, shuffled within each stratum and dealt out one by one, each stratum
+    going on where the last one stopped: every stratum and every total is balanced to within one
+    person, however small.
     """
     people = table.drop_duplicates("person").sort_values("person")
     if folds > len(people):
-        raise UserError(f"--cv {folds}: there are only {len(people)} people; use at most --cv {len(people)}")
+        raise UserError(
+            f"--cv {folds}: there are only {len(people)} people; use at most --cv {len(people)}"
+        )
     draw = np.random.RandomState(split_seed)  # numpy promises that this stream never changes
     strata = people.groupby(["gender", "ageg"], sort=True)["person"]
-    dealt = [person for _, stratum in strata for person in stratum.to_numpy()[draw.permutation(len(stratum))]]
+    dealt = [
+        person
+        for _, stratum in strata
+        for person in stratum.to_numpy()[draw.permutation(len(stratum))]
+    ]
     return {person: position % folds for position, person in enumerate(dealt)}
 
 
-def label_tensors(table: pd.DataFrame, heads: Sequence[str], age_filter: int | None = None) -> dict[str, torch.Tensor]:
+def label_tensors(
+    table: pd.DataFrame, heads: Sequence[str], age_filter: int | None = None
+) -> dict[str, torch.Tensor]:
     """{task or inner head: labels of every row}: int64 classes, float32 values of a regression.
 
-    `age_filter` (training labels only): whoever is that old or older counts as 60 where age groups matter.
+    `age_filter` (training labels only): whoever is that old or older counts as 60 where age groups
+    matter.
     """
     years = table["years"].to_numpy(float)
-    grouped = years if age_filter is None else np.where(years >= age_filter, np.maximum(years, 60), years)
+    grouped = (
+        years if age_filter is None else np.where(years >= age_filter, np.maximum(years, 60), years)
+    )
     labels = {}
     for name in heads:
         head = config.head(name)
         ages = years if head.regression else grouped
         distinct, where = tables.distinct_rows(table["mask"], table["gender"], ages)
-        values = torch.tensor([head.label(*row) for row in distinct], dtype=torch.float32 if head.regression else torch.int64)
+        values = torch.tensor(
+            [head.label(*row) for row in distinct],
+            dtype=torch.float32 if head.regression else torch.int64,
+        )
         labels[name] = values[torch.from_numpy(where)]
     return labels
 
@@ -59,13 +74,17 @@ class Blending:
     """For oversampling by mixup: with whom a photograph may be blended."""
 
     seed: tuple[Hashable, ...]
-    partners: Mapping[int, np.ndarray]  # photograph -> photographs of other people with the same labels
+    partners: Mapping[
+        int, np.ndarray
+    ]  # photograph -> photographs of other people with the same labels
 
 
 class Squares:
-    """The middle squares of so many photographs, decoded once each, in memory that all reading processes share.
+    """The middle squares of so many photographs, decoded once each, in memory that all reading
+    processes share.
 
-    A process that is forked later sees what the others fill in; two that fill one square at once write the same.
+    A process that is forked later sees what the others fill in; two that fill one square at once
+    write the same.
     """
 
     SIZE = augmentation.WIDE * augmentation.WIDE * 3 + 1  # bytes for a photograph
@@ -86,10 +105,11 @@ class Squares:
 class Photos(Dataset[tuple[torch.Tensor, list[torch.Tensor]]]):
     """Item (epoch, i, copy) -> ((i, j), one uint8 [height, width, 3] per view).
 
-    Each photograph is decoded once, whatever the number of views; with `squares` once in all, for views that are crops.
-    A view's random draws hang on its key, the epoch, the photograph's name and the copy (above 0 where oversampling
-    repeats it) alone, so neither workers nor order change them. j is i itself, or the partner that a copy is blended
-    with half and half.
+    Each photograph is decoded once, whatever the number of views; with `squares` once in all, for
+    views that are crops.
+    A view's random draws hang on its key, the epoch, the photograph's name and the copy (above 0
+    where oversampling repeats it) alone, so neither workers nor order change them. j is i itself,
+    or the partner that a copy is blended with half and half.
     """
 
     def __init__(
@@ -132,18 +152,29 @@ class Photos(Dataset[tuple[torch.Tensor, list[torch.Tensor]]]):
         j = i
         if copy and self.blending is not None and len(self.blending.partners.get(i, ())):
             able = self.blending.partners[i]
-            j = int(able[derive_seed("partner", *self.blending.seed, epoch, copy, self.names[i]) % len(able)])
-            seen = [Image.blend(a, b, 0.5) for a, b in zip(seen, self.look(j, epoch, copy), strict=True)]
-        return torch.tensor((i, j)), [torch.from_numpy(augmentation.pixels(image)) for image in seen]
+            j = int(
+                able[
+                    derive_seed("partner", *self.blending.seed, epoch, copy, self.names[i])
+                    % len(able)
+                ]
+            )
+            seen = [
+                Image.blend(a, b, 0.5) for a, b in zip(seen, self.look(j, epoch, copy), strict=True)
+            ]
+        return torch.tensor((i, j)), [
+            torch.from_numpy(augmentation.pixels(image)) for image in seen
+        ]
 
 
 class Batches(Sampler[list[tuple[int, int, int]]]):
-    """Batches of (epoch, index, copy): the epoch travels with the index, for persistent workers never hear of a new one.
+    """Batches of (epoch, index, copy): the epoch travels with the index, for persistent workers
+    never hear of a new one.
 
-    copy counts from 0 how often an index stood earlier in `indices`. shuffle: parts of the seed (with the epoch) of each
-    epoch's order, or None for the order as it is. A last batch of fewer than `least` photographs joins the batch before it,
-    for BatchNorm cannot train on a single one. Process `rank` of `world` is given its share of every batch; the batches
-    themselves do not hang on `world`. Of a batch too small for shares of `least`, fewer processes take part: the others
+    copy counts from 0 how often an index stood earlier in `indices`. shuffle: parts of the seed
+    (with the epoch) of each epoch's order, or None for the order as it is. A last batch of fewer
+    than `least` photographs joins the batch before it, for BatchNorm cannot train on a single one.
+    Process `rank` of `world` is given its share of every batch; the batches themselves do not hang
+    on `world`. Of a batch too small for shares of `least`, fewer processes take part: the others
     are given a share that is another's too, with the weight 0.
     """
 
@@ -174,25 +205,35 @@ class Batches(Sampler[list[tuple[int, int, int]]]):
 
     def bounds(self, number: int) -> tuple[int, int]:
         """From where to where in the epoch's order a batch goes, all processes together."""
-        return number * self.size, (number + 1) * self.size if number < len(self) - 1 else len(self.indices)
+        return number * self.size, (number + 1) * self.size if number < len(self) - 1 else len(
+            self.indices
+        )
 
     def sharing(self, count: int) -> int:
         """How many processes take part in a batch of so many photographs."""
         return max(1, min(self.world, count // self.least))
 
     def weight(self, step: int) -> float:
-        """This process' part of the batch of a step (counted over all epochs), times the number of processes.
+        """This process' part of the batch of a step (counted over all epochs), times the number of
+        processes.
 
-        By it the mean of the processes' gradients is that of the whole batch, where shares differ by one.
+        By it the mean of the processes' gradients is that of the whole batch, where shares differ
+        by one.
         """
         start, end = self.bounds(step % len(self))
         sharing = self.sharing(end - start)
-        return len(range(self.rank, end - start, sharing)) * self.world / (end - start) if self.rank < sharing else 0.0
+        return (
+            len(range(self.rank, end - start, sharing)) * self.world / (end - start)
+            if self.rank < sharing
+            else 0.0
+        )
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         order: Sequence[int] = range(len(self.indices))
         if self.shuffle is not None:
-            generator = torch.Generator().manual_seed(derive_seed("order", *self.shuffle, self.epoch))
+            generator = torch.Generator().manual_seed(
+                derive_seed("order", *self.shuffle, self.epoch)
+            )
             order = torch.randperm(len(self.indices), generator=generator).tolist()
         keys = [(self.epoch, self.indices[i], self.copies[i]) for i in order]
         for number in range(self.start, len(self)):
@@ -202,7 +243,8 @@ class Batches(Sampler[list[tuple[int, int, int]]]):
 
 
 def oversampled(rows: Sequence[int], classes: np.ndarray, seed: Hashable) -> list[int]:
-    """Row numbers with the rarer classes' repeated, as evenly as can be, until each has as many as the largest.
+    """Row numbers with the rarer classes' repeated, as evenly as can be, until each has as many as
+    the largest.
 
     classes: the class of each of the rows. Whom the last round repeats hangs on the seed.
     """
@@ -217,13 +259,18 @@ def oversampled(rows: Sequence[int], classes: np.ndarray, seed: Hashable) -> lis
     return extended
 
 
-def blending(table: pd.DataFrame, rows: Sequence[int], heads: Sequence[str], seed: tuple[Hashable, ...]) -> Blending:
-    """For each of the rows those of other people with the same labels in all heads (a regression's: its groups).
+def blending(
+    table: pd.DataFrame, rows: Sequence[int], heads: Sequence[str], seed: tuple[Hashable, ...]
+) -> Blending:
+    """For each of the rows those of other people with the same labels in all heads (a regression's:
+    its groups).
 
     A photograph without any is repeated instead, which is said once with a count.
     """
     part = table.iloc[list(rows)]
-    keys = part[[name if name in config.INNER_HEADS else config.judged(name) for name in heads]].apply(tuple, axis=1)
+    keys = part[
+        [name if name in config.INNER_HEADS else config.judged(name) for name in heads]
+    ].apply(tuple, axis=1)
     people = part["person"].to_numpy()
     partners: dict[int, np.ndarray] = {}
     alone: list[str] = []
@@ -234,5 +281,9 @@ def blending(table: pd.DataFrame, rows: Sequence[int], heads: Sequence[str], see
             partners[int(numbers[k])] = numbers[inside[people[inside] != people[k]]]
         if len(set(people[inside])) == 1:
             alone.append(str(people[inside[0]]))
-    warn_counted(alone, "classes of a single person have nobody to blend with, their photographs are repeated instead")
+    warn_counted(
+        alone,
+        "classes of a single person have nobody to blend with, their photographs are repeated "
+        "instead",
+    )
     return Blending(seed, partners)

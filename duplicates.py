@@ -1,4 +1,6 @@
-"""Near-duplicate photographs of "different" people: whoever is in two folds under two names flatters the score."""
+"""Near-duplicate photographs of "different" people: whoever is in two folds under two names
+flatters the score.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ FREQUENCIES = 12  # in each direction of the perceptual hash
 HASH_LIMIT = 0.23  # part of the hash's bits in which candidates may differ
 LIMIT = 0.15  # 1 - correlation up to which aligned candidates are the same photograph
 BLOCK = 1024  # photographs compared with all others at once
-MIDDLE = np.array([0.06 * WIDTH, 0.06 * HEIGHT, 0.94 * WIDTH, 0.94 * HEIGHT])  # left, top, right, bottom: what crops leave
+MIDDLE = np.array(
+    [0.06 * WIDTH, 0.06 * HEIGHT, 0.94 * WIDTH, 0.94 * HEIGHT]
+)  # left, top, right, bottom: what crops leave
 STEPS = 4  # of the alignment
 SPAN = 4  # pixels of a thumbnail over which details are compared
 CANDIDATES = 1  # looked at closely per photograph of a block on average, at most; the nearest ones
@@ -27,28 +31,37 @@ Pair = tuple[str, str, float]
 
 
 def find_duplicates(paths: Sequence[str], people: Sequence[str]) -> list[Pair]:
-    """(path, path, distance) of photographs of different people that are the same one, the nearest first.
+    """(path, path, distance) of photographs of different people that are the same one, the nearest
+    first.
 
-    Finds copies that were re-encoded, scaled, mirrored, or cropped by a few percent, whatever their shots: a perceptual
-    hash (the signs of a cosine transform's low frequencies) proposes pairs; these are aligned and their details
-    correlated. distance is 1 - that correlation, 0 for equal photographs. Unreadable files are left out, with a count.
+    Finds copies that were re-encoded, scaled, mirrored, or cropped by a few percent, whatever their
+    shots: a perceptual hash (the signs of a cosine transform's low frequencies) proposes pairs;
+    these are aligned and their details correlated. distance is 1 - that correlation, 0 for equal
+    photographs. Unreadable files are left out, with a count.
     """
     thumbnails = read_thumbnails(paths)
-    warn_counted([p for p, found in zip(paths, thumbnails, strict=True) if found is None],
-                 "photographs left out of the search for duplicates, they cannot be read")  # fmt: skip
+    warn_counted(
+        [p for p, found in zip(paths, thumbnails, strict=True) if found is None],
+        "photographs left out of the search for duplicates, they cannot be read",
+    )
     kept = [number for number, found in enumerate(thumbnails) if found is not None]
     if not kept:
         return []
     pixels = np.stack([thumbnails[number] for number in kept])  # type: ignore[misc]
     codes = np.unique([people[number] for number in kept], return_inverse=True)[1]
     pairs = candidates(hashes(pixels), codes)
-    apart = (distance(pixels[i], pixels[j], mirrored) for i, j, mirrored in pairs)  # in threads it takes twice as long
+    apart = (
+        distance(pixels[i], pixels[j], mirrored) for i, j, mirrored in pairs
+    )  # in threads it takes twice as long
     measured = list(progress(apart, "comparing look-alikes", len(pairs)))
     nearest: dict[tuple[int, int], float] = {}
     for (i, j, _), found in zip(pairs, measured, strict=True):
         if found <= LIMIT:
             nearest[i, j] = min(found, nearest.get((i, j), found))
-    return sorted(((paths[kept[i]], paths[kept[j]], found) for (i, j), found in nearest.items()), key=lambda pair: pair[2])
+    return sorted(
+        ((paths[kept[i]], paths[kept[j]], found) for (i, j), found in nearest.items()),
+        key=lambda pair: pair[2],
+    )
 
 
 def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
@@ -56,7 +69,9 @@ def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
     with atomic_write(path, "w") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["first", "second", "distance"])
-        rows.writerows([cell(first), cell(second), f"{apart:.4f}"] for first, second, apart in pairs)
+        rows.writerows(
+            [cell(first), cell(second), f"{apart:.4f}"] for first, second, apart in pairs
+        )
 
 
 def read_thumbnails(paths: Sequence[str]) -> list[np.ndarray | None]:
@@ -70,25 +85,35 @@ def read_thumbnails(paths: Sequence[str]) -> list[np.ndarray | None]:
         return np.asarray(photo.convert("L").resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
 
     with ThreadPoolExecutor(usable_processors()) as pool:
-        found: Iterable[np.ndarray | None] = progress(pool.map(read, paths), "looking for duplicates", len(paths))
+        found: Iterable[np.ndarray | None] = progress(
+            pool.map(read, paths), "looking for duplicates", len(paths)
+        )
         return list(found)
 
 
 def hashes(pixels: np.ndarray) -> np.ndarray:
-    """Perceptual hashes, float32 -1 or 1 [photographs, FREQUENCIES, FREQUENCIES]: signs of the lowest cosine frequencies.
+    """Perceptual hashes, float32 -1 or 1 [photographs, FREQUENCIES, FREQUENCIES]: signs of the
+    lowest cosine frequencies.
 
     Signs of odd horizontal frequencies turn around when a photograph is mirrored; the others stay.
     """
-    down, across = (np.cos(np.pi * np.outer(np.arange(FREQUENCIES), np.arange(n) + 0.5) / n, dtype=np.float32)
-                    for n in (HEIGHT, WIDTH))  # fmt: skip
-    parts = [down @ pixels[k : k + BLOCK].astype(np.float32) @ across.T for k in range(0, len(pixels), BLOCK)]
+    down, across = (
+        np.cos(np.pi * np.outer(np.arange(FREQUENCIES), np.arange(n) + 0.5) / n, dtype=np.float32)
+        for n in (HEIGHT, WIDTH)
+    )
+    parts = [
+        down @ pixels[k : k + BLOCK].astype(np.float32) @ across.T
+        for k in range(0, len(pixels), BLOCK)
+    ]
     found = np.where(np.concatenate(parts) > 0, np.float32(1), np.float32(-1))
     found[:, 0, 0] = 0  # the mean brightness tells nothing
     return found
 
 
 def candidates(hashed: np.ndarray, codes: np.ndarray) -> list[tuple[int, int, bool]]:
-    """(i, j, whether j is mirrored), i < j, of different people whose hashes differ in few bits (by matrix products)."""
+    """(i, j, whether j is mirrored), i < j, of different people whose hashes differ in few bits (by
+    matrix products).
+    """
     straight = hashed.reshape(len(hashed), -1)
     turned = (hashed * (-1.0) ** np.arange(FREQUENCIES, dtype=np.float32)).reshape(straight.shape)
     bits, pairs = straight.shape[1] - 1, []
@@ -101,7 +126,10 @@ def candidates(hashed: np.ndarray, codes: np.ndarray) -> list[tuple[int, int, bo
             differing[~others] = bits
             i, j = np.nonzero(differing <= HASH_LIMIT * bits)
             nearest = np.argsort(differing[i, j], kind="stable")[: CANDIDATES * BLOCK]
-            pairs += [(start + int(a), start + int(b), mirrored) for a, b in zip(i[nearest], j[nearest], strict=True)]
+            pairs += [
+                (start + int(a), start + int(b), mirrored)
+                for a, b in zip(i[nearest], j[nearest], strict=True)
+            ]
     return pairs
 
 
@@ -112,9 +140,11 @@ def part(photo: Image.Image, box: np.ndarray, size: tuple[int, int]) -> np.ndarr
 
 
 def align(first: Image.Image, second: Image.Image) -> np.ndarray:
-    """The box of the second thumbnail that shows what is in the first's middle: Gauss-Newton steps on place and scale.
+    """The box of the second thumbnail that shows what is in the first's middle: Gauss-Newton steps
+    on place and scale.
 
-    Brightness and contrast are fitted along (Lucas and Kanade 1981, with these two parameters more).
+    Brightness and contrast are fitted along (Lucas and Kanade 1981, with these two parameters
+    more).
     """
     size = (WIDTH // 2, HEIGHT // 2)
     sought, box = part(first, MIDDLE, size).ravel(), MIDDLE.copy()
@@ -124,16 +154,22 @@ def align(first: Image.Image, second: Image.Image) -> np.ndarray:
         shown = part(second, box, size)
         down, across = (gradient.ravel() for gradient in np.gradient(shown))
         columns = np.stack([across, across * x, down, down * y, shown.ravel(), np.ones_like(x)])
-        shift, wider, fall, taller = np.linalg.lstsq(columns @ columns.T, columns @ (sought - shown.ravel()), rcond=None)[0][:4]
+        shift, wider, fall, taller = np.linalg.lstsq(
+            columns @ columns.T, columns @ (sought - shown.ravel()), rcond=None
+        )[0][:4]
         change = [shift - wider / 2, fall - taller / 2, shift + wider / 2, fall + taller / 2]
-        box = np.clip(box + np.clip(np.multiply(change, 2), -2, 2), 0, [WIDTH, HEIGHT, WIDTH, HEIGHT])
+        box = np.clip(
+            box + np.clip(np.multiply(change, 2), -2, 2), 0, [WIDTH, HEIGHT, WIDTH, HEIGHT]
+        )
         if min(box[2] - box[0], box[3] - box[1]) < WIDTH / 2:
             return MIDDLE  # lost
     return box
 
 
 def detail(photo: Image.Image, box: np.ndarray) -> np.ndarray:
-    """The fine structure of a part of a thumbnail (less the mean of the four pixels beside it), a unit vector."""
+    """The fine structure of a part of a thumbnail (less the mean of the four pixels beside it), a
+    unit vector.
+    """
     shown = part(photo, box, (WIDTH, HEIGHT))
     around = sum(np.roll(shown, shift, axis) for shift in (-SPAN, SPAN) for axis in (0, 1)) / 4
     fine = (shown - around)[SPAN:-SPAN, SPAN:-SPAN].ravel()
@@ -143,5 +179,8 @@ def detail(photo: Image.Image, box: np.ndarray) -> np.ndarray:
 
 def distance(first: np.ndarray, second: np.ndarray, mirrored: bool) -> float:
     """1 - correlation of the details of two thumbnails, after aligning them."""
-    a, b = (Image.fromarray(pixels.astype(np.float32)) for pixels in (first, second[:, ::-1] if mirrored else second))
+    a, b = (
+        Image.fromarray(pixels.astype(np.float32))
+        for pixels in (first, second[:, ::-1] if mirrored else second)
+    )
     return 1 - float(detail(a, MIDDLE) @ detail(b, align(a, b)))

@@ -1,4 +1,6 @@
-"""Train one epoch; and ONE pass from photographs to outputs, for validation, test views and submissions."""
+"""Train one epoch; and ONE pass from photographs to outputs, for validation, test views and
+submissions.
+"""
 
 from __future__ import annotations
 
@@ -45,10 +47,12 @@ class Compute:
         return torch.autocast(self.device.type, dtype=HALF[self.precision])
 
     def to_device(self, values: Tensor) -> Tensor:
-        """A loader's tensor where the network runs. On a GPU the copy has a stream of its own: it runs beside the kernels of
-        what was queued before (the last step), and only what is queued from here on waits for it.
+        """A loader's tensor where the network runs. On a GPU the copy has a stream of its own: it
+        runs beside the kernels of what was queued before (the last step), and only what is queued
+        from here on waits for it.
 
-        Elsewhere, and from memory that is not pinned, the copy is waited for: its values could be read before they are there.
+        Elsewhere, and from memory that is not pinned, the copy is waited for: its values could be
+        read before they are there.
         """
         stream = copy_stream(self.device)
         if stream is None:
@@ -57,11 +61,15 @@ class Compute:
             moved = values.to(self.device, non_blocking=values.is_pinned())
         computing = torch.cuda.current_stream(self.device)
         computing.wait_stream(stream)
-        moved.record_stream(computing)  # or its memory could be the next copy's while kernels still read it
+        moved.record_stream(
+            computing
+        )  # or its memory could be the next copy's while kernels still read it
         return moved
 
     def to_network(self, pixels: Tensor) -> Tensor:
-        """uint8 [batch, height, width, 3] -> normalised float32 [batch, 3, height, width], channels last in memory."""
+        """uint8 [batch, height, width, 3] -> normalised float32 [batch, 3, height, width], channels
+        last in memory.
+        """
         images = self.to_device(pixels).permute(0, 3, 1, 2).float()
         mean, deviation = imagenet_statistics(self.device)
         return images.sub_(mean).div_(deviation)
@@ -90,7 +98,9 @@ def halfway(labels: Tensor, partners: Tensor) -> Tensor:
 
 
 def choose_precision(asked: str, device: torch.device) -> str:
-    """`auto`: bf16 on a GPU (torch's current one) whose processor has it, else fp16 there; fp32 elsewhere."""
+    """`auto`: bf16 on a GPU (torch's current one) whose processor has it, else fp16 there; fp32
+    elsewhere.
+    """
     if asked != "auto":
         return asked
     if device.type != "cuda":
@@ -100,9 +110,11 @@ def choose_precision(asked: str, device: torch.device) -> str:
 
 @dataclass
 class Learner:
-    """What training changes: the weights, the optimizer's state, the scaler of half-precision gradients.
+    """What training changes: the weights, the optimizer's state, the scaler of half-precision
+    gradients.
 
-    forward: how training calls the model: itself, compiled, or wrapped to share gradients among processes.
+    forward: how training calls the model: itself, compiled, or wrapped to share gradients among
+    processes.
     """
 
     model: nn.Module
@@ -112,20 +124,38 @@ class Learner:
 
     def state(self) -> dict[str, dict[str, Any]]:
         """All of it as plain types and tensors."""
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
 
     def restore(self, state: dict[str, dict[str, Any]], source: str) -> None:
-        """Take up a kept state. Raises UserError for that of another network, and for what is none."""
+        """Take up a kept state. Raises UserError for another network's, or for none at all."""
         models.load_weights(self.model, state["model"], source)
         models.check_finite(self.model, source)
         try:
             optim.take_up(self.optimizer, state["optimizer"])
-            if not all(type(value) in (int, float) and 0 <= value < math.inf for value in state["scaler"].values()):
+            if not all(
+                type(value) in (int, float) and 0 <= value < math.inf
+                for value in state["scaler"].values()
+            ):
                 raise ValueError("the scaler's numbers are none")
             self.scaler.load_state_dict(state["scaler"])
-        except (ValueError, KeyError, RuntimeError, TypeError, AttributeError, IndexError, AssertionError) as error:
-            raise UserError(f"{source}: holds another optimizer's state ({reason(error)}); remove its folder to train it "
-                            "again") from None  # fmt: skip
+        except (
+            ValueError,
+            KeyError,
+            RuntimeError,
+            TypeError,
+            AttributeError,
+            IndexError,
+            AssertionError,
+        ) as error:
+            raise UserError(
+                f"{source}: holds another optimizer's state ({reason(error)}); remove its folder "
+                "to train it "
+                "again"
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -150,26 +180,36 @@ def train_epoch(
     running: metrics.RunningLoss | None = None,
     after_step: Callable[[int], None] | None = None,
 ) -> tuple[metrics.RunningLoss, float]:
-    """One pass over the loader's batches, from the run's step number `step` on; returns (counts, photographs a second).
+    """One pass over the loader's batches, from the run's step number `step` on; returns (counts,
+    photographs a second).
 
-    labels: {task: labels of every photograph}, on the device. running: the counts of an epoch that is taken up again.
-    after_step: called with the number of the next step after each. Nothing here waits for the device.
+    labels: {task: labels of every photograph}, on the device. running: the counts of an epoch that
+    is taken up again.
+    after_step: called with the number of the next step after each. Nothing here waits for the
+    device.
     """
     models.train_mode(learner.model)
     running = running or metrics.RunningLoss(compute.device)
     total = torch.distributed.all_reduce if compute.world > 1 else None
     seen, start = 0, time.perf_counter()
-    own = (compute.rank,) if compute.rank else ()  # or processes that share a batch would draw the same masks
+    own = (
+        (compute.rank,) if compute.rank else ()
+    )  # or processes that share a batch would draw the same masks
     for pairs, views in progress(loader, f"epoch {loader.batch_sampler.epoch + 1}"):
-        # Dropout draws from the global generator: seeded by the step, an epoch can be taken up in its middle.
+        # Dropout draws from the global generator: seeded by the step, an epoch can be taken up in
+        # its middle.
         torch.manual_seed(derive_seed("step", *recipe.seed, step, *own))
         index, partner = compute.to_device(pairs).unbind(1)
         images = compute.to_network(views[0])
-        learner.optimizer.zero_grad(set_to_none=True)  # before the forward pass: CUDA graphs write over the old ones
+        learner.optimizer.zero_grad(
+            set_to_none=True
+        )  # before the forward pass: CUDA graphs write over the old ones
         with compute.autocast():
             outputs = learner.forward(images)
         truth = {head: halfway(labels[head][index], labels[head][partner]) for head in recipe.heads}
-        losses = [recipe.criteria[head](outputs[head].float(), truth[head]) for head in recipe.heads]
+        losses = [
+            recipe.criteria[head](outputs[head].float(), truth[head]) for head in recipe.heads
+        ]
         loss = torch.stack(losses).sum()
         optim.set_rate(learner.optimizer, recipe.rate(step))
         weight = loader.batch_sampler.weight(step)
@@ -180,7 +220,11 @@ def train_epoch(
         learner.scaler.step(learner.optimizer)
         learner.scaler.update()
         judged = task in outputs and not config.TASKS[task].regression
-        hits = (outputs[task].detach().argmax(1) == truth[task]).sum() * (weight > 0) if judged else None
+        hits = (
+            (outputs[task].detach().argmax(1) == truth[task]).sum() * (weight > 0)
+            if judged
+            else None
+        )
         running.add(loss, index.shape[0] if weight else 0, step, hits, total)
         step += 1
         seen += index.shape[0]
@@ -192,25 +236,34 @@ def train_epoch(
 
 
 def make_reader(photos: dataset.Photos, indices: Sequence[int], compute: Compute) -> loading.Loader:
-    """The loader by which this process reads its part of the photographs in a `forward_pass`; `with` ends its workers."""
+    """The loader by which this process reads its part of the photographs in a `forward_pass`;
+    `with` ends its workers.
+    """
     batches = dataset.Batches(indices[compute.rank :: compute.world], compute.batch_size)
     return loading.loader(photos, batches, compute.workers, compute.device)
 
 
 def forward_pass(
-    networks: Sequence[nn.Module], plan: Sequence[Sequence[int]], reader: loading.Loader, compute: Compute, label: str
+    networks: Sequence[nn.Module],
+    plan: Sequence[Sequence[int]],
+    reader: loading.Loader,
+    compute: Compute,
+    label: str,
 ) -> Iterator[tuple[int, int, slice, dict[str, Tensor]]]:
     """(member, pass, which of the reader's photographs, {head: outputs of these}), batch by batch.
 
-    plan[m][v]: which of the photographs' views member m reads in its pass v. Every photograph is decoded once and all members
-    see each batch.
+    plan[m][v]: which of the photographs' views member m reads in its pass v. Every photograph is
+    decoded once and all members see each batch.
     """
     for network in networks:
         network.eval()
     done = 0
     for pairs, views in progress(reader, label):
         part = slice(done, done + len(pairs))
-        images, converted = Tensor(), -1  # one view at a time: every member may have views of its own
+        images, converted = (
+            Tensor(),
+            -1,
+        )  # one view at a time: every member may have views of its own
         for m, (network, row) in enumerate(zip(networks, plan, strict=True)):
             for v, which in enumerate(row):
                 if which != converted:
@@ -230,10 +283,11 @@ def predict(
     compute: Compute,
     indices: Sequence[int] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Photographs -> {task: float32 probabilities [members, views, images, classes]} (values, for a regression).
+    """Photographs -> {task: float32 probabilities [members, views, images, classes]} (values, for a
+    regression).
 
-    plan: see `forward_pass`. `indices`: which photographs (all), in the result's order. Several processes take every so
-    many-th photograph each, and all return the whole.
+    plan: see `forward_pass`. `indices`: which photographs (all), in the result's order. Several
+    processes take every so many-th photograph each, and all return the whole.
     """
     indices = range(len(photos)) if indices is None else indices
     shape = (len(networks), len(plan[0]), len(indices[compute.rank :: compute.world]))
@@ -242,28 +296,44 @@ def predict(
         for m, v, part, outputs in forward_pass(networks, plan, reader, compute, "predicting"):
             for task, array in answers.items():
                 array[m, v, part] = models.probabilities(outputs, task)
-    return gathered({task: array.cpu().numpy() for task, array in answers.items()}, len(indices), compute.world)
+    return gathered(
+        {task: array.cpu().numpy() for task, array in answers.items()}, len(indices), compute.world
+    )
 
 
 @torch.inference_mode()
 def validate(
-    network: nn.Module, heads: Sequence[str], reader: loading.Loader, images: int, compute: Compute, label: str
+    network: nn.Module,
+    heads: Sequence[str],
+    reader: loading.Loader,
+    images: int,
+    compute: Compute,
+    label: str,
 ) -> dict[str, Tensor]:
-    """{head: float32 outputs [images, outputs]}, on the CPU: what a loss is reckoned from, and `models.probabilities`.
+    """{head: float32 outputs [images, outputs]}, on the CPU: what a loss is reckoned from, and
+    `models.probabilities`.
 
-    reader: this process's part of so many `images`, as `make_reader` reads it; all processes return the whole.
+    reader: this process's part of so many `images`, as `make_reader` reads it; all processes return
+    the whole.
     """
     own = len(range(compute.rank, images, compute.world))
-    kept = {head: torch.zeros(1, 1, own, config.head(head).outputs, device=compute.device) for head in heads}
+    kept = {
+        head: torch.zeros(1, 1, own, config.head(head).outputs, device=compute.device)
+        for head in heads
+    }
     for m, v, part, outputs in forward_pass([network], [[0]], reader, compute, label):
         for head, array in kept.items():
             array[m, v, part] = outputs[head]
-    whole = gathered({head: array.cpu().numpy() for head, array in kept.items()}, images, compute.world)
+    whole = gathered(
+        {head: array.cpu().numpy() for head, array in kept.items()}, images, compute.world
+    )
     return {head: torch.from_numpy(array[0, 0]) for head, array in whole.items()}
 
 
 def gathered(parts: dict[str, np.ndarray], images: int, world: int) -> dict[str, np.ndarray]:
-    """Put together what `world` processes have of every world-th image: each image once. The same in all of them."""
+    """Put together what `world` processes have of every world-th image: each image once. The same
+    in all of them.
+    """
     if world == 1:
         return parts
     everyone: list[Any] = [None] * world

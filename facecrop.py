@@ -1,10 +1,12 @@
-"""Find the face of a portrait from the distribution of its pixels (numpy and Pillow only, deterministic).
+"""Find the face of a portrait from the distribution of its pixels (numpy and Pillow only,
+deterministic).
 
-A photograph is shrunk to about 48x64 pixels. Maps say how foreign each pixel's colour is to the frame's edge, where
-the background shows, how much it looks like skin, and how steep the brightness is across and along the picture. Boxes
-of all likely places and sizes are scored by what a person before a background shows: a head that stands out from both
-flanks, from the space above and from the corners under the jaw; halves alike about the axis; outlines at the sides;
-steps of brightness at crown and chin; skin at the brow. The answer is the mean of all candidate boxes, each weighted by
+A photograph is shrunk to about 48x64 pixels. Maps say how foreign each pixel's colour is to the
+frame's edge, where the background shows, how much it looks like skin, and how steep the brightness
+is across and along the picture. Boxes of all likely places and sizes are scored by what a person
+before a background shows: a head that stands out from both flanks, from the space above and from
+the corners under the jaw; halves alike about the axis; outlines at the sides; steps of brightness
+at crown and chin; skin at the brow. The answer is the mean of all candidate boxes, each weighted by
 exp(score), which is finer than their grid, or None where the pixels favour no place.
 """
 
@@ -18,20 +20,24 @@ from PIL import Image
 Array = NDArray[np.float32]
 Box = tuple[int, int, int, int]  # left, top, right, bottom in the photograph's pixels
 
-SHORT_SIDE = 48  # of the working image: a face is 12 to 35 pixels wide, noise and JPEG blocks are averaged away
+# of the working image: a face is 12 to 35 pixels wide, noise and JPEG blocks are averaged away
+SHORT_SIDE = 48
 LONGEST = 2.0  # long side over short side that is searched; of a longer picture only the middle
 SMALLEST = 32  # pixels: no face is looked for in a picture with a shorter side than this
 ASPECT = 0.83  # width over height of a face from hairline to chin
 
 WIDTHS = np.geomspace(0.24, 0.72, 9)  # candidate widths, in short sides of the frame
 CENTRE = (0.50, 0.49)  # where a portrait's face usually is, of the frame's width and height
-OFFSETS = np.linspace(-0.22, 0.22, 13)  # candidate centres about it, of the frame's width and height
+OFFSETS = np.linspace(
+    -0.22, 0.22, 13
+)  # candidate centres about it, of the frame's width and height
 USUAL_WIDTH = 0.44  # of a portrait's face, in short sides
 SPREAD = (0.10, 0.09, 0.25)  # weak prior: standard deviations of centre x, centre y and log width
 
 FOREIGN, SKIN, UPRIGHT, LEVEL = range(4)  # the maps
 
-# The means that are compared: a map, then a part of or around the face (left, top, right, bottom in units of the box).
+# The means that are compared: a map, then a part of or around the face (left, top, right, bottom in
+# units of the box).
 PARTS = {
     "left edge": (FOREIGN, 0.02, 0.15, 0.16, 0.70),
     "right edge": (FOREIGN, 0.84, 0.15, 0.98, 0.70),
@@ -52,10 +58,12 @@ PARTS = {
     "crown line": (LEVEL, 0.25, -0.25, 0.75, -0.05),
     "chin line": (LEVEL, 0.30, 0.92, 0.70, 1.06),
 }
-# What each measure (between -1 and 1) adds to the log weight of a box: fitted on 200 rendered people for the IoU.
+# What each measure (between -1 and 1) adds to the log weight of a box: fitted on 200 rendered
+# people for the IoU.
 WEIGHTS = {
     "sides": 3.5,  # both edges of the face foreign to the background, the flanks beside them not
-    "jaw": 6.5,  # the chin foreign, the corners beside the neck not: ends the box at the chin, not at the chest
+    # the chin foreign, the corners beside the neck not: ends the box at the chin, not at the chest
+    "jaw": 6.5,
     "top": 4.0,  # the head foreign, the space above it not
     "symmetry": 3.5,  # as many foreign pixels left of the axis as right of it
     "skin": 3.5,  # skin at the brow, not beside the head: against furniture
@@ -63,7 +71,8 @@ WEIGHTS = {
     "crown step": 4.0,  # level edge over the head
     "chin step": 2.0,  # level edge under the chin
 }
-# Least log ratio of the candidates' weight with the pixels to without: 1 face in 1000 has less, 9 bare walls in 10.
+# Least log ratio of the candidates' weight with the pixels to without: 1 face in 1000 has less, 9
+# bare walls in 10.
 ENOUGH = 4.5
 
 
@@ -72,8 +81,12 @@ class Grid(NamedTuple):
 
     boxes: Array  # (n, 4): left, top, right, bottom as shares of the width and height
     prior: Array  # (n,): log weight before the pixels are seen
-    corners: NDArray[np.intp]  # (4, len(PARTS), n): the parts' corners in the flattened integral images
-    per_pixel: Array  # (len(PARTS), n): one over a part's area in pixels, 0 for a part outside the picture
+    corners: NDArray[
+        np.intp
+    ]  # (4, len(PARTS), n): the parts' corners in the flattened integral images
+    per_pixel: (
+        Array  # (len(PARTS), n): one over a part's area in pixels, 0 for a part outside the picture
+    )
 
 
 @lru_cache(maxsize=32)
@@ -84,12 +97,18 @@ def candidate_grid(height: int, width: int) -> Grid:
     start = np.stack([(CENTRE[0] + dx) * width, (CENTRE[1] + dy) * height]) - span / 2
     deviation = np.stack([dx, dy, np.log(size / USUAL_WIDTH)]) / np.array(SPREAD)[:, None]
     part = np.array(list(PARTS.values()))[:, :, None]
-    x0, x1 = (np.clip(np.rint(start[0] + part[:, k] * span[0]), 0, width).astype(np.intp) for k in (1, 3))
-    y0, y1 = (np.clip(np.rint(start[1] + part[:, k] * span[1]), 0, height).astype(np.intp) for k in (2, 4))
+    x0, x1 = (
+        np.clip(np.rint(start[0] + part[:, k] * span[0]), 0, width).astype(np.intp) for k in (1, 3)
+    )
+    y0, y1 = (
+        np.clip(np.rint(start[1] + part[:, k] * span[1]), 0, height).astype(np.intp) for k in (2, 4)
+    )
     row, first = width + 1, part[:, 0].astype(np.intp) * (height + 1) * (width + 1)
     area = (x1 - x0) * (y1 - y0)
     return Grid(
-        (np.concatenate([start, start + span]).T / [width, height, width, height]).astype(np.float32),
+        (np.concatenate([start, start + span]).T / [width, height, width, height]).astype(
+            np.float32
+        ),
         (-0.5 * (deviation**2).sum(0)).astype(np.float32),
         first + np.stack([y1 * row + x1, y0 * row + x0, y0 * row + x1, y1 * row + x0]),
         np.where(area > 0, 1 / np.maximum(area, 1), 0).astype(np.float32),
@@ -102,17 +121,26 @@ def pixel_maps(rgb: Array) -> Array:
     light = (red + green + blue) / 3
     colour = np.stack([light, red - green, (red + green) / 2 - blue])
     beside = int(0.6 * len(light))  # rows above the shoulders
-    frame = np.concatenate([colour[:, beside::-1, 0], colour[:, 0], colour[:, :beside, -1]], 1)  # up, across and down
-    samples = frame[:, : frame.shape[1] // 3 * 3].reshape(3, -1, 3).mean(2).T  # no single odd pixel is background
+    frame = np.concatenate(
+        [colour[:, beside::-1, 0], colour[:, 0], colour[:, :beside, -1]], 1
+    )  # up, across and down
+    samples = (
+        frame[:, : frame.shape[1] // 3 * 3].reshape(3, -1, 3).mean(2).T
+    )  # no single odd pixel is background
     flat = colour.reshape(3, -1)
     squares = (flat**2).sum(0) + ((samples**2).sum(1)[:, None] - 2 * samples @ flat).min(0)
     distance = np.sqrt(np.maximum(squares, 0)).reshape(light.shape)
-    skin_red, skin_yellow = np.log((red + 8) / (green + 8)), np.log((green + 8) / (blue + 8))  # whatever the exposure
+    skin_red, skin_yellow = (
+        np.log((red + 8) / (green + 8)),
+        np.log((green + 8) / (blue + 8)),
+    )  # whatever the exposure
     across, along = np.zeros_like(light), np.zeros_like(light)
     across[:, 1:-1] = np.abs(light[:, 2:] - light[:, :-2])
     along[1:-1] = np.abs(light[2:] - light[:-2])
     foreign = distance / (distance + 30)
-    skin = np.exp(-0.5 * (((skin_red - 0.33) / 0.2) ** 2 + ((skin_yellow - 0.2) / 0.2) ** 2))  # red > green > blue
+    skin = np.exp(
+        -0.5 * (((skin_red - 0.33) / 0.2) ** 2 + ((skin_yellow - 0.2) / 0.2) ** 2)
+    )  # red > green > blue
     return np.stack([foreign, skin, across / (across + 20), along / (along + 20)])
 
 
@@ -123,7 +151,8 @@ def measures(maps: Array, grid: Grid) -> dict[str, Array]:
     one, two, three, four = integral.ravel()[grid.corners]
     mean = dict(zip(PARTS, (one + two - three - four) * grid.per_pixel, strict=True))
     return {
-        "sides": np.minimum(mean["left edge"], mean["right edge"]) - (mean["left flank"] + mean["right flank"]) / 2,
+        "sides": np.minimum(mean["left edge"], mean["right edge"])
+        - (mean["left flank"] + mean["right flank"]) / 2,
         "jaw": mean["chin"] - (mean["left jaw"] + mean["right jaw"]) / 2,
         "top": mean["crown"] - mean["above"],
         "symmetry": -np.abs(mean["left half"] - mean["right half"]),
@@ -147,8 +176,20 @@ def find_face(photo: Image.Image) -> Box | None:
     small = rgb.resize(size, Image.Resampling.BOX, window, reducing_gap=2.0)
     grid = candidate_grid(size[1], size[0])
     found = measures(pixel_maps(np.asarray(small, np.float32)), grid)
-    belief = np.exp(grid.prior + np.sum([weight * found[name] for name, weight in WEIGHTS.items()], axis=0))
+    belief = np.exp(
+        grid.prior + np.sum([weight * found[name] for name, weight in WEIGHTS.items()], axis=0)
+    )
     if np.log(belief.sum() / np.exp(grid.prior).sum()) < ENOUGH:
         return None
-    x0, y0, x1, y1 = belief @ grid.boxes / belief.sum() * [wide, high, wide, high] + [left, top, left, top]
-    return max(0, round(x0)), max(0, round(y0)), min(photo.width, round(x1)), min(photo.height, round(y1))
+    x0, y0, x1, y1 = belief @ grid.boxes / belief.sum() * [wide, high, wide, high] + [
+        left,
+        top,
+        left,
+        top,
+    ]
+    return (
+        max(0, round(x0)),
+        max(0, round(y0)),
+        min(photo.width, round(x1)),
+        min(photo.height, round(y1)),
+    )

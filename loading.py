@@ -29,15 +29,21 @@ MORE_SHARED_MEMORY = "--workers 0, or a larger /dev/shm (docker run --shm-size=2
 
 
 class Loader(DataLoader[Any]):
-    """A DataLoader whose dead workers are noticed while their batch is waited for (within 5 seconds), and then alone:
-    torch's own signal handler would raise wherever the program is, in the middle of saving or of telling the cause."""
+    """A DataLoader whose dead workers are noticed while their batch is waited for (within 5
+    seconds), and then alone:
+    torch's own signal handler would raise wherever the program is, in the middle of saving or of
+    telling the cause."""
 
     def __iter__(self) -> Any:
         batches = super().__iter__()
         if self.num_workers:
             atexit.unregister(end_workers)
             atexit.register(end_workers)
-        if self.num_workers and hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+        if (
+            self.num_workers
+            and hasattr(signal, "SIGCHLD")
+            and threading.current_thread() is threading.main_thread()
+        ):
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         return batches
 
@@ -45,20 +51,25 @@ class Loader(DataLoader[Any]):
         return self
 
     def __exit__(self, *failure: object) -> None:
-        """End the workers here: where a failure's traceback keeps their queues alive until the garbage collector finds them
-        in any order, they would never be told to stop, and be waited for, ten seconds each."""
+        """End the workers here: where a failure's traceback keeps their queues alive until the
+        garbage collector finds them in any order, they would never be told to stop, and be waited
+        for, ten seconds each.
+        """
         batches, self._iterator = self._iterator, None
         if self.num_workers and batches is not None:
             batches._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def ahead(views: int) -> int:
-    """Batches that each worker reads ahead: fewer of many views, or an ensemble's memory would grow with its members."""
+    """Batches that each worker reads ahead: fewer of many views, or an ensemble's memory would grow
+    with its members.
+    """
     return max(1, PREFETCH // views)
 
 
 def allow_open_files(workers: int, views: int) -> None:
-    """Raise the limit of open files to what batches of so many views need: each tensor is a file on its way from a worker.
+    """Raise the limit of open files to what batches of so many views need: each tensor is a file on
+    its way from a worker.
 
     Raises RunError where the system does not allow that; torch would wait for ever.
     """
@@ -67,14 +78,21 @@ def allow_open_files(workers: int, views: int) -> None:
     needed = 64 + workers * (8 + ahead(views) * (2 + views))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < needed and hard != resource.RLIM_INFINITY:
-        raise RunError(f"--workers {workers}: about {needed} files will be open at once, the system allows {hard}; "
-                       "use fewer --workers (0 needs none), or raise that limit (ulimit -n)")  # fmt: skip
+        raise RunError(
+            f"--workers {workers}: about {needed} files will be open at once, the system allows "
+            f"{hard}; "
+            "use fewer --workers (0 needs none), or raise that limit (ulimit -n)"
+        )
     if soft < needed and soft != resource.RLIM_INFINITY:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-def loader(photos: dataset.Photos, batches: dataset.Batches, workers: int, device: torch.device) -> Loader:
-    """A DataLoader over those batches, in their order; `with` ends its workers. Its own generator spares torch's global one."""
+def loader(
+    photos: dataset.Photos, batches: dataset.Batches, workers: int, device: torch.device
+) -> Loader:
+    """A DataLoader over those batches, in their order; `with` ends its workers. Its own generator
+    spares torch's global one.
+    """
     allow_open_files(workers, len(photos.views))
     return Loader(
         photos,
@@ -89,16 +107,18 @@ def loader(photos: dataset.Photos, batches: dataset.Batches, workers: int, devic
 
 
 def end_workers() -> None:
-    """At the program's end: workers that are still there do not heed the SIGTERM by which multiprocessing would end them,
-    and it would wait for them for ever."""
+    """At the program's end: workers that are still there do not heed the SIGTERM by which
+    multiprocessing would end them, and it would wait for them for ever.
+    """
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()
 
 
 def start_worker(worker: int) -> None:
-    """Ctrl-C and SIGTERM may reach workers too; how to stop is for the main process to say. A batch that cannot be sent
-    ends the worker, or the main process would wait for it for ever."""
+    """Ctrl-C and SIGTERM may reach workers too; how to stop is for the main process to say. A batch
+    that cannot be sent ends the worker, or the main process would wait for it for ever.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(give_up)  # type: ignore[attr-defined]
@@ -111,7 +131,8 @@ def give_up(error: BaseException, batch: object) -> None:
 
 
 def choose_workers(asked: int | None, device: torch.device, sharing: int = 1) -> int:
-    """Worker processes: as asked; else every processor but one beside an accelerator (at most 16), two beside a CPU.
+    """Worker processes: as asked; else every processor but one beside an accelerator (at most 16),
+    two beside a CPU.
 
     sharing: processes like this one that share the machine's processors.
     """
@@ -121,23 +142,31 @@ def choose_workers(asked: int | None, device: torch.device, sharing: int = 1) ->
     return min(16, max(1, processors - 1)) if device.type != "cpu" else min(2, processors)
 
 
-def fit_shared_memory(workers: int, batch_size: int, side: int, views: int = 1, sharing: int = 1) -> int:
-    """As many of the worker processes as shared memory has room for; where those are fewer, a line says so.
+def fit_shared_memory(
+    workers: int, batch_size: int, side: int, views: int = 1, sharing: int = 1
+) -> int:
+    """As many of the worker processes as shared memory has room for; where those are fewer, a line
+    says so.
 
-    All that they read ahead lies there, beside the batch that is computed and the one after it. side: of a photograph's
-    views in pixels; sharing: processes like this one on this machine.
+    All that they read ahead lies there, beside the batch that is computed and the one after it.
+    side: of a photograph's views in pixels; sharing: processes like this one on this machine.
     """
     batch, free = batch_size * views * side * side * 3, free_shared_memory() / sharing
     able = max(0, min(workers, int(min(free / batch, 1e9) - 2) // ahead(views)))
     if able < workers and first_process():
         needed = (workers * ahead(views) + 2) * batch * sharing
-        warn(f"--workers {able} instead of {workers}: {SHARED} has {free * sharing / 2**20:.0f} MiB free, their batches take "
-             f"{needed / 2**20:.0f} MiB; ways on: {MORE_SHARED_MEMORY}")  # fmt: skip
+        warn(
+            f"--workers {able} instead of {workers}: {SHARED} has {free * sharing / 2**20:.0f} "
+            "MiB free, their batches take "
+            f"{needed / 2**20:.0f} MiB; ways on: {MORE_SHARED_MEMORY}"
+        )
     return able
 
 
 def free_shared_memory() -> float:
-    """Bytes that processes can still hand over at once; infinite where no folder of the system bounds them."""
+    """Bytes that processes can still hand over at once; infinite where no folder of the system
+    bounds them.
+    """
     try:
         return float(shutil.disk_usage(SHARED).free)
     except OSError:

@@ -12,7 +12,8 @@ import config
 
 
 class LabelSmoothingLoss(nn.Module):
-    """Cross entropy against 1 - smoothing on the true class and smoothing / (classes - 1) on each OTHER class.
+    """Cross entropy against 1 - smoothing on the true class and smoothing / (classes - 1) on each
+    OTHER class.
 
     torch's `label_smoothing` spreads over all classes, the true one included: it equals this one at
     smoothing * classes / (classes - 1). Szegedy et al. 2016, arXiv:1512.00567.
@@ -24,16 +25,19 @@ class LabelSmoothingLoss(nn.Module):
 
     def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
         classes = outputs.shape[1]
-        return functional.cross_entropy(outputs, labels, label_smoothing=self.smoothing * classes / (classes - 1))
+        return functional.cross_entropy(
+            outputs, labels, label_smoothing=self.smoothing * classes / (classes - 1)
+        )
 
 
 class YearsLoss(nn.Module):
-    """Ages as a distribution over years: cross entropy of outputs + log of the years' shares in training against a Gaussian of
-    two years around the label.
+    """Ages as a distribution over years: cross entropy of outputs + log of the years' shares in
+    training against a Gaussian of two years around the label.
 
-    The soft target: DLDL, Gao et al. 2017, arXiv:1611.01731. By the shares (smoothed as the target is: Yang et al. 2021,
-    arXiv:2102.09554) what the outputs themselves say holds for years that are alike frequent (Menon et al. 2021,
-    arXiv:2007.07314), so that ages which are rare in training are not held down. shares: [years].
+    The soft target: DLDL, Gao et al. 2017, arXiv:1611.01731. By the shares (smoothed as the target
+    is: Yang et al. 2021, arXiv:2102.09554) what the outputs themselves say holds for years that are
+    alike frequent (Menon et al. 2021, arXiv:2007.07314), so that ages which are rare in training
+    are not held down. shares: [years].
     """
 
     DEVIATION = 2.0  # years
@@ -52,11 +56,15 @@ class YearsLoss(nn.Module):
         return (-(apart**2) / (2 * self.DEVIATION**2)).softmax(1)
 
     def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        return functional.cross_entropy(outputs + self.logs, self.around(labels, outputs.shape[1]).to(outputs.dtype))
+        return functional.cross_entropy(
+            outputs + self.logs, self.around(labels, outputs.shape[1]).to(outputs.dtype)
+        )
 
 
 class FocalLoss(nn.Module):
-    """(1 - p)^gamma * cross entropy with p of each sample's own true class. Lin et al. 2017, arXiv:1708.02002."""
+    """(1 - p)^gamma * cross entropy with p of each sample's own true class. Lin et al. 2017,
+    arXiv:1708.02002.
+    """
 
     def __init__(self, gamma: float = 5.0) -> None:
         super().__init__()
@@ -86,13 +94,23 @@ class SmoothL1Loss(nn.SmoothL1Loss):
 
 
 def make_loss(name: str, shares: Tensor | None = None, head: str = "") -> nn.Module:
-    """A registered loss; or an inner head's own, which takes the shares [classes] of its classes in training."""
+    """A registered loss; or an inner head's own, which takes the shares [classes] of its classes in
+    training.
+    """
     inner = config.INNER_HEADS.get(head)
-    made: nn.Module = config.resolve(config.LOSSES[name].target)() if inner is None else config.resolve(inner.loss)(shares)
+    made: nn.Module = (
+        config.resolve(config.LOSSES[name].target)()
+        if inner is None
+        else config.resolve(inner.loss)(shares)
+    )
     return made
 
 
 def loss_of_outputs(criterion: nn.Module, outputs: Tensor, labels: Tensor) -> float:
-    """The loss of a network's outputs [images, classes] of a whole validation, in double precision on the CPU."""
+    """The loss of a network's outputs [images, classes] of a whole validation, in double precision
+    on the CPU.
+    """
     criterion = copy.deepcopy(criterion).cpu().double()  # what it reckons with may be on a GPU
-    return float(criterion(outputs.double(), labels.double() if labels.is_floating_point() else labels))
+    return float(
+        criterion(outputs.double(), labels.double() if labels.is_floating_point() else labels)
+    )

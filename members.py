@@ -42,42 +42,64 @@ def members_of(tree: Path, top_k: int) -> list[Member]:
     for folder in checkpoint.fold_folders(tree):
         ranked = checkpoint.ranked_members(folder)
         if not ranked:
-            raise UserError(f"{folder}: holds no checkpoint; finish its training or remove the folder")
+            raise UserError(
+                f"{folder}: holds no checkpoint; finish its training or remove the folder"
+            )
         fewer += [folder.name] if len(ranked) < top_k else []
-        found += [Member(checkpoint.member_name(c.path, tree), info, c) for c, info in ranked[:top_k]]
+        found += [
+            Member(checkpoint.member_name(c.path, tree), info, c) for c, info in ranked[:top_k]
+        ]
     warn_counted(fewer, f"--top-k {top_k}: all that a fold holds vote in folds that hold fewer")
     asked = checkpoint.read_run(tree).get("settings", {})
     folds = asked.get("cv") if isinstance(asked, dict) else None
     if isinstance(folds, int) and folds > len(checkpoint.fold_folders(tree)):
-        warn(f"{tree}: {len(checkpoint.fold_folders(tree))} of its run's {folds} folds are there; those vote")
+        warn(
+            f"{tree}: {len(checkpoint.fold_folders(tree))} of its run's {folds} folds are there; "
+            "those vote"
+        )
     kinds = sorted({f"{m.info.model} for {m.info.task}" for m in found})
     if len(kinds) > 1:
-        warn(f"{tree}: its checkpoints are of {len(kinds)} kinds ({', '.join(kinds)}) and vote together")
+        warn(
+            f"{tree}: its checkpoints are of {len(kinds)} kinds ({', '.join(kinds)}) and vote "
+            "together"
+        )
     return found
 
 
 def check_answers(members: Sequence[Member], task: str) -> None:
-    """Every member must know the task. Raises UserError naming one that does not, and what it knows."""
+    """Every member must know the task. Raises UserError naming one that does not, and what it
+    knows.
+    """
     for member in members:
         heads = config.trained_heads(member.info.model, member.info.task)
         if not models.can_answer(heads, task):
             known = [name for name in config.TASKS if models.can_answer(heads, name)]
-            raise UserError(f"--task {task}: {member.found.path} was trained for {member.info.task}; use --task {known[0]}")
+            raise UserError(
+                f"--task {task}: {member.found.path} was trained for {member.info.task}; use "
+                f"--task {known[0]}"
+            )
 
 
 def part_known(member: Member, task: str) -> str:
-    """The part of `main` that a member was trained for where `main` is asked and it knows no more; else nothing."""
+    """The part of `main` that a member was trained for where `main` is asked and it knows no more;
+    else nothing.
+    """
     info = member.info
-    if task != "main" or info.task not in config.PARTS or models.can_answer(config.trained_heads(info.model, info.task), task):
+    if (
+        task != "main"
+        or info.task not in config.PARTS
+        or models.can_answer(config.trained_heads(info.model, info.task), task)
+    ):
         return ""
     return info.task
 
 
 def answering_together(members: Sequence[Member], task: str) -> list[list[int]]:
-    """Who answers a task: each member that knows it alone, then those of several trees that know a part of `main` in threes.
+    """Who answers a task: each member that knows it alone, then those of several trees that know a
+    part of `main` in threes.
 
-    In each fold the k-th member for mask goes with the k-th for gender and the k-th for ageg. Raises UserError where a
-    member knows too little, or has no partners.
+    In each fold the k-th member for mask goes with the k-th for gender and the k-th for ageg.
+    Raises UserError where a member knows too little, or has no partners.
     """
     known = [part_known(member, task) for member in members]
     parts = {part: [m for m, own in enumerate(known) if own == part] for part in config.PARTS}
@@ -89,24 +111,34 @@ def answering_together(members: Sequence[Member], task: str) -> list[list[int]]:
     check_answers([members[m] for m in alone], task)
     if len(there) < len(parts):
         missing = " and ".join(part for part in parts if part not in there)
-        raise UserError(f"--root: trees trained for {' and '.join(there)} answer main only together with {missing}; name a tree "
-                        f"of {missing} too, or leave theirs out")  # fmt: skip
+        raise UserError(
+            f"--root: trees trained for {' and '.join(there)} answer main only together with "
+            f"{missing}; name a tree "
+            f"of {missing} too, or leave theirs out"
+        )
     together: list[list[int]] = []
     for fold in sorted({members[m].info.fold for m, own in enumerate(known) if own}):
         ranked = [[m for m in found if members[m].info.fold == fold] for found in parts.values()]
         if len({len(found) for found in ranked}) > 1:
-            counts = ", ".join(f"{part} has {len(found)}" for part, found in zip(parts, ranked, strict=True))
-            raise UserError(f"--root: members for fold {fold}: {counts}, and three multiply into one of main; name trees of as "
-                            "many folds, or use a lower --top-k")  # fmt: skip
+            counts = ", ".join(
+                f"{part} has {len(found)}" for part, found in zip(parts, ranked, strict=True)
+            )
+            raise UserError(
+                f"--root: members for fold {fold}: {counts}, and three multiply into one of main; "
+                "name trees of as "
+                "many folds, or use a lower --top-k"
+            )
         together += map(list, zip(*ranked, strict=True))
     return [[m] for m in alone] + together
 
 
-def multiplied(probs: ensemble.Probabilities, together: Sequence[Sequence[int]]) -> ensemble.Probabilities:
+def multiplied(
+    probs: ensemble.Probabilities, together: Sequence[Sequence[int]]
+) -> ensemble.Probabilities:
     """Probabilities in which members that answer together are one, named after their parts.
 
-    Its validation F1 is taken to be the product of theirs, as if the parts erred independently: of the size that one of
-    `main` has, so that it weighs beside those.
+    Its validation F1 is taken to be the product of theirs, as if the parts erred independently: of
+    the size that one of `main` has, so that it weighs beside those.
     """
     if all(len(group) == 1 for group in together):
         return probs
@@ -116,43 +148,66 @@ def multiplied(probs: ensemble.Probabilities, together: Sequence[Sequence[int]])
         one, fold, title = probs.array[group[0]], probs.folds[group[0]], " x ".join(config.PARTS)
         if len(group) > 1:
             known = zip(config.PARTS, group, strict=True)
-            one = ensemble.multiply({part: ensemble.answer_from_main(probs.array[m], part) for part, m in known})
+            one = ensemble.multiply(
+                {part: ensemble.answer_from_main(probs.array[m], part) for part, m in known}
+            )
         rank = sum(name.startswith(f"{title}/fold{fold:02d}/") for name in names) + 1
         arrays.append(one)
-        names.append(probs.members[group[0]] if len(group) == 1 else f"{title}/fold{fold:02d}/Fold{fold:02d}_rank{rank}")
+        names.append(
+            probs.members[group[0]]
+            if len(group) == 1
+            else f"{title}/fold{fold:02d}/Fold{fold:02d}_rank{rank}"
+        )
     folds = [probs.folds[group[0]] for group in together]
     weights = [float(np.prod([probs.weights[m] for m in group])) for group in together]
-    return dataclasses.replace(probs, array=np.stack(arrays), members=names, folds=folds, weights=weights)
+    return dataclasses.replace(
+        probs, array=np.stack(arrays), members=names, folds=folds, weights=weights
+    )
 
 
 def newest_able(task: str, option: str, model_type: str | None = None) -> tuple[Path, list[Path]]:
-    """(the newest tree under ./saved_models that answers a task, its checkpoints that do), by any model or the one named.
+    """(the newest tree under ./saved_models that answers a task, its checkpoints that do), by any
+    model or the one named.
 
     Raises UserError where there is none. option: the one that names another tree or checkpoint.
     """
     parent = Path("./saved_models")
     for tree in checkpoint.trees_below(parent):
         able = []
-        for path in [p for folder in checkpoint.fold_folders(tree) for p in checkpoint.fold_checkpoints(folder)]:
+        for path in [
+            p
+            for folder in checkpoint.fold_folders(tree)
+            for p in checkpoint.fold_checkpoints(folder)
+        ]:
             info = checkpoint.info_from_name(path.name) or checkpoint.read_described(path)[1]
-            if model_type in (None, info.model) and models.can_answer(config.trained_heads(info.model, info.task), task):
+            if model_type in (None, info.model) and models.can_answer(
+                config.trained_heads(info.model, info.task), task
+            ):
                 able.append(path)
         if able:
             return tree, able
     of = f" of {model_type}" if model_type else ""
-    raise UserError(f"--task {task}: no checkpoint{of} under {parent} answers {task}; train one, or name another place with "
-                    f"{option}")  # fmt: skip
+    raise UserError(
+        f"--task {task}: no checkpoint{of} under {parent} answers {task}; train one, or name "
+        "another place with "
+        f"{option}"
+    )
 
 
 def best_checkpoint(task: str, model_type: str | None = None) -> Path:
-    """The best checkpoint of the newest tree under ./saved_models that answers a task, by any model or the one named."""
-    described = [checkpoint.read_described(path) for path in newest_able(task, "--load-state-dict", model_type)[1]]
+    """The best checkpoint of the newest tree under ./saved_models that answers a task, by any model
+    or the one named.
+    """
+    described = [
+        checkpoint.read_described(path)
+        for path in newest_able(task, "--load-state-dict", model_type)[1]
+    ]
     return min(described, key=lambda pair: (-pair[1].macro_f1, pair[1].fold, pair[1].epoch))[0].path
 
 
 def transforms_of(members: Sequence[Member], asked: str, views: int) -> list[str]:
-    """The transform type of each member's views. One line where `auto` takes another than the member's own, or where a
-    member's validation saw another part of the photograph.
+    """The transform type of each member's views. One line where `auto` takes another than the
+    member's own, or where a member's validation saw another part of the photograph.
 
     Raises UserError where several views would all be the same.
     """
@@ -162,16 +217,27 @@ def transforms_of(members: Sequence[Member], asked: str, views: int) -> list[str
     for name in used:
         config.check_views(name, views)
     notes = []
-    replaced = sorted({f"{name} for {mine}" for name, mine in zip(used, own, strict=True) if name != mine})
+    replaced = sorted(
+        {f"{name} for {mine}" for name, mine in zip(used, own, strict=True) if name != mine}
+    )
     if asked == config.AUTO and replaced:
-        notes.append(f"--tta {views} needs random views, so {config.AUTO} takes {', '.join(replaced)}")
+        notes.append(
+            f"--tta {views} needs random views, so {config.AUTO} takes {', '.join(replaced)}"
+        )
     sees = {name: entry.sees for name, entry in config.TRANSFORMS.items()}
-    elsewhere = sorted({name for name, mine in zip(used, own, strict=True) if sees[name] != sees[mine]})
+    elsewhere = sorted(
+        {name for name, mine in zip(used, own, strict=True) if sees[name] != sees[mine]}
+    )
     if elsewhere:
-        helps = asked != config.AUTO and all(sees[name] == sees[mine] for name, mine in zip(automatic, own, strict=True))
+        helps = asked != config.AUTO and all(
+            sees[name] == sees[mine] for name, mine in zip(automatic, own, strict=True)
+        )
         remedy = f"--transform-type {config.AUTO}{'' if helps else ' with --tta 1'}"
-        notes.append(f"{elsewhere[0]} looks at {sees[elsewhere[0]]}, validation looked at "
-                     f"{', '.join(sorted({sees[mine] for mine in own}))}; {remedy} looks where validation did")  # fmt: skip
+        notes.append(
+            f"{elsewhere[0]} looks at {sees[elsewhere[0]]}, validation looked at "
+            f"{', '.join(sorted({sees[mine] for mine in own}))}; {remedy} looks where validation "
+            "did"
+        )
     if notes and first_process():
         print(f"note: {'; '.join(notes)}")
     return used
@@ -182,68 +248,113 @@ def as_validated(members: Sequence[Member], asked: str, views: int) -> bool:
     if asked == config.AUTO:
         return views == 1
     entry = config.TRANSFORMS[asked]
-    return not entry.random_view and all(config.TRANSFORMS[member.info.transform].sees == entry.sees for member in members)
+    return not entry.random_view and all(
+        config.TRANSFORMS[member.info.transform].sees == entry.sees for member in members
+    )
 
 
 def answer(
-    members: Sequence[Member], settings: config.PredictSettings, transform: str, views: int, tree: Path,
-    names: list[str], paths: list[str], who: processes.Processes | None = None,
-) -> ensemble.Probabilities:  # fmt: skip
-    """Probabilities for every name. With --skip-bad-images a photograph that cannot be read gets the usual answer.
+    members: Sequence[Member],
+    settings: config.PredictSettings,
+    transform: str,
+    views: int,
+    tree: Path,
+    names: list[str],
+    paths: list[str],
+    who: processes.Processes | None = None,
+) -> ensemble.Probabilities:
+    """Probabilities for every name. With --skip-bad-images a photograph that cannot be read gets
+    the usual answer.
 
-    tree: the members' run, which tells how frequent the classes are. `who`: one of several processes that share the
-    photographs. Raises UserError naming bad photographs otherwise.
+    tree: the members' run, which tells how frequent the classes are. `who`: one of several
+    processes that share the photographs. Raises UserError naming bad photographs otherwise.
     """
     answering_together(members, settings.task)  # refused early, if it is to be refused
     check_writable(settings.save_path, "--save-path")  # not only when all is predicted
-    if settings.prior_shift == "em" and not as_validated(members, transform, views) and first_process():
-        print(f"note: --prior-shift em was fitted on answers as validation gave them, and may mislead with other views; "
-              f"--transform-type {config.AUTO} with --tta 1 answers as validation did")  # fmt: skip
+    if (
+        settings.prior_shift == "em"
+        and not as_validated(members, transform, views)
+        and first_process()
+    ):
+        print(
+            "note: --prior-shift em was fitted on answers as validation gave them, and may "
+            "mislead with other views; "
+            f"--transform-type {config.AUTO} with --tta 1 answers as validation did"
+        )
     with processes.failures_told(settings.batch_size):
-        compute = processes.compute_for(settings, settings.batch_size, who or processes.Processes(), shared=True)
+        compute = processes.compute_for(
+            settings, settings.batch_size, who or processes.Processes(), shared=True
+        )
         bad = set(audit.unreadable(paths, settings.skip_bad_images))
         good = [i for i, path in enumerate(paths) if path not in bad]
         probs = run_members(
-            members, settings.task, transform, views, [names[i] for i in good], [paths[i] for i in good],
-            compute, settings.boxes,
-        )  # fmt: skip
+            members,
+            settings.task,
+            transform,
+            views,
+            [names[i] for i in good],
+            [paths[i] for i in good],
+            compute,
+            settings.boxes,
+        )
     return filled(probs, names, good, tree) if bad else probs
 
 
-def filled(probs: ensemble.Probabilities, names: list[str], good: Sequence[int], tree: Path) -> ensemble.Probabilities:
-    """Probabilities [.., images, ..] of the `good` positions among all names, the others certain of the usual answer."""
+def filled(
+    probs: ensemble.Probabilities, names: list[str], good: Sequence[int], tree: Path
+) -> ensemble.Probabilities:
+    """Probabilities [.., images, ..] of the `good` positions among all names, the others certain of
+    the usual answer.
+    """
     usual, source = usual_answer(probs, tree)
     spec = config.TASKS[probs.task]
     members, views, _, width = probs.array.shape
     array = np.zeros((members, views, len(names), width), probs.array.dtype)
     array[:, :, :, 0 if spec.regression else int(usual)] = usual if spec.regression else 1
     array[:, :, good] = probs.array
-    shown = f"{usual:g} years, the median" if spec.regression else f"{int(usual)} ({spec.classes[int(usual)]}), the commonest"
+    shown = (
+        f"{usual:g} years, the median"
+        if spec.regression
+        else f"{int(usual)} ({spec.classes[int(usual)]}), the commonest"
+    )
     lost = sorted(set(range(len(names))) - set(good))
-    warn_counted([names[i] for i in lost], f"photographs that cannot be read, answered with {shown} of {source}")
+    warn_counted(
+        [names[i] for i in lost],
+        f"photographs that cannot be read, answered with {shown} of {source}",
+    )
     return dataclasses.replace(probs, array=array, images=names)
 
 
 def usual_answer(probs: ensemble.Probabilities, tree: Path) -> tuple[float, str]:
-    """(the most frequent class, or the median of years; whose): the training data's where the tree tells it, else the
-    predictions'."""
+    """(the most frequent class, or the median of years; whose): the training data's where the tree
+    tells it, else the predictions'.
+    """
     spec = config.TASKS[probs.task]
     if spec.regression:
         with contextlib.suppress(UserError, KeyError, ValueError):  # an older tree, or none
-            return tables.years_of(str(checkpoint.read_run(tree)["data"]["median_age"])), "the training data"
+            return tables.years_of(
+                str(checkpoint.read_run(tree)["data"]["median_age"])
+            ), "the training data"
     else:
         counts = submission.training_counts(tree, probs.task)
         if counts is not None:
             return float(counts.argmax()), "the training data"
     decided = ensemble.decide(probs.task, ensemble.arithmetic(probs.array))
-    return float(np.median(decided) if spec.regression else np.bincount(decided).argmax()), "the other predictions"
+    return float(
+        np.median(decided) if spec.regression else np.bincount(decided).argmax()
+    ), "the other predictions"
 
 
 def run_members(
-    members: Sequence[Member], task: str, transform: str, views: int, names: list[str], paths: list[str],
+    members: Sequence[Member],
+    task: str,
+    transform: str,
+    views: int,
+    names: list[str],
+    paths: list[str],
     compute: engine.Compute,
     boxes_csv: str | None = None,
-) -> ensemble.Probabilities:  # fmt: skip
+) -> ensemble.Probabilities:
     """Probabilities of all members, views and photographs, each photograph decoded once."""
     together = answering_together(members, task)
     used = transforms_of(members, transform, views)
@@ -253,22 +364,36 @@ def run_members(
     for member in members:
         network = models.rebuild(member.info, member.found.weights, str(member.found.path))
         part = part_known(member, task)
-        networks.append(models.place(models.Spread(network, part) if part else network, compute.device))
+        networks.append(
+            models.place(models.Spread(network, part) if part else network, compute.device)
+        )
         member.found.weights.clear()  # mapped from the file: they would lie in memory a second time
     if boxes_csv is not None and not any(config.TRANSFORMS[name].of_face for name in used):
-        raise UserError(f"--boxes {boxes_csv}: none of these checkpoints was trained on cropped faces; leave --boxes out")
+        raise UserError(
+            f"--boxes {boxes_csv}: none of these checkpoints was trained on cropped faces; leave "
+            "--boxes out"
+        )
     boxes = tables.read_boxes(boxes_csv, names, paths) if boxes_csv else None
     photos = dataset.Photos(names, paths, distinct, boxes)
     side = max(size for *_, size in sizes)
-    workers = loading.fit_shared_memory(compute.workers, compute.batch_size, side, len(distinct), compute.world)
+    workers = loading.fit_shared_memory(
+        compute.workers, compute.batch_size, side, len(distinct), compute.world
+    )
     compute = dataclasses.replace(compute, workers=workers)
     array = engine.predict(networks, plan, photos, [task], compute)[task]
     for member, own in zip(members, array, strict=True):
         if not np.isfinite(own).all():
-            raise UserError(f"{member.found.path}: its answers overflow, they are no numbers; use another file, or "
-                            "--precision fp32")  # fmt: skip
+            raise UserError(
+                f"{member.found.path}: its answers overflow, they are no numbers; use another "
+                "file, or "
+                "--precision fp32"
+            )
     probs = ensemble.Probabilities(
-        task, array, [m.name for m in members], [m.info.fold for m in members],
-        [m.info.macro_f1 for m in members], names,
-    )  # fmt: skip
+        task,
+        array,
+        [m.name for m in members],
+        [m.info.fold for m in members],
+        [m.info.macro_f1 for m in members],
+        names,
+    )
     return multiplied(probs, together)

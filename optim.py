@@ -29,8 +29,10 @@ def adam(groups: Groups, lr: float, weight_decay: float) -> Optimizer:
 
 
 class AnyLayoutAdamP(AdamP):
-    """The package's AdamP for weights in any memory layout (its `view` refuses channels-last ones), and without its `if` on
-    a value of every tensor, for each of which the host would wait for a GPU."""
+    """The package's AdamP for weights in any memory layout (its `view` refuses channels-last ones),
+    and without its `if` on a value of every tensor, for each of which the host would wait for a
+    GPU.
+    """
 
     def _channel_view(self, x: Tensor) -> Tensor:
         return x.reshape(x.size(0), -1)
@@ -41,20 +43,32 @@ class AnyLayoutAdamP(AdamP):
     def _projection(
         self, p: Tensor, grad: Tensor, perturb: Tensor, delta: float, wd_ratio: float, eps: float
     ) -> tuple[Tensor, Tensor]:
-        """(step, factor of the weight decay): projected by channels where the weights hardly turn, else so by the whole."""
+        """(step, factor of the weight decay): projected by channels where the weights hardly turn,
+        else so by the whole.
+        """
         broadcast = [-1] + [1] * (p.dim() - 1)
         step, decay = perturb, perturb.new_ones(())
-        for view in (self._layer_view, self._channel_view):  # the latter comes first in the package, so it has the last word
-            turns_little = self._cosine_similarity(grad, p.data, eps, view).max() < delta / math.sqrt(view(p.data).size(1))
+        for view in (
+            self._layer_view,
+            self._channel_view,
+        ):  # the latter comes first in the package, so it has the last word
+            turns_little = self._cosine_similarity(
+                grad, p.data, eps, view
+            ).max() < delta / math.sqrt(view(p.data).size(1))
             unit = p.data / view(p.data).norm(dim=1).view(broadcast).add_(eps)
             projected = perturb - unit * view(unit * perturb).sum(dim=1).view(broadcast)
-            step, decay = torch.where(turns_little, projected, step), torch.where(turns_little, wd_ratio, decay)
+            step, decay = (
+                torch.where(turns_little, projected, step),
+                torch.where(turns_little, wd_ratio, decay),
+            )
         return step, decay
 
 
 def adamp(groups: Groups, lr: float, weight_decay: float) -> Optimizer:
     """AdamP, Heo et al. 2021, arXiv:2006.08217."""
-    optimizer: Optimizer = AnyLayoutAdamP(groups, lr=lr, betas=(0.9, 0.999), weight_decay=weight_decay)
+    optimizer: Optimizer = AnyLayoutAdamP(
+        groups, lr=lr, betas=(0.9, 0.999), weight_decay=weight_decay
+    )
     return optimizer
 
 
@@ -65,7 +79,9 @@ def sgd(groups: Groups, lr: float, weight_decay: float) -> Optimizer:
 
 def momentum(groups: Groups, lr: float, weight_decay: float) -> Optimizer:
     """SGD with momentum 0.9."""
-    return torch.optim.SGD(groups, lr=lr, momentum=0.9, weight_decay=weight_decay, fused=_fused(groups))
+    return torch.optim.SGD(
+        groups, lr=lr, momentum=0.9, weight_decay=weight_decay, fused=_fused(groups)
+    )
 
 
 def make_optimizer(name: str, groups: Groups, lr: float, weight_decay: float) -> Optimizer:
@@ -75,28 +91,41 @@ def make_optimizer(name: str, groups: Groups, lr: float, weight_decay: float) ->
 
 
 def slots(optimizer: Optimizer) -> dict[str, Any]:
-    """What this optimizer keeps for a parameter after a step: {name: value}, the values those of a parameter of one number."""
+    """What this optimizer keeps for a parameter after a step: {name: value}, the values those of a
+    parameter of one number.
+    """
     first = optimizer.param_groups[0]["params"][0]
     alone = torch.zeros(1, dtype=first.dtype, device=first.device, requires_grad=True)
     alone.grad = torch.zeros_like(alone)
-    known = inspect.signature(type(optimizer)).parameters  # torch adds defaults that a package's own optimizer does not take
-    another = type(optimizer)([alone], **{name: value for name, value in optimizer.defaults.items() if name in known})
+    known = inspect.signature(
+        type(optimizer)
+    ).parameters  # torch adds defaults that a package's own optimizer does not take
+    another = type(optimizer)(
+        [alone], **{name: value for name, value in optimizer.defaults.items() if name in known}
+    )
     another.step()
     return dict(another.state[alone])
 
 
 def take_up(optimizer: Optimizer, kept: dict[str, Any]) -> None:
-    """Load a kept state into an optimizer, whose own settings stay. Raises ValueError for what is no state of it, and what
-    `load_state_dict` raises.
+    """Load a kept state into an optimizer, whose own settings stay. Raises ValueError for what is
+    no state of it, and what `load_state_dict` raises.
 
-    Every tensor is copied into memory laid out as its parameter's: a fused step runs through both side by side, unchecked.
+    Every tensor is copied into memory laid out as its parameter's: a fused step runs through both
+    side by side, unchecked.
     """
     expected = slots(optimizer)
     own = [dict(group) for group in optimizer.param_groups]
-    for slot in kept["state"].values():  # before torch walks through it, however deep or endless it is
-        if not isinstance(slot, dict) or set(slot) != set(expected) or any(
-            not isinstance(value, (Tensor, int, float, type(None))) for value in slot.values()
-        ):  # fmt: skip
+    for slot in kept[
+        "state"
+    ].values():  # before torch walks through it, however deep or endless it is
+        if (
+            not isinstance(slot, dict)
+            or set(slot) != set(expected)
+            or any(
+                not isinstance(value, (Tensor, int, float, type(None))) for value in slot.values()
+            )
+        ):
             raise ValueError("it holds something else")
     optimizer.load_state_dict(kept)
     for group, settings in zip(optimizer.param_groups, own, strict=True):
@@ -106,18 +135,27 @@ def take_up(optimizer: Optimizer, kept: dict[str, Any]) -> None:
     for parameter, slot in optimizer.state.items():
         if id(parameter) not in parameters:
             raise ValueError("it holds something else")
-        slot.update({name: _slot(name, slot[name], like, parameter) for name, like in expected.items()})
+        slot.update(
+            {name: _slot(name, slot[name], like, parameter) for name, like in expected.items()}
+        )
 
 
 def _slot(name: str, value: Any, like: Any, parameter: Tensor) -> Any:
-    """A kept value, where it is of the kind of `like` and of its parameter's shape. Raises ValueError."""
+    """A kept value, where it is of the kind of `like` and of its parameter's shape. Raises
+    ValueError.
+    """
     if not isinstance(like, Tensor):
         if type(value) is not type(like) or not value >= 0:
             raise ValueError(f"{name} is {described(value)}")
         return value
     made = torch.zeros_like(like if like.dim() == 0 else parameter)
     # infinite squares of large gradients are kept too: their weights rest, and the run goes on
-    if not isinstance(value, Tensor) or value.shape != made.shape or not value.is_floating_point() or bool(value.isnan().any()):
+    if (
+        not isinstance(value, Tensor)
+        or value.shape != made.shape
+        or not value.is_floating_point()
+        or bool(value.isnan().any())
+    ):
         raise ValueError(f"{name} is no tensor of numbers of its parameter's shape")
     return made.copy_(value)
 
@@ -125,8 +163,9 @@ def _slot(name: str, value: Any, like: Any, parameter: Tensor) -> Any:
 def rate_factor(step: int, warmup: int, cycle: int) -> float:
     """The part of the learning rate that step 0, 1, 2 ... takes.
 
-    Linear warm-up over `warmup` steps, then cosine annealing from 1 to 0 over `cycle` steps, again and again
-    (SGDR, Loshchilov and Hutter 2017, arXiv:1608.03983). cycle 0: constant after the warm-up.
+    Linear warm-up over `warmup` steps, then cosine annealing from 1 to 0 over `cycle` steps, again
+    and again (SGDR, Loshchilov and Hutter 2017, arXiv:1608.03983). cycle 0: constant after the
+    warm-up.
     """
     if step < warmup:
         return (step + 1) / warmup
@@ -141,7 +180,13 @@ def schedule(
     """The factor of the learning rate as a function of the step, counted over the whole run."""
     warmup = round(warmup_epochs * steps_per_epoch)
     whole = steps_per_epoch * epochs - warmup
-    cycle = 0 if name == "none" else whole if cycle_epochs is None else max(1, round(cycle_epochs * steps_per_epoch))
+    cycle = (
+        0
+        if name == "none"
+        else whole
+        if cycle_epochs is None
+        else max(1, round(cycle_epochs * steps_per_epoch))
+    )
     return lambda step: rate_factor(step, warmup, cycle)
 
 

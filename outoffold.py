@@ -1,4 +1,6 @@
-"""Out-of-fold scores: what each fold said of the people it never saw, put together without flattering anybody."""
+"""Out-of-fold scores: what each fold said of the people it never saw, put together without
+flattering anybody.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ class Held:
 
 @dataclass(frozen=True)
 class Gain:
-    """What another way to decide gains in macro F1 out of fold, with its 95 % interval by bootstrap over people."""
+    """What another way to decide gains in macro F1 out of fold, with its 95 % interval by bootstrap
+    over people.
+    """
 
     value: float
     low: float
@@ -40,18 +44,31 @@ class Gain:
 
     @property
     def verdict(self) -> str:
-        return "worth trying" if self.low > 0 else "not certain to help" if self.high > 0 else "leave it alone"
+        return (
+            "worth trying"
+            if self.low > 0
+            else "not certain to help"
+            if self.high > 0
+            else "leave it alone"
+        )
 
     def __str__(self) -> str:
-        return f"{self.value:+.4f} out of fold, nested (95 % {self.low:+.4f} to {self.high:+.4f}): {self.verdict}"
+        return (
+            f"{self.value:+.4f} out of fold, nested (95 % {self.low:+.4f} to "
+            f"{self.high:+.4f}): {self.verdict}"
+        )
 
 
 def gain(task: str, rows: pd.DataFrame, plain: np.ndarray, other: np.ndarray) -> Gain:
     """Of the classes `other` [images] over `plain` [images]; both answer the same rows."""
     truth = rows[task].to_numpy()
-    draws = metrics.macro_f1s(bootstrap(task, rows, other)) - metrics.macro_f1s(bootstrap(task, rows, plain))
+    draws = metrics.macro_f1s(bootstrap(task, rows, other)) - metrics.macro_f1s(
+        bootstrap(task, rows, plain)
+    )
     value = metrics.score(task, other, truth).macro_f1 - metrics.score(task, plain, truth).macro_f1
-    return Gain(value, *metrics.out_of_fold_interval(value, draws, rows["fold"].nunique(), least=-1.0))
+    return Gain(
+        value, *metrics.out_of_fold_interval(value, draws, rows["fold"].nunique(), least=-1.0)
+    )
 
 
 def held(task: str, fold: int, rows: pd.DataFrame, answers: np.ndarray) -> Held:
@@ -62,9 +79,11 @@ def held(task: str, fold: int, rows: pd.DataFrame, answers: np.ndarray) -> Held:
 
 
 def others_best(curves: np.ndarray) -> list[int]:
-    """For each fold the epoch (from 0) at which the mean curve of the OTHER folds [folds, epochs] is best.
+    """For each fold the epoch (from 0) at which the mean curve of the OTHER folds [folds, epochs]
+    is best.
 
-    So a fold's own held-out people have no say in which of its epochs they are scored by. One fold alone: its own best.
+    So a fold's own held-out people have no say in which of its epochs they are scored by. One fold
+    alone: its own best.
     """
     if len(curves) == 1:
         return [int(np.argmax(curves[0]))]
@@ -73,7 +92,9 @@ def others_best(curves: np.ndarray) -> list[int]:
 
 
 def table(folds: Sequence[Held], epochs: Sequence[int]) -> tuple[pd.DataFrame, np.ndarray]:
-    """(rows of all held-out photographs together, their probabilities [images, classes]), fold k's from epochs[k]."""
+    """(rows of all held-out photographs together, their probabilities [images, classes]), fold k's
+    from epochs[k].
+    """
     answers = np.concatenate([f.answers[epoch] for f, epoch in zip(folds, epochs, strict=True)])
     return pd.concat([f.rows for f in folds], ignore_index=True), answers
 
@@ -89,17 +110,23 @@ def pooled(task: str, folds: Sequence[Held], epochs: Sequence[int]) -> metrics.S
 
 
 def honest(folds: Sequence[Held]) -> tuple[pd.DataFrame, np.ndarray]:
-    """(rows, probabilities) of all held-out photographs, each fold's epoch the one that the other folds chose."""
+    """(rows, probabilities) of all held-out photographs, each fold's epoch the one that the other
+    folds chose.
+    """
     return table(folds, others_best(np.stack([f.curve for f in folds])))
 
 
 def of_people(rows: pd.DataFrame) -> str:
     """`7 photographs of 1 person`."""
-    return f"{counted(len(rows), 'photograph')} of {counted(rows['person'].nunique(), 'person', 'people')}"
+    return (
+        f"{counted(len(rows), 'photograph')} of "
+        f"{counted(rows['person'].nunique(), 'person', 'people')}"
+    )
 
 
 def write(tree: Path, task: str, rows: pd.DataFrame, answers: np.ndarray) -> pd.DataFrame:
-    """oof.csv: file, person, fold, the true labels and p0, p1 ... of every held-out photograph (`value` for a regression).
+    """oof.csv: file, person, fold, the true labels and p0, p1 ... of every held-out photograph
+    (`value` for a regression).
 
     Returns the table.
     """
@@ -118,15 +145,18 @@ def columns(task: str) -> list[str]:
 
 
 def label_columns() -> list[str]:
-    """The columns of true labels: the three that a photograph has, and the tasks that are worked out of them."""
+    """The columns of true labels: the three that a photograph has, and the tasks that are worked
+    out of them.
+    """
     return list(dict.fromkeys([*BASE, "ageg", "main", *config.TASKS]))
 
 
 def read(tree: Path, task: str) -> tuple[pd.DataFrame, np.ndarray] | None:
-    """(rows with the true labels of all tasks, probabilities [images, classes]) of a tree, None where it has no oof.csv.
+    """(rows with the true labels of all tasks, probabilities [images, classes]) of a tree, None
+    where it has no oof.csv.
 
-    The labels follow from mask, gender and age, so that a table from before a task was registered has them too. Raises
-    UserError.
+    The labels follow from mask, gender and age, so that a table from before a task was registered
+    has them too. Raises UserError.
     """
     path, remedy = tree / FILE, "--resume that run to have it written again"
     if not path.is_file():
@@ -134,11 +164,15 @@ def read(tree: Path, task: str) -> tuple[pd.DataFrame, np.ndarray] | None:
     whole = tables.read_csv(path, ["file", "person", "fold", *BASE, *columns(task)])
     try:
         answers = whole[columns(task)].astype(float).to_numpy()
-        numbers = whole[["fold", *BASE]].astype(float).astype({"fold": int, "mask": int, "gender": int})
+        numbers = (
+            whole[["fold", *BASE]].astype(float).astype({"fold": int, "mask": int, "gender": int})
+        )
     except ValueError as error:
         raise UserError(f"{path}: {str(error)[:100]!r}; {remedy}") from None
     rows = whole[["file", "person"]].replace(r"^'(?=[=+\-@])", "", regex=True).join(numbers)
-    known = rows["age"].between(0, 200) & rows["mask"].isin(range(3)) & rows["gender"].isin(range(2))
+    known = (
+        rows["age"].between(0, 200) & rows["mask"].isin(range(3)) & rows["gender"].isin(range(2))
+    )
     if not known.all() or rows["file"].duplicated().any() or not ensemble.plausible(task, answers):
         raise UserError(f"{path}: damaged (its labels or probabilities are none); {remedy}")
     return tables.with_labels(rows.assign(years=rows["age"])), answers
@@ -151,31 +185,50 @@ def selected_scores(task: str, folds: Sequence[Held]) -> metrics.Scores:
 
 def summary(task: str, folds: Sequence[Held], failed: dict[int, str]) -> list[str]:
     """The closing table of a run, with the out-of-fold scores."""
-    lines = ["", f"{'fold':>4}  {'people':>6}  {'best epoch':>10}  {'macro F1':>8}  {'accuracy':>8}  {'last F1':>8}"]
+    lines = [
+        "",
+        f"{'fold':>4}  {'people':>6}  {'best epoch':>10}  {'macro F1':>8}  {'accuracy':>8}  "
+        f"{'last F1':>8}",
+    ]
     best = [int(np.argmax(f.curve)) for f in folds]
     for f, epoch in zip(folds, best, strict=True):
         scores = pooled(task, [f], [epoch])
-        lines.append(f"{f.fold:>4}  {f.rows['person'].nunique():>6}  {epoch + 1:>10}  {scores.macro_f1:>8.4f}  "
-                     f"{scores.accuracy:>8.4f}  {f.curve[-1]:>8.4f}")  # fmt: skip
+        lines.append(
+            f"{f.fold:>4}  {f.rows['person'].nunique():>6}  {epoch + 1:>10}  "
+            f"{scores.macro_f1:>8.4f}  "
+            f"{scores.accuracy:>8.4f}  {f.curve[-1]:>8.4f}"
+        )
     lines += [f"{fold:>4}  failed: {why}" for fold, why in failed.items()]
     if len(folds) == 1:
-        lines.append("A single split: its best epoch was chosen on the people that score it, so expect less; "
-                     "--cv 5 gives an out-of-fold score.")  # fmt: skip
+        lines.append(
+            "A single split: its best epoch was chosen on the people that score it, so expect "
+            "less; "
+            "--cv 5 gives an out-of-fold score."
+        )
     if len(folds) > 1:
         top = np.array([f.curve.max() for f in folds])
-        lines.append(f"mean macro F1 of the folds' best epochs {top.mean():.4f}, standard deviation {top.std(ddof=1):.4f}")
+        lines.append(
+            f"mean macro F1 of the folds' best epochs {top.mean():.4f}, standard deviation "
+            f"{top.std(ddof=1):.4f}"
+        )
         rows, answers = honest(folds)
         headline, selected = scored(task, rows, answers), selected_scores(task, folds)
         lines.append(f"out-of-fold, {of_people(rows)}:")
-        lines.append(f"  headline  {headline.line()}  (each fold's epoch chosen by the other folds)")
-        lines.append(f"  selected  {selected.line()}  (each fold's own best epoch: optimistic by "
-                     f"{selected.macro_f1 - headline.macro_f1:+.4f})")  # fmt: skip
+        lines.append(
+            f"  headline  {headline.line()}  (each fold's epoch chosen by the other folds)"
+        )
+        lines.append(
+            f"  selected  {selected.line()}  (each fold's own best epoch: optimistic by "
+            f"{selected.macro_f1 - headline.macro_f1:+.4f})"
+        )
         lines += intervals(task, rows, answers)
     return lines
 
 
 def intervals(task: str, rows: pd.DataFrame, answers: np.ndarray) -> list[str]:
-    """The headline's 95 % intervals by bootstrap over people; a `main` model's parts are judged too."""
+    """The headline's 95 % intervals by bootstrap over people; a `main` model's parts are judged
+    too.
+    """
     lines = []
     parts = [task, *(("mask", "gender", "ageg") if task == "main" else ())]
     for part in parts:
@@ -185,26 +238,36 @@ def intervals(task: str, rows: pd.DataFrame, answers: np.ndarray) -> list[str]:
         score, folds = metrics.score(part, decided, truth), rows["fold"].nunique()
         f1 = metrics.out_of_fold_interval(score.macro_f1, metrics.macro_f1s(draws), folds)
         right = metrics.out_of_fold_interval(score.accuracy, metrics.accuracies(draws), folds)
-        lines.append(f"  {part:<8}  macro F1 {score.macro_f1:.4f} (95 % {f1[0]:.3f} to {f1[1]:.3f})  "
-                     f"accuracy {right[0]:.3f} to {right[1]:.3f}")  # fmt: skip
+        lines.append(
+            f"  {part:<8}  macro F1 {score.macro_f1:.4f} (95 % {f1[0]:.3f} to {f1[1]:.3f})  "
+            f"accuracy {right[0]:.3f} to {right[1]:.3f}"
+        )
     return lines
 
 
 def bootstrap(task: str, rows: pd.DataFrame, decided: np.ndarray) -> np.ndarray:
     """Confusion matrices [draws, classes, classes] of people drawn again and again."""
-    truth, classes = metrics.to_classes(task, rows[task].to_numpy()), len(config.TASKS[config.judged(task)].classes)
-    return metrics.bootstrap_people(truth, metrics.to_classes(task, decided), rows["person"].to_numpy(), classes)
+    truth, classes = (
+        metrics.to_classes(task, rows[task].to_numpy()),
+        len(config.TASKS[config.judged(task)].classes),
+    )
+    return metrics.bootstrap_people(
+        truth, metrics.to_classes(task, decided), rows["person"].to_numpy(), classes
+    )
 
 
 def fit_decision(tree: Path, task: str, rows: pd.DataFrame, answers: np.ndarray) -> Gain:
     """Fit a decision rule for macro F1 on everything and keep it in the tree.
 
-    The gain is that of nested rules, each fitted without the fold that it decides on (whose people still had a say in the
-    epochs of the others' answers).
+    The gain is that of nested rules, each fitted without the fold that it decides on (whose people
+    still had a say in the epochs of the others' answers).
     """
     truth = rows[task].to_numpy()
     rule = ensemble.fit_rule(task, answers, truth)
     with atomic_write(tree / ensemble.RULE, "w") as file:
         json.dump({"task": task, "temperature": rule.temperature, "offsets": rule.offsets}, file)
-    plain, ruled = ensemble.decide(task, answers), ensemble.nested(task, answers, truth, rows["fold"].to_numpy())
+    plain, ruled = (
+        ensemble.decide(task, answers),
+        ensemble.nested(task, answers, truth, rows["fold"].to_numpy()),
+    )
     return gain(task, rows, plain, ruled)

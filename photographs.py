@@ -15,47 +15,80 @@ from PIL import Image, UnidentifiedImageError
 import config
 from utils import NO_FILE, UserError, read_file, reason, refused
 
-# What the installed Pillow reads of these: its name for the format of each. Readers of other formats are not let near files.
+# What the installed Pillow reads of these: its name for the format of each. Readers of other
+# formats are not let near files.
 EXTENSIONS = {
     extension: Image.registered_extensions()[extension]
-    for extension in (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jfif", ".avif")
+    for extension in (
+        ".jpg",
+        ".jpeg",
+        ".png",
+        ".webp",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".gif",
+        ".jfif",
+        ".avif",
+    )
     if extension in Image.registered_extensions()
 }
 FORMATS = sorted(set(EXTENSIONS.values()))  # whatever the extension says
 HEIC = (".heic", ".heif")
 HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
-HEIC_REMEDY = "HEIC is not read here, save it as JPEG (a telephone: camera settings, most compatible)"
+HEIC_REMEDY = (
+    "HEIC is not read here, save it as JPEG (a telephone: camera settings, most compatible)"
+)
 MOST_BYTES = 1 << 28  # of one photograph
 MOST_PIXELS = 210_000_000  # telephones take 108 and 200 million
 MOST_TEXT = 1 << 20  # bytes, unpacked, of a PNG's text that is looked at
-LONGEST_SHAPE = 20  # long side over short side: scaled to cover the crop, a strip would fill the memory
+LONGEST_SHAPE = (
+    20  # long side over short side: scaled to cover the crop, a strip would fill the memory
+)
 TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
-}  # EXIF's orientation -> what makes the picture upright  # fmt: skip
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # EXIF's orientation -> what makes the picture upright
 PNG = b"\x89PNG\r\n\x1a\n"  # the first bytes of one
 TEXTS = (b"tEXt", b"zTXt", b"iTXt")  # a PNG's chunks of text
-ORIENTED = (b"Raw profile type exif", b"XML:com.adobe.xmp")  # the keywords of those that may tell the orientation
-LYING = {TURNS[orientation] for orientation in (5, 6, 7, 8)}  # those by which width and height change places
+ORIENTED = (
+    b"Raw profile type exif",
+    b"XML:com.adobe.xmp",
+)  # the keywords of those that may tell the orientation
+LYING = {
+    TURNS[orientation] for orientation in (5, 6, 7, 8)
+}  # those by which width and height change places
 Image.MAX_IMAGE_PIXELS = None  # open_photo has a limit of its own, which tells the size
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
-warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata; what matters is an error of read_photo's
+warnings.filterwarnings(
+    "ignore", module=r"PIL\."
+)  # odd metadata; what matters is an error of read_photo's
 
 
 def is_photo(name: str) -> bool:
-    """Whether a file's name is a photograph's that is read here; macOS's `._*` and other hidden files are not."""
+    """Whether a file's name is a photograph's that is read here; macOS's `._*` and other hidden
+    files are not.
+    """
     return not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS
 
 
 def open_photo(path: str) -> Image.Image:
-    """A photograph whose header and end are in order, not decoded yet. Raises OSError or ValueError, or whatever else
-    Pillow's readers stumble into over damaged bytes."""
+    """A photograph whose header and end are in order, not decoded yet. Raises OSError or
+    ValueError, or whatever else Pillow's readers stumble into over damaged bytes.
+    """
     data = picture_chunks(read_file(path, MOST_BYTES))
     try:
         photo = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         heic = data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS
-        raise ValueError(HEIC_REMEDY if heic else "no picture of a known format" if data else "empty") from None
+        raise ValueError(
+            HEIC_REMEDY if heic else "no picture of a known format" if data else "empty"
+        ) from None
     width, height = photo.size
     if width * height > MOST_PIXELS or max(photo.size) > LONGEST_SHAPE * min(photo.size):
         raise ValueError(f"{width}x{height} pixels, which is no photograph's size")
@@ -65,8 +98,9 @@ def open_photo(path: str) -> Image.Image:
 
 
 def picture_chunks(data: bytes) -> bytes:
-    """A PNG without the chunks that its pixels do not need, and over which Pillow would refuse it: those with a wrong
-    checksum (libpng passes over them too), and text, profiles and the like. What may tell the orientation stays.
+    """A PNG without the chunks that its pixels do not need, and over which Pillow would refuse it:
+    those with a wrong checksum (libpng passes over them too), and text, profiles and the like. What
+    may tell the orientation stays.
 
     Other formats, and what comes after the first chunk that is none, are left as they are.
     """
@@ -78,10 +112,20 @@ def picture_chunks(data: bytes) -> bytes:
         end = body + int.from_bytes(data[at : at + 4], "big") + 4
         if end > len(data):
             break
-        whole = kind[:1].isupper() or zlib.crc32(data[at + 4 : end - 4]).to_bytes(4, "big") == data[end - 4 : end]
-        if whole and (kind[:1].isupper() or kind in (b"tRNS", b"eXIf")):  # an upper case letter: critical
+        whole = (
+            kind[:1].isupper()
+            or zlib.crc32(data[at + 4 : end - 4]).to_bytes(4, "big") == data[end - 4 : end]
+        )
+        if whole and (
+            kind[:1].isupper() or kind in (b"tRNS", b"eXIf")
+        ):  # an upper case letter: critical
             kept.append(data[at:end])
-        elif whole and kind in TEXTS and (keyword := data[body:end].partition(b"\0")[0]) in ORIENTED and keyword not in seen:
+        elif (
+            whole
+            and kind in TEXTS
+            and (keyword := data[body:end].partition(b"\0")[0]) in ORIENTED
+            and keyword not in seen
+        ):
             seen.add(keyword)  # each is unpacked once, however many there are
             if is_short(kind, data[body + len(keyword) + 1 : end - 4]):
                 kept.append(data[at:end])
@@ -90,7 +134,9 @@ def picture_chunks(data: bytes) -> bytes:
 
 
 def is_short(kind: bytes, text: bytes) -> bool:
-    """Whether what follows the keyword in a PNG's chunk of text takes at most MOST_TEXT bytes, also unpacked."""
+    """Whether what follows the keyword in a PNG's chunk of text takes at most MOST_TEXT bytes, also
+    unpacked.
+    """
     flat = kind == b"tEXt" or (kind == b"iTXt" and text[:1] == b"\0")
     packed = b"" if flat else text[1:] if kind == b"zTXt" else text[2:].split(b"\0", 2)[-1]
     unpacking = zlib.decompressobj()
@@ -102,23 +148,33 @@ def is_short(kind: bytes, text: bytes) -> bool:
 
 
 def is_whole(kind: str, data: bytes) -> bool:
-    """Whether a JPEG's end marker comes after its first scan (thumbnails end before), or a PNG has its last chunk.
+    """Whether a JPEG's end marker comes after its first scan (thumbnails end before), or a PNG has
+    its last chunk.
 
-    Pillow passes over a missing end where the pixels before it happen to suffice. Other formats are left to it.
+    Pillow passes over a missing end where the pixels before it happen to suffice. Other formats are
+    left to it.
     """
     if kind == "PNG":
         return b"IEND\xaeB`\x82" in data
     if kind not in ("JPEG", "MPO"):
         return True
     at = 2
-    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":  # from segment to segment to the first scan
-        at += 1 if data[at + 1 : at + 2] == b"\xff" else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    while (
+        data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda"
+    ):  # from segment to segment to the first scan
+        at += (
+            1
+            if data[at + 1 : at + 2] == b"\xff"
+            else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        )
     return data.rfind(b"\xff\xd9", at) > 0  # from the end, where it nearly always is
 
 
 def look_over(path: str, look: Callable[[str], Image.Image] = open_photo) -> tuple[str, bool]:
-    """(why a photograph cannot be read, as far as `look` sees, empty where all is in order; whether it is of another size
-    than the competition's). By default only its header and end are looked at. Raises as `blame_machine` does."""
+    """(why a photograph cannot be read, as far as `look` sees, empty where all is in order; whether
+    it is of another size than the competition's). By default only its header and end are looked at.
+    Raises as `blame_machine` does.
+    """
     try:
         with open_photo(path) as photo:
             size = photo.size[::-1] if turn_of(photo) in LYING else photo.size
@@ -131,22 +187,31 @@ def look_over(path: str, look: Callable[[str], Image.Image] = open_photo) -> tup
 
 
 def read_photo(path: str, shrink: int = 1) -> Image.Image:
-    """An upright RGB image, whatever the file's format, mode or EXIF orientation; what is transparent, on white.
+    """An upright RGB image, whatever the file's format, mode or EXIF orientation; what is
+    transparent, on white.
 
-    Of an animation the first picture. shrink (2, 4, 8): decode a JPEG of the competition's size so many times smaller, for
-    a rough look; other photographs come whole. Raises UserError naming the file, or as `blame_machine` does.
+    Of an animation the first picture. shrink (2, 4, 8): decode a JPEG of the competition's size so
+    many times smaller, for a rough look; other photographs come whole. Raises UserError naming the
+    file, or as `blame_machine` does.
     """
     try:
         return decoded(path, shrink)
-    except Exception as error:  # over damaged bytes Pillow's readers raise nearly every kind there is
+    except (
+        Exception
+    ) as error:  # over damaged bytes Pillow's readers raise nearly every kind there is
         blame_machine(path, error)
-        raise UserError(f"{path}: cannot be read as a photograph ({reason(error)}); mend or remove it, or go on without it by "
-                        "--skip-bad-images") from None  # fmt: skip
+        raise UserError(
+            f"{path}: cannot be read as a photograph ({reason(error)}); mend or remove it, or go "
+            "on without it by "
+            "--skip-bad-images"
+        ) from None
 
 
 def blame_machine(path: str, error: Exception) -> None:
-    """Raise where an error says nothing of the photograph. Its own fault is what decoding finds, and a file that is missing
-    or no regular one; a full memory, a drive that fails and a file that may not be read are no reason to go on without it."""
+    """Raise where an error says nothing of the photograph. Its own fault is what decoding finds,
+    and a file that is missing or no regular one; a full memory, a drive that fails and a file that
+    may not be read are no reason to go on without it.
+    """
     if isinstance(error, MemoryError):
         raise error
     if isinstance(error, OSError) and error.errno not in (None, *NO_FILE):
@@ -171,10 +236,14 @@ def turn_of(photo: Image.Image) -> Image.Transpose | None:
 
 
 def upright_rgb(photo: Image.Image) -> Image.Image:
-    """A decoded image as upright RGB. Raises ValueError for pixels of a kind that has no one reading."""
+    """A decoded image as upright RGB. Raises ValueError for pixels of a kind that has no one
+    reading.
+    """
     turn = turn_of(photo)
     if photo.mode.startswith("I"):  # 16 bits: Pillow's own conversion would clip them to white
-        photo = Image.fromarray(np.clip(np.asarray(photo).astype(np.int64) >> 8, 0, 255).astype(np.uint8))
+        photo = Image.fromarray(
+            np.clip(np.asarray(photo).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
+        )
     elif photo.mode == "F":
         raise ValueError("its pixels are fractions of an unknown range; save it with 8 bits")
     if photo.has_transparency_data:

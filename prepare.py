@@ -1,4 +1,6 @@
-"""What comes before the first epoch: the data read, checked and split, the network as it starts, the run's tree."""
+"""What comes before the first epoch: the data read, checked and split, the network as it starts,
+the run's tree.
+"""
 
 from __future__ import annotations
 
@@ -69,13 +71,15 @@ class Study:
 
     @property
     def own_folds(self) -> list[int]:
-        """The folds that this process trains: every so many-th of those asked for, or with all others the one of --cv 1."""
+        """The folds that this process trains: every so many-th of those asked for, or with all
+        others the one of --cv 1.
+        """
         asked = list(self.settings.folds or self.folds)
         return asked if self.settings.cv == 1 else asked[self.who.rank :: self.who.world]
 
     @property
     def writes(self) -> bool:
-        """Whether this process writes its folds' files: the first one of those that share a fold."""
+        """Whether this process writes its folds' files: the first of those that share a fold."""
         return self.compute.rank == 0
 
     def held_out(self, fold: int) -> np.ndarray:
@@ -88,62 +92,105 @@ class Study:
 
 
 def load_table(s: config.TrainSettings) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    """(photographs with their `fold`, photographs of a --valid-root that is only scored at the end or None)."""
+    """(photographs with their `fold`, photographs of a --valid-root that is only scored at the end
+    or None).
+    """
     table = tables.read_train(s.train_root)
     outside = tables.read_train(s.valid_root) if s.valid_root else None
     if outside is not None:
         both = sorted(set(table["person"]) & set(outside["person"]))
         if both:
             many = counted(len(both), "person is", "people are")
-            raise UserError(f"--valid-root {s.valid_root}: {many} in --train-root too ({both[0]}); part them")
+            raise UserError(
+                f"--valid-root {s.valid_root}: {many} in --train-root too ({both[0]}); part them"
+            )
         if s.cv == 1:
-            return pd.concat([fix_labels(s, table).assign(fold=-1), outside.assign(fold=0)], ignore_index=True), None
+            return pd.concat(
+                [fix_labels(s, table).assign(fold=-1), outside.assign(fold=0)], ignore_index=True
+            ), None
     people = table["person"].nunique()
     if people < 2:
-        raise UserError(f"{s.train_root}: holds {counted(people, 'person', 'people')}; a split needs at least two")
+        raise UserError(
+            f"{s.train_root}: holds {counted(people, 'person', 'people')}; a split needs at least "
+            "two"
+        )
     folds = dataset.assign_folds(table, s.cv if s.cv > 1 else min(SPLIT_OF, people), s.split_seed)
     fold = table["person"].map(folds)
-    return fix_labels(s, table).assign(fold=fold if s.cv > 1 else fold.where(fold == 0, -1)), outside
+    return fix_labels(s, table).assign(
+        fold=fold if s.cv > 1 else fold.where(fold == 0, -1)
+    ), outside
 
 
 def fix_labels(s: config.TrainSettings, table: pd.DataFrame) -> pd.DataFrame:
-    """The photographs of --train-root with the labels of --label-fixes; after the split, so that no fix moves a fold."""
+    """The photographs of --train-root with the labels of --label-fixes; after the split, so that no
+    fix moves a fold.
+    """
     if s.label_fixes is None:
         return table
     fixed, counts = suspects.apply_fixes(table, s.label_fixes)
-    relabelled = int((fixed[["mask", "gender", "years"]] != table[["mask", "gender", "years"]]).any(axis=1).sum())
-    print(f"--label-fixes {printable(s.label_fixes)}: corrected {', '.join(f'{column} {n}' for column, n in counts.items())} "
-          f"({counted(relabelled, 'photograph')})")  # fmt: skip
+    relabelled = int(
+        (fixed[["mask", "gender", "years"]] != table[["mask", "gender", "years"]]).any(axis=1).sum()
+    )
+    print(
+        f"--label-fixes {printable(s.label_fixes)}: corrected "
+        f"{', '.join(f'{column} {n}' for column, n in counts.items())} "
+        f"({counted(relabelled, 'photograph')})"
+    )
     return fixed
 
 
 def readable(
     s: config.TrainSettings, table: pd.DataFrame, outside: pd.DataFrame | None
 ) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    """Both tables without the photographs that cannot be read, folds as they were. Raises UserError (see audit)."""
+    """Both tables without the photographs that cannot be read, folds as they were. Raises UserError
+    (see audit).
+    """
     kept = audit.without_bad([table] if outside is None else [table, outside], s.skip_bad_images)
     for fold in range(s.cv):
         if not 0 < (kept[0]["fold"] == fold).sum() < len(kept[0]):
-            raise UserError(f"--skip-bad-images: nobody is left on one side of fold {fold}; mend the photographs")
+            raise UserError(
+                f"--skip-bad-images: nobody is left on one side of fold {fold}; mend the "
+                "photographs"
+            )
         if (kept[0]["fold"] != fold).sum() < 2:
-            raise UserError(f"{s.train_root}: a single photograph is left to train fold {fold} on; training takes two or more")
+            raise UserError(
+                f"{s.train_root}: a single photograph is left to train fold {fold} on; training "
+                "takes two or more"
+            )
     return kept[0], kept[1] if outside is not None else None
 
 
-def set_up(s: config.TrainSettings, who: processes.Processes = ALONE) -> tuple[Study, pd.DataFrame | None]:
+def set_up(
+    s: config.TrainSettings, who: processes.Processes = ALONE
+) -> tuple[Study, pd.DataFrame | None]:
     """Read, check and split everything, before the first folder is made."""
     compute = processes.compute_for(s, s.batch_size, who, shared=s.cv == 1)
-    workers = loading.fit_shared_memory(compute.workers, s.batch_size, s.image_size, sharing=who.local_world)
+    workers = loading.fit_shared_memory(
+        compute.workers, s.batch_size, s.image_size, sharing=who.local_world
+    )
     compute = dataclasses.replace(compute, workers=workers)
-    if s.batch_size < 2 * compute.world and compute.world > 1:  # BatchNorm cannot train on a single photograph
-        raise UserError(f"--batch-size {s.batch_size}: shared by {compute.world} processes; use at least {2 * compute.world}")
+    if (
+        s.batch_size < 2 * compute.world and compute.world > 1
+    ):  # BatchNorm cannot train on a single photograph
+        raise UserError(
+            f"--batch-size {s.batch_size}: shared by {compute.world} processes; use at least "
+            f"{2 * compute.world}"
+        )
     table, outside = readable(s, *load_table(s))
     start = None
     if s.load_state_dict:
-        start, _ = checkpoint.read_described(Path(s.load_state_dict), s.model_type, s.task, mapped=False)
+        start, _ = checkpoint.read_described(
+            Path(s.load_state_dict), s.model_type, s.task, mapped=False
+        )
     weights = models.backbone_weights(s.backbone or "", s.pretrained) if start is None else None
-    boxes = tables.read_boxes(s.boxes, table["file"].tolist(), table["path"].tolist()) if s.boxes else {}
-    study = Study(s, table, compute, weights, start, boxes, Path(), who, squares_for(s, table, compute, who))
+    boxes = (
+        tables.read_boxes(s.boxes, table["file"].tolist(), table["path"].tolist())
+        if s.boxes
+        else {}
+    )
+    study = Study(
+        s, table, compute, weights, start, boxes, Path(), who, squares_for(s, table, compute, who)
+    )
     make_model(study, 0)  # weights that do not fit are refused before a folder is made
     return study, outside
 
@@ -151,18 +198,32 @@ def set_up(s: config.TrainSettings, who: processes.Processes = ALONE) -> tuple[S
 def squares_for(
     s: config.TrainSettings, table: pd.DataFrame, compute: engine.Compute, who: processes.Processes
 ) -> dataset.Squares | None:
-    """Room for the decoded middle squares with --cache ram. Raises UserError where it is not there, or of no use."""
+    """Room for the decoded middle squares with --cache ram. Raises UserError where it is not there,
+    or of no use.
+    """
     if s.cache == "none":
         return None
     made = augmentation.forms(s.transform_type, s.image_size)
     if not all(isinstance(form, augmentation.Crop) for form in (made.train, made.valid)):
-        raise UserError(f"--cache {s.cache}: --transform-type {s.transform_type} looks beyond the middle square; leave one out")
+        raise UserError(
+            f"--cache {s.cache}: --transform-type {s.transform_type} looks beyond the middle "
+            "square; leave one out"
+        )
     if compute.workers and multiprocessing.get_start_method() != "fork":
-        raise UserError(f"--cache {s.cache}: this system's processes share no memory; use --workers 0, or leave it out")
-    needed, free = len(table) * dataset.Squares.SIZE * who.local_world / 2**30, processes.free_memory() / 2**30
+        raise UserError(
+            f"--cache {s.cache}: this system's processes share no memory; use --workers 0, or "
+            "leave it out"
+        )
+    needed, free = (
+        len(table) * dataset.Squares.SIZE * who.local_world / 2**30,
+        processes.free_memory() / 2**30,
+    )
     if needed > ROOM * free:
-        raise UserError(f"--cache {s.cache}: {len(table)} photographs take {needed:.1f} GiB, and {free:.1f} GiB are free; leave "
-                        "it out, or use a larger machine")  # fmt: skip
+        raise UserError(
+            f"--cache {s.cache}: {len(table)} photographs take {needed:.1f} GiB, and {free:.1f} "
+            "GiB are free; leave "
+            "it out, or use a larger machine"
+        )
     return dataset.Squares(len(table))
 
 
@@ -174,8 +235,12 @@ def describe(study: Study) -> dict[str, Any]:
     return {
         "photographs": len(table),
         "people": int(table["person"].nunique()),
-        "people_per_fold": {str(f): int(table.loc[table["fold"] == f, "person"].nunique()) for f in study.folds},
-        "photographs_per_class": {name: int(counts.get(number, 0)) for number, name in enumerate(names)},
+        "people_per_fold": {
+            str(f): int(table.loc[table["fold"] == f, "person"].nunique()) for f in study.folds
+        },
+        "photographs_per_class": {
+            name: int(counts.get(number, 0)) for number, name in enumerate(names)
+        },
         "regression": task.regression,
         "digest": digest(table),
         "median_age": float(table["years"].median()),
@@ -190,8 +255,13 @@ def digest(table: pd.DataFrame) -> str:
 
 def chosen(study: Study) -> dict[str, Any]:
     """What was left to the machine, as it was chosen."""
-    return {"device": study.compute.device.type, "precision": study.compute.precision, "workers": study.compute.workers,
-            "threads": torch.get_num_threads(), "processes": study.who.world}  # fmt: skip
+    return {
+        "device": study.compute.device.type,
+        "precision": study.compute.precision,
+        "workers": study.compute.workers,
+        "threads": torch.get_num_threads(),
+        "processes": study.who.world,
+    }
 
 
 def opening(study: Study) -> list[str]:
@@ -202,13 +272,17 @@ def opening(study: Study) -> list[str]:
     return [
         f"{data['photographs']} photographs of {data['people']} people; held out per fold: "
         f"{''.join(f'{count}, ' for count in others)}{counted(last, 'person', 'people')}",
-        f"{s.model_type} on {s.backbone}, {s.image_size} px, {study.compute.precision} on {study.compute.device}, "
-        f"{counted(torch.get_num_threads(), 'thread')}, {counted(study.compute.workers, 'worker')}{several}",
+        f"{s.model_type} on {s.backbone}, {s.image_size} px, {study.compute.precision} on "
+        f"{study.compute.device}, "
+        f"{counted(torch.get_num_threads(), 'thread')}, "
+        f"{counted(study.compute.workers, 'worker')}{several}",
     ]
 
 
 def begin(study: Study, outside: pd.DataFrame | None = None) -> Path:
-    """The run's tree: a new one, or that of the run to go on with. outside: photographs that are only scored at the end."""
+    """The run's tree: a new one, or that of the run to go on with. outside: photographs that are
+    only scored at the end.
+    """
     tree = checkpoint.open_tree(study.settings)
     study = dataclasses.replace(study, tree=tree)
     if (tree / "run.json").is_file():
@@ -228,21 +302,36 @@ def begin(study: Study, outside: pd.DataFrame | None = None) -> Path:
 
 
 def warn_of_duplicates(tree: Path, parts: Sequence[pd.DataFrame]) -> None:
-    """One warning for near-duplicate photographs of different people, who may stand on both sides of a fold."""
+    """One warning for near-duplicate photographs of different people, who may stand on both sides
+    of a fold.
+    """
     table = pd.concat(parts)
     names = dict(zip(table["path"], table["file"], strict=True))
-    pairs = [(names[a], names[b], d) for a, b, d in duplicates.find_duplicates(list(names), table["person"].tolist())]
+    pairs = [
+        (names[a], names[b], d)
+        for a, b, d in duplicates.find_duplicates(list(names), table["person"].tolist())
+    ]
     if not pairs:
         return
     duplicates.write_pairs(tree / "duplicates.csv", pairs)
-    warn_counted([f"{a} and {b}" for a, b, _ in pairs], "nearly the same photograph under two people's names, a leak between "
-                 f"folds unless they are one person; all pairs in {tree / 'duplicates.csv'}")  # fmt: skip
+    warn_counted(
+        [f"{a} and {b}" for a, b, _ in pairs],
+        "nearly the same photograph under two people's names, a leak between "
+        f"folds unless they are one person; all pairs in {tree / 'duplicates.csv'}",
+    )
 
 
 def write_start(study: Study) -> None:
     """run.json and folds.csv of a run that begins."""
-    versions = {name: __import__(name).__version__ for name in ("torch", "torchvision", "numpy", "pandas", "PIL")}
-    machine = {"system": platform.platform(), "processors": usable_processors(), "device": str(study.compute.device)}
+    versions = {
+        name: __import__(name).__version__
+        for name in ("torch", "torchvision", "numpy", "pandas", "PIL")
+    }
+    machine = {
+        "system": platform.platform(),
+        "processors": usable_processors(),
+        "device": str(study.compute.device),
+    }
     if study.compute.device.type == "cuda":
         machine["gpu"] = torch.cuda.get_device_name(study.compute.device)
     content = {
@@ -253,9 +342,11 @@ def write_start(study: Study) -> None:
         "versions": {"python": platform.python_version(), **versions},
         "machine": machine,
         "data": describe(study),
-    }  # fmt: skip
+    }
     people = study.table.drop_duplicates("person")[["person", "gender", "ageg", "fold"]]
-    shown = people.assign(person=people["person"].map(cell), fold=people["fold"].map(lambda f: "" if f < 0 else f))
+    shown = people.assign(
+        person=people["person"].map(cell), fold=people["fold"].map(lambda f: "" if f < 0 else f)
+    )
     with atomic_write(study.tree / "folds.csv", "w") as file:
         shown.to_csv(file, index=False)
     checkpoint.write_json(study.tree / "run.json", content)
@@ -266,17 +357,30 @@ def take_up(study: Study) -> None:
     content = checkpoint.read_run(study.tree)
     before = content.get("data", {}).get("digest")
     if before not in (None, digest(study.table)):
-        raise UserError(f"{study.tree}: {study.settings.train_root} has other photographs, labels or folds than when the run "
-                        "began; restore them, or start a new run")  # fmt: skip
+        raise UserError(
+            f"{study.tree}: {study.settings.train_root} has other photographs, labels or folds "
+            "than when the run "
+            "began; restore them, or start a new run"
+        )
     now, then = chosen(study), content.get("chosen", {})
     began = then.get("processes", 1)
-    if study.settings.cv == 1 and began != now["processes"]:  # each takes BatchNorm's statistics of its own share
-        raise UserError(f"{study.tree}: {began} processes began to share its batches, now there are {now['processes']}; "
-                        f"go on with {began} (torchrun --nproc-per-node), or start a new run")  # fmt: skip
+    if (
+        study.settings.cv == 1 and began != now["processes"]
+    ):  # each takes BatchNorm's statistics of its own share
+        raise UserError(
+            f"{study.tree}: {began} processes began to share its batches, now there are "
+            f"{now['processes']}; "
+            f"go on with {began} (torchrun --nproc-per-node), or start a new run"
+        )
     for key in ("device", "precision", "threads"):
         if then.get(key, now[key]) != now[key]:
-            warn(f"{key}: the run began with {then[key]} and goes on with {now[key]}, so it will differ by rounding")
-    content.setdefault("resumed", []).append({"at": time.strftime("%Y-%m-%dT%H:%M:%S"), "command": sys.argv, "chosen": now})
+            warn(
+                f"{key}: the run began with {then[key]} and goes on with {now[key]}, so it will "
+                "differ by rounding"
+            )
+    content.setdefault("resumed", []).append(
+        {"at": time.strftime("%Y-%m-%dT%H:%M:%S"), "command": sys.argv, "chosen": now}
+    )
     content = {key: value for key, value in content.items() if key not in ("finished", "failed")}
     for folder in (study.tree, *checkpoint.fold_folders(study.tree)):
         sweep(folder)
@@ -299,5 +403,8 @@ def make_model(study: Study, fold: int) -> torch.nn.Module:
         fresh = models.train_on(network, study.start, s.model_type, s.task)
         models.check_finite(network, f"--load-state-dict {s.load_state_dict}")
         if fresh:
-            warn(f"--load-state-dict: the backbone is taken; for --task {s.task} these start afresh: {', '.join(fresh)}")
+            warn(
+                f"--load-state-dict: the backbone is taken; for --task {s.task} these start "
+                f"afresh: {', '.join(fresh)}"
+            )
     return network

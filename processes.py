@@ -1,4 +1,6 @@
-"""Several processes as torchrun starts them: who this one is, and the little that they tell each other."""
+"""Several processes as torchrun starts them: who this one is, and the little that they tell each
+other.
+"""
 
 from __future__ import annotations
 
@@ -66,18 +68,28 @@ def join(world: int) -> None:
             store.wait([f"came/{number}" for number in range(world)], JOINING)
             store.set_timeout(PATIENCE)
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
+            dist.init_process_group(
+                backend, store=store, rank=rank, world_size=world, timeout=PATIENCE
+            )
     except (RuntimeError, ValueError) as error:
         address, port = (os.environ.get(name, "not set") for name in ("MASTER_ADDR", "MASTER_PORT"))
-        raise RunError(f"the processes of this run did not come together ({reason(error)}); check MASTER_ADDR ({address}), "
-                       f"MASTER_PORT ({port}) and that all {world} processes (WORLD_SIZE) were started") from None  # fmt: skip
+        raise RunError(
+            f"the processes of this run did not come together ({reason(error)}); check "
+            f"MASTER_ADDR ({address}), "
+            f"MASTER_PORT ({port}) and that all {world} processes (WORLD_SIZE) were started"
+        ) from None
 
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Within the block SIGINT and SIGTERM end the program at once: Python's own handlers would wait for the end of one long
-    call into the system."""
-    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    """Within the block SIGINT and SIGTERM end the program at once: Python's own handlers would wait
+    for the end of one long call into the system.
+    """
+    numbers = (
+        (signal.SIGINT, signal.SIGTERM)
+        if threading.current_thread() is threading.main_thread()
+        else ()
+    )
     before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
     try:
         yield
@@ -99,7 +111,8 @@ def joined() -> Iterator[Processes]:
 def agreed(who: Processes, work: Callable[[], T]) -> T:
     """What `work` gives here, once it is done in all processes.
 
-    Where it is refused in some, the first of them raises that, and the others end with its exit code in silence.
+    Where it is refused in some, the first of them raises that, and the others end with its exit
+    code in silence.
     """
     if who.world == 1:
         return work()
@@ -120,15 +133,20 @@ def agreed(who: Processes, work: Callable[[], T]) -> T:
 
 
 def told_by_first(who: Processes, work: Callable[[], T]) -> T:
-    """What `work`, done by the first process alone, gives: in all of them. Refused there, all end (see `agreed`)."""
+    """What `work`, done by the first process alone, gives: in all of them. Refused there, all end
+    (see `agreed`).
+    """
     box = [agreed(who, work if who.first else lambda: cast("T", None))]
     if who.world > 1:
         dist.broadcast_object_list(box, src=0)
     return box[0]
 
 
-def compute_for(s: config.MachineSettings, batch_size: int, who: Processes, shared: bool) -> engine.Compute:
-    """Where and how this process computes. shared: whether the processes take part in the same batches.
+def compute_for(
+    s: config.MachineSettings, batch_size: int, who: Processes, shared: bool
+) -> engine.Compute:
+    """Where and how this process computes. shared: whether the processes take part in the same
+    batches.
 
     Raises UserError for a device that this machine lacks.
     """
@@ -138,18 +156,27 @@ def compute_for(s: config.MachineSettings, batch_size: int, who: Processes, shar
     set_threads(s.threads or max(1, usable_processors() // who.local_world))
     workers = loading.choose_workers(s.workers, device, who.local_world)
     together = (who.rank, who.world) if shared else (0, 1)
-    return engine.Compute(device, engine.choose_precision(s.precision, device), workers, batch_size, *together)
+    return engine.Compute(
+        device, engine.choose_precision(s.precision, device), workers, batch_size, *together
+    )
 
 
 def own_gpu(device: torch.device, who: Processes) -> torch.device:
-    """The GPU of this process, made torch's current one. Raises UserError where processes would share one."""
+    """The GPU of this process, made torch's current one. Raises UserError where processes would
+    share one.
+    """
     if who.world > 1:
         there = torch.cuda.device_count()
         if device.index is not None:
-            raise UserError(f"--device {device}: {who.world} processes take a GPU each; use --device cuda")
+            raise UserError(
+                f"--device {device}: {who.world} processes take a GPU each; use --device cuda"
+            )
         if who.local_world > there:
-            raise UserError(f"--nproc-per-node {who.local_world}: more processes than the {counted(there, 'GPU')} here; start at "
-                            f"most {there}, or use --device cpu")  # fmt: skip
+            raise UserError(
+                f"--nproc-per-node {who.local_world}: more processes than the "
+                f"{counted(there, 'GPU')} here; start at "
+                f"most {there}, or use --device cpu"
+            )
         device = torch.device("cuda", who.local_rank)
     if device.index is not None:
         torch.cuda.set_device(device)
@@ -163,14 +190,19 @@ def share_statistics(model: nn.Module) -> None:
         dist.broadcast(buffer, 0)
 
 
-FULL = re.compile(r"out of memory|can't allocate memory|not enough memory|ALLOC_FAILED|Cannot allocate memory")
+FULL = re.compile(
+    r"out of memory|can't allocate memory|not enough memory|ALLOC_FAILED|Cannot allocate memory"
+)
 LOST = re.compile(r"DataLoader worker \(pid|Too many open files|shared memory|</torch_")
 PARTED = re.compile(r"gloo|NCCL|Connection (reset|closed)|TCPStore|Broken pipe")
 
 
 @contextlib.contextmanager
-def failures_told(batch_size: int, remedy: str = "", go_on: str = "; start it again") -> Iterator[None]:
-    """Turn a full memory, a missing compiler and killed processes into one line. Raises RunError, or UserError for --compile.
+def failures_told(
+    batch_size: int, remedy: str = "", go_on: str = "; start it again"
+) -> Iterator[None]:
+    """Turn a full memory, a missing compiler and killed processes into one line. Raises RunError,
+    or UserError for --compile.
 
     remedy: what a smaller --batch-size takes; go_on: what to do after a process was killed.
     """
@@ -179,7 +211,10 @@ def failures_told(batch_size: int, remedy: str = "", go_on: str = "; start it ag
             yield
     except (MemoryError, RuntimeError) as error:
         if uncompiled(error):
-            raise UserError(f"--compile: the network cannot be compiled here ({reason(error)}); leave --compile out") from None
+            raise UserError(
+                f"--compile: the network cannot be compiled here ({reason(error)}); leave "
+                "--compile out"
+            ) from None
         if not isinstance(error, MemoryError) and not FULL.search(str(error)):
             raise
         raise RunError(out_of_memory(batch_size, error) + remedy) from None
@@ -187,44 +222,71 @@ def failures_told(batch_size: int, remedy: str = "", go_on: str = "; start it ag
 
 @contextlib.contextmanager
 def workers_told(stop: StopSignal, go_on: str = "") -> Iterator[None]:
-    """Turn a killed process, one that reads photographs or another of torchrun's, into one line that ends in `go_on`. Raises
-    RunError, or Stopped where `stop` noted a signal."""
+    """Turn a killed process, one that reads photographs or another of torchrun's, into one line
+    that ends in `go_on`. Raises RunError, or Stopped where `stop` noted a signal.
+    """
     try:
         yield
-    except (RuntimeError, OSError, EOFError) as error:  # a ConnectionError, EOFError: killed while it handed a batch over
+    except (
+        RuntimeError,
+        OSError,
+        EOFError,
+    ) as error:  # a ConnectionError, EOFError: killed while it handed a batch over
         in_worker = str(error).startswith("Caught ")  # then it comes with the worker's traceback
         if isinstance(error, OSError) and not in_worker and not isinstance(error, ConnectionError):
             raise
-        parted = isinstance(error, RuntimeError) and dist.is_initialized() and PARTED.search(str(error))
-        if isinstance(error, RuntimeError) and (FULL.search(str(error)) or not (parted or LOST.search(str(error)))):
+        parted = (
+            isinstance(error, RuntimeError) and dist.is_initialized() and PARTED.search(str(error))
+        )
+        if isinstance(error, RuntimeError) and (
+            FULL.search(str(error)) or not (parted or LOST.search(str(error)))
+        ):
             raise
         if stop.number:
             raise Stopped(stop.number, f"stopped{go_on}") from None
         if parted:
-            raise RunError(f"another process of this run ended; its message tells why{go_on}") from None
+            raise RunError(
+                f"another process of this run ended; its message tells why{go_on}"
+            ) from None
         last = [type(error).__name__, *str(error).strip().splitlines()][-1]
         if isinstance(error, OSError) and in_worker:
-            raise RunError(f"a process that reads photographs failed ({last}); mend that{go_on}") from None
-        raise RunError(f"a process that reads photographs was lost ({last}); often the memory or {loading.SHARED} is full, or "
-                       "too few files may be open (ulimit -n): use fewer --workers, "
-                       f"{loading.MORE_SHARED_MEMORY}{go_on}") from None  # fmt: skip
+            raise RunError(
+                f"a process that reads photographs failed ({last}); mend that{go_on}"
+            ) from None
+        raise RunError(
+            f"a process that reads photographs was lost ({last}); often the memory or "
+            f"{loading.SHARED} is full, or "
+            "too few files may be open (ulimit -n): use fewer --workers, "
+            f"{loading.MORE_SHARED_MEMORY}{go_on}"
+        ) from None
 
 
 def uncompiled(error: BaseException) -> bool:
-    """Whether torch.compile itself failed, for want of a compiler or for what it cannot translate."""
+    """Whether torch.compile itself failed: no compiler, or something it cannot translate."""
     compiling = sys.modules.get("torch._dynamo.exc")  # not imported for this: it takes seconds
-    return compiling is not None and isinstance(error, compiling.TorchDynamoException) and not FULL.search(str(error))
+    return (
+        compiling is not None
+        and isinstance(error, compiling.TorchDynamoException)
+        and not FULL.search(str(error))
+    )
 
 
 def out_of_memory(batch_size: int, error: Exception) -> str:
     """What the user needs to know when the GPU's or the machine's memory is full."""
     kind, peak, free = "", 0.0, 0.0
     if isinstance(error, torch.OutOfMemoryError) and torch.cuda.is_available():
-        kind, peak, free = "GPU's ", float(torch.cuda.max_memory_allocated()), float(torch.cuda.mem_get_info()[0])
+        kind, peak, free = (
+            "GPU's ",
+            float(torch.cuda.max_memory_allocated()),
+            float(torch.cuda.mem_get_info()[0]),
+        )
     else:
         peak, free = peak_memory(), free_memory()
-    return (f"--batch-size {batch_size}: the {kind}memory is full (peak {peak / 2**30:.1f} GiB here, {free / 2**30:.1f} GiB "
-            "free now); use a smaller one")  # fmt: skip
+    return (
+        f"--batch-size {batch_size}: the {kind}memory is full (peak {peak / 2**30:.1f} GiB here, "
+        f"{free / 2**30:.1f} GiB "
+        "free now); use a smaller one"
+    )
 
 
 def peak_memory() -> float:
@@ -233,27 +295,47 @@ def peak_memory() -> float:
         import resource
     except ImportError:  # Windows has none
         return 0.0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if sys.platform == "darwin" else 1024.0)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1.0 if sys.platform == "darwin" else 1024.0
+    )
 
 
 def free_memory(root: Path = Path("/")) -> float:
-    """Bytes of memory that this process can still have, of the machine's and of its control groups'; root: of the files."""
+    """Bytes of memory that this process can still have, of the machine's and of its control
+    groups'; root: of the files.
+    """
     machine = system_text(root / "proc/meminfo")
     if machine:
-        return min([number_after("MemAvailable:", machine) * 1024, *map(group_memory, control_groups("memory", root))])
+        return min(
+            [
+                number_after("MemAvailable:", machine) * 1024,
+                *map(group_memory, control_groups("memory", root)),
+            ]
+        )
     names = getattr(os, "sysconf_names", {})
-    return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) if "SC_AVPHYS_PAGES" in names else 0.0
+    return (
+        float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        if "SC_AVPHYS_PAGES" in names
+        else 0.0
+    )
 
 
 def group_memory(group: Path) -> float:
-    """Bytes that a control group's limit leaves, files that nobody uses counting as free; infinite without a limit."""
+    """Bytes that a control group's limit leaves, files that nobody uses counting as free; infinite
+    without a limit.
+    """
     for limit, used, cached in (
         ("memory.max", "memory.current", "inactive_file"),
         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ):
         numbers = [system_text(group / name).strip() for name in (limit, used)]
         if all(number.isdigit() for number in numbers):  # else max
-            return max(0.0, float(numbers[0]) - float(numbers[1]) + number_after(cached, system_text(group / "memory.stat")))
+            return max(
+                0.0,
+                float(numbers[0])
+                - float(numbers[1])
+                + number_after(cached, system_text(group / "memory.stat")),
+            )
     return math.inf
 
 
@@ -266,5 +348,9 @@ def number_after(name: str, text: str) -> float:
 def leave(who: Processes) -> None:
     """Part from the others."""
     if who.world > 1 and dist.is_initialized():
-        time.sleep(0.1)  # a thread of torch 2.6 may still hold a tensor of the last exchange, and would be waited for in vain
+        time.sleep(
+            0.1
+            # a thread of torch 2.6 may still hold a tensor of the last exchange, and would be
+            # waited for in vain
+        )
         dist.destroy_process_group()

@@ -1,6 +1,8 @@
-"""What a run and a prediction are worth, for people: report.json (plain numbers) and report.html (one file, no network).
+"""What a run and a prediction are worth, for people: report.json (plain numbers) and report.html
+(one file, no network).
 
-The page is made from the numbers alone, with small copies of photographs where the user's own data is at hand.
+The page is made from the numbers alone, with small copies of photographs where the user's own data
+is at hand.
 """
 
 from __future__ import annotations
@@ -28,17 +30,23 @@ PARTS = config.PARTS
 NEAR = 3  # years on either side of a boundary between age groups
 
 
-# ------------------------------------------------------------------------------------------------- what a run is worth
+# --- what a run is worth
 
 
-def training_report(tree: Path, table: pd.DataFrame, oof: pd.DataFrame, extra: Mapping[str, Rows]) -> None:
+def training_report(
+    tree: Path, table: pd.DataFrame, oof: pd.DataFrame, extra: Mapping[str, Rows]
+) -> None:
     """Write report.json and, where matplotlib is installed, report.html into a tree.
 
-    table: a row per photograph as tables.read_train reads it. oof: file, person, fold, mask, gender, age (years), ageg,
-    main and p0 ... p{C-1}, or value for a regression. extra: title -> (name, value) rows, shown and stored as they are.
+    table: a row per photograph as tables.read_train reads it. oof: file, person, fold, mask,
+    gender, age (years), ageg, main and p0 ... p{C-1}, or value for a regression. extra: title ->
+    (name, value) rows, shown and stored as they are.
     """
     numbers = training_numbers(tree, oof)
-    numbers["extra"] = {title: [{"name": name, "value": value} for name, value in rows] for title, rows in extra.items()}
+    numbers["extra"] = {
+        title: [{"name": name, "value": value} for name, value in rows]
+        for title, rows in extra.items()
+    }
     paths = dict(zip(table["file"], table["path"], strict=True))
     write(tree, numbers, lambda shown: pages.training_page(shown, paths, extra))
 
@@ -51,42 +59,69 @@ def training_numbers(tree: Path, oof: pd.DataFrame) -> Numbers:
     decided = ensemble.decide(task, answers)
     people, folds = oof["person"].to_numpy(), oof["fold"].nunique()
     truth = oof[task].to_numpy()
-    numbers = {"kind": "training", "name": tree.name, "task": task, **judged(task, decided, truth, people, folds)}
+    numbers = {
+        "kind": "training",
+        "name": tree.name,
+        "task": task,
+        **judged(task, decided, truth, people, folds),
+    }
     numbers["headline"]["people"] = int(oof["person"].nunique())
     if task == "main":
         parts = {part: ensemble.answer_from_main(answers, part).argmax(1) for part in PARTS}
         numbers |= judged_parts(parts, decided, truth, people, folds)
-    numbers["folds"] = [fold_numbers(tree, int(fold), task, decided[rows], oof.iloc[rows])
-                        for fold, rows in oof.groupby("fold").indices.items()]  # fmt: skip
-    groups = {"main": decided % 3, "ageg": decided, "age": metrics.to_classes("age", decided)}.get(task)
-    numbers["ages"] = [] if groups is None else age_errors(oof["age"].to_numpy(float), groups, decided if task == "age" else None)
+    numbers["folds"] = [
+        fold_numbers(tree, int(fold), task, decided[rows], oof.iloc[rows])
+        for fold, rows in oof.groupby("fold").indices.items()
+    ]
+    groups = {"main": decided % 3, "ageg": decided, "age": metrics.to_classes("age", decided)}.get(
+        task
+    )
+    numbers["ages"] = (
+        []
+        if groups is None
+        else age_errors(oof["age"].to_numpy(float), groups, decided if task == "age" else None)
+    )
     numbers["boundaries"] = [] if groups is None else boundaries(numbers["ages"])
     if not config.TASKS[task].regression:
         names = ("confidence", "accuracy", "photographs")
         rows = metrics.calibration(answers, truth)
         numbers["calibration"] = {
-            "ece": metrics.calibration_error(answers, truth), "bins": [dict(zip(names, row, strict=True)) for row in rows],
+            "ece": metrics.calibration_error(answers, truth),
+            "bins": [dict(zip(names, row, strict=True)) for row in rows],
             "confidence": float(answers.max(1).mean()),
-        }  # fmt: skip
+        }
     numbers["most_wrong"] = most_wrong(task, answers, decided, oof)
-    rates = [rate for fold in numbers["folds"] for rate in fold["history"].get("images_per_second", [])]
-    numbers["time"] = {"seconds": elapsed(tree), "images_per_second": float(np.median(rates)) if rates else None}
+    rates = [
+        rate for fold in numbers["folds"] for rate in fold["history"].get("images_per_second", [])
+    ]
+    numbers["time"] = {
+        "seconds": elapsed(tree),
+        "images_per_second": float(np.median(rates)) if rates else None,
+    }
     return numbers | {"run": run}
 
 
 def answers_of(task: str, oof: pd.DataFrame) -> np.ndarray:
-    """The probabilities (or values) [images, classes] of an out-of-fold table. Raises UserError for one that lacks them."""
+    """The probabilities (or values) [images, classes] of an out-of-fold table. Raises UserError for
+    one that lacks them.
+    """
     spec = config.TASKS[task]
     columns = ["value"] if spec.regression else [f"p{number}" for number in range(spec.outputs)]
     needed = ("file", "person", "fold", "age", task, *columns)
     missing = [column for column in needed if column not in oof]
     if missing or oof.empty:
-        raise UserError(f"oof.csv: {'no rows' if not missing else f'no column {missing[0]!r}'}; train the run again")
+        raise UserError(
+            f"oof.csv: {'no rows' if not missing else f'no column {missing[0]!r}'}; train the run "
+            "again"
+        )
     return oof[columns].to_numpy(float)
 
 
-def judged(task: str, decided: np.ndarray, truth: np.ndarray, people: np.ndarray | None, folds: int = 0) -> Numbers:
-    """Scores with 95 % intervals over people (None: over photographs), per class too, and the confusion matrix.
+def judged(
+    task: str, decided: np.ndarray, truth: np.ndarray, people: np.ndarray | None, folds: int = 0
+) -> Numbers:
+    """Scores with 95 % intervals over people (None: over photographs), per class too, and the
+    confusion matrix.
 
     folds: how many the answers come from, out of fold; 0 where they do not.
     """
@@ -107,26 +142,42 @@ def judged(task: str, decided: np.ndarray, truth: np.ndarray, people: np.ndarray
     rows = []
     for number, name in enumerate(names):
         span = ranged(float(each[number]), spread[:, number], folds)
-        counted = {"photographs": int(scores.matrix[number].sum()), "answered": int(scores.matrix[:, number].sum())}
-        rows.append({"name": name, "f1": span["value"], "low": span["low"], "high": span["high"], **counted})
+        counted = {
+            "photographs": int(scores.matrix[number].sum()),
+            "answered": int(scores.matrix[:, number].sum()),
+        }
+        rows.append(
+            {"name": name, "f1": span["value"], "low": span["low"], "high": span["high"], **counted}
+        )
     count = max(len(truth), 1)
     return {
-        "headline": headline | years, "classes": rows, "confusion": scores.matrix.tolist(), "class_names": list(names),
-        "class_shares": (scores.matrix.sum(0) / count).tolist(), "true_shares": (scores.matrix.sum(1) / count).tolist(),
-    }  # fmt: skip
+        "headline": headline | years,
+        "classes": rows,
+        "confusion": scores.matrix.tolist(),
+        "class_names": list(names),
+        "class_shares": (scores.matrix.sum(0) / count).tolist(),
+        "true_shares": (scores.matrix.sum(1) / count).tolist(),
+    }
 
 
 def ranged(value: float, draws: np.ndarray, folds: int) -> dict[str, float]:
     """A value with its 95 % interval."""
-    low, high = metrics.out_of_fold_interval(value, draws, folds) if folds else metrics.interval(draws)
+    low, high = (
+        metrics.out_of_fold_interval(value, draws, folds) if folds else metrics.interval(draws)
+    )
     return {"value": value, "low": low, "high": high}
 
 
 def judged_parts(
-    parts: Mapping[str, np.ndarray], decided: np.ndarray, truth: np.ndarray, people: np.ndarray | None, folds: int = 0
+    parts: Mapping[str, np.ndarray],
+    decided: np.ndarray,
+    truth: np.ndarray,
+    people: np.ndarray | None,
+    folds: int = 0,
 ) -> Numbers:
-    """For answers of 18 classes: the scores of each part's own answers, and in `if_right` the macro F1 of the 18 if that part
-    of every answer were right and the others stayed as they are."""
+    """For answers of 18 classes: the scores of each part's own answers, and in `if_right` the macro
+    F1 of the 18 if that part of every answer were right and the others stayed as they are.
+    """
     index = {part: np.array(config.TASKS[part].from_main) for part in PARTS}
     scores, would = {}, {}
     for part in PARTS:
@@ -136,13 +187,22 @@ def judged_parts(
     return {"parts": scores, "if_right": would}
 
 
-def fold_numbers(tree: Path, fold: int, task: str, decided: np.ndarray, oof: pd.DataFrame) -> Numbers:
+def fold_numbers(
+    tree: Path, fold: int, task: str, decided: np.ndarray, oof: pd.DataFrame
+) -> Numbers:
     """One fold's people, photographs per class, out-of-fold scores and learning curves."""
     own = judged(task, decided, oof[task].to_numpy(), oof["person"].to_numpy(), 1)
     path = tree / f"fold{fold:02d}" / "history.csv"
     try:
-        history = {name: values.tolist() for name, values in pd.read_csv(io.BytesIO(read_file(path))).astype(float).items()}
-        lost = [name for name in ("epoch", "train_loss", "valid_loss", "macro_f1") if not history.get(name)]
+        history = {
+            name: values.tolist()
+            for name, values in pd.read_csv(io.BytesIO(read_file(path))).astype(float).items()
+        }
+        lost = [
+            name
+            for name in ("epoch", "train_loss", "valid_loss", "macro_f1")
+            if not history.get(name)
+        ]
         if lost:
             raise ValueError(f"no column {lost[0]!r} with numbers")
     except FileNotFoundError:
@@ -150,49 +210,69 @@ def fold_numbers(tree: Path, fold: int, task: str, decided: np.ndarray, oof: pd.
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: damaged ({reason(error)}); train the fold again") from None
     return {
-        "fold": fold, "people": int(oof["person"].nunique()), "photographs": len(oof),
-        "macro_f1": own["headline"]["macro_f1"], "accuracy": own["headline"]["accuracy"],
-        "photographs_per_class": [row["photographs"] for row in own["classes"]], "history": history,
-    }  # fmt: skip
+        "fold": fold,
+        "people": int(oof["person"].nunique()),
+        "photographs": len(oof),
+        "macro_f1": own["headline"]["macro_f1"],
+        "accuracy": own["headline"]["accuracy"],
+        "photographs_per_class": [row["photographs"] for row in own["classes"]],
+        "history": history,
+    }
 
 
-def age_errors(years: np.ndarray, groups: np.ndarray, answers: np.ndarray | None = None) -> list[Numbers]:
-    """By true age in whole years: photographs, how many were put into too young or too old a group, and the mean answer
-    where the answers are years."""
+def age_errors(
+    years: np.ndarray, groups: np.ndarray, answers: np.ndarray | None = None
+) -> list[Numbers]:
+    """By true age in whole years: photographs, how many were put into too young or too old a group,
+    and the mean answer where the answers are years.
+    """
     whole = np.floor(years + 0.5).astype(int)
     true = np.array([config.age_group(year) for year in years])
     rows = []
     for age in np.unique(whole):
         own = whole == age
-        row = {"age": int(age), "photographs": int(own.sum()), "too_young": int((own & (groups < true)).sum()),
-               "too_old": int((own & (groups > true)).sum())}  # fmt: skip
+        row = {
+            "age": int(age),
+            "photographs": int(own.sum()),
+            "too_young": int((own & (groups < true)).sum()),
+            "too_old": int((own & (groups > true)).sum()),
+        }
         rows.append(row if answers is None else {**row, "mean_answer": float(answers[own].mean())})
     return rows
 
 
 def boundaries(ages: Sequence[Numbers]) -> list[Numbers]:
-    """For each boundary between age groups: the photographs within three years of it and how many crossed it."""
+    """For each boundary between age groups: the photographs within three years of it and how many
+    crossed it.
+    """
     found = []
     for start in config.GROUP_STARTS:
         below = [row for row in ages if start - NEAR <= row["age"] < start]
         above = [row for row in ages if start <= row["age"] < start + NEAR]
         sides = {
-            "below": sum(row["photographs"] for row in below), "below_called_older": sum(row["too_old"] for row in below),
-            "above": sum(row["photographs"] for row in above), "above_called_younger": sum(row["too_young"] for row in above),
-        }  # fmt: skip
+            "below": sum(row["photographs"] for row in below),
+            "below_called_older": sum(row["too_old"] for row in below),
+            "above": sum(row["photographs"] for row in above),
+            "above_called_younger": sum(row["too_young"] for row in above),
+        }
         if sides["below"] or sides["above"]:
             found.append({"age": start, **sides})
     return found
 
 
-def most_wrong(task: str, answers: np.ndarray, decided: np.ndarray, oof: pd.DataFrame) -> list[Numbers]:
+def most_wrong(
+    task: str, answers: np.ndarray, decided: np.ndarray, oof: pd.DataFrame
+) -> list[Numbers]:
     """The people whom the model contradicts most, each with the photograph it is most wrong about.
 
-    `error` is the mean over a person's photographs of 1 - the probability of the truth, or of the error in years.
+    `error` is the mean over a person's photographs of 1 - the probability of the truth, or of the
+    error in years.
     """
     regression = config.TASKS[task].regression
     truth, files = oof[task].to_numpy(), oof["file"].to_numpy()
-    error = np.abs(answers[:, 0] - truth) if regression else 1 - answers[np.arange(len(truth)), truth]
+    error = (
+        np.abs(answers[:, 0] - truth) if regression else 1 - answers[np.arange(len(truth)), truth]
+    )
     classes, true = metrics.to_classes(task, decided), metrics.to_classes(task, truth)
     names = config.TASKS[config.judged(task)].classes
     found = []
@@ -201,62 +281,107 @@ def most_wrong(task: str, answers: np.ndarray, decided: np.ndarray, oof: pd.Data
         if not len(wrong):
             continue
         worst = wrong[np.argmax(error[wrong])]
-        is_, said = (f"{v:.0f} years" if regression else names[int(v)] for v in (truth[worst], decided[worst]))
-        found.append({"person": person, "file": files[worst], "true": is_, "answered": said, "wrong": len(wrong),
-                      "photographs": len(rows), "error": float(error[rows].mean())})  # fmt: skip
+        is_, said = (
+            f"{v:.0f} years" if regression else names[int(v)]
+            for v in (truth[worst], decided[worst])
+        )
+        found.append(
+            {
+                "person": person,
+                "file": files[worst],
+                "true": is_,
+                "answered": said,
+                "wrong": len(wrong),
+                "photographs": len(rows),
+                "error": float(error[rows].mean()),
+            }
+        )
     return sorted(found, key=lambda row: (-row["error"], row["person"]))[:MOST_WRONG]
 
 
 def elapsed(tree: Path) -> float | None:
     """Seconds from the run's start to its last epoch; None where the tree does not tell."""
     ends = [path.stat().st_mtime for path in tree.glob("fold*/history.csv")]
-    return max(0.0, max(ends) - checkpoint.started(tree)) if ends and checkpoint.read_run(tree) else None
+    return (
+        max(0.0, max(ends) - checkpoint.started(tree))
+        if ends and checkpoint.read_run(tree)
+        else None
+    )
 
 
-# ------------------------------------------------------------------------------------------ what a prediction is worth
+# --- what a prediction is worth
 
 
 def prediction_report(
-    folder: Path, probs: ensemble.Probabilities, voted: Mapping[str, np.ndarray], truth: np.ndarray | None = None,
-    training_shares: Sequence[float] | np.ndarray | None = None, made: Mapping[str, object] | None = None,
-) -> None:  # fmt: skip
+    folder: Path,
+    probs: ensemble.Probabilities,
+    voted: Mapping[str, np.ndarray],
+    truth: np.ndarray | None = None,
+    training_shares: Sequence[float] | np.ndarray | None = None,
+    made: Mapping[str, object] | None = None,
+) -> None:
     """Write report.json and, where matplotlib is installed, report.html into a prediction's folder.
 
-    voted: {method: answers [images]}; truth: the true answers, where they are known; training_shares: the share of each
-    class (of `ageg` for years) among the training photographs; made: the settings, and what was noted on the way.
+    voted: {method: answers [images]}; truth: the true answers, where they are known;
+    training_shares: the share of each class (of `ageg` for years) among the training photographs;
+    made: the settings, and what was noted on the way.
     """
-    numbers = prediction_numbers(folder.name, probs, voted, truth, training_shares) | {"made": made or {}}
+    numbers = prediction_numbers(folder.name, probs, voted, truth, training_shares) | {
+        "made": made or {}
+    }
     write(folder, numbers, pages.prediction_page)
 
 
 def prediction_numbers(
-    name: str, probs: ensemble.Probabilities, voted: Mapping[str, np.ndarray], truth: np.ndarray | None,
+    name: str,
+    probs: ensemble.Probabilities,
+    voted: Mapping[str, np.ndarray],
+    truth: np.ndarray | None,
     training_shares: Sequence[float] | np.ndarray | None,
-) -> Numbers:  # fmt: skip
+) -> Numbers:
     """Everything a prediction's report.json holds."""
     task, classes = probs.task, len(config.TASKS[config.judged(probs.task)].classes)
-    members = [ensemble.decide(task, ensemble.arithmetic(probs.array[m : m + 1])) for m in range(len(probs.members))]
+    members = [
+        ensemble.decide(task, ensemble.arithmetic(probs.array[m : m + 1]))
+        for m in range(len(probs.members))
+    ]
     grouped = np.stack([metrics.to_classes(task, answers) for answers in members])
     methods = {method: metrics.to_classes(task, answers) for method, answers in voted.items()}
     first = next(iter(methods))
     told = zip(probs.members, probs.folds, probs.validation_f1, grouped, members, strict=True)
     numbers: Numbers = {
-        "kind": "prediction", "name": name, "task": task, "photographs": len(probs.images), "views": probs.array.shape[1],
+        "kind": "prediction",
+        "name": name,
+        "task": task,
+        "photographs": len(probs.images),
+        "views": probs.array.shape[1],
         "members": [
-            {"name": member, "fold": int(fold), "validation_macro_f1": float(weight),
-             "equal_to_vote": float((own == methods[first]).mean()), **scored(task, answers, truth)}
+            {
+                "name": member,
+                "fold": int(fold),
+                "validation_macro_f1": float(weight),
+                "equal_to_vote": float((own == methods[first]).mean()),
+                **scored(task, answers, truth),
+            }
             for member, fold, weight, own, answers in told
         ],
         "agreement": [(grouped == own).mean(1).tolist() for own in grouped],
         "methods": [
-            {"name": method, "equal_to_first": float((answers == methods[first]).mean()),
-             **scored(task, voted[method], truth)}
+            {
+                "name": method,
+                "equal_to_first": float((answers == methods[first]).mean()),
+                **scored(task, voted[method], truth),
+            }
             for method, answers in methods.items()
         ],
         "class_names": list(config.TASKS[config.judged(task)].classes),
-        "class_shares": (np.bincount(methods[first], minlength=classes) / max(len(probs.images), 1)).tolist(),
-        "training_shares": None if training_shares is None else [float(share) for share in training_shares],
-    }  # fmt: skip
+        "class_shares": (
+            np.bincount(methods[first], minlength=classes) / max(len(probs.images), 1)
+        ).tolist(),
+        "training_shares": None
+        if training_shares is None
+        else [float(share) for share in training_shares],
+    }
     if not config.TASKS[task].regression:
         numbers["confidence"] = float(ensemble.arithmetic(probs.array).max(1).mean())
     if truth is not None:
@@ -275,7 +400,7 @@ def scored(task: str, answers: np.ndarray, truth: np.ndarray | None) -> dict[str
     return {"macro_f1": scores.macro_f1, "accuracy": scores.accuracy}
 
 
-# ------------------------------------------------------------------------------------------------------------ writing
+# --- writing
 
 
 def write(folder: Path, numbers: Numbers, page: Callable[[Numbers], str]) -> None:
@@ -283,7 +408,10 @@ def write(folder: Path, numbers: Numbers, page: Callable[[Numbers], str]) -> Non
     stored = plain(numbers)
     checkpoint.write_json(folder / "report.json", stored)
     if importlib.util.find_spec("matplotlib") is None:
-        print(f"{printable(folder / 'report.json')}  (pip install matplotlib, and there will be a report.html to look at too)")
+        print(
+            f"{printable(folder / 'report.json')}  (pip install matplotlib, and there will be a "
+            "report.html to look at too)"
+        )
         return
     with atomic_write(folder / "report.html", "w") as file:
         file.write(page(stored))

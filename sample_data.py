@@ -1,8 +1,8 @@
 """Draw sample people, so that the toolkit can be tried with no data: python sample_data.py
 
-Writes the competition's layout into --out, with drawings in place of photographs, and the true classes of the
-evaluation pictures in eval/answers.csv.  Age and gender show in shapes and lines, each with an overlap; colours,
-place, light and noise say nothing about the class.
+Writes the competition's layout into --out, with drawings in place of photographs, and the true
+classes of the evaluation pictures in eval/answers.csv.  Age and gender show in shapes and lines,
+each with an overlap; colours, place, light and noise say nothing about the class.
 """
 
 import argparse
@@ -45,9 +45,11 @@ HAIRS = [
 ]
 MASKS = [(240, 242, 244), (150, 196, 226), (34, 34, 40), (214, 226, 232)]
 INK, WHITE = (34, 26, 26), (248, 246, 242)
-# The weights of four neighbouring points on a Catmull-Rom curve, at five places between the middle two.
+# The weights of four neighbouring points on a Catmull-Rom curve, at five places between the middle
+# two.
 CURVE = [
-    (2 * t * t - t - t**3, 2 - 5 * t * t + 3 * t**3, t + 4 * t * t - 3 * t**3, t**3 - t * t) for t in (0.0, 0.2, 0.4, 0.6, 0.8)
+    (2 * t * t - t - t**3, 2 - 5 * t * t + 3 * t**3, t + 4 * t * t - 3 * t**3, t**3 - t * t)
+    for t in (0.0, 0.2, 0.4, 0.6, 0.8)
 ]
 
 Color = tuple[int, ...]
@@ -55,7 +57,9 @@ Points = list[tuple[float, float]]
 
 
 class Person(NamedTuple):
-    """A person; seed starts the numbers of face, hair and clothes, drawn anew and alike for each picture."""
+    """A person; seed starts the numbers of face, hair and clothes, drawn anew and alike for each
+    picture.
+    """
 
     gender: str
     age: int
@@ -65,13 +69,21 @@ class Person(NamedTuple):
 class Pen:
     """Draws smooth shapes in face units: eyes on y = 0, cheeks at x = -1 and 1, chin at y = 1.3."""
 
-    def __init__(self, picture: Image.Image, place: tuple[float, float, float], roll: float, turn: tuple[float, float]):
+    def __init__(
+        self,
+        picture: Image.Image,
+        place: tuple[float, float, float],
+        roll: float,
+        turn: tuple[float, float],
+    ):
         self.draw = ImageDraw.Draw(picture, "RGBA")
         (self.x, self.y, self.unit), self.turn = place, turn
         self.cos, self.sin = self.unit * math.cos(roll), self.unit * math.sin(roll)
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        """Turn face units to pixels; the face is a ball, so that its middle moves most as the head turns."""
+        """Turn face units to pixels; the face is a ball, so that its middle moves most as the head
+        turns.
+        """
         depth = math.sqrt(max(0.0, 1 - x * x / 1.1 - y * y / 2.6))
         x, y = x + self.turn[0] * depth, y + self.turn[1] * depth
         return self.x + x * self.cos - y * self.sin, self.y + x * self.sin + y * self.cos
@@ -82,7 +94,10 @@ class Pen:
         p = [p[-1], *p, p[0], p[1]] if closed else [p[0], *p, p[-1]]
         for a, b, c, d in zip(p, p[1:], p[2:], p[3:], strict=False):
             for i, j, k, m in CURVE:
-                x, y = i * a[0] + j * b[0] + k * c[0] + m * d[0], i * a[1] + j * b[1] + k * c[1] + m * d[1]
+                x, y = (
+                    i * a[0] + j * b[0] + k * c[0] + m * d[0],
+                    i * a[1] + j * b[1] + k * c[1] + m * d[1],
+                )
                 out.append((x / 2, y / 2))
         return out if closed else [*out, p[-1]]
 
@@ -93,7 +108,11 @@ class Pen:
     def line(self, points: Points, color: Color, width: float, alpha: float = 1) -> None:
         """Draw a line, unless it is too faint to be seen."""
         if alpha > 0.02:
-            self.draw.line(self.curve(points, False), (*color, round(255 * alpha)), max(1, round(width * self.unit)))
+            self.draw.line(
+                self.curve(points, False),
+                (*color, round(255 * alpha)),
+                max(1, round(width * self.unit)),
+            )
 
     def dot(self, x: float, y: float, size: float, color: Color, alpha: float = 1) -> None:
         """Draw a disc."""
@@ -109,7 +128,9 @@ def blend(first: Color, second: Color, part: float) -> Color:
 def any_color(rng: random.Random) -> Color:
     """Draw a colour for clothes, masks and backgrounds."""
     gray = rng.randrange(20, 245)
-    return blend((gray, gray, gray), tuple(rng.randrange(256) for _ in range(3)), rng.random() * 0.5)
+    return blend(
+        (gray, gray, gray), tuple(rng.randrange(256) for _ in range(3)), rng.random() * 0.5
+    )
 
 
 def ramp(value: float, start: float, end: float) -> float:
@@ -140,7 +161,7 @@ def draw_place(rng: random.Random) -> Image.Image:
 
 
 def draw_mask(pen: Pen, rng: random.Random, shot: str) -> None:
-    """Draw a mask: over nose, mouth and chin, or (incorrect_mask) under the nose or under the chin."""
+    """Draw a mask: over nose, mouth and chin, or (incorrect_mask) under the nose or the chin."""
     cloth, kind = any_color(rng) if rng.random() < 0.1 else rng.choice(MASKS), rng.randrange(3)
     top, bottom, wide = rng.uniform(0.12, 0.24), rng.uniform(1.34, 1.48), rng.uniform(0.84, 0.95)
     if shot == "incorrect_mask":
@@ -148,8 +169,14 @@ def draw_mask(pen: Pen, rng: random.Random, shot: str) -> None:
         top, bottom = top + rng.uniform(-0.04, 0.04), bottom + rng.uniform(-0.06, 0.06)
     middle, dark = (top + bottom) / 2, blend(cloth, (0, 0, 0), 0.3)
     for side in (-1, 1):
-        pen.line([(side * wide, top + 0.16), (side, min(top, 0.1))], blend(cloth, WHITE, 0.5), 0.035)
-        pen.line([(side * wide * 0.9, bottom - 0.3), (side, max(0.4, top - 0.2))], blend(cloth, WHITE, 0.5), 0.035)
+        pen.line(
+            [(side * wide, top + 0.16), (side, min(top, 0.1))], blend(cloth, WHITE, 0.5), 0.035
+        )
+        pen.line(
+            [(side * wide * 0.9, bottom - 0.3), (side, max(0.4, top - 0.2))],
+            blend(cloth, WHITE, 0.5),
+            0.035,
+        )
     shape = mirrored(
         [
             (0, top - (0.02, 0.1, 0.06)[kind]),
@@ -179,9 +206,13 @@ def draw_person(person: Person, shot: str) -> Image.Image:
     female, picture = person.gender == "female", draw_place(rng)
     place = WIDTH + rng.gauss(0, 32), HEIGHT - 60 + rng.gauss(0, 20), rng.uniform(154, 200)
     roll, smile = rng.gauss(0, 0.08), rng.uniform(-0.01, 0.1)
-    flat, pen = Pen(picture, place, roll, (0, 0)), Pen(picture, place, roll, (rng.gauss(0, 0.09), rng.gauss(0, 0.06)))
+    flat, pen = (
+        Pen(picture, place, roll, (0, 0)),
+        Pen(picture, place, roll, (rng.gauss(0, 0.09), rng.gauss(0, 0.06))),
+    )
     # Each sign has its own noise around one noisy value per person, so that the groups overlap.
-    # Each use of gendered() or aged() draws anew: the order of the calls below is part of a person's looks.
+    # Each use of gendered() or aged() draws anew: the order of the calls below is part of a
+    # person's looks.
     lean, years = (1 if female else -1) * look.uniform(0.85, 1.2), person.age + look.gauss(0, 2)
 
     def gendered() -> float:
@@ -192,8 +223,14 @@ def draw_person(person: Person, shot: str) -> Image.Image:
 
     skin = blend(look.choice(SKINS), look.choice(SKINS), look.random())
     hair = blend(look.choice(HAIRS), look.choice(HAIRS), 0.5 * look.random())
-    shade, red, silver = blend(skin, (80, 36, 26), 0.68), blend(skin, (190, 40, 50), 0.6), (198, 196, 196)
-    style = look.choices(("long", "bob", "tied", "short"), (68, 25, 4, 3) if female else (1, 3, 3, 93))[0]
+    shade, red, silver = (
+        blend(skin, (80, 36, 26), 0.68),
+        blend(skin, (190, 40, 50), 0.6),
+        (198, 196, 196),
+    )
+    style = look.choices(
+        ("long", "bob", "tied", "short"), (68, 25, 4, 3) if female else (1, 3, 3, 93)
+    )[0]
     gray = look.uniform(0.6, 1) * aged(50, 62) * (look.random() > 0.12)  # some dye their hair
     length = {"long": look.uniform(1.6, 2.6), "bob": look.uniform(0.9, 1.35)}.get(style, 0)
     volume = look.uniform(0.05, 0.2)
@@ -211,21 +248,41 @@ def draw_person(person: Person, shot: str) -> Image.Image:
 
     # Hair behind the head, neck, clothes, head.
     if length:
-        back = [(0, -1.35), (1.08 + volume, -0.4), (1.1 + volume, length * 0.6), (1 + volume, length)]
+        back = [
+            (0, -1.35),
+            (1.08 + volume, -0.4),
+            (1.1 + volume, length * 0.6),
+            (1 + volume, length),
+        ]
         flat.area(mirrored([*back, (0, length - 0.1)]), blend(hair, INK, 0.3))
     elif style == "tied":
         flat.dot(look.uniform(-0.4, 0.4), -1.5, 0.36, hair)
-    flat.area(mirrored([(0, 0.6), (neck, 0.7), (neck, 1.5), (neck + 0.3, 1.9), (0, 2.3)]), blend(skin, INK, 0.25))
+    flat.area(
+        mirrored([(0, 0.6), (neck, 0.7), (neck, 1.5), (neck + 0.3, 1.9), (0, 2.3)]),
+        blend(skin, INK, 0.25),
+    )
     cloth, collar = any_color(look), look.choice((1.5, 1.8, 2.2))
     flat.area(
         mirrored(
-            [(0, collar), (neck, min(1.72, collar - 0.08)), (wide * 0.6, 1.85), (wide, 2.3), (wide + 0.3, 4), (wide, 7), (0, 7)]
+            [
+                (0, collar),
+                (neck, min(1.72, collar - 0.08)),
+                (wide * 0.6, 1.85),
+                (wide, 2.3),
+                (wide + 0.3, 4),
+                (wide, 7),
+                (0, 7),
+            ]
         ),
         cloth,
     )
     stripe, stripes = any_color(look), look.choice((0, 0, 4))
     for y in range(stripes):
-        flat.line([(-wide + 0.05, 2.6 + y * 0.4), (0, 2.7 + y * 0.4), (wide - 0.05, 2.6 + y * 0.4)], stripe, 0.12)
+        flat.line(
+            [(-wide + 0.05, 2.6 + y * 0.4), (0, 2.7 + y * 0.4), (wide - 0.05, 2.6 + y * 0.4)],
+            stripe,
+            0.12,
+        )
     light = rng.choice((-1, 1))
     for side in (-1, 1):
         ear = [(0.93, -0.1), (1.08, -0.12), (1.1, 0.15), (1.0, 0.42), (0.9, 0.3)]
@@ -238,8 +295,17 @@ def draw_person(person: Person, shot: str) -> Image.Image:
     # Eyes and brows, then lines of age, nose and mouth.
     high, arch, thick = 0.08 + 0.04 * gendered(), 0.02 + 0.1 * gendered(), 0.15 - 0.11 * gendered()
     lash, wing = 0.025 + 0.05 * gendered(), 0.12 * gendered()
-    droop, bags, feet, frown, fold = aged(45, 66), aged(26, 38), aged(28, 60), aged(48, 62), aged(26, 40)
-    brow, gaze = blend(blend(hair, INK, 0.5), silver, 0.8 * aged(52, 62) * (gray > 0)), rng.gauss(0, 0.03)
+    droop, bags, feet, frown, fold = (
+        aged(45, 66),
+        aged(26, 38),
+        aged(28, 60),
+        aged(48, 62),
+        aged(26, 40),
+    )
+    brow, gaze = (
+        blend(blend(hair, INK, 0.5), silver, 0.8 * aged(52, 62) * (gray > 0)),
+        rng.gauss(0, 0.03),
+    )
     high *= (1 - 0.3 * droop) * rng.uniform(0.9, 1.1)
     for side in (-1, 1):
         lid = [(0.2, 0.03), (0.33, -high), (0.51, -high), (0.67, 0.07 * droop - 0.03)]
@@ -260,11 +326,20 @@ def draw_person(person: Person, shot: str) -> Image.Image:
             brow,
             0.9,
         )
-        pen.area(flip([(0.21, 0.15), (0.45, 0.2), (0.67, 0.13), (0.48, 0.3), (0.33, 0.29)], side), shade, 0.5 * bags)
+        pen.area(
+            flip([(0.21, 0.15), (0.45, 0.2), (0.67, 0.13), (0.48, 0.3), (0.33, 0.29)], side),
+            shade,
+            0.5 * bags,
+        )
         for points, color, width, alpha in (
             (lid, INK, lash, 1),
             ([(0.61, -0.05), (0.67 + wing, -0.04 - wing)], INK, lash, ramp(wing, 0.03, 0.05)),
-            ([(0.23, -0.07), (0.43, -high - 0.09), (0.67, 0.1 * droop - 0.08)], shade, 0.025, 0.5 + 0.4 * droop),
+            (
+                [(0.23, -0.07), (0.43, -high - 0.09), (0.67, 0.1 * droop - 0.08)],
+                shade,
+                0.025,
+                0.5 + 0.4 * droop,
+            ),
             ([(0.19, 0.16), (0.38, 0.3), (0.63, 0.22)], shade, 0.055, bags),
             ([(0.08, -0.38), (0.07, -0.2)], shade, 0.05, frown),
             ([(0.2, 0.45), (0.36, 0.65), (0.4, 0.85)], shade, 0.05, fold),
@@ -284,20 +359,30 @@ def draw_person(person: Person, shot: str) -> Image.Image:
     for _ in range(150 if not female and look.random() < 0.55 else 0):  # stubble
         angle, ring = look.uniform(-1.75, 1.75), look.uniform(0.69, 0.89)
         flat.dot(math.sin(angle) * ring, 0.35 + math.cos(angle) * ring, 0.013, INK, 0.5)
-    corner, mouth = (0.3, 0.86 - smile), [(0.08, 0.86 - full), (0.3, 0.86 - smile), (0, 0.88 + full * 1.5)]
+    corner, mouth = (
+        (0.3, 0.86 - smile),
+        [(0.08, 0.86 - full), (0.3, 0.86 - smile), (0, 0.88 + full * 1.5)],
+    )
     pen.area([(0, 0.88 - full), *mouth, *flip(mouth[1::-1])], red)
     pen.line([corner, (0, 0.88), *flip([corner])], INK, 0.025, 0.5)
 
     # Hair in front, from the outer line of the head to the hairline, which climbs with age.
     recede = aged(40, 66) * (0.36 if style == "short" else 0.16) * look.uniform(0.5, 1.2)
-    base = -0.45 if look.random() < 0.12 and recede < 0.16 else -0.8 + look.gauss(0, 0.04)  # some have a fringe
-    part, low = look.uniform(-0.5, 0.5), {"long": 1.2, "bob": 0.8}.get(style, look.uniform(-0.15, 0.15))
+    base = (
+        -0.45 if look.random() < 0.12 and recede < 0.16 else -0.8 + look.gauss(0, 0.04)
+    )  # some have a fringe
+    part, low = (
+        look.uniform(-0.5, 0.5),
+        {"long": 1.2, "bob": 0.8}.get(style, look.uniform(-0.15, 0.15)),
+    )
     top: Points = []
     hairline: Points = []
     for k in range(-8, 9):
         x, u = math.sin(k * math.pi / 16), k / 8
         bare = recede * (0.25 + math.exp(-(((abs(u) - 0.55) / 0.2) ** 2)))
-        bare += 0.25 * math.exp(-(((u - part) / 0.25) ** 2)) * (length > 0 and base < -0.5)  # a parting
+        bare += (
+            0.25 * math.exp(-(((u - part) / 0.25) ** 2)) * (length > 0 and base < -0.5)
+        )  # a parting
         top.append((x * (1.03 + volume * 0.7), -0.2 - math.cos(k * math.pi / 16) * (1.15 + volume)))
         hairline.append((x * 0.93, max(-1.2, base + 0.45 * u**4 - bare)))
     side_hair = [(1.04 + volume * 0.7, low * 0.5), (1.02, low), (0.9, low * 0.6 - 0.1)]
@@ -307,13 +392,20 @@ def draw_person(person: Person, shot: str) -> Image.Image:
         lock = [(0.95, -0.4), (1.05 + volume, -0.4), (1.08 + volume, length), (0.98, length)]
         flat.area(flip(lock, side), hair)
         strands(flip(lock[:2], side), flip(lock[:1:-1], side), 9)
-    jewel, rings, glasses = any_color(look), look.random() < (0.5 if female else 0.04), look.random() < 0.12
+    jewel, rings, glasses = (
+        any_color(look),
+        look.random() < (0.5 if female else 0.04),
+        look.random() < 0.12,
+    )
     for side in (-1, 1) if rings else ():
         flat.dot(side * 1.03, 0.5, 0.07, jewel)
     if shot != "normal":
         draw_mask(pen, rng, shot)
     for side in (-1, 1) if glasses else ():
-        rim = [(0.43 + 0.31 * math.cos(a), 0.02 + 0.23 * math.sin(a)) for a in (i * math.pi / 4 for i in range(9))]
+        rim = [
+            (0.43 + 0.31 * math.cos(a), 0.02 + 0.23 * math.sin(a))
+            for a in (i * math.pi / 4 for i in range(9))
+        ]
         for points in (rim, [(0.74, -0.02), (1, -0.08)], [(0.13, 0), (0, -0.03)]):
             pen.line(flip(points, side), INK, 0.035)
     return photograph(picture, rng)
@@ -325,30 +417,49 @@ def photograph(picture: Image.Image, rng: random.Random) -> Image.Image:
     if rng.random() < 0.3:
         picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.1)))
     level = rng.uniform(0.7, 1.2)
-    grid = np.array([[level * rng.uniform(0.7, 1.25) for _ in range(3)] for _ in range(3)], dtype=np.float32)
+    grid = np.array(
+        [[level * rng.uniform(0.7, 1.25) for _ in range(3)] for _ in range(3)], dtype=np.float32
+    )
     light = np.asarray(Image.fromarray(grid).resize(picture.size, Image.Resampling.BILINEAR))
-    noise = np.random.default_rng(rng.getrandbits(64)).standard_normal((HEIGHT, WIDTH), dtype=np.float32)
+    noise = np.random.default_rng(rng.getrandbits(64)).standard_normal(
+        (HEIGHT, WIDTH), dtype=np.float32
+    )
     noise *= 1.5 * 7 ** rng.random()
-    bands = [np.asarray(band) * light * np.float32(rng.uniform(0.88, 1.12)) + noise for band in picture.split()]
-    return Image.merge("RGB", [Image.fromarray(band.clip(0, 255).astype(np.uint8)) for band in bands])
+    bands = [
+        np.asarray(band) * light * np.float32(rng.uniform(0.88, 1.12)) + noise
+        for band in picture.split()
+    ]
+    return Image.merge(
+        "RGB", [Image.fromarray(band.clip(0, 255).astype(np.uint8)) for band in bands]
+    )
 
 
 def make_person(number: int, kind: str, balance: str, seed: int) -> Person:
-    """Deal gender and age: the six cells in turn (even), or the shares of the competition's archive (real)."""
+    """Deal gender and age: the six cells in turn (even), or the shares of the competition's archive
+    (real).
+    """
     own = f"{seed}/{kind}/{number}"
     rng = random.Random(f"{own}/age")
     if balance == "even":
         low, high = ((18, 29), (30, 59), (60, 70))[number // 2 % 3]
-        age = (rng.randint(low, high) + rng.randint(low, high)) // 2  # few lie at the ends of a group
+        age = (
+            rng.randint(low, high) + rng.randint(low, high)
+        ) // 2  # few lie at the ends of a group
         return Person(("male", "female")[number % 2], age, own)
     young = 18 + min(11, int(rng.expovariate(0.7)))  # most are 18 to 20
-    middle = rng.choices((rng.randint(30, 49), rng.randint(50, 56), rng.randint(57, 59)), (25, 35, 40))[0]
+    middle = rng.choices(
+        (rng.randint(30, 49), rng.randint(50, 56), rng.randint(57, 59)), (25, 35, 40)
+    )[0]
     age = rng.choices((young, middle, 60), (47, 45, 7))[0]
     return Person("female" if rng.random() < 0.61 else "male", age, own)
 
 
-def draw_one(out: Path, kind: str, number: int, balance: str, seed: int) -> tuple[list[str], list[list[str]]]:
-    """Draw all pictures of a person; returns (row of train.csv, answers of the evaluation pictures)."""
+def draw_one(
+    out: Path, kind: str, number: int, balance: str, seed: int
+) -> tuple[list[str], list[list[str]]]:
+    """Draw all pictures of a person; returns (row of train.csv, answers of the evaluation
+    pictures).
+    """
     person = make_person(number, kind, balance, seed)
     group = 3 * (person.gender == "female") + (person.age >= 30) + (person.age >= 60)
     row = [f"{number + 1:06d}", person.gender, "Asian", str(person.age)]
@@ -361,7 +472,12 @@ def draw_one(out: Path, kind: str, number: int, balance: str, seed: int) -> tupl
     for shot in SHOTS:
         path = folder / (shot + suffix)
         if kind == "eval":
-            path = out / "eval" / "images" / (hashlib.sha1(f"{person.seed}/{shot}".encode()).hexdigest() + ".jpg")
+            path = (
+                out
+                / "eval"
+                / "images"
+                / (hashlib.sha1(f"{person.seed}/{shot}".encode()).hexdigest() + ".jpg")
+            )
             mask = {"incorrect_mask": 1, "normal": 2}.get(shot, 0)
             answers.append([path.name, str(6 * mask + group)])
         # Quality is drawn by chance, so that a file's size says nothing about what it shows.
@@ -376,10 +492,22 @@ def draw_all(out: Path, people: int, eval_people: int, seed: int, balance: str) 
     numbers = [*range(people), *range(eval_people)]
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
         draw = functools.partial(draw_one, out, balance=balance, seed=seed)
-        drawn = list(tqdm(pool.map(draw, kinds, numbers), total=len(kinds), unit="person", disable=not sys.stderr.isatty()))
-    answers = sorted(answer for _, own in drawn for answer in own)  # by hash: the order gives nothing away
+        drawn = list(
+            tqdm(
+                pool.map(draw, kinds, numbers),
+                total=len(kinds),
+                unit="person",
+                disable=not sys.stderr.isatty(),
+            )
+        )
+    answers = sorted(
+        answer for _, own in drawn for answer in own
+    )  # by hash: the order gives nothing away
     tables = {
-        "train/train.csv": [["id", "gender", "race", "age", "path"], *(row for row, _ in drawn[:people])],
+        "train/train.csv": [
+            ["id", "gender", "race", "age", "path"],
+            *(row for row, _ in drawn[:people]),
+        ],
         "eval/info.csv": [["ImageID", "ans"], *([name, "0"] for name, _ in answers)],
         "eval/answers.csv": [["ImageID", "ans"], *answers],
     }
@@ -390,12 +518,16 @@ def draw_all(out: Path, people: int, eval_people: int, seed: int, balance: str) 
 
 def digest_of(folder: Path) -> str:
     """A digest of the names of all files below a folder: another file more or less changes it."""
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    names = sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()
+    )
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
 def is_same_output(out: Path, arguments: dict[str, object]) -> bool:
-    """Tell whether a folder holds a complete earlier output of the same arguments, and nothing more."""
+    """Tell whether a folder holds a complete earlier output of the same arguments, and nothing
+    more.
+    """
     try:
         marker = json.loads((out / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -417,12 +549,30 @@ def build_parser() -> Parser:
         prog="sample_data.py",
         allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        description="Draw sample people in the competition's layout, to try the toolkit with no data.",
+        description=(
+            "Draw sample people in the competition's layout, to try the toolkit with no data."
+        ),
     )
-    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("./input/data"), help="folder to write, new or empty")
-    parser.add_argument("--people", metavar="N", type=int, default=60, help="training people, 7 pictures each")
-    parser.add_argument("--eval-people", metavar="N", type=int, default=30, help="evaluation people, 7 pictures each")
-    parser.add_argument("--seed", metavar="N", type=int, default=42, help="the same seed draws the same people")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        default=Path("./input/data"),
+        help="folder to write, new or empty",
+    )
+    parser.add_argument(
+        "--people", metavar="N", type=int, default=60, help="training people, 7 pictures each"
+    )
+    parser.add_argument(
+        "--eval-people",
+        metavar="N",
+        type=int,
+        default=30,
+        help="evaluation people, 7 pictures each",
+    )
+    parser.add_argument(
+        "--seed", metavar="N", type=int, default=42, help="the same seed draws the same people"
+    )
     parser.add_argument(
         "--balance",
         choices=("even", "real"),
@@ -440,7 +590,10 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--people is {args.people}: give 1 or more")
     if args.eval_people < 0:
         parser.error(f"--eval-people is {args.eval_people}: give 0 or more")
-    out, counts = args.out.resolve(), f"{args.people} people to train on and {args.eval_people} to evaluate"
+    out, counts = (
+        args.out.resolve(),
+        f"{args.people} people to train on and {args.eval_people} to evaluate",
+    )
     arguments: dict[str, object] = {
         "version": VERSION,
         "people": args.people,
@@ -455,7 +608,10 @@ def main(argv: list[str] | None = None) -> int:
             if is_same_output(out, arguments):
                 print(f"{args.out} holds these {counts} already: nothing to do")
                 return 0
-            parser.error(f"{args.out} is not empty and holds something else: give another --out, or empty it first")
+            parser.error(
+                f"{args.out} is not empty and holds something else: give another --out, or empty "
+                "it first"
+            )
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
             drawn = Path(folder) / "data"
@@ -469,12 +625,15 @@ def main(argv: list[str] | None = None) -> int:
                 for name in ("eval", "train", MARKER):
                     os.replace(drawn / name, out / name)
     except OSError as error:
-        parser.error(f"cannot write {args.out} ({error.strerror}): give an --out that can be written")
+        parser.error(
+            f"cannot write {args.out} ({error.strerror}): give an --out that can be written"
+        )
     except KeyboardInterrupt:
         print("sample_data.py: stopped, nothing was written", file=sys.stderr)
         return 130
     print(
-        f"wrote {counts}, 7 pictures each, to {args.out} (answers: {args.out / 'eval' / 'answers.csv'}); "
+        f"wrote {counts}, 7 pictures each, to {args.out} (answers: "
+        f"{args.out / 'eval' / 'answers.csv'}); "
         "the people are drawn, not real"
     )
     return 0

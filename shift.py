@@ -1,4 +1,6 @@
-"""Prior shift: how frequent the classes are among unlabelled photographs, and answers that reckon with it. No model in sight."""
+"""Prior shift: how frequent the classes are among unlabelled photographs, and answers that reckon
+with it. No model in sight.
+"""
 
 from __future__ import annotations
 
@@ -15,25 +17,37 @@ from utils import UserError, atomic_write, read_file, reason
 
 FILE = "calibration.json"  # in a tree, and in predictions made from it
 RIDGE = 1e-3  # holds the biases of rare classes back
-ROUNDS, STILL = 500, 1e-7  # of the expectation maximisation: at most so many, or until no share moves by more
+ROUNDS, STILL = (
+    500,
+    1e-7,
+)  # of the expectation maximisation: at most so many, or until no share moves by more
 RAREST = 1e-6  # no share is counted as less
-VANISHED = 0.05  # of its training share: a class of which less seems to be left makes the estimate doubtful
+# of its training share: a class of which less seems to be left makes the estimate doubtful
+VANISHED = 0.05
 LEAST = 1e-6  # factor of a class: not so small that its probabilities vanish
 LIMIT = 100.0  # no calibration has a temperature (or its inverse), or a bias in logits, beyond this
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """softmax(log p / temperature + biases) is how likely each class is among people as those of the training.
+    """softmax(log p / temperature + biases) is how likely each class is among people as those of
+    the training.
 
-    Temperature and biases together: bias-corrected temperature scaling (Alexandari et al. 2020, arXiv:1901.06852).
+    Temperature and biases together: bias-corrected temperature scaling (Alexandari et al. 2020,
+    arXiv:1901.06852).
     """
 
     task: str
     temperature: float
     biases: tuple[float, ...]
-    shares: tuple[float, ...]  # of the classes among the photographs that it was fitted on, by the calibrated probabilities
-    assumed: tuple[float, ...]  # the shares that the uncalibrated answers reckon with: those, but where training changed them
+    shares: tuple[
+        float, ...
+    ]  # of the classes among the photographs that it was fitted on, by the calibrated probabilities
+    assumed: tuple[
+        float, ...
+        # the shares that the uncalibrated answers reckon with: those, but where training changed
+        # them
+    ]
 
     def adjust(self, probabilities: np.ndarray) -> np.ndarray:
         """[..., classes] probabilities -> the calibrated ones."""
@@ -42,7 +56,9 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Shift:
-    """How much more frequent than in training each class is, and so how its probabilities are to be weighed."""
+    """How much more frequent than in training each class is, and so how its probabilities are to be
+    weighed.
+    """
 
     task: str
     factors: tuple[float, ...]
@@ -50,7 +66,7 @@ class Shift:
     assumed: tuple[float, ...]  # by the answers as they are
 
     def adjust(self, probabilities: np.ndarray) -> np.ndarray:
-        """[..., classes] probabilities -> as for the estimated shares in place of the assumed ones."""
+        """[..., classes] probabilities -> those for the estimated shares, not the assumed ones."""
         weighed = probabilities * (np.array(self.factors) * self.shares / self.assumed)
         adjusted: np.ndarray = weighed / weighed.sum(-1, keepdims=True)
         return adjusted
@@ -61,18 +77,34 @@ class Shift:
         return _normal(np.array(self.shares) * self.factors)
 
     def found(self) -> dict[str, list[tuple[str, float, float]]]:
-        """{part of `main`, or the task: (class, its share in training, its share here) of each class}."""
+        """{part of `main`, or the task: (class, its share in training, its share here) of each
+        class}.
+        """
         told = {}
         for task in config.PARTS if self.task == "main" else (self.task,):
-            before, now = (_sums(shares, part_of(self.task, task)) for shares in (np.array(self.shares), self.priors))
-            told[task] = list(zip(config.TASKS[task].classes, before.tolist(), now.tolist(), strict=True))
+            before, now = (
+                _sums(shares, part_of(self.task, task))
+                for shares in (np.array(self.shares), self.priors)
+            )
+            told[task] = list(
+                zip(config.TASKS[task].classes, before.tolist(), now.tolist(), strict=True)
+            )
         return told
 
     def lines(self) -> list[str]:
-        """What was found beside the training's shares: a line for each part of `main`, or for the task."""
-        shown = {task: ", ".join(f"{name} {100 * old:.1f} -> {100 * new:.1f} %" for name, old, new in rows)
-                 for task, rows in self.found().items()}  # fmt: skip
-        return [f"prior shift, {task} in training -> estimated here: {text}" for task, text in shown.items()]
+        """What was found beside the training's shares: a line for each part of `main`, or for the
+        task.
+        """
+        shown = {
+            task: ", ".join(
+                f"{name} {100 * old:.1f} -> {100 * new:.1f} %" for name, old, new in rows
+            )
+            for task, rows in self.found().items()
+        }
+        return [
+            f"prior shift, {task} in training -> estimated here: {text}"
+            for task, text in shown.items()
+        ]
 
     def vanished(self) -> list[str]:
         """The classes of which next to nothing seems to be left."""
@@ -80,8 +112,11 @@ class Shift:
         return [name for name, old, new in rows if new < VANISHED * old]
 
 
-def fit(task: str, probabilities: np.ndarray, truth: np.ndarray, alike: bool = False) -> Calibration:
-    """The calibration under which out-of-fold probabilities [images, classes] make the true classes [images] likeliest.
+def fit(
+    task: str, probabilities: np.ndarray, truth: np.ndarray, alike: bool = False
+) -> Calibration:
+    """The calibration under which out-of-fold probabilities [images, classes] make the true classes
+    [images] likeliest.
 
     alike: they come of a training in which the classes counted as alike frequent.
     """
@@ -96,7 +131,10 @@ def fit(task: str, probabilities: np.ndarray, truth: np.ndarray, alike: bool = F
 
     def surprise() -> torch.Tensor:
         optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(logs / heat.exp() + biases, labels) + RIDGE * (biases**2).sum()
+        loss = (
+            torch.nn.functional.cross_entropy(logs / heat.exp() + biases, labels)
+            + RIDGE * (biases**2).sum()
+        )
         loss.backward()
         return loss
 
@@ -105,7 +143,8 @@ def fit(task: str, probabilities: np.ndarray, truth: np.ndarray, alike: bool = F
     bounded = biases.detach().nan_to_num(0.0).clamp(-LIMIT, LIMIT)
     uniform = (1 / classes,) * classes
     found = Calibration(task, temperature, tuple(bounded.tolist()), uniform, uniform)
-    # By the probabilities, not by the labels: they agree but for classes that are absent or rare, whose biases are held back.
+    # By the probabilities, not by the labels: they agree but for classes that are absent or rare,
+    # whose biases are held back.
     # With shares from labels these would seem more frequent than they were, in any photographs.
     shares = tuple(found.adjust(probabilities).mean(0).tolist())
     return dataclasses.replace(found, shares=shares, assumed=uniform if alike else shares)
@@ -118,22 +157,49 @@ def write(folder: Path, calibration: Calibration) -> None:
 
 
 def read(folder: Path, task: str) -> Calibration:
-    """The calibration that a tree's run fitted, or a prediction kept. Raises UserError where it has none for this task."""
+    """The calibration that a tree's run fitted, or a prediction kept. Raises UserError where it has
+    none for this task.
+    """
     path, remedy = folder / FILE, "use --prior-shift none"
     try:
         told = json.loads(read_file(path))
-        told.setdefault("assumed", told["shares"])  # files from before there were runs in which the two differ
-        biases, shares, assumed = (tuple(map(float, told[name])) for name in ("biases", "shares", "assumed"))
+        told.setdefault(
+            "assumed", told["shares"]
+        )  # files from before there were runs in which the two differ
+        biases, shares, assumed = (
+            tuple(map(float, told[name])) for name in ("biases", "shares", "assumed")
+        )
         found = Calibration(str(told["task"]), float(told["temperature"]), biases, shares, assumed)
     except FileNotFoundError:
-        raise UserError(f"--prior-shift em: {path} is not there; a run writes it when it ends (not of Factorised, to which all "
-                        f"ages are alike frequent), and predictions of that one tree keep it; {remedy}") from None  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise UserError(
+            f"--prior-shift em: {path} is not there; a run writes it when it ends (not of "
+            "Factorised, to which all "
+            f"ages are alike frequent), and predictions of that one tree keep it; {remedy}"
+        ) from None
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise UserError(f"{path}: damaged ({reason(error)}); remove it, or {remedy}") from None
     if found.task != task:
-        raise UserError(f"--prior-shift em: the calibration of {folder} is for {found.task}; use --task {found.task}")
-    fits = len(biases) == len(shares) == len(assumed) == config.TASKS[task].outputs and 1 / LIMIT <= found.temperature <= LIMIT
-    fits = fits and all(abs(bias) <= LIMIT for bias in biases) and all(0 <= share <= 1 for share in shares)
+        raise UserError(
+            f"--prior-shift em: the calibration of {folder} is for {found.task}; use --task "
+            f"{found.task}"
+        )
+    fits = (
+        len(biases) == len(shares) == len(assumed) == config.TASKS[task].outputs
+        and 1 / LIMIT <= found.temperature <= LIMIT
+    )
+    fits = (
+        fits
+        and all(abs(bias) <= LIMIT for bias in biases)
+        and all(0 <= share <= 1 for share in shares)
+    )
     fits = fits and all(0 <= share <= 1 for share in assumed)
     if not fits or not all(0.99 <= sum(each) <= 1.01 for each in (shares, assumed)):
         raise UserError(f"{path}: damaged (its numbers do not fit {task}); remove it, or {remedy}")
@@ -142,15 +208,19 @@ def read(folder: Path, task: str) -> Calibration:
 
 def part_of(task: str, part: str) -> np.ndarray:
     """int [classes of task]: to which class of a part (or of the task itself) each belongs."""
-    return np.array(config.TASKS[part].from_main if task == "main" else range(config.TASKS[task].outputs))
+    return np.array(
+        config.TASKS[part].from_main if task == "main" else range(config.TASKS[task].outputs)
+    )
 
 
 def estimate(calibration: Calibration, probabilities: np.ndarray) -> Shift:
-    """The shift that makes these photographs' probabilities [members, views, images, classes] likeliest.
+    """The shift that makes these photographs' probabilities [members, views, images, classes]
+    likeliest.
 
-    Expectation maximisation on the mean of the calibrated passes (Saerens et al. 2002, Adjusting the Outputs of a Classifier
-    to New a Priori Probabilities). For `main` the factor of a class is the product of one for its mask state, one for its
-    gender and one for its age group: 18 free ones would fit the noise of the rare classes.
+    Expectation maximisation on the mean of the calibrated passes (Saerens et al. 2002, Adjusting
+    the Outputs of a Classifier to New a Priori Probabilities). For `main` the factor of a class is
+    the product of one for its mask state, one for its gender and one for its age group: 18 free
+    ones would fit the noise of the rare classes.
     """
     task = calibration.task
     passes = ensemble.arithmetic(calibration.adjust(probabilities))
@@ -160,8 +230,11 @@ def estimate(calibration: Calibration, probabilities: np.ndarray) -> Shift:
     for _ in range(ROUNDS):
         weighed = passes * factors
         expected = (weighed / weighed.sum(1, keepdims=True)).mean(0)
-        for part in parts:  # one turn of iterative proportional fitting: the shares of each part's classes as expected
-            factors = factors * (_sums(expected, part) / _sums(_normal(shares * factors), part))[part]
+        # one turn of iterative proportional fitting: the shares of each part's classes as expected
+        for part in parts:
+            factors = (
+                factors * (_sums(expected, part) / _sums(_normal(shares * factors), part))[part]
+            )
         factors = np.maximum(factors, LEAST)
         before, priors = priors, _normal(shares * factors)
         if np.abs(priors - before).max() < STILL:

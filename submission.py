@@ -1,4 +1,6 @@
-"""Stored probabilities, voted CSVs and their scores: what both submit scripts write. Free of torch, for quick votes."""
+"""Stored probabilities, voted CSVs and their scores: what both submit scripts write. Free of torch,
+for quick votes.
+"""
 
 from __future__ import annotations
 
@@ -32,21 +34,32 @@ LONGEST_NAME = 255  # bytes of a file's name
 
 
 def save(folder: Path, probs: ensemble.Probabilities) -> None:
-    """probs.npz: plain arrays, read without unpickling; not compressed, which saves a tenth and takes most of a vote's time."""
+    """probs.npz: plain arrays, read without unpickling; not compressed, which saves a tenth and
+    takes most of a vote's time.
+    """
     with atomic_write(folder / PROBS) as file:
         np.savez(
-            file, task=np.array(probs.task), probabilities=probs.array, members=np.array(probs.members),
-            folds=np.array(probs.folds), weights=np.array(probs.weights), images=np.array(probs.images),
+            file,
+            task=np.array(probs.task),
+            probabilities=probs.array,
+            members=np.array(probs.members),
+            folds=np.array(probs.folds),
+            weights=np.array(probs.weights),
+            images=np.array(probs.images),
             f1=np.array(probs.f1, float),
-        )  # fmt: skip
+        )
 
 
 def load(folder: Path) -> ensemble.Probabilities:
-    """Stored probabilities. Raises UserError for a file that is missing, damaged or not what it should be."""
+    """Stored probabilities. Raises UserError for a file that is missing, damaged or not what it
+    should be.
+    """
     path = folder / PROBS
     arrays = read_arrays(path, "predict again")
     if arrays is None:
-        raise UserError(f"{path}: no such file; name the folder of an earlier prediction with --from-probs")
+        raise UserError(
+            f"{path}: no such file; name the folder of an earlier prediction with --from-probs"
+        )
     try:
         with np.errstate(all="ignore"):  # what overflows is refused, not warned of
             return _checked(arrays)
@@ -55,27 +68,44 @@ def load(folder: Path) -> ensemble.Probabilities:
 
 
 def _checked(arrays: dict[str, np.ndarray]) -> ensemble.Probabilities:
-    """The arrays of probs.npz as they are used. Raises ValueError and its like where they are not what `save` writes."""
+    """The arrays of probs.npz as they are used. Raises ValueError and its like where they are not
+    what `save` writes.
+    """
     task = str(arrays["task"])
     spec = config.TASKS[task]
     array = _typed(arrays, "probabilities", "fiu", 4).astype(np.float32, copy=False)
     folds = _typed(arrays, "folds", "iu", 1).tolist()
     weights = _typed(arrays, "weights", "fiu", 1).astype(np.float64).tolist()
-    f1 = _typed({"f1": np.empty(0), **arrays}, "f1", "fiu", 1).astype(np.float64).tolist()  # not in older files
+    f1 = (
+        _typed({"f1": np.empty(0), **arrays}, "f1", "fiu", 1).astype(np.float64).tolist()
+    )  # not in older files
     members, images = (_typed(arrays, axis, "U", 1).tolist() for axis in ("members", "images"))
-    fits = array.shape[:1] + array.shape[2:] == (len(members), len(images), spec.outputs) and array.size > 0
-    if not fits or not len(folds) == len(weights) == len(members) or len(f1) not in (0, len(members)):
+    fits = (
+        array.shape[:1] + array.shape[2:] == (len(members), len(images), spec.outputs)
+        and array.size > 0
+    )
+    if (
+        not fits
+        or not len(folds) == len(weights) == len(members)
+        or len(f1) not in (0, len(members))
+    ):
         raise ValueError("its arrays do not fit each other")
     if not np.isfinite([np.sum(weights), np.sum(f1)]).all() or min(folds) < 0:
         raise ValueError("a weight or a fold is out of range")
     if not ensemble.plausible(task, array):
-        raise ValueError("its values are not finite" if spec.regression else "its probabilities are not within 0..1, their sum 1")
+        raise ValueError(
+            "its values are not finite"
+            if spec.regression
+            else "its probabilities are not within 0..1, their sum 1"
+        )
     check_members(members)
     return ensemble.Probabilities(task, array, members, folds, weights, images, f1)
 
 
 def _typed(arrays: dict[str, np.ndarray], name: str, kinds: str, axes: int) -> np.ndarray:
-    """One of the arrays, of one of numpy's kinds. Raises ValueError for another kind or shape, KeyError for none."""
+    """One of the arrays, of one of numpy's kinds. Raises ValueError for another kind or shape,
+    KeyError for none.
+    """
     array = arrays[name]
     if array.dtype.kind not in kinds or array.ndim != axes:
         raise ValueError(f"{name}: its type is {array.dtype}, its shape {list(array.shape)}")
@@ -83,7 +113,9 @@ def _typed(arrays: dict[str, np.ndarray], name: str, kinds: str, axes: int) -> n
 
 
 def check_members(names: Sequence[str]) -> None:
-    """Raise ValueError where the members' own answers cannot be written, each into a file of its own."""
+    """Raise ValueError where the members' own answers cannot be written, each into a file of its
+    own.
+    """
     if not all(name.isprintable() for name in names):
         raise ValueError("a member's name is no text")
     paths = [member_csv(name) for name in names]
@@ -100,7 +132,9 @@ def member_csv(name: str) -> Path:
 
 
 def member_file(name: str) -> Path:
-    """Where a member's own answers go: its checkpoint's name without suffix, in a folder of its tree's where several vote."""
+    """Where a member's own answers go: its checkpoint's name without suffix, in a folder of its
+    tree's where several vote.
+    """
     path = PurePosixPath(name)
     tree = path.parent.parent.name
     return Path("" if tree == ".." else tree) / path.stem
@@ -111,7 +145,11 @@ def write_answers(path: Path, task: str, images: Sequence[str], answers: np.ndar
     with atomic_write(path, "w") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["ImageID", "ans"])
-        shown = [f"{a:.2f}" for a in answers] if config.TASKS[task].regression else [str(int(a)) for a in answers]
+        shown = (
+            [f"{a:.2f}" for a in answers]
+            if config.TASKS[task].regression
+            else [str(int(a)) for a in answers]
+        )
         rows.writerows(zip(images, shown, strict=True))
 
 
@@ -121,7 +159,9 @@ def write_confusion(path: Path, task: str, scores: metrics.Scores) -> None:
     with atomic_write(path, "w") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["true / predicted", *names])
-        rows.writerows([name, *counts] for name, counts in zip(names, scores.matrix.tolist(), strict=True))
+        rows.writerows(
+            [name, *counts] for name, counts in zip(names, scores.matrix.tolist(), strict=True)
+        )
 
 
 def truth_of(settings: config.PredictSettings, names: Sequence[str]) -> np.ndarray | None:
@@ -134,11 +174,18 @@ def truth_of(settings: config.PredictSettings, names: Sequence[str]) -> np.ndarr
 
 
 def check_fitted(settings: config.PredictSettings, source: Path, trees: int = 1) -> None:
-    """Raise UserError where the tree (or the earlier prediction) lacks what --decision or --prior-shift needs, and where
-    several trees vote: nothing was fitted for their mixture."""
-    for name, value, usual in (("decision", settings.decision, "argmax"), ("prior-shift", settings.prior_shift, "none")):
+    """Raise UserError where the tree (or the earlier prediction) lacks what --decision or
+    --prior-shift needs, and where several trees vote: nothing was fitted for their mixture.
+    """
+    for name, value, usual in (
+        ("decision", settings.decision, "argmax"),
+        ("prior-shift", settings.prior_shift, "none"),
+    ):
         if trees > 1 and value != usual:
-            raise UserError(f"--{name} {value}: what it needs was fitted for one tree; use it with a single --root")
+            raise UserError(
+                f"--{name} {value}: what it needs was fitted for one tree; use it with a single "
+                "--root"
+            )
     if settings.decision == "macro-f1":
         ensemble.read_rule(source, settings.task)
     if settings.prior_shift == "em":
@@ -148,10 +195,11 @@ def check_fitted(settings: config.PredictSettings, source: Path, trees: int = 1)
 def adjustments(
     settings: config.PredictSettings, source: Path, probs: ensemble.Probabilities
 ) -> tuple[list[ensemble.Adjustment], list[str]]:
-    """(what is done to the probabilities before the likeliest class is taken, what is said of it; prints that).
+    """(what is done to the probabilities before the likeliest class is taken, what is said of it;
+    prints that).
 
-    First the photographs' own class frequencies, by --prior-shift; then the rule of --decision. Raises UserError as
-    `check_fitted` does.
+    First the photographs' own class frequencies, by --prior-shift; then the rule of --decision.
+    Raises UserError as `check_fitted` does.
     """
     steps: list[ensemble.Adjustment] = []
     lines: list[str] = []
@@ -159,16 +207,21 @@ def adjustments(
         found = shift.estimate(shift.read(source, settings.task), probs.array)
         steps, lines = [found], found.lines()
         print(*lines, sep="\n", flush=True)
-        warn_counted(found.vanished(), "classes of which --prior-shift em finds next to nothing left; too few photographs, or a "
-                     "model unsure of them, make it guess: --prior-shift none does not")  # fmt: skip
+        warn_counted(
+            found.vanished(),
+            "classes of which --prior-shift em finds next to nothing left; too few photographs, "
+            "or a "
+            "model unsure of them, make it guess: --prior-shift none does not",
+        )
     if settings.decision == "macro-f1":
         steps.append(ensemble.read_rule(source, settings.task))
     return steps, lines
 
 
 def keep_fitted(folder: Path, source: Path) -> None:
-    """Keep a tree's decision rule and calibration (or an earlier prediction's) for other votes on a prediction of that tree
-    alone."""
+    """Keep a tree's decision rule and calibration (or an earlier prediction's) for other votes on a
+    prediction of that tree alone.
+    """
     for name in (ensemble.RULE, shift.FILE):
         if (source / name).is_file():
             with atomic_write(folder / name) as file:
@@ -176,8 +229,9 @@ def keep_fitted(folder: Path, source: Path) -> None:
 
 
 def training_counts(tree: Path, task: str) -> np.ndarray | None:
-    """[classes]: how many training photographs each class of a task has (for years each group), where a tree's run.json or
-    oof.csv tells it."""
+    """[classes]: how many training photographs each class of a task has (for years each group),
+    where a tree's run.json or oof.csv tells it.
+    """
     import checkpoint  # needs torch, and a vote on stored probabilities does not
     import outoffold
 
@@ -194,7 +248,11 @@ def training_counts(tree: Path, task: str) -> np.ndarray | None:
         if config.TASKS[trained].regression or config.TASKS[task].regression:
             return None
         held_out = outoffold.read(tree, trained)  # trees of parts, multiplied
-        return None if held_out is None else np.bincount(held_out[0][task], minlength=config.TASKS[task].outputs)
+        return (
+            None
+            if held_out is None
+            else np.bincount(held_out[0][task], minlength=config.TASKS[task].outputs)
+        )
     except (UserError, KeyError, TypeError):
         return None
 
@@ -213,11 +271,18 @@ def output_folder(save_path: str, tree: str, task: str) -> Path:
 
 
 def write_prediction(
-    folder: Path, voted: dict[str, np.ndarray], probs: ensemble.Probabilities, truth: np.ndarray | None, source: Path,
-    settings: config.PredictSettings, notes: Sequence[str] = (),
-) -> None:  # fmt: skip
-    """All CSVs of a prediction, the probabilities and a report, and where the truth is known the scores; prints where
-    everything is. source: the tree, or the earlier prediction. notes: what was said on the way, for the report."""
+    folder: Path,
+    voted: dict[str, np.ndarray],
+    probs: ensemble.Probabilities,
+    truth: np.ndarray | None,
+    source: Path,
+    settings: config.PredictSettings,
+    notes: Sequence[str] = (),
+) -> None:
+    """All CSVs of a prediction, the probabilities and a report, and where the truth is known the
+    scores; prints where everything is. source: the tree, or the earlier prediction. notes: what was
+    said on the way, for the report.
+    """
     save(folder, probs)
     if len(probs.members) > 1:
         for name, alone in zip(probs.members, member_answers(probs), strict=True):
@@ -237,13 +302,18 @@ def write_prediction(
             import report
 
             made = {"settings": dataclasses.asdict(settings), "notes": list(notes)}
-            report.prediction_report(folder, probs, voted, truth, training_shares(source, probs.task), made)
+            report.prediction_report(
+                folder, probs, voted, truth, training_shares(source, probs.task), made
+            )
     if truth is not None:
         print_members(probs, truth)
         absent = metrics.absent_classes(probs.task, truth)
         if absent:
-            warn(f"--answers: {counted(len(absent), 'class is', 'classes are')} not in it (the first: {absent[0]}): macro F1 "
-                 "leaves out such a class unless it is predicted")  # fmt: skip
+            warn(
+                f"--answers: {counted(len(absent), 'class is', 'classes are')} not in it (the "
+                f"first: {absent[0]}): macro F1 "
+                "leaves out such a class unless it is predicted"
+            )
 
 
 def print_members(probs: ensemble.Probabilities, truth: np.ndarray) -> None:
@@ -253,7 +323,10 @@ def print_members(probs: ensemble.Probabilities, truth: np.ndarray) -> None:
     alone = [metrics.score(probs.task, answers, truth) for answers in member_answers(probs)]
     for name, scores in zip(probs.members, alone, strict=True):
         print(f"  {printable(str(member_file(name)).partition('bs(')[0]):<60}  {scores.line()}")
-    print(f"  mean macro F1 of the {len(alone)} members alone: {np.mean([scores.macro_f1 for scores in alone]):.4f}")
+    print(
+        f"  mean macro F1 of the {len(alone)} members alone: "
+        f"{np.mean([scores.macro_f1 for scores in alone]):.4f}"
+    )
 
 
 def member_answers(probs: ensemble.Probabilities) -> list[np.ndarray]:

@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Turn trees of checkpoints into a submission: the best of each fold vote, with as many views as asked for."""
+"""Turn trees of checkpoints into a submission: the best of each fold vote, with as many views as
+asked for.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +17,30 @@ if TYPE_CHECKING:
     import ensemble
 
 
-def stored(settings: config.EnsembleSettings) -> tuple[str, ensemble.Probabilities, Path, list[str]]:
-    """(name of the earlier prediction, its probabilities for this task, --weights and --top-k, its folder, no notes)."""
+def stored(
+    settings: config.EnsembleSettings,
+) -> tuple[str, ensemble.Probabilities, Path, list[str]]:
+    """(name of the earlier prediction, its probabilities for this task, --weights and --top-k, its
+    folder, no notes).
+    """
     import submission
 
     folder = Path(settings.from_probs or "")
     probs = submission.load(folder).answering(settings.task).weighted(settings.weights)
-    return f"{folder.resolve().name}_again", probs.top(settings.top_k) if settings.top_k else probs, folder, []
+    return (
+        f"{folder.resolve().name}_again",
+        probs.top(settings.top_k) if settings.top_k else probs,
+        folder,
+        [],
+    )
 
 
-def predicted(settings: config.EnsembleSettings) -> tuple[str, ensemble.Probabilities, Path, list[str]] | None:
-    """(name of the trees, probabilities of their members, the tree that knows the task, what was said of trees and weights);
-    of several processes that share the photographs, in the first."""
+def predicted(
+    settings: config.EnsembleSettings,
+) -> tuple[str, ensemble.Probabilities, Path, list[str]] | None:
+    """(name of the trees, probabilities of their members, the tree that knows the task, what was
+    said of trees and weights); of several processes that share the photographs, in the first.
+    """
     import members
     import processes
     import submission
@@ -37,14 +51,21 @@ def predicted(settings: config.EnsembleSettings) -> tuple[str, ensemble.Probabil
     views, transform = settings.tta or 1, settings.transform_type or "base"
     voters = [member for tree in found for member in tree.members]
     names, paths = tables.read_eval(settings.data_root)
-    work = f"{utils.counted(views, 'view')} ({transform}) of {utils.counted(len(names), 'photograph')}"
-    lines = [f"tree: {utils.printable(tree.path)}: {utils.counted(len(tree.members), 'member')} x {work}" for tree in found]
+    work = (
+        f"{utils.counted(views, 'view')} ({transform}) of {utils.counted(len(names), 'photograph')}"
+    )
+    lines = [
+        f"tree: {utils.printable(tree.path)}: {utils.counted(len(tree.members), 'member')} x {work}"
+        for tree in found
+    ]
     submission.truth_of(settings, names)  # refused before the long part, if it is to be refused
     home = next((tree for tree in found if tree.task in ("main", settings.task)), found[0])
     submission.check_fitted(settings, home.path, len(found))
     members.answering_together(voters, settings.task)
     lines += trees.mixture(found, settings.task) if len(found) > 1 else []
-    weights, told = trees.fitted_weights(found, settings.task) if settings.weights == "oof" else ([], [])
+    weights, told = (
+        trees.fitted_weights(found, settings.task) if settings.weights == "oof" else ([], [])
+    )
     with processes.joined() as who:
         if who.first:
             print(*lines, *told, sep="\n", flush=True)
@@ -55,7 +76,9 @@ def predicted(settings: config.EnsembleSettings) -> tuple[str, ensemble.Probabil
 
 
 def main(argv: list[str] | None = None) -> int:
-    settings = config.parse(config.EnsembleSettings, argv, "submit_ensemble.py", __doc__ or "").completed()
+    settings = config.parse(
+        config.EnsembleSettings, argv, "submit_ensemble.py", __doc__ or ""
+    ).completed()
 
     import ensemble
     import submission

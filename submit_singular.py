@@ -11,7 +11,9 @@ import utils
 
 
 def main(argv: list[str] | None = None) -> int:
-    settings = config.parse(config.SingularSettings, argv, "submit_singular.py", __doc__ or "").completed()
+    settings = config.parse(
+        config.SingularSettings, argv, "submit_singular.py", __doc__ or ""
+    ).completed()
 
     import checkpoint
     import ensemble
@@ -19,11 +21,15 @@ def main(argv: list[str] | None = None) -> int:
     import submission
     import tables
 
-    path = Path(settings.load_state_dict or members.best_checkpoint(settings.task, settings.model_type))
+    path = Path(
+        settings.load_state_dict or members.best_checkpoint(settings.task, settings.model_type)
+    )
     print(f"checkpoint: {utils.printable(path)}", flush=True)
     found, info = checkpoint.read_described(path, settings.model_type, settings.task, mapped=False)
     if settings.model_type not in (None, info.model):
-        raise utils.UserError(f"--model-type {settings.model_type}: {path} holds a {info.model}; leave the option out")
+        raise utils.UserError(
+            f"--model-type {settings.model_type}: {path} holds a {info.model}; leave the option out"
+        )
     member = members.Member(path.name, info, found)
     names, paths = tables.read_eval(settings.data_root)
     truth = submission.truth_of(settings, names)
@@ -31,10 +37,16 @@ def main(argv: list[str] | None = None) -> int:
     submission.check_fitted(settings, tree)
     probs = members.answer([member], settings, settings.transform_type, 1, tree, names, paths)
     steps, notes = submission.adjustments(settings, tree, probs)
-    answers = ensemble.decide(probs.task, ensemble.adjusted(ensemble.arithmetic(probs.array), steps))
-    folder = submission.output_folder(settings.save_path, f"{tree.name}_{path.absolute().parent.name}", settings.task)
+    answers = ensemble.decide(
+        probs.task, ensemble.adjusted(ensemble.arithmetic(probs.array), steps)
+    )
+    folder = submission.output_folder(
+        settings.save_path, f"{tree.name}_{path.absolute().parent.name}", settings.task
+    )
     submission.keep_fitted(folder, tree)
-    submission.write_prediction(folder, {"submission": answers}, probs, truth, tree, settings, notes)
+    submission.write_prediction(
+        folder, {"submission": answers}, probs, truth, tree, settings, notes
+    )
     return 0
 
 

@@ -1,4 +1,6 @@
-"""Labels that the out-of-fold answers contradict, ranked by evidence; and the corrections a user makes of labels."""
+"""Labels that the out-of-fold answers contradict, ranked by evidence; and the corrections a user
+makes of labels.
+"""
 
 from __future__ import annotations
 
@@ -16,44 +18,59 @@ from utils import UserError, atomic_write, cell
 
 PARTS = ("mask", "gender", "ageg")  # the axes of 18 probabilities as [3, 2, 3]
 COLUMNS = ["kind", "person", "file", "given", "suggested", "evidence"]
-LONE = 3.0  # nats against one wrong file alone: people have all their shots, so files are swapped rather than lost
+# nats against one wrong file alone: people have all their shots, so files are swapped rather than
+# lost
+LONE = 3.0
 DOUBT = 0.05  # weight of answers that contradict a label while another is judged
 BLUR = 5.0  # years, the standard deviation of how old people of one age look
 
-# ------------------------------------------------------------------------------------------------------- suspects
+# --- suspects
 
 
 def label_suspects(table: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
-    """Suspected labels, the best evidence first: kind (gender, age, mask), person, file, given, suggested, evidence.
+    """Suspected labels, the best evidence first: kind (gender, age, mask), person, file, given,
+    suggested, evidence.
 
-    table: a row per photograph with file, person, mask, gender, age (years) and ageg; probabilities [photographs, 18]
-    out of fold. Genders and age groups are suspected of a whole person, from all photographs together and where most of
-    them disagree (`file` is then the clearest); mask states of single files. Evidence is the log of the odds, in nats,
-    of the suggested label against the given one, after a logistic regression of the given labels on the answers: so
-    classes that the model favours, and its over- or underconfidence, do not count as evidence.
+    table: a row per photograph with file, person, mask, gender, age (years) and ageg; probabilities
+    [photographs, 18] out of fold. Genders and age groups are suspected of a whole person, from all
+    photographs together and where most of them disagree (`file` is then the clearest); mask states
+    of single files. Evidence is the log of the odds, in nats, of the suggested label against the
+    given one, after a logistic regression of the given labels on the answers: so classes that the
+    model favours, and its over- or underconfidence, do not count as evidence.
     """
-    rows = [*person_suspects(table, probabilities, "gender"), *person_suspects(table, probabilities, "ageg")]
+    rows = [
+        *person_suspects(table, probabilities, "gender"),
+        *person_suspects(table, probabilities, "ageg"),
+    ]
     rows += photo_suspects(table, probabilities)
     found = pd.DataFrame(rows, columns=COLUMNS)
-    return found.sort_values(["evidence", "person", "file"], ascending=[False, True, True], ignore_index=True)
+    return found.sort_values(
+        ["evidence", "person", "file"], ascending=[False, True, True], ignore_index=True
+    )
 
 
 def conditional(table: pd.DataFrame, probabilities: np.ndarray, part: str) -> np.ndarray:
-    """[photographs, classes of the part] centred log-probabilities, its two other labels as good as taken for given.
+    """[photographs, classes of the part] centred log-probabilities, its two other labels as good as
+    taken for given.
 
-    Joint probabilities that disagree with one of the others count DOUBT times, for it may be wrong itself.
+    Joint probabilities that disagree with one of the others count DOUBT times, for it may be wrong
+    itself.
     """
     joint = np.maximum(probabilities, 1e-9).reshape(-1, 3, 2, 3)
     for axis, other in enumerate(PARTS, start=1):
         if other != part:
             believed = np.where(np.eye(joint.shape[axis], dtype=bool)[table[other]], 1, DOUBT)
-            joint = (joint * np.expand_dims(believed, tuple({1, 2, 3} - {axis}))).sum(axis, keepdims=True)
+            joint = (joint * np.expand_dims(believed, tuple({1, 2, 3} - {axis}))).sum(
+                axis, keepdims=True
+            )
     scores: np.ndarray = np.log(joint.reshape(len(joint), -1))
     return scores - scores.mean(1, keepdims=True)
 
 
 def calibrator(scores: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Scores [n, classes] -> calibrated log-probabilities; -inf for classes that none of the labels has."""
+    """Scores [n, classes] -> calibrated log-probabilities; -inf for classes that none of the labels
+    has.
+    """
     from sklearn.linear_model import LogisticRegression
 
     several = len(np.unique(labels)) > 1
@@ -75,8 +92,12 @@ def against(given: np.ndarray, logs: np.ndarray) -> np.ndarray:
     return logs - logs[np.arange(len(given)), given][:, None]
 
 
-def person_suspects(table: pd.DataFrame, probabilities: np.ndarray, part: str) -> list[tuple[object, ...]]:
-    """People whose gender or age group the mean of their photographs' scores, and most of them, contradict."""
+def person_suspects(
+    table: pd.DataFrame, probabilities: np.ndarray, part: str
+) -> list[tuple[object, ...]]:
+    """People whose gender or age group the mean of their photographs' scores, and most of them,
+    contradict.
+    """
     codes, people = pd.factorize(table["person"])
     counts = np.bincount(codes)
     scores = conditional(table, probabilities, part)
@@ -102,14 +123,20 @@ def person_suspects(table: pd.DataFrame, probabilities: np.ndarray, part: str) -
 
 
 def near_group(years: np.ndarray) -> np.ndarray:
-    """[people, age groups] the chance that somebody of that age looks like one of the group, BLUR years being one deviation."""
+    """[people, age groups] the chance that somebody of that age looks like one of the group, BLUR
+    years being one deviation.
+    """
     edges = np.array([-np.inf, *(start - 0.5 for start in config.GROUP_STARTS), np.inf])
-    below = [[math.erf((edge - year) / BLUR / math.sqrt(2)) / 2 for edge in edges] for year in years]
+    below = [
+        [math.erf((edge - year) / BLUR / math.sqrt(2)) / 2 for edge in edges] for year in years
+    ]
     return np.diff(np.array(below), axis=1)
 
 
 def photo_suspects(table: pd.DataFrame, probabilities: np.ndarray) -> list[tuple[object, ...]]:
-    """Files whose mask state is contradicted: two files of a person that look swapped add up, one alone has to say more."""
+    """Files whose mask state is contradicted: two files of a person that look swapped add up, one
+    alone has to say more.
+    """
     given = table["mask"].to_numpy()
     scores = conditional(table, probabilities, "mask")
     odds = against(given, calibrator(scores, given)(scores))
@@ -119,29 +146,38 @@ def photo_suspects(table: pd.DataFrame, probabilities: np.ndarray) -> list[tuple
         pairs = odds[own][:, given[own]]
         pairs = pairs + pairs.T  # both files of a swap
         partner, total = pairs.argmax(1), pairs.max(1)
-        for k in np.flatnonzero((partner[partner] == np.arange(len(own))) & (total > evidence[own])):
+        for k in np.flatnonzero(
+            (partner[partner] == np.arange(len(own))) & (total > evidence[own])
+        ):
             suggested[own[k]], evidence[own[k]] = given[own[partner[k]]], total[k]
     person, file = table["person"].to_numpy(), table["file"].to_numpy()
     names = config.MASKS
-    return [("mask", person[k], file[k], names[given[k]], names[suggested[k]], evidence[k]) for k in np.flatnonzero(evidence > 0)]
+    return [
+        ("mask", person[k], file[k], names[given[k]], names[suggested[k]], evidence[k])
+        for k in np.flatnonzero(evidence > 0)
+    ]
 
 
 def write_suspects(path: Path, suspects: pd.DataFrame) -> None:
     """suspects.csv, whole or not at all; evidence in nats with two decimals."""
     with atomic_write(path, "w") as file:
-        named = suspects.assign(person=suspects["person"].map(cell), file=suspects["file"].map(cell))
+        named = suspects.assign(
+            person=suspects["person"].map(cell), file=suspects["file"].map(cell)
+        )
         named.to_csv(file, index=False, float_format="%.2f")
 
 
-# ---------------------------------------------------------------------------------------------------------- fixes
+# --- fixes
 
 
 def apply_fixes(table: pd.DataFrame, path: str | Path) -> tuple[pd.DataFrame, dict[str, int]]:
-    """(the table of tables.read_train with corrected labels, how many of each column were corrected).
+    """(the table of tables.read_train with corrected labels, how many of each column were
+    corrected).
 
-    The CSV has the columns (path, column, value): a person and its gender (male, female) or age (years), or a photograph
-    and its mask (wear, incorrect, not_wear); or (image, mask). Codes do for names. Raises UserError for a row that names
-    nobody, holds a wrong column or value, comes twice, or changes nothing.
+    The CSV has the columns (path, column, value): a person and its gender (male, female) or age
+    (years), or a photograph and its mask (wear, incorrect, not_wear); or (image, mask). Codes do
+    for names. Raises UserError for a row that names nobody, holds a wrong column or value, comes
+    twice, or changes nothing.
     """
     rows = tables.read_csv(Path(path), ("path", "column", "value"), ("image", "mask"))
     short = "image" in rows
@@ -149,23 +185,38 @@ def apply_fixes(table: pd.DataFrame, path: str | Path) -> tuple[pd.DataFrame, di
     fixed, counts = table.copy(), Counter[str]()
     seen: dict[tuple[str, str], int] = {}
     for number, row in zip(rows.index, rows.to_dict("records"), strict=True):
-        words = (row["image"], "mask", row["mask"]) if short else (row["path"], row["column"], row["value"])
+        words = (
+            (row["image"], "mask", row["mask"])
+            if short
+            else (row["path"], row["column"], row["value"])
+        )
         name, column, text = (tables.nfc(str(word)).strip() for word in words)
         name, column = name.replace("\\", "/").removeprefix("./").rstrip("/"), column.lower()
         where, shown = f"{path}: row {number}", name[:100]
         if column not in ("gender", "age", "mask"):
-            raise UserError(f"{where}: the column {column[:40]!r} cannot be fixed; write gender, age or mask")
+            raise UserError(
+                f"{where}: the column {column[:40]!r} cannot be fixed; write gender, age or mask"
+            )
         own = people.get(name) if column != "mask" else files.get(name, files.get(f"images/{name}"))
         if own is None:
             example = table["file" if column == "mask" else "person"].iloc[0]
-            raise UserError(f"{where}: there is no {'photograph' if column == 'mask' else 'person'} {shown!r}; "
-                            f"write it like {example}, or remove the row")  # fmt: skip
+            raise UserError(
+                f"{where}: there is no {'photograph' if column == 'mask' else 'person'} "
+                f"{shown!r}; "
+                f"write it like {example}, or remove the row"
+            )
         field, value = "years" if column == "age" else column, label_value(where, column, text)
         if (name, column) in seen:
-            raise UserError(f"{where}: the {column} of {shown} is fixed by row {seen[name, column]} too; remove one of them")
+            raise UserError(
+                f"{where}: the {column} of {shown} is fixed by row {seen[name, column]} too; "
+                "remove one of them"
+            )
         seen[name, column] = number
         if (table[field].to_numpy()[own] == value).all():
-            raise UserError(f"{where}: changes nothing, the {column} of {shown} is {text[:40]} already; remove the row")
+            raise UserError(
+                f"{where}: changes nothing, the {column} of {shown} is {text[:40]} already; "
+                "remove the row"
+            )
         fixed.iloc[own, fixed.columns.get_loc(field)] = value
         counts[column] += 1
     return tables.with_labels(fixed), dict(counts)
@@ -182,7 +233,10 @@ def label_value(where: str, column: str, text: str) -> float:
             raise UserError(f"{where}: {text[:40]!r} is no age; write years from 0 to 120")
         return years
     names = config.GENDERS if column == "gender" else config.MASKS
-    codes = {**{name: code for code, name in enumerate(names)}, **{str(code): code for code in range(len(names))}}
+    codes = {
+        **{name: code for code, name in enumerate(names)},
+        **{str(code): code for code in range(len(names))},
+    }
     if text.lower() not in codes:
         raise UserError(f"{where}: {text[:40]!r} is no {column}; write one of {', '.join(names)}")
     return codes[text.lower()]

@@ -1,4 +1,6 @@
-"""Folders and CSV tables -> one DataFrame, a row per photograph; what does not fit is refused with file and row."""
+"""Folders and CSV tables -> one DataFrame, a row per photograph; what does not fit is refused with
+file and row.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +19,7 @@ import pandas as pd
 import config
 import photographs
 from photographs import is_photo
-from utils import (
-    UserError,
-    counted,
-    read_file,
-    reason,
-    refused,
-    warn,
-    warn_counted,
-)
+from utils import UserError, counted, read_file, reason, refused, warn, warn_counted
 
 if TYPE_CHECKING:
     from augmentation import Box
@@ -34,12 +28,22 @@ MOST_BYTES = 1 << 29  # of a table
 MOST_ROWS = 4_000_000
 LONGEST_HEADER = 1 << 16  # bytes in which the separator is looked for
 LONGEST_LINE = 1_000_000  # characters of a table's line
-SEPARATOR = re.compile(r'[ \t]*"?sep=(.)\1*"?[ ,;\t]*(\r\n?|\n)', re.IGNORECASE)  # what Excel may have as a first line
-BESIDE = {"thumbs.db", "desktop.ini", "train.csv", "info.csv", "answers.csv"}  # no photographs, and nobody misses them
+SEPARATOR = re.compile(
+    r'[ \t]*"?sep=(.)\1*"?[ ,;\t]*(\r\n?|\n)', re.IGNORECASE
+)  # what Excel may have as a first line
+BESIDE = {
+    "thumbs.db",
+    "desktop.ini",
+    "train.csv",
+    "info.csv",
+    "answers.csv",
+}  # no photographs, and nobody misses them
 SHOT = r"(?P<shot>incorrect_mask|mask[1-5]|normal)"
 FOLDER_SHOT = re.compile(SHOT, re.IGNORECASE | re.ASCII)
 FLAT_SHOT = re.compile(rf"(?P<person>.+)_{SHOT}", re.IGNORECASE | re.ASCII)
-PERSON = re.compile(r"(?P<id>.+)_(?P<gender>male|female)_(?P<race>[^_]*)_(?P<age>\d+)", re.IGNORECASE | re.ASCII)
+PERSON = re.compile(
+    r"(?P<id>.+)_(?P<gender>male|female)_(?P<race>[^_]*)_(?P<age>\d+)", re.IGNORECASE | re.ASCII
+)
 SHOTS_PER_PERSON = 7
 YEARS = re.compile(r"\d{1,3}(\.\d*)?", re.ASCII)
 
@@ -50,7 +54,9 @@ def nfc(text: str) -> str:
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is anything of this name. Raises UserError or RunError where the system cannot say."""
+    """Whether there is anything of this name. Raises UserError or RunError where the system cannot
+    say.
+    """
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -66,55 +72,87 @@ def parent_of(folder: Path) -> Path:
 
 
 def hint(root: Path, kind: str) -> str:
-    """A question, where a folder of the usual layout (train, eval) lies below the one that was named."""
+    """A question, where a folder of the usual layout (train, eval) lies below the one that was
+    named.
+    """
     below = (root / above / kind for above in ("", "data", "input/data"))
     return next((f"did you mean {path}?" for path in below if path.is_dir()), "")
 
 
 def warn_left_out(names: Sequence[str]) -> None:
-    """Count the files of a folder that are no photographs by their names: HEIC by itself, with the remedy."""
-    missed = [name for name in names if not Path(name).name.startswith(".") and Path(name).name.lower() not in BESIDE]
+    """Count the files of a folder that are no photographs by their names: HEIC by itself, with the
+    remedy.
+    """
+    missed = [
+        name
+        for name in names
+        if not Path(name).name.startswith(".") and Path(name).name.lower() not in BESIDE
+    ]
     heic = [name for name in missed if Path(name).suffix.lower() in photographs.HEIC]
     warn_counted(heic, f"photographs left out, {photographs.HEIC_REMEDY}")
     others = [name for name in missed if name not in set(heic)]
-    warn_counted(others, f"files and folders left out, read are photographs named {', '.join(photographs.EXTENSIONS)}")
+    warn_counted(
+        others,
+        "files and folders left out, read are photographs named "
+        f"{', '.join(photographs.EXTENSIONS)}",
+    )
 
 
 def read_train(root: str | Path) -> pd.DataFrame:
-    """One row per photograph of a training root: file, path, person, shot, mask, gender, age and a column per task.
+    """One row per photograph of a training root: file, path, person, shot, mask, gender, age and a
+    column per task.
 
-    `file` is relative to the root and in NFC, `path` is what to open, `age` is in years. A person is its folder's
-    name (or the part before the shot in a flat folder). Sorted by person and shot. Raises UserError.
+    `file` is relative to the root and in NFC, `path` is what to open, `age` is in years. A person
+    is its folder's name (or the part before the shot in a flat folder). Sorted by person and shot.
+    Raises UserError.
     """
     root = Path(root)
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder; name the folder of labelled photographs with --train-root")
+        raise UserError(
+            f"{root}: no such folder; name the folder of labelled photographs with --train-root"
+        )
     images = root / "images" if (root / "images").is_dir() else root
-    tables = [root / "train.csv", *([parent_of(root) / "train.csv"] if root.absolute().name == "images" else [])]
+    tables = [
+        root / "train.csv",
+        *([parent_of(root) / "train.csv"] if root.absolute().name == "images" else []),
+    ]
     table_path = next((p for p in tables if is_there(p)), None)
     found = list_photos(root, images)
     labels = label_people(found["person"].unique(), table_path, images, root)
     rows = found.merge(labels, on="person", how="inner")
     if rows.empty:
-        raise UserError(f"{images}: no labelled photographs; expected folders like 000001_female_Asian_45/mask1.jpg")
+        raise UserError(
+            f"{images}: no labelled photographs; expected folders like "
+            "000001_female_Asian_45/mask1.jpg"
+        )
     twice = rows.loc[rows.duplicated(["person", "shot"]), "file"]
     warn_counted(sorted(twice), "photographs of a shot that their person has twice, all are taken")
     counts = rows.groupby("person").size()
-    warn_counted(sorted(counts[counts < SHOTS_PER_PERSON].index), "people with fewer than 7 photographs")
-    rows["mask"] = rows["shot"].map(lambda shot: 0 if shot.startswith("mask") else 1 if shot != "normal" else 2)
+    warn_counted(
+        sorted(counts[counts < SHOTS_PER_PERSON].index), "people with fewer than 7 photographs"
+    )
+    rows["mask"] = rows["shot"].map(
+        lambda shot: 0 if shot.startswith("mask") else 1 if shot != "normal" else 2
+    )
     return with_labels(rows.sort_values(["person", "shot", "file"], ignore_index=True))
 
 
 def with_labels(table: pd.DataFrame) -> pd.DataFrame:
     """The table with a column of labels per task, from its mask, gender and years."""
     distinct, where = distinct_rows(table["mask"], table["gender"], table["years"])
-    labels = {name: np.array([task.label(*row) for row in distinct], float if task.regression else np.int64)[where]
-              for name, task in config.TASKS.items()}  # fmt: skip
+    labels = {
+        name: np.array(
+            [task.label(*row) for row in distinct], float if task.regression else np.int64
+        )[where]
+        for name, task in config.TASKS.items()
+    }
     return table.assign(**labels)
 
 
 def distinct_rows(*columns: Any) -> tuple[list[tuple[Any, ...]], np.ndarray]:
-    """(the different rows of these columns, which of them each row is): a label is worked out once for all alike."""
+    """(the different rows of these columns, which of them each row is): a label is worked out once
+    for all alike.
+    """
     frame = pd.DataFrame(dict(enumerate(map(np.asarray, columns))))
     groups = frame.groupby(list(frame.columns), sort=False).ngroup().to_numpy(copy=True)
     firsts = np.unique(groups, return_index=True)[1]
@@ -122,7 +160,9 @@ def distinct_rows(*columns: Any) -> tuple[list[tuple[Any, ...]], np.ndarray]:
 
 
 def list_photos(root: Path, images: Path) -> pd.DataFrame:
-    """Every photograph below `images`, in folders of people or flat: person, shot, file, path. Raises UserError."""
+    """Every photograph below `images`, in folders of people or flat: person, shot, file, path.
+    Raises UserError.
+    """
     rows: list[tuple[str, str, str, str]] = []
     strange: list[str] = []
     others: list[str] = []
@@ -132,9 +172,11 @@ def list_photos(root: Path, images: Path) -> pd.DataFrame:
         taken = [e for e in entries if e in folders or is_photo(e.name)]
         check_names([nfc(e.name).strip() for e in taken], [str(e) for e in taken])
         for entry in entries:
-            names = [(p, FOLDER_SHOT.fullmatch(p.stem)) for p in sorted(entry.iterdir())] if entry in folders else [
-                (entry, FLAT_SHOT.fullmatch(entry.stem))
-            ]  # fmt: skip
+            names = (
+                [(p, FOLDER_SHOT.fullmatch(p.stem)) for p in sorted(entry.iterdir())]
+                if entry in folders
+                else [(entry, FLAT_SHOT.fullmatch(entry.stem))]
+            )
             for path, match in names:
                 if not is_photo(path.name):
                     others.append(str(path.relative_to(root)))
@@ -142,8 +184,17 @@ def list_photos(root: Path, images: Path) -> pd.DataFrame:
                 if match is None:
                     strange.append(str(path.relative_to(root)))
                     continue
-                person = nfc(entry.name if entry in folders else match["person"]).strip()  # as tables are read
-                rows.append((person, match["shot"].lower(), nfc(path.relative_to(root).as_posix()), str(path)))
+                person = nfc(
+                    entry.name if entry in folders else match["person"]
+                ).strip()  # as tables are read
+                rows.append(
+                    (
+                        person,
+                        match["shot"].lower(),
+                        nfc(path.relative_to(root).as_posix()),
+                        str(path),
+                    )
+                )
     except OSError as error:
         raise refused(error.filename or images, error, "check its permissions", "listed") from None
     warn_left_out(others)
@@ -151,7 +202,10 @@ def list_photos(root: Path, images: Path) -> pd.DataFrame:
         meant = hint(root, "train") or "expected folders like 000001_female_Asian_45/mask1.jpg"
         raise UserError(f"{images}: no photographs in it; {meant}")
     check_names([row[2] for row in rows], [row[3] for row in rows])
-    warn_counted(strange, "photographs left out, their names tell no mask state (incorrect_mask, mask1..5, normal)")
+    warn_counted(
+        strange,
+        "photographs left out, their names tell no mask state (incorrect_mask, mask1..5, normal)",
+    )
     return pd.DataFrame(rows, columns=["person", "shot", "file", "path"])
 
 
@@ -162,19 +216,32 @@ def check_names(names: Sequence[str], paths: Sequence[str]) -> None:
         if not name.isprintable() and any("\ud800" <= c <= "\udfff" for c in name):
             raise UserError(f"{path}: its name is not UTF-8; rename it")
         if name in seen:
-            raise UserError(f"{path}: {seen[name]} has the same name in another Unicode form or with other spaces; rename one")
+            raise UserError(
+                f"{path}: {seen[name]} has the same name in another Unicode form or with other "
+                "spaces; rename one"
+            )
         seen[name] = path
 
 
-def label_people(people: Sequence[str], table: Path | None, images: Path, root: Path) -> pd.DataFrame:
-    """person, gender, years of all people: by the table where there is one, else by their folders' names."""
+def label_people(
+    people: Sequence[str], table: Path | None, images: Path, root: Path
+) -> pd.DataFrame:
+    """person, gender, years of all people: by the table where there is one, else by their folders'
+    names.
+    """
     named = {person: PERSON.fullmatch(person) for person in people}
     if table is None:
-        warn(f"{root}: no train.csv; gender and age are read from the names of {counted(len(people), 'person', 'people')}")
-        nameless = [person for person, match in named.items() if match is None or float(match["age"]) > 120]
+        warn(
+            f"{root}: no train.csv; gender and age are read from the names of "
+            f"{counted(len(people), 'person', 'people')}"
+        )
+        nameless = [
+            person for person, match in named.items() if match is None or float(match["age"]) > 120
+        ]
         if nameless:
             raise UserError(
-                f"{images / nameless[0]}: the name tells no gender and age up to 120, and there is no train.csv; "
+                f"{images / nameless[0]}: the name tells no gender and age up to 120, and there "
+                "is no train.csv; "
                 "name it like 000001_female_Asian_45 or add the table"
             )
         rows = [(p, gender_code(m["gender"]), float(m["age"])) for p, m in named.items() if m]
@@ -184,15 +251,20 @@ def label_people(people: Sequence[str], table: Path | None, images: Path, root: 
     if missing:
         row = labels.index[labels["person"] == missing[0]][0]
         raise UserError(
-            f"{table}: row {row}: {images / missing[0][:100]} is not there ({len(missing)} of {len(labels)} people are "
+            f"{table}: row {row}: {images / missing[0][:100]} is not there ({len(missing)} of "
+            f"{len(labels)} people are "
             "missing); restore the photographs or remove the rows"
         )
     listed = set(labels["person"])
-    warn_counted([p for p in people if p not in listed], f"people left out, {table.name} has no row for them")
+    warn_counted(
+        [p for p in people if p not in listed], f"people left out, {table.name} has no row for them"
+    )
     told = {p: (gender_code(m["gender"]), float(m["age"])) for p, m in named.items() if m}
     tabled = zip(labels["person"], labels["gender"], labels["years"], strict=True)
     differ = [p for p, gender, years in tabled if p in told and told[p] != (gender, years)]
-    warn_counted(differ, f"people whose folder's name and {table.name} disagree; the table is taken")
+    warn_counted(
+        differ, f"people whose folder's name and {table.name} disagree; the table is taken"
+    )
     return labels
 
 
@@ -202,14 +274,22 @@ def gender_code(text: str) -> int:
 
 
 def read_people(table: Path) -> pd.DataFrame:
-    """train.csv -> person (its path, NFC), gender (0, 1), years; indexed by the table's row numbers. Raises UserError."""
+    """train.csv -> person (its path, NFC), gender (0, 1), years; indexed by the table's row
+    numbers. Raises UserError.
+    """
     raw = read_csv(table, ("gender", "age", "path"))
     rows: list[tuple[str, int, float]] = []
     seen: dict[str, int] = {}
-    for number, path, gender, age in zip(raw.index, raw["path"], raw["gender"], raw["age"], strict=True):
+    for number, path, gender, age in zip(
+        raw.index, raw["path"], raw["gender"], raw["age"], strict=True
+    ):
         person = nfc(path.strip())
         if not person or person in seen:
-            problem = f"the path {person[:100]!r} is that of row {seen[person]} too" if person else "the path is empty"
+            problem = (
+                f"the path {person[:100]!r} is that of row {seen[person]} too"
+                if person
+                else "the path is empty"
+            )
             raise UserError(f"{table}: row {number}: {problem}; a person's path must be there once")
         if person in (".", "..") or "/" in person or "\\" in person:
             problem = f"the path {person[:100]!r} may lead elsewhere"
@@ -219,7 +299,8 @@ def read_people(table: Path) -> pd.DataFrame:
             rows.append((person, gender_code(gender), years_of(age)))
         except ValueError:
             raise UserError(
-                f"{table}: row {number}: gender {gender[:40]!r}, age {age[:40]!r}: expected male or female and years from 0 "
+                f"{table}: row {number}: gender {gender[:40]!r}, age {age[:40]!r}: expected male "
+                "or female and years from 0 "
                 "to 120; correct the row"
             ) from None
     return pd.DataFrame(rows, columns=["person", "gender", "years"], index=raw.index)
@@ -233,11 +314,14 @@ def years_of(text: str) -> float:
 
 
 def read_csv(path: Path, *choices: Sequence[str]) -> pd.DataFrame:
-    """A CSV's columns as text, at least one row; commas, semicolons or tabs between, as its header or Excel's `sep=` has it.
+    """A CSV's columns as text, at least one row; commas, semicolons or tabs between, as its header
+    or Excel's `sep=` has it.
 
-    Of several choices of columns the first that the header has. As Excel writes tables, a row may lack trailing cells of
-    other columns, and have further ones after an empty cell. The index holds the rows' numbers as a spreadsheet counts them:
-    1 is the file's first row, blank ones count, `sep=` and a quoted line break do not. Raises UserError naming file and row.
+    Of several choices of columns the first that the header has. As Excel writes tables, a row may
+    lack trailing cells of other columns, and have further ones after an empty cell. The index holds
+    the rows' numbers as a spreadsheet counts them:
+    1 is the file's first row, blank ones count, `sep=` and a quoted line break do not. Raises
+    UserError naming file and row.
     """
     try:
         data = read_file(path, MOST_BYTES)
@@ -248,7 +332,12 @@ def read_csv(path: Path, *choices: Sequence[str]) -> pd.DataFrame:
     below = io.StringIO(start[declared.end() if declared else 0 :], newline="")
     first = next((line for line in below if line.strip(" ,;\t\r\n")), "")
     delimiters = (*((declared[1],) if declared else ()), ",", ";", "\t")
-    fits = [d for d in delimiters for c in choices if set(c) <= {name.strip(' "\r\n') for name in first.split(d)}]
+    fits = [
+        d
+        for d in delimiters
+        for c in choices
+        if set(c) <= {name.strip(' "\r\n') for name in first.split(d)}
+    ]
     rows = csv_rows(path, data, fits[0] if fits else delimiters[0], skip=1 if declared else 0)
     header = [name.strip() for name in next(rows, (0, []))[1]]
     columns = next((c for c in choices if set(c) <= set(header)), None)
@@ -256,7 +345,9 @@ def read_csv(path: Path, *choices: Sequence[str]) -> pd.DataFrame:
         seen = ", ".join(name[:40] for name in header[:20]) or "an empty file"
         missing = next(name for name in choices[0] if name not in header)
         expected = " or ".join(",".join(choice) for choice in choices)
-        raise UserError(f"{path}: no column {missing!r} (found: {seen}); expected {expected} in its first row")
+        raise UserError(
+            f"{path}: no column {missing!r} (found: {seen}); expected {expected} in its first row"
+        )
     for name in columns:
         if header.count(name) > 1:
             raise UserError(f"{path}: the column {name!r} is there twice; remove one")
@@ -264,12 +355,18 @@ def read_csv(path: Path, *choices: Sequence[str]) -> pd.DataFrame:
     numbers: list[int] = []
     records: list[list[str]] = []
     for number, record in rows:
-        # A filled cell right behind the last column may as well come from a comma without quotes, by which all have moved.
+        # A filled cell right behind the last column may as well come from a comma without quotes,
+        # by which all have moved.
         if len(record) <= max(where) or "".join(record[len(header) : len(header) + 1]).strip():
             fields = counted(len(record), "field")
-            raise UserError(f"{path}: row {number}: {fields}, the header has {len(header)}; correct the row")
+            raise UserError(
+                f"{path}: row {number}: {fields}, the header has {len(header)}; correct the row"
+            )
         if len(records) == MOST_ROWS:
-            raise UserError(f"{path}: row {number}: more than {MOST_ROWS:,} rows, which no table here has; name another file")
+            raise UserError(
+                f"{path}: row {number}: more than {MOST_ROWS:,} rows, which no table here has; "
+                "name another file"
+            )
         numbers.append(number)
         records.append([record[k] for k in where])
     if not records:
@@ -278,27 +375,34 @@ def read_csv(path: Path, *choices: Sequence[str]) -> pd.DataFrame:
 
 
 def csv_rows(path: Path, data: bytes, delimiter: str, skip: int) -> Iterator[tuple[int, list[str]]]:
-    """(number, fields) of a CSV's rows that are not blank, after `skip` lines. Raises UserError for bad quotes, endless
-    lines and bytes that are no text."""
+    """(number, fields) of a CSV's rows that are not blank, after `skip` lines. Raises UserError for
+    bad quotes, endless lines and bytes that are no text.
+    """
     lines = itertools.islice(lines_of(data), skip, None)
     reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
     for number in itertools.count(1):
         try:
             record = next(reader, None)
         except csv.Error as error:
-            raise UserError(f"{path}: row {number}: no CSV ({reason(error)}); correct its quotes") from None
+            raise UserError(
+                f"{path}: row {number}: no CSV ({reason(error)}); correct its quotes"
+            ) from None
         if record is None:
             return
         text = "".join(record)
         if "\ufffd" in text:
-            raise UserError(f"{path}: row {number}: bytes that are not UTF-8 text; save the table as CSV in UTF-8")
+            raise UserError(
+                f"{path}: row {number}: bytes that are not UTF-8 text; save the table as CSV in "
+                "UTF-8"
+            )
         if text.strip():
             yield number, record
 
 
 def lines_of(data: bytes) -> Iterator[str]:
-    """A table's lines with their ends, one at a time: all at once would take ten times the memory. Raises csv.Error for one
-    of absurd length."""
+    """A table's lines with their ends, one at a time: all at once would take ten times the memory.
+    Raises csv.Error for one of absurd length.
+    """
     stream = io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", "replace", newline="")
     while line := stream.readline(LONGEST_LINE + 1):
         if len(line) > LONGEST_LINE:
@@ -307,11 +411,15 @@ def lines_of(data: bytes) -> Iterator[str]:
 
 
 def read_eval(data_root: str | None) -> tuple[list[str], list[str]]:
-    """(names, paths) of the photographs to answer, in info.csv's order, or sorted by name. Raises UserError."""
+    """(names, paths) of the photographs to answer, in info.csv's order, or sorted by name. Raises
+    UserError.
+    """
     defaults = [Path("./input/data/images"), Path("./input/data/eval/images")]
     root = Path(data_root) if data_root else next((p for p in defaults if p.is_dir()), defaults[-1])
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder; name the evaluation folder or its images with --data-root")
+        raise UserError(
+            f"{root}: no such folder; name the evaluation folder or its images with --data-root"
+        )
     images = root / "images" if (root / "images").is_dir() else root
     info = next((p for p in (root / "info.csv", parent_of(root) / "info.csv") if is_there(p)), None)
     try:
@@ -327,29 +435,49 @@ def read_eval(data_root: str | None) -> tuple[list[str], list[str]]:
         if not there:
             meant = hint(root, "eval") or "name the folder with --data-root"
             raise UserError(f"{images}: no photographs in it, and no info.csv; {meant}")
-        warn(f"{root}: no info.csv; its {len(there)} photographs are answered in the order of their names")
+        warn(
+            f"{root}: no info.csv; its {len(there)} photographs are answered in the order of "
+            "their names"
+        )
         return list(there), list(there.values())
     listed = read_csv(info, ("ImageID",))["ImageID"]
     seen: dict[str, int] = {}
     for number, name in listed.items():
         key = nfc(name.strip())
         if key not in there or key in seen:
-            problem = f"is in an earlier row too (row {seen[key]})" if key in seen else f"is not in {images}"
+            problem = (
+                f"is in an earlier row too (row {seen[key]})"
+                if key in seen
+                else f"is not in {images}"
+            )
             if key in others:
-                problem = photographs.HEIC_REMEDY if others[key].suffix.lower() in photographs.HEIC else (
-                    f"is no photograph by its name; read are {', '.join(photographs.EXTENSIONS)}")  # fmt: skip
-            raise UserError(f"{info}: row {number}: {name[:100]!r} {problem}; correct the row or restore the photograph")
+                problem = (
+                    photographs.HEIC_REMEDY
+                    if others[key].suffix.lower() in photographs.HEIC
+                    else (
+                        "is no photograph by its name; read are "
+                        f"{', '.join(photographs.EXTENSIONS)}"
+                    )
+                )
+            raise UserError(
+                f"{info}: row {number}: {name[:100]!r} {problem}; correct the row or restore the "
+                "photograph"
+            )
         seen[key] = number
     warn_left_out(list(others))
-    warn_counted([name for name in there if name not in seen], f"photographs left out, {info.name} has no row for them")
+    warn_counted(
+        [name for name in there if name not in seen],
+        f"photographs left out, {info.name} has no row for them",
+    )
     return listed.tolist(), [there[key] for key in seen]
 
 
 def read_boxes(path: str, names: Sequence[str], paths: Sequence[str]) -> dict[str, Box]:
-    """{name: the face's box in the photograph's own pixels} from a CSV (file,left,top,right,bottom). Raises UserError.
+    """{name: the face's box in the photograph's own pixels} from a CSV
+    (file,left,top,right,bottom). Raises UserError.
 
-    A row belongs to the photograph whose path ends in its `file`, at whole folder names. Photographs without a row are
-    counted in one warning; their faces are found in the pixels.
+    A row belongs to the photograph whose path ends in its `file`, at whole folder names.
+    Photographs without a row are counted in one warning; their faces are found in the pixels.
     """
     table = read_csv(Path(path), ("file", "left", "top", "right", "bottom"))
     told: dict[str, tuple[int, Box]] = {}
@@ -360,9 +488,13 @@ def read_boxes(path: str, names: Sequence[str], paths: Sequence[str]) -> dict[st
             if max(map(abs, (left, top, right, bottom))) > photographs.MOST_PIXELS:
                 raise ValueError
         except (ValueError, OverflowError):
-            raise UserError(f"{path}: row {number}: left, top, right, bottom must be pixels; correct the row") from None
+            raise UserError(
+                f"{path}: row {number}: left, top, right, bottom must be pixels; correct the row"
+            ) from None
         if file in told or right <= left or bottom <= top:
-            problem = f"{file!r} is in row {told[file][0]} too" if file in told else "the box is empty"
+            problem = (
+                f"{file!r} is in row {told[file][0]} too" if file in told else "the box is empty"
+            )
             raise UserError(f"{path}: row {number}: {problem}; correct the row")
         told[file] = (number, (left, top, right, bottom))
     boxes: dict[str, Box] = {}
@@ -374,41 +506,69 @@ def read_boxes(path: str, names: Sequence[str], paths: Sequence[str]) -> dict[st
         if end is None:
             continue
         if end in taken:
-            raise UserError(f"{path}: row {told[end][0]}: {end!r} fits both {taken[end]} and {name}; write more of its path")
+            raise UserError(
+                f"{path}: row {told[end][0]}: {end!r} fits both {taken[end]} and {name}; write "
+                "more of its path"
+            )
         taken[end] = name
         boxes[name] = told[end][1]
     if not boxes:
         many = counted(len(names), "photograph")
-        raise UserError(f"{path}: none of its rows names one of the {many} ({names[0]} ...); check `file`")
-    warn_counted([n for n in names if n not in boxes], f"photographs without a box in {path}, found in the pixels instead")
+        raise UserError(
+            f"{path}: none of its rows names one of the {many} ({names[0]} ...); check `file`"
+        )
+    warn_counted(
+        [n for n in names if n not in boxes],
+        f"photographs without a box in {path}, found in the pixels instead",
+    )
     return boxes
 
 
 def read_answers(path: str, names: Sequence[str], task: str) -> np.ndarray:
-    """True labels of `names` for a task from a CSV (ImageID,ans; ans is the 18-class answer; age needs a column `age`)."""
+    """True labels of `names` for a task from a CSV (ImageID,ans; ans is the 18-class answer; age
+    needs a column `age`).
+    """
     spec = config.TASKS[task]
     column = "age" if spec.regression else "ans"
     table = read_csv(Path(path), ("ImageID", column))
-    if spec.from_main and set(table[column].str.strip()) <= set(map(str, range(spec.outputs))) and spec.outputs < 18:
-        warn(f"{path}: ans is never above {spec.outputs - 1}: it is read as one of the 18 classes of main, not as a {task}")
+    if (
+        spec.from_main
+        and set(table[column].str.strip()) <= set(map(str, range(spec.outputs)))
+        and spec.outputs < 18
+    ):
+        warn(
+            f"{path}: ans is never above {spec.outputs - 1}: it is read as one of the 18 classes "
+            f"of main, not as a {task}"
+        )
     answers: dict[str, float] = {}
     for number, name, text in zip(table.index, table["ImageID"], table[column], strict=True):
         try:
             value = years_of(text) if spec.regression else answer_of(text, spec)
         except ValueError:
             expected = "years" if spec.regression else "a class's number"
-            raise UserError(f"{path}: row {number}: {column} {text[:40]!r}: expected {expected}; correct the row") from None
+            raise UserError(
+                f"{path}: row {number}: {column} {text[:40]!r}: expected {expected}; correct the "
+                "row"
+            ) from None
         if answers.setdefault(nfc(name.strip()), value) != value:
-            raise UserError(f"{path}: row {number}: {name[:100]!r} has another answer in an earlier row; remove one")
+            raise UserError(
+                f"{path}: row {number}: {name[:100]!r} has another answer in an earlier row; "
+                "remove one"
+            )
     keys = [nfc(name.strip()) for name in names]
     lost = [key for key in keys if key not in answers]
     if lost:
-        raise UserError(f"{path}: no answer for {lost[0]!r} ({len(lost)} of {len(names)} lack one); use its own answers")
+        raise UserError(
+            f"{path}: no answer for {lost[0]!r} ({len(lost)} of {len(names)} lack one); use its "
+            "own answers"
+        )
     return np.array([answers[key] for key in keys], float if spec.regression else np.int64)
 
 
 def answer_of(text: str, spec: config.Task) -> int:
-    """An answer (one of the 18 classes where the task is a part of them) -> the task's class. Raises ValueError."""
+    """An answer (one of the 18 classes where the task is a part of them) -> the task's class.
+    Raises ValueError.
+    """
     classes = spec.from_main or tuple(range(len(spec.classes)))
     number = float(text)
     if number not in range(len(classes)):

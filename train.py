@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Train one model on one task, with folds in which no person is on both sides; keep each fold's best checkpoints."""
+"""Train one model on one task, with folds in which no person is on both sides; keep each fold's
+best checkpoints.
+"""
 
 from __future__ import annotations
 

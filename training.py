@@ -27,15 +27,7 @@ import optim
 import prepare
 import processes
 from prepare import Study
-from utils import (
-    Stopped,
-    StopSignal,
-    UserError,
-    counted,
-    dispensable,
-    duration,
-    warn,
-)
+from utils import Stopped, StopSignal, UserError, counted, dispensable, duration, warn
 
 SAVE_SECONDS = 60.0  # a kill inside an epoch costs no more than this
 
@@ -79,7 +71,10 @@ def prepare_fold(study: Study, number: int) -> Fold:
     s, table, device = study.settings, study.table, study.compute.device
     network = models.place(prepare.make_model(study, number), device)
     optimizer = optim.make_optimizer(
-        s.optim_type, models.parameter_groups(network, s.backbone_lr_scale), s.lr or 0.0, s.weight_decay or 0.0
+        s.optim_type,
+        models.parameter_groups(network, s.backbone_lr_scale),
+        s.lr or 0.0,
+        s.weight_decay or 0.0,
     )
     scaler = torch.amp.GradScaler(device.type, enabled=study.compute.precision == "fp16")
     rows = study.held_out(number)
@@ -87,23 +82,40 @@ def prepare_fold(study: Study, number: int) -> Fold:
     labels = dataset.label_tensors(table, s.heads, s.age_filter)
     indices, blending = oversample(study, number, rest)
     batches = dataset.Batches(
-        indices, s.batch_size, ("fold", s.seed, number), least=2, rank=study.compute.rank, world=study.compute.world
+        indices,
+        s.batch_size,
+        ("fold", s.seed, number),
+        least=2,
+        rank=study.compute.rank,
+        world=study.compute.world,
     )
     factor = optim.schedule(s.lr_scheduler, len(batches), s.epochs, s.warmup_epochs, s.cycle_epochs)
     criteria = {
-        head: loss.make_loss(s.loss_type or "", shares_of(head, labels[head][indices]), head).to(device) for head in s.heads
+        head: loss.make_loss(s.loss_type or "", shares_of(head, labels[head][indices]), head).to(
+            device
+        )
+        for head in s.heads
     }
-    recipe = engine.Recipe(s.heads, criteria, lambda step: (s.lr or 0.0) * factor(step), s.clip_grad, (s.seed, number))
+    recipe = engine.Recipe(
+        s.heads, criteria, lambda step: (s.lr or 0.0) * factor(step), s.clip_grad, (s.seed, number)
+    )
     made = augmentation.forms(s.transform_type, s.image_size)
     training = augmentation.View(made.train, ("train", s.seed, number))
     names, paths = table["file"].tolist(), table["path"].tolist()
     return Fold(
         number,
-        engine.Learner(network, optimizer, scaler, models.compiled(network, study.compute.world == 1) if s.compile else network),
+        engine.Learner(
+            network,
+            optimizer,
+            scaler,
+            models.compiled(network, study.compute.world == 1) if s.compile else network,
+        ),
         recipe,
         dataset.Photos(names, paths, [training], study.boxes, blending, study.squares),
         batches,
-        dataset.Photos(names, paths, [augmentation.View(made.valid)], study.boxes, squares=study.squares),
+        dataset.Photos(
+            names, paths, [augmentation.View(made.valid)], study.boxes, squares=study.squares
+        ),
         rows,
         {task: values.to(device) for task, values in labels.items()},
     )
@@ -115,25 +127,38 @@ def shares_of(head: str, labels: torch.Tensor) -> torch.Tensor | None:
     return None if spec.regression else torch.bincount(labels, minlength=spec.outputs) / len(labels)
 
 
-def oversample(study: Study, number: int, rows: list[int]) -> tuple[list[int], dataset.Blending | None]:
-    """A fold's training photographs with the rarer classes' repeated, and with whom the repeated ones are blended."""
+def oversample(
+    study: Study, number: int, rows: list[int]
+) -> tuple[list[int], dataset.Blending | None]:
+    """A fold's training photographs with the rarer classes' repeated, and with whom the repeated
+    ones are blended.
+    """
     s = study.settings
     if s.oversample == "none":
         return rows, None
     judged = config.judged(s.task)
     labels = dataset.label_tensors(study.table, (judged, *s.heads), s.age_filter)
     indices = dataset.oversampled(rows, labels[judged].numpy()[rows], f"{s.seed}/{number}")
-    print(f"fold {number}: {len(indices)} photographs an epoch, {len(rows)} before --oversample {s.oversample}")
+    print(
+        f"fold {number}: {len(indices)} photographs an epoch, {len(rows)} before --oversample "
+        f"{s.oversample}"
+    )
     if s.oversample == "repeat":
         return indices, None
     relabelled = study.table.assign(**{task: values.numpy() for task, values in labels.items()})
-    return indices, dataset.blending(relabelled, rows, (judged, *s.heads), ("mixup", s.seed, number))
+    return indices, dataset.blending(
+        relabelled, rows, (judged, *s.heads), ("mixup", s.seed, number)
+    )
 
 
 class Keeper:
-    """Keeps a fold's state: at the end of each epoch, inside long ones every minute, and when asked to stop."""
+    """Keeps a fold's state: at the end of each epoch, inside long ones every minute, and when asked
+    to stop.
+    """
 
-    def __init__(self, study: Study, fold: Fold, state: checkpoint.FoldState, folder: Path, stop: StopSignal) -> None:
+    def __init__(
+        self, study: Study, fold: Fold, state: checkpoint.FoldState, folder: Path, stop: StopSignal
+    ) -> None:
         self.study, self.fold, self.state, self.folder, self.stop = study, fold, state, folder, stop
         self.saved = time.monotonic()
 
@@ -146,18 +171,32 @@ class Keeper:
 
     def after_step(self, running: metrics.RunningLoss, done: int) -> None:
         """done: steps of this epoch that are complete. Raises Stopped where that was asked for."""
-        if not self.stop.number and (time.monotonic() - self.saved < SAVE_SECONDS or not self.study.writes):
+        if not self.stop.number and (
+            time.monotonic() - self.saved < SAVE_SECONDS or not self.study.writes
+        ):
             return
-        if self.study.compute.world > 1 and not self.stop.number and running.first_bad() is not None:
-            return  # told at the epoch's end, when no other process waits for this one's part of a batch
+        if (
+            self.study.compute.world > 1
+            and not self.stop.number
+            and running.first_bad() is not None
+        ):
+            # told at the epoch's end, when no other process waits for this one's part of a batch
+            return
         check_finite(self.fold, running)
         if models.not_finite(self.fold.learner.model):  # kept, they would be refused by --resume
-            raise diverged(self.fold, self.state.epoch * len(self.fold.batches) + done - 1, "the weights are no numbers any more")
+            raise diverged(
+                self.fold,
+                self.state.epoch * len(self.fold.batches) + done - 1,
+                "the weights are no numbers any more",
+            )
         self.state.step, self.state.sums = done, running.kept()
         self.save()
         if self.stop.number:
-            raise Stopped(self.stop.number, f"stopped in epoch {self.state.epoch + 1} of fold {self.fold.number}; the same "
-                          f"command with --resume goes on from there ({self.study.tree})")  # fmt: skip
+            raise Stopped(
+                self.stop.number,
+                f"stopped in epoch {self.state.epoch + 1} of fold {self.fold.number}; the same "
+                f"command with --resume goes on from there ({self.study.tree})",
+            )
 
 
 def check_finite(fold: Fold, running: metrics.RunningLoss) -> None:
@@ -172,15 +211,18 @@ def diverged(fold: Fold, step: int, what: str) -> Diverged:
     epoch, inside = divmod(step, len(fold.batches))
     return Diverged(
         f"fold {fold.number}, epoch {epoch + 1}, step {inside + 1} of {len(fold.batches)}: {what} "
-        f"at a learning rate of {fold.recipe.rate(step):g}; try a smaller --lr, --clip-grad 1 or --warmup-epochs 1"
+        f"at a learning rate of {fold.recipe.rate(step):g}; try a smaller --lr, --clip-grad 1 or "
+        "--warmup-epochs 1"
     )
 
 
 def finished(study: Study, number: int) -> np.ndarray | None:
-    """The answers [epochs, images, classes] of a fold that is complete, by this process or another; else None.
+    """The answers [epochs, images, classes] of a fold that is complete, by this process or another;
+    else None.
 
-    Complete: all epochs are validated, no state is left to go on from, and a checkpoint is there. Only under the fold's lock
-    does this stay true. Raises UserError where the fold was trained on other photographs.
+    Complete: all epochs are validated, no state is left to go on from, and a checkpoint is there.
+    Only under the fold's lock does this stay true. Raises UserError where the fold was trained on
+    other photographs.
     """
     folder = study.tree / f"fold{number:02d}"
     stored = checkpoint.read_validation(folder, study.settings.task)
@@ -189,19 +231,22 @@ def finished(study: Study, number: int) -> np.ndarray | None:
         return None  # killed before its last epoch was tidied up, or robbed of its checkpoints
     if stored is not None and len(stored[1]) == study.settings.epochs:
         if stored[0] != files:
-            raise UserError(f"{folder}: was trained on other photographs; choose another --run-name")
+            raise UserError(
+                f"{folder}: was trained on other photographs; choose another --run-name"
+            )
         return stored[1]
     return None
 
 
 def train_fold(study: Study, number: int, clock: Clock, stop: StopSignal) -> None:
-    """All epochs of a fold that are left, its best checkpoints kept; a complete fold is left as it is. Raises Diverged, the best
-    so far staying where they are."""
+    """All epochs of a fold that are left, its best checkpoints kept; a complete fold is left as it
+    is. Raises Diverged, the best so far staying where they are.
+    """
     s = study.settings
     folder = study.tree / f"fold{number:02d}"
     with checkpoint.locked(folder, study.writes):
-        # Decided under the lock: another process may have completed the fold while this one waited. Processes that share the
-        # fold take the word of the first, which has the lock.
+        # Decided under the lock: another process may have completed the fold while this one waited.
+        # Processes that share the fold take the word of the first, which has the lock.
         shared = study.who if study.compute.world > 1 else processes.Processes()
         if processes.told_by_first(shared, lambda: finished(study, number) is not None):
             clock.fold_over(s.epochs)
@@ -218,18 +263,27 @@ def train_fold(study: Study, number: int, clock: Clock, stop: StopSignal) -> Non
             done = f"{counted(state.epoch, 'epoch')} and {state.step} of {len(fold.batches)} steps"
             say(study, f"fold {number}: goes on after {done}")
         elif study.writes:
-            if (folder / checkpoint.VALIDATION).exists() and not checkpoint.fold_checkpoints(folder):
+            if (folder / checkpoint.VALIDATION).exists() and not checkpoint.fold_checkpoints(
+                folder
+            ):
                 warn(f"{folder}: its checkpoints are missing, so the fold is trained again")
             checkpoint.tidy(folder, [])  # of a process that was killed before it had kept a state
         warn_of_absent(s.task, study.truth(fold.rows), f"fold {number}")
         keeper = Keeper(study, fold, state, folder, stop)
         reader = engine.make_reader(fold.validation, fold.rows.tolist(), study.compute)
-        with loading.loader(fold.training, fold.batches, study.compute.workers, study.compute.device) as loader, reader:
+        with (
+            loading.loader(
+                fold.training, fold.batches, study.compute.workers, study.compute.device
+            ) as loader,
+            reader,
+        ):
             while state.epoch < s.epochs:
                 trained = train_epoch(study, fold, state, loader, keeper)
                 finish_epoch(study, fold, state, trained, keeper, clock, reader)
         if study.writes:
-            checkpoint.tidy(folder, state.kept)  # a killed process may have come to its last state and no further
+            checkpoint.tidy(
+                folder, state.kept
+            )  # a killed process may have come to its last state and no further
             (folder / checkpoint.STATE).unlink(missing_ok=True)
 
 
@@ -237,22 +291,34 @@ def warn_of_absent(task: str, truth: np.ndarray, where: str) -> None:
     """One line for the classes that are not among the people who score."""
     absent = metrics.absent_classes(task, truth)
     if absent:
-        warn(f"{where}: classes are not among the held-out people: {len(absent)} (the first: {absent[0]}); "
-             "macro F1 leaves them out unless they are predicted")  # fmt: skip
+        warn(
+            f"{where}: classes are not among the held-out people: {len(absent)} (the first: "
+            f"{absent[0]}); "
+            "macro F1 leaves them out unless they are predicted"
+        )
 
 
 def check_fits(study: Study, fold: Fold, state: checkpoint.FoldState, folder: Path) -> None:
-    """Raise UserError where a kept state is not one of this fold: another number, or counts that it never reaches."""
+    """Raise UserError where a kept state is not one of this fold: another number, or counts that it
+    never reaches.
+    """
     s, told = study.settings, state.probabilities
     fits = state.fold == fold.number and state.epoch <= s.epochs and state.step <= len(fold.batches)
     fits = fits and set(told) == (set(validated_tasks(s)) if state.epoch else set())
-    shapes = {task: (len(fold.rows), config.TASKS[task].outputs) for task in told if task in config.TASKS}
+    shapes = {
+        task: (len(fold.rows), config.TASKS[task].outputs) for task in told if task in config.TASKS
+    }
     if not fits or any(row.shape != shapes[task] for task, rows in told.items() for row in rows):
-        raise UserError(f"{folder / checkpoint.STATE}: is not of this fold (fold {state.fold}, epoch {state.epoch}, step "
-                        f"{state.step}); remove {folder} to train it again")  # fmt: skip
+        raise UserError(
+            f"{folder / checkpoint.STATE}: is not of this fold (fold {state.fold}, epoch "
+            f"{state.epoch}, step "
+            f"{state.step}); remove {folder} to train it again"
+        )
 
 
-def train_epoch(study: Study, fold: Fold, state: checkpoint.FoldState, loader: Any, keeper: Keeper) -> tuple[float, float, float]:
+def train_epoch(
+    study: Study, fold: Fold, state: checkpoint.FoldState, loader: Any, keeper: Keeper
+) -> tuple[float, float, float]:
     """What is left of the epoch under way. Returns (mean loss, accuracy, photographs a second)."""
     models.freeze(fold.learner.model, state.epoch < study.settings.freeze)
     fold.batches.epoch, fold.batches.start = state.epoch, state.step
@@ -263,9 +329,16 @@ def train_epoch(study: Study, fold: Fold, state: checkpoint.FoldState, loader: A
         shared = torch.nn.parallel.DistributedDataParallel(learner.forward)
         learner = dataclasses.replace(learner, forward=shared)
     _, speed = engine.train_epoch(
-        learner, fold.recipe, loader, fold.labels, study.settings.task, study.compute, first + state.step, running,
+        learner,
+        fold.recipe,
+        loader,
+        fold.labels,
+        study.settings.task,
+        study.compute,
+        first + state.step,
+        running,
         lambda step: keeper.after_step(running, step - first),
-    )  # fmt: skip
+    )
     if study.compute.world > 1:
         processes.share_statistics(learner.model)
     check_finite(fold, running)
@@ -274,13 +347,27 @@ def train_epoch(study: Study, fold: Fold, state: checkpoint.FoldState, loader: A
 
 
 def finish_epoch(
-    study: Study, fold: Fold, state: checkpoint.FoldState, trained: tuple[float, float, float], keeper: Keeper, clock: Clock,
+    study: Study,
+    fold: Fold,
+    state: checkpoint.FoldState,
+    trained: tuple[float, float, float],
+    keeper: Keeper,
+    clock: Clock,
     reader: loading.Loader,
-) -> None:  # fmt: skip
+) -> None:
     """Validate, keep what the epoch gave, and say so."""
     s, number = study.settings, fold.number
-    outputs = engine.validate(fold.learner.model, s.heads, reader, len(fold.rows), study.compute, f"validating fold {number}")
-    if not all(torch.isfinite(array).all() for array in outputs.values()) or models.not_finite(fold.learner.model):
+    outputs = engine.validate(
+        fold.learner.model,
+        s.heads,
+        reader,
+        len(fold.rows),
+        study.compute,
+        f"validating fold {number}",
+    )
+    if not all(torch.isfinite(array).all() for array in outputs.values()) or models.not_finite(
+        fold.learner.model
+    ):
         step = (state.epoch + 1) * len(fold.batches) - 1
         raise diverged(fold, step, "the network's weights or answers are no numbers any more")
     answers = {task: models.probabilities(outputs, task).numpy() for task in validated_tasks(s)}
@@ -294,12 +381,26 @@ def finish_epoch(
     if study.writes:
         held_out = sorted(set(study.table["person"].iloc[fold.rows]))
         info = checkpoint.Info(
-            s.model_type, s.task, s.transform_type, s.backbone or "", s.image_size, s.image_size, number, state.epoch,
-            mine.macro_f1, mean_loss, score_dict(mine), held_out,
-        )  # fmt: skip
+            s.model_type,
+            s.task,
+            s.transform_type,
+            s.backbone or "",
+            s.image_size,
+            s.image_size,
+            number,
+            state.epoch,
+            mine.macro_f1,
+            mean_loss,
+            score_dict(mine),
+            held_out,
+        )
         new = checkpoint.Kept(checkpoint.file_name(info, s), state.epoch, mine.macro_f1)
-        checkpoint.save_best(keeper.folder, state.kept, new, fold.learner.model.state_dict(), info, s.save_top)
-        checkpoint.write_validation(keeper.folder, state, study.table["file"].iloc[fold.rows].tolist())
+        checkpoint.save_best(
+            keeper.folder, state.kept, new, fold.learner.model.state_dict(), info, s.save_top
+        )
+        checkpoint.write_validation(
+            keeper.folder, state, study.table["file"].iloc[fold.rows].tolist()
+        )
     keeper.save()
     if s.tensorboard and study.writes:
         with dispensable("--tensorboard"):
@@ -309,7 +410,9 @@ def finish_epoch(
 
 
 def write_board(folder: Path, row: Mapping[str, float]) -> None:
-    """An epoch's line of history.csv for TensorBoard; what a killed run wrote of this epoch counts no more."""
+    """An epoch's line of history.csv for TensorBoard; what a killed run wrote of this epoch counts
+    no more.
+    """
     from torch.utils.tensorboard import SummaryWriter  # optional, and slow to import
 
     epoch = int(row["epoch"])
@@ -330,21 +433,34 @@ def validated_tasks(s: config.TrainSettings) -> list[str]:
     return [s.task, *(task for head in s.heads for task in config.answered(head) if task != s.task)]
 
 
-def judge_epoch(study: Study, fold: Fold, answers: dict[str, np.ndarray]) -> dict[str, metrics.Scores]:
+def judge_epoch(
+    study: Study, fold: Fold, answers: dict[str, np.ndarray]
+) -> dict[str, metrics.Scores]:
     """Scores of every task's answers [images, classes], on unaltered labels."""
     decided = {task: ensemble.decide(task, array) for task, array in answers.items()}
-    return {task: metrics.score(task, found, study.truth(fold.rows, task)) for task, found in decided.items()}
+    return {
+        task: metrics.score(task, found, study.truth(fold.rows, task))
+        for task, found in decided.items()
+    }
 
 
 def validation_loss(study: Study, fold: Fold, outputs: dict[str, torch.Tensor]) -> float:
-    """The sum of the trained heads' losses, of their outputs [images, classes] on unaltered labels."""
+    """The sum of the heads' losses, of their outputs [images, classes] on unaltered labels."""
     labels = dataset.label_tensors(study.table.iloc[fold.rows], fold.recipe.heads)
-    return sum(loss.loss_of_outputs(fold.recipe.criteria[head], outputs[head], labels[head]) for head in fold.recipe.heads)
+    return sum(
+        loss.loss_of_outputs(fold.recipe.criteria[head], outputs[head], labels[head])
+        for head in fold.recipe.heads
+    )
 
 
 def score_dict(scores: metrics.Scores) -> dict[str, float]:
     """Scores as plain numbers."""
-    named = {"macro_f1": scores.macro_f1, "accuracy": scores.accuracy, "rmse": scores.rmse, "mae": scores.mae}
+    named = {
+        "macro_f1": scores.macro_f1,
+        "accuracy": scores.accuracy,
+        "rmse": scores.rmse,
+        "mae": scores.mae,
+    }
     return {name: value for name, value in named.items() if value is not None}
 
 
@@ -357,19 +473,32 @@ def epoch_row(
     task: str,
 ) -> dict[str, float]:
     """An epoch's line in history.csv."""
-    row = {"epoch": float(epoch), "train_loss": trained[0], "valid_loss": mean_loss, **score_dict(scores[task])}
+    row = {
+        "epoch": float(epoch),
+        "train_loss": trained[0],
+        "valid_loss": mean_loss,
+        **score_dict(scores[task]),
+    }
     if not math.isnan(trained[1]):
         row["train_accuracy"] = trained[1]
     row |= {f"macro_f1_{head}": found.macro_f1 for head, found in scores.items() if head != task}
     return row | {"lr": rate, "images_per_second": trained[2]}
 
 
-def epoch_line(state: checkpoint.FoldState, s: config.TrainSettings, scores: dict[str, metrics.Scores], left: str) -> str:
+def epoch_line(
+    state: checkpoint.FoldState,
+    s: config.TrainSettings,
+    scores: dict[str, metrics.Scores],
+    left: str,
+) -> str:
     """What the user reads after each epoch."""
     row = state.history[-1]
-    heads = "".join(f"  {head} F1 {found.macro_f1:.4f}" for head, found in scores.items() if head != s.task)
+    heads = "".join(
+        f"  {head} F1 {found.macro_f1:.4f}" for head, found in scores.items() if head != s.task
+    )
     return (
-        f"fold {state.fold}  epoch {state.epoch:>2}/{s.epochs}  loss {row['train_loss']:.4f} train "
+        f"fold {state.fold}  epoch {state.epoch:>2}/{s.epochs}  loss {row['train_loss']:.4f} "
+        "train "
         f"{row['valid_loss']:.4f} valid  {scores[s.task].line()}{heads}  lr {row['lr']:.2e}  "
         f"{row['images_per_second']:.1f} images/s  left {left}"
     )

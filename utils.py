@@ -1,4 +1,6 @@
-"""Small things every room needs: errors for the user, warnings that count, seeds, the device, atomic files."""
+"""Small things every room needs: errors for the user, warnings that count, seeds, the device,
+atomic files.
+"""
 
 from __future__ import annotations
 
@@ -29,18 +31,42 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MOST_BYTES = 1 << 33  # unpacked, of an .npz
-LINE_SECONDS = 60.0  # between two lines on how far something long has come, where no bar can be drawn
+LINE_SECONDS = (
+    60.0  # between two lines on how far something long has come, where no bar can be drawn
+)
 quiet = False  # set by --quiet: neither bars nor such lines
-again = "start it again"  # what to do once a failure is mended; set by each script as it reads its options
+# what to do once a failure is mended; set by each script as it reads its options
+again = "start it again"
 LONGEST_LINE = 2000  # of an error; its end says what to do
 DEVICES = ("cpu", "cuda", "mps", "xpu")
-NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)  # missing, or no regular one
-REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.EINVAL)  # of a path that may not be had so
-NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP)  # says a file system that lacks it
-MOST_TIMES = 100  # its size; probabilities hardly shrink when they are packed, a zip bomb's zeros do a thousandfold
+NO_FILE = (
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENXIO,
+)  # missing, or no regular one
+REFUSED = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EEXIST,
+    errno.EINVAL,
+)  # of a path that may not be had so
+NOT_SUPPORTED = (
+    errno.EINVAL,
+    errno.ENOSYS,
+    errno.EPERM,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+)  # says a file system that lacks it
+# its size; probabilities hardly shrink when they are packed, a zip bomb's zeros do a thousandfold
+MOST_TIMES = 100
 
-# Read when torch loads. By default a thread that waits for the others spins for milliseconds, and where anything else runs,
-# the loader's processes or other people's, it takes the processor from those that it waits for: a step of 0.8 s takes 6 s.
+# Read when torch loads. By default a thread that waits for the others spins for milliseconds, and
+# where anything else runs, the loader's processes or other people's, it takes the processor from
+# those that it waits for: a step of 0.8 s takes 6 s.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
@@ -50,24 +76,35 @@ class Told(Exception):
     code = 1
 
     def __init__(self, message: str) -> None:
-        # A DataLoader worker's exception arrives wrapped in its traceback; the user's line is what follows the type.
+        # A DataLoader worker's exception arrives wrapped in its traceback; the user's line is what
+        # follows the type.
         own = message.rpartition(f"\n{type(self).__module__}.{type(self).__name__}: ")[2].strip()
         line = printable(" ".join(own.splitlines()))
-        super().__init__(line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 300]} ... {line[-300:]}")
+        super().__init__(
+            line
+            if len(line) <= LONGEST_LINE
+            else (f"{line[: LONGEST_LINE - 300]} ... {line[-300:]}")
+        )
 
 
 class UserError(Told):
-    """Bad input: ends the program with exit code 2 and this one line on stderr (file or option, what is wrong, what to do)."""
+    """Bad input: ends the program with exit code 2 and this one line on stderr (file or option,
+    what is wrong, what to do).
+    """
 
     code = 2
 
 
 class RunError(Told):
-    """Something outside the program's power went wrong (a full disk, a killed worker): one line on stderr, exit code 1."""
+    """Something outside the program's power went wrong (a full disk, a killed worker): one line on
+    stderr, exit code 1.
+    """
 
 
 class Stopped(Exception):
-    """The user or the system asked the program to stop (SIGINT, SIGTERM); the message says how to go on."""
+    """The user or the system asked the program to stop (SIGINT, SIGTERM); the message says how to
+    go on.
+    """
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
@@ -97,8 +134,10 @@ class Processes:
 
 
 def from_torchrun() -> Processes:
-    """This process among those that torchrun started; alone where one of its variables is missing or WORLD_SIZE is 1, as
-    where a platform has left a RANK of its own. Raises UserError for values that torchrun never sets."""
+    """This process among those that torchrun started; alone where one of its variables is missing
+    or WORLD_SIZE is 1, as where a platform has left a RANK of its own. Raises UserError for values
+    that torchrun never sets.
+    """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     values = {name: os.environ.get(name, "") for name in names}
     if not all(values.values()):
@@ -106,25 +145,34 @@ def from_torchrun() -> Processes:
     remedy = "start with torchrun, or unset RANK and WORLD_SIZE"
     for name, value in values.items():
         if not re.fullmatch("[0-9]{1,9}", value):
-            raise UserError(f"environment variable {name}={value[:40]}: is no whole number; {remedy}")
+            raise UserError(
+                f"environment variable {name}={value[:40]}: is no whole number; {remedy}"
+            )
     all_of_them = Processes(*(int(values[name]) for name in names))
     if all_of_them.world == 1:
         return Processes()
-    if not (all_of_them.rank < all_of_them.world and all_of_them.local_rank < all_of_them.local_world <= all_of_them.world):
+    if not (
+        all_of_them.rank < all_of_them.world
+        and all_of_them.local_rank < all_of_them.local_world <= all_of_them.world
+    ):
         shown = ", ".join(f"{name}={value}" for name, value in values.items())
         raise UserError(f"environment variables {shown}: do not fit each other; {remedy}")
     return all_of_them
 
 
 def first_process() -> bool:
-    """Whether this is the first of the processes that torchrun started: it prints what all of them know."""
+    """Whether this is the first of the processes that torchrun started: it prints what all of them
+    know.
+    """
     return from_torchrun().first
 
 
 class LastingStream:
-    """stdout or stderr of a program that outlives whoever reads it: what cannot be written is dropped.
+    """stdout or stderr of a program that outlives whoever reads it: what cannot be written is
+    dropped.
 
-    A closed stream, a pipe without a reader, a terminal that is gone, a full disk under a log: none of them ends a run.
+    A closed stream, a pipe without a reader, a terminal that is gone, a full disk under a log: none
+    of them ends a run.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -163,7 +211,9 @@ class LastingStream:
         return False
 
     def finish(self) -> None:
-        """Flush what can be; what cannot goes nowhere, or the interpreter would complain of it while it ends."""
+        """Flush what can be; what cannot goes nowhere, or the interpreter would complain of it
+        while it ends.
+        """
         try:
             self.stream.flush()
         except (OSError, ValueError):
@@ -174,30 +224,39 @@ class LastingStream:
 
 
 def make_streams_last() -> None:
-    """Make stdout and stderr LastingStreams that spell out what they cannot encode; closed ones lead nowhere."""
+    """Make stdout and stderr LastingStreams that spell out what they cannot encode; closed ones
+    lead nowhere.
+    """
     for number in range(3):
         try:
             os.fstat(number)
-        except OSError:  # else the next file to be opened takes the number, and what a library prints lands in it
+        # else the next file to be opened takes the number, and what a library prints lands in it
+        except OSError:
             os.open(os.devnull, os.O_RDWR)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name) or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-        if isinstance(stream, io.TextIOWrapper):  # a path may be more than the terminal's encoding can spell
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # a path may be more than the terminal's encoding can spell
             with contextlib.suppress(OSError, ValueError):
                 stream.reconfigure(errors="backslashreplace")
         setattr(sys, name, stream if isinstance(stream, LastingStream) else LastingStream(stream))
 
 
 def end_with_reader() -> None:
-    """End the program quietly once nobody reads its stdout: for a command whose output is its purpose."""
+    """End the program quietly once nobody reads its stdout: for a command whose output is its
+    purpose.
+    """
     if isinstance(sys.stdout, LastingStream):
         sys.stdout.ends_with_reader = True
 
 
 def run_script(main: Callable[[list[str] | None], int], name: str) -> int:
-    """Call a script's `main` and turn what can go wrong outside it into one line on stderr and an exit code:
+    """Call a script's `main` and turn what can go wrong outside it into one line on stderr and an
+    exit code:
 
-    2 bad input, 1 a failure of the machine, 130 and 143 stopped by SIGINT and SIGTERM. A line that cannot be printed is none.
+    2 bad input, 1 a failure of the machine, 130 and 143 stopped by SIGINT and SIGTERM. A line that
+    cannot be printed is none.
     """
     make_streams_last()
     signal.signal(signal.SIGTERM, _terminated)
@@ -209,12 +268,16 @@ def run_script(main: Callable[[list[str] | None], int], name: str) -> int:
     except Stopped as stopped:
         return _tell(name, str(stopped), 128 + stopped.number)
     except Terminated:
-        return _tell(name, "stopped: the system asked for it (SIGTERM); start it again", 128 + signal.SIGTERM)
+        return _tell(
+            name, "stopped: the system asked for it (SIGTERM); start it again", 128 + signal.SIGTERM
+        )
     except KeyboardInterrupt:
         return _tell(name, "interrupted", 130)
     except OSError as error:
         if error.filename:
-            ended = refused(str(error.filename)[:500], error, "name another, or check its permissions", "used")
+            ended = refused(
+                str(error.filename)[:500], error, "name another, or check its permissions", "used"
+            )
             return _tell(name, f"error: {ended}", ended.code)
         return _tell(name, f"error: {error.strerror or error}; mend that, then {again}", 1)
     finally:
@@ -232,7 +295,9 @@ def _tell(name: str, message: str, code: int) -> int:
 
 
 class StopSignal:
-    """Within the block SIGINT and SIGTERM are only noted, in `number`; whoever works looks at it when it can stop."""
+    """Within the block SIGINT and SIGTERM are only noted, in `number`; whoever works looks at it
+    when it can stop.
+    """
 
     def __init__(self) -> None:
         self.number = 0
@@ -254,21 +319,29 @@ class StopSignal:
 
 
 def printable(text: object) -> str:
-    """Text as a terminal may have it: names of files and folders are others' work, so whatever could steer a terminal
-    (control characters, escape sequences, direction marks) or is no text at all is spelled out, as `\\x1b`."""
+    """Text as a terminal may have it: names of files and folders are others' work, so whatever
+    could steer a terminal (control characters, escape sequences, direction marks) or is no text at
+    all is spelled out, as `\\x1b`.
+    """
     plain = str(text)
-    return plain if plain.isprintable() else "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in plain
-    )  # fmt: skip
+    return (
+        plain
+        if plain.isprintable()
+        else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in plain)
+    )
 
 
 def cell(text: str) -> str:
-    """A name for a CSV that people open: one that a spreadsheet would run as a formula gets an apostrophe before it."""
+    """A name for a CSV that people open: one that a spreadsheet would run as a formula gets an
+    apostrophe before it.
+    """
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def read_file(path: str | Path, most: int = 1 << 30) -> bytes:
-    """The bytes of a regular file of at most `most` bytes. Raises OSError for anything else, a pipe without waiting for it."""
+    """The bytes of a regular file of at most `most` bytes. Raises OSError for anything else, a pipe
+    without waiting for it.
+    """
 
     def without_waiting(name: str, flags: int) -> int:
         return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
@@ -283,7 +356,9 @@ def read_file(path: str | Path, most: int = 1 << 30) -> bytes:
 
 
 def refuse_irregular(path: str | Path) -> None:
-    """Raise OSError for a pipe or a device: opened by a library, it would be waited for, or never end."""
+    """Raise OSError for a pipe or a device: opened by a library, it would be waited for, or never
+    end.
+    """
     if os.path.exists(path) and not os.path.isfile(path):
         raise OSError("no regular file")
 
@@ -295,31 +370,40 @@ def reason(error: BaseException) -> str:
 
 
 def refused(path: str | Path, error: OSError, remedy: str, done: str = "opened") -> Told:
-    """What ends the program where the system refused a path that the user named: a UserError with the remedy where it is
-    missing, forbidden or of another kind, a RunError where the machine failed (the drive, the network, a limit).
+    """What ends the program where the system refused a path that the user named: a UserError with
+    the remedy where it is missing, forbidden or of another kind, a RunError where the machine
+    failed (the drive, the network, a limit).
 
     done: what could not be done with it.
     """
     if not machine_failed(error):
         return UserError(f"{path}: cannot be {done} ({reason(error)}); {remedy}")
-    return RunError(f"{path}: cannot be {done} ({reason(error)}); the machine failed, not the file: mend that, then {again}")
+    return RunError(
+        f"{path}: cannot be {done} ({reason(error)}); the machine failed, not the file: mend "
+        f"that, then {again}"
+    )
 
 
 def machine_failed(error: BaseException) -> bool:
-    """Whether the system says of the machine (its drive, network, limits), not of the file, that it cannot be used."""
+    """Whether the system says of the machine (its drive, network, limits), not of the file, that it
+    cannot be used.
+    """
     return isinstance(error, OSError) and error.errno not in (None, *REFUSED, *NO_FILE)
 
 
 def read_failure(path: Path, error: Exception, message: str) -> Told:
-    """What ends the program where reading a file raised an error: a RunError where the machine failed, else a UserError with this
-    message."""
+    """What ends the program where reading a file raised an error: a RunError where the machine
+    failed, else a UserError with this message.
+    """
     if isinstance(error, OSError) and machine_failed(error):
         return refused(path, error, "", "read")
     return UserError(message)
 
 
 def check_writable(folder: str, option: str) -> None:
-    """Raise UserError where nothing can be written below a folder that is there or still to be made."""
+    """Raise UserError where nothing can be written below a folder that is there or still to be
+    made.
+    """
     there = next(p for p in (Path(folder), *Path(folder).absolute().parents) if os.path.lexists(p))
     if there.is_symlink() and not there.exists():
         raise UserError(f"{option} {folder}: {there} is a link to nothing; name another folder")
@@ -328,18 +412,22 @@ def check_writable(folder: str, option: str) -> None:
 
 
 def described(value: object) -> str:
-    """A value that came from a file, for a message: short text and numbers as they are, all else by its type, since a list may
-    be endless, deeper than Python prints, or hold itself."""
+    """A value that came from a file, for a message: short text and numbers as they are, all else by
+    its type, since a list may be endless, deeper than Python prints, or hold itself.
+    """
     if isinstance(value, str):
         return repr(value) if len(value) <= 60 else f"a text of {len(value):,} characters"
     if isinstance(value, int) and abs(value) >= 10**20:
         return "a number of more than 20 digits"
-    return repr(value) if isinstance(value, (int, float, type(None))) else f"a {type(value).__name__}"
+    return (
+        repr(value) if isinstance(value, (int, float, type(None))) else f"a {type(value).__name__}"
+    )
 
 
 def zip_members(path: Path) -> list[zipfile.ZipInfo]:
-    """What a zip file's directory lists. Raises ValueError where readers could take different ones for it: Python's reads what
-    lies before the end record, torch's what that record points at."""
+    """What a zip file's directory lists. Raises ValueError where readers could take different ones
+    for it: Python's reads what lies before the end record, torch's what that record points at.
+    """
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 98))
@@ -352,7 +440,9 @@ def zip_members(path: Path) -> list[zipfile.ZipInfo]:
         end = size - 98
         whole = whole and record[:4] == b"PK\6\6" and struct.unpack("<Q", locator[8:16])[0] == end
     if not whole or start + length != end:
-        raise ValueError("its directory is not where a zip file's is: cut off, or put together from several")
+        raise ValueError(
+            "its directory is not where a zip file's is: cut off, or put together from several"
+        )
     with zipfile.ZipFile(path) as parts:
         members = parts.infolist()
     if len({member.filename for member in members}) < len(members):
@@ -361,7 +451,9 @@ def zip_members(path: Path) -> list[zipfile.ZipInfo]:
 
 
 def read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray] | None:
-    """All arrays of an .npz, nothing unpickled; None where there is none. Raises UserError for anything else."""
+    """All arrays of an .npz, nothing unpickled; None where there is none. Raises UserError for
+    anything else.
+    """
     import numpy as np
 
     try:
@@ -375,14 +467,20 @@ def read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray] | None:
         for name, array in found.items():
             if not isinstance(array, np.ndarray):
                 raise ValueError(f"{name} is no array")
-            if array.dtype.kind == "U":  # numpy would make strings of numbers that are no characters
-                codes = np.frombuffer(array.astype(array.dtype.newbyteorder("=")).tobytes(), np.uint32)
+            if (
+                array.dtype.kind == "U"
+            ):  # numpy would make strings of numbers that are no characters
+                codes = np.frombuffer(
+                    array.astype(array.dtype.newbyteorder("=")).tobytes(), np.uint32
+                )
                 if codes.size and codes.max() > 0x10FFFF:
                     raise ValueError(f"{name} is no text")
         return found
     except FileNotFoundError:
         return None
-    except Exception as error:  # over damaged bytes zipfile and numpy raise nearly every kind there is
+    except (
+        Exception
+    ) as error:  # over damaged bytes zipfile and numpy raise nearly every kind there is
         raise read_failure(path, error, f"{path}: damaged ({reason(error)}); {remedy}") from None
 
 
@@ -402,15 +500,18 @@ def counted(count: int, one: str, many: str = "") -> str:
 
 
 def warn_counted(names: list[str], message: str) -> None:
-    """One warning for many cases of one kind: how many, what, and the first by name. Silent for none, and in all
-    processes of torchrun's but the first: they read the same table."""
+    """One warning for many cases of one kind: how many, what, and the first by name. Silent for
+    none, and in all processes of torchrun's but the first: they read the same table.
+    """
     if names and first_process():
         warn(f"{message}: {len(names)} (the first: {names[0]!r})")
 
 
 @contextlib.contextmanager
 def dispensable(what: str) -> Iterator[None]:
-    """Make one warning of whatever goes wrong with something that no result hangs on: a report, a picture, a logger."""
+    """Make one warning of whatever goes wrong with something that no result hangs on: a report, a
+    picture, a logger.
+    """
     try:
         yield
     except Exception as error:
@@ -418,7 +519,9 @@ def dispensable(what: str) -> Iterator[None]:
 
 
 def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterable[T]:
-    """`items` behind a tqdm bar with an estimate where stderr is a terminal; elsewhere with a plain line a minute."""
+    """`items` behind a tqdm bar with an estimate where stderr is a terminal; elsewhere with a plain
+    line a minute.
+    """
     if quiet:
         return items
     if not sys.stderr.isatty():
@@ -435,7 +538,11 @@ def _lines(items: Iterable[T], label: str, total: int | None) -> Iterator[T]:
     for done, item in enumerate(items):
         now = time.monotonic()
         if now - told >= LINE_SECONDS and done:
-            of = f" of {total}, about {duration((now - start) / done * (total - done))} left" if total else ""
+            of = (
+                f" of {total}, about {duration((now - start) / done * (total - done))} left"
+                if total
+                else ""
+            )
             print(f"{label}: {done}{of}", file=sys.stderr, flush=True)
             told = now
         yield item
@@ -448,7 +555,9 @@ def duration(seconds: float) -> str:
 
 
 def derive_seed(*parts: object) -> int:
-    """A 63-bit seed from any parts that print alike everywhere: the same on every machine, in every process."""
+    """A 63-bit seed from any parts that print alike everywhere: the same on every machine, in every
+    process.
+    """
     digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
@@ -457,8 +566,9 @@ def derive_seed(*parts: object) -> int:
 def seeded(*parts: object) -> Iterator[None]:
     """Seed torch's CPU generator inside the block and put it back after.
 
-    torchvision's transforms draw from that one global generator; without the way back, dropout would
-    depend on how many photographs the main process happened to read. Other devices are left alone.
+    torchvision's transforms draw from that one global generator; without the way back, dropout
+    would depend on how many photographs the main process happened to read. Other devices are left
+    alone.
     """
     import torch
 
@@ -482,28 +592,40 @@ def hidden_variable(name: str) -> Iterator[None]:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` -> CUDA, else MPS, else CPU. Raises UserError for a device this machine does not have."""
+    """`auto` -> CUDA, else MPS, else CPU. Raises UserError for a device that is not there."""
     import torch
 
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
     try:
         device = torch.device(name)
         if device.type not in DEVICES:
             raise RuntimeError(f"neither of {', '.join(DEVICES)}")
-        torch.ones(1, device=device).add_(1).item()  # a GPU may be there that this torch has no kernels for
+        torch.ones(1, device=device).add_(
+            1
+        ).item()  # a GPU may be there that this torch has no kernels for
     except (RuntimeError, AssertionError, NotImplementedError, ValueError, OverflowError) as error:
         first = str(error).strip().splitlines()[0]
-        raise UserError(f"--device {name}: not usable here ({first}); try --device cpu, or a torch made for it") from None
+        raise UserError(
+            f"--device {name}: not usable here ({first}); try --device cpu, or a torch made for it"
+        ) from None
     if device.type == "cpu":
         keep_freed_memory()
     return device
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep large freed blocks for the next step, where it would give them back and have them cleared again.
+    """Let glibc keep large freed blocks for the next step, where it would give them back and have
+    them cleared again.
 
-    Otherwise the system's clearing of pages is a third of a training step of EfficientNet-b3. Peak memory grows by a tenth.
+    Otherwise the system's clearing of pages is a third of a training step of EfficientNet-b3. Peak
+    memory grows by a tenth.
     """
     mmap_max, trim_threshold = -4, -1  # of malloc.h
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
@@ -513,7 +635,7 @@ def keep_freed_memory() -> None:
 
 
 def set_threads(threads: int | None) -> int:
-    """Set torch's threads (default: the processors this process may use) and return their number."""
+    """Set torch's threads (default: the processors this process may use); returns their number."""
     import torch
 
     count = threads or usable_processors()
@@ -522,8 +644,12 @@ def set_threads(threads: int | None) -> int:
 
 
 def usable_processors(root: Path = Path("/")) -> int:
-    """Processors this process may use (a container or a batch system may allow fewer than there are); root: of the files."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Processors this process may use (a container or a batch system may allow fewer than there
+    are); root: of the files.
+    """
+    count = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     for group in control_groups("cpu", root):
         names = ("cpu.max", "cpu.cfs_quota_us", "cpu.cfs_period_us")  # of version 2; of version 1
         limit = [word for name in names for word in system_text(group / name).split()]
@@ -534,14 +660,16 @@ def usable_processors(root: Path = Path("/")) -> int:
 
 
 def control_groups(controller: str, root: Path) -> list[Path]:
-    """The folders of this process's control group and of those above it, as Linux lays them out for a controller in both
-    versions; some of them may not be there."""
+    """The folders of this process's control group and of those above it, as Linux lays them out for
+    a controller in both versions; some of them may not be there.
+    """
     folders: list[Path] = []
     for line in system_text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
-        # a container may see the path of the system around it: the limit is then that of the mount itself
+        # a container may see the path of the system around it: the limit is then that of the mount
+        # itself
         parts = [part for part in path.split("/") if part not in ("", "..")]
         for mount in (controllers, controller) if controllers else ("", "unified"):
             top = root / "sys/fs/cgroup" / mount
@@ -559,16 +687,26 @@ def system_text(path: Path) -> str:
 
 @contextlib.contextmanager
 def atomic_write(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:
-    """Open a temporary file beside `path`; at the end flush it to the disk and rename it, or remove it on an error.
+    """Open a temporary file beside `path`; at the end flush it to the disk and rename it, or remove
+    it on an error.
 
     A reader sees the old file or the whole new one, never a half.
     """
     if "b" not in mode:
-        options = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "", **options}  # a path may be no text
+        options = {
+            "encoding": "utf-8",
+            "errors": "backslashreplace",
+            "newline": "",
+            **options,
+        }  # a path may be no text
     try:
-        handle, name = tempfile.mkstemp(prefix=f".writing-{socket.gethostname()}-{os.getpid()}-", dir=path.parent)
+        handle, name = tempfile.mkstemp(
+            prefix=f".writing-{socket.gethostname()}-{os.getpid()}-", dir=path.parent
+        )
     except OSError as error:
-        raise RunError(f"{path}: cannot be written ({error.strerror}); mend that, then {again}") from None
+        raise RunError(
+            f"{path}: cannot be written ({error.strerror}); mend that, then {again}"
+        ) from None
     try:
         with os.fdopen(handle, mode, **options) as file:
             yield file
@@ -584,17 +722,22 @@ def atomic_write(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[An
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(name)
-        # torch.save wraps what the system said, and its archive writer raises once more when it is closed
+        # torch.save wraps what the system said, and its archive writer raises once more when it is
+        # closed
         full = next((e for e in _chain(error) if isinstance(e, OSError)), None)
         if full is not None:
             why = f"{full.strerror or full}"
-            raise RunError(f"{path}: cannot be written ({why}); make room or mend that, then {again}") from None
+            raise RunError(
+                f"{path}: cannot be written ({why}); make room or mend that, then {again}"
+            ) from None
         raise
 
 
 @contextlib.contextmanager
 def where_supported() -> Iterator[None]:
-    """Go on where the file system does not know the operation (another system's drive, a network's); other failures count."""
+    """Go on where the file system does not know the operation (another system's drive, a
+    network's); other failures count.
+    """
     try:
         yield
     except OSError as error:
@@ -609,8 +752,9 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def sweep(folder: Path, of_living: bool = False) -> None:
-    """Delete what killed processes of this machine were writing in a folder; those of living ones and of other machines only
-    where `of_living`: the folder is locked, so none of them is writing."""
+    """Delete what killed processes of this machine were writing in a folder; those of living ones
+    and of other machines only where `of_living`: the folder is locked, so none of them is writing.
+    """
     mine = f".writing-{socket.gethostname()}-"
     for path in folder.glob(".writing-*"):
         pid = path.name.removeprefix(mine).partition("-")[0]
@@ -620,7 +764,9 @@ def sweep(folder: Path, of_living: bool = False) -> None:
 
 
 def _alive(pid: int) -> bool:
-    """Whether a process lives; on Windows, where asking by a signal would end it, False: there open files cannot be deleted."""
+    """Whether a process lives; on Windows, where asking by a signal would end it, False: there open
+    files cannot be deleted.
+    """
     if sys.platform == "win32":
         return False
     try:
@@ -633,7 +779,9 @@ def _alive(pid: int) -> bool:
 
 
 def flush_folder(folder: Path) -> None:
-    """Have a folder's own entries written to the disk: a rename is only safe from a power cut after that."""
+    """Have a folder's own entries written to the disk: a rename is only safe from a power cut after
+    that.
+    """
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:  # some systems cannot open a folder
@@ -659,7 +807,9 @@ def make_folder(path: Path) -> None:
 
 
 def new_folder(parent: Path, name: str) -> Path:
-    """Make `parent/name`, or `parent/name-2`, `-3` ... where that exists; never a folder that was there."""
+    """Make `parent/name`, or `parent/name-2`, `-3` ... where that exists; never a folder that was
+    there.
+    """
     make_folder(parent)
     for attempt in range(1, 1000):
         path = parent / (name if attempt == 1 else f"{name}-{attempt}")

@@ -1,6 +1,8 @@
-"""Ideas on trial, as entries of the project's registries: `register` adds them to this process alone.
+"""Ideas on trial, as entries of the project's registries: `register` adds them to this process
+alone.
 
-What wins in ablation.py moves into the project's own rooms; what does not is removed from here, its row in the table stays.
+What wins in ablation.py moves into the project's own rooms; what does not is removed from here, its
+row in the table stays.
 """
 
 from __future__ import annotations
@@ -26,15 +28,26 @@ DECAY = 0.99  # of the moving average of the weights: about the last hundred ste
 def register() -> None:
     """Make every candidate a choice of the command line, here."""
     config.MODELS["Parts"] = config.Model(
-        "model:Factorised", "efficientnet-b3", heads=("mask", "ageg", "gender"), help="three linear heads on one backbone"
+        "model:Factorised",
+        "efficientnet-b3",
+        heads=("mask", "ageg", "gender"),
+        help="three linear heads on one backbone",
     )
-    config.LOSSES["smoothing0.1"] = config.Loss("candidate_parts:smoothing1", False, "half of the label smoothing")
-    config.LOSSES["softf1"] = config.Loss("candidate_parts:SoftF1", False, "and one minus the batch's soft macro F1")
-    config.OPTIMIZERS["adamw"] = config.Optimizer("candidate_parts:adamw", 0.001, 0.005, 0.05, "AdamW")
+    config.LOSSES["smoothing0.1"] = config.Loss(
+        "candidate_parts:smoothing1", False, "half of the label smoothing"
+    )
+    config.LOSSES["softf1"] = config.Loss(
+        "candidate_parts:SoftF1", False, "and one minus the batch's soft macro F1"
+    )
+    config.OPTIMIZERS["adamw"] = config.Optimizer(
+        "candidate_parts:adamw", 0.001, 0.005, 0.05, "AdamW"
+    )
     for name, text in (
-        ("face_flip", "the face, moved and mirrored"), ("face_resized", "as facerandom, without RandAugment"),
-        ("face_erased", "as facerandom, and a part of it erased"), ("tta_flip", "as tta, and mirrored"),
-    ):  # fmt: skip
+        ("face_flip", "the face, moved and mirrored"),
+        ("face_resized", "as facerandom, without RandAugment"),
+        ("face_erased", "as facerandom, and a part of it erased"),
+        ("tta_flip", "as tta, and mirrored"),
+    ):
         sees = "the middle 384 pixels" if name == "tta_flip" else config.FACE
         config.TRANSFORMS[name] = config.Transform(f"candidate_parts:{name}", sees, True, text)
 
@@ -50,7 +63,9 @@ def play(trick: str, epochs: int, image_size: int) -> None:
 
 
 def moving_average(epochs: int) -> None:
-    """Let training end with an exponential moving average of the weights (and BatchNorm's statistics), here."""
+    """Let training end with an exponential moving average of the weights (and BatchNorm's
+    statistics), here.
+    """
     plain: Any = engine.train_epoch
     kept: dict[int, Any] = {}
 
@@ -58,7 +73,9 @@ def moving_average(epochs: int) -> None:
         *others, after_step = rest
         if id(learner) not in kept:
             kept[id(learner)] = torch.optim.swa_utils.AveragedModel(
-                learner.model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(DECAY), use_buffers=True
+                learner.model,
+                multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(DECAY),
+                use_buffers=True,
             )
         average = kept[id(learner)]
 
@@ -78,7 +95,10 @@ def average_checkpoints(folder: Path) -> None:
     """Put the mean of a fold's kept weights in the place of its best checkpoint."""
     members = checkpoint.ranked_members(folder)
     states = [found.weights for found, _ in members]
-    mean = {name: torch.stack([state[name].double() for state in states]).mean(0).to(t.dtype) for name, t in states[0].items()}
+    mean = {
+        name: torch.stack([state[name].double() for state in states]).mean(0).to(t.dtype)
+        for name, t in states[0].items()
+    }
     best, info = members[0]
     checkpoint.write(best.path, mean, info)
 
@@ -91,9 +111,13 @@ def growing(epochs: int, side: int) -> None:
     class Smaller(engine.Compute):
         def to_network(self, pixels: torch.Tensor) -> torch.Tensor:
             images = super().to_network(pixels)
-            return functional.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
+            return functional.interpolate(
+                images, size=(side, side), mode="bilinear", antialias=True
+            )
 
-    def smaller(learner: Any, recipe: Any, loader: Any, labels: Any, task: str, compute: Any, *rest: Any) -> Any:
+    def smaller(
+        learner: Any, recipe: Any, loader: Any, labels: Any, task: str, compute: Any, *rest: Any
+    ) -> Any:
         if loader.batch_sampler.epoch < epochs // 2:
             compute = Smaller(**dataclasses.asdict(compute))
         return plain(learner, recipe, loader, labels, task, compute, *rest)
@@ -109,15 +133,21 @@ def half_and_half() -> None:
         s = study.settings
         return rows, dataset.blending(study.table, rows, ("main",), ("halves", s.seed, number))
 
-    def item(self: dataset.Photos, key: tuple[int, int, int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def item(
+        self: dataset.Photos, key: tuple[int, int, int]
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         epoch, i, copy = key
         index, seen = plain(self, key)
         able = self.blending.partners.get(i, ()) if self.blending else ()
-        drawn = derive_seed("halves", *self.blending.seed, epoch, self.names[i]) if self.blending else 0
+        drawn = (
+            derive_seed("halves", *self.blending.seed, epoch, self.names[i]) if self.blending else 0
+        )
         if drawn % 2 and len(able):
             other = plain(self, (epoch, int(able[drawn // 2 % len(able)]), copy))[1]
             half = seen[0].shape[1] // 2
-            seen = [torch.cat((a[:, :half], b[:, half:]), 1) for a, b in zip(seen, other, strict=True)]
+            seen = [
+                torch.cat((a[:, :half], b[:, half:]), 1) for a, b in zip(seen, other, strict=True)
+            ]
         return index, seen
 
     training.oversample = oversample

@@ -1,19 +1,23 @@
 #!/usr/bin/env python3
-"""Which face finder finds masked faces? python benchmarks/detectors.py DATA [--side eval] [--boxes-out DIR]
+"""Which face finder finds masked faces? python benchmarks/detectors.py DATA [--side eval]
+[--boxes-out DIR]
 
-The finders of face_finders.py look for the face on the same photographs, in turns, in one thread; those that cannot be
-imported are named. DATA is a root with train/, eval/ and the true boxes in boxes.csv (file,left,top,right,bottom). A
-photograph shows one person, so of several boxes the surest one is taken.
+The finders of face_finders.py look for the face on the same photographs, in turns, in one thread;
+those that cannot be imported are named. DATA is a root with train/, eval/ and the true boxes in
+boxes.csv (file,left,top,right,bottom). A photograph shows one person, so of several boxes the
+surest one is taken.
 
-Every detector frames a face in its own way. So there are three judgements: found, IoU with the true box of 0.5 or more;
-found loosely, the box's centre inside the true box and its sides between half and twice the true ones; and the IoU after
-calibration: the box is moved and scaled by the medians (of its offset and scale, in its own sides) over the photographs
-of training's last people, of which none is measured. One calibration serves all mask states, as nobody tells them beforehand.
-The quantiles of the IoU are over the photographs with a box, the percentages over all. CPU: the median of the process's time,
-over all its threads, from the decoded photograph to the box.
+Every detector frames a face in its own way. So there are three judgements: found, IoU with the true
+box of 0.5 or more; found loosely, the box's centre inside the true box and its sides between half
+and twice the true ones; and the IoU after calibration: the box is moved and scaled by the medians
+(of its offset and scale, in its own sides) over the photographs of training's last people, of which
+none is measured. One calibration serves all mask states, as nobody tells them beforehand.
+The quantiles of the IoU are over the photographs with a box, the percentages over all. CPU: the
+median of the process's time, over all its threads, from the decoded photograph to the box.
 
---boxes-out writes each detector's calibrated boxes of ALL photographs of train and eval as DETECTOR.csv for `--boxes`;
-photographs in which nothing is found are left out there, and have their faces found in the pixels.
+--boxes-out writes each detector's calibrated boxes of ALL photographs of train and eval as
+DETECTOR.csv for `--boxes`; photographs in which nothing is found are left out there, and have their
+faces found in the pixels.
 """
 
 from __future__ import annotations
@@ -51,7 +55,9 @@ def made(names: list[str]) -> dict[str, Detect]:
 
 
 def read(data: Path) -> pd.DataFrame:
-    """A row per photograph of both sides: side, path, file (below `data`), person, mask and the true box (or NaN)."""
+    """A row per photograph of both sides: side, path, file (below `data`), person, mask and the
+    true box (or NaN).
+    """
     train = tables.read_train(data / "train").assign(side="train")
     names, paths = tables.read_eval(str(data / "eval"))
     states = tables.read_answers(str(data / "eval" / "answers.csv"), names, "mask")
@@ -63,8 +69,12 @@ def read(data: Path) -> pd.DataFrame:
     return rows
 
 
-def look(detectors: Mapping[str, Detect], rows: pd.DataFrame) -> tuple[dict[str, Floats], dict[str, float]]:
-    """Of each detector its surest boxes [photographs, 4], NaN where it finds none, and its median seconds."""
+def look(
+    detectors: Mapping[str, Detect], rows: pd.DataFrame
+) -> tuple[dict[str, Floats], dict[str, float]]:
+    """Of each detector its surest boxes [photographs, 4], NaN where it finds none, and its median
+    seconds.
+    """
     boxes = {name: np.full((len(rows), 4), np.nan) for name in detectors}
     seconds: dict[str, list[float]] = {name: [] for name in detectors}
     for row, path in enumerate(utils.progress(rows["path"].tolist(), "looking")):
@@ -84,40 +94,63 @@ def parts(boxes: Floats) -> tuple[Floats, Floats]:
 
 
 def loosely(boxes: Floats, truth: Floats) -> NDArray[np.bool_]:
-    """Whether each box has its centre inside the true one, and sides between half and twice the true ones."""
+    """Whether each box has its centre inside the true one, and sides between half and twice the
+    true ones.
+    """
     (centre, side), (true_centre, true_side) = parts(boxes), parts(truth)
     ratio = side / true_side
-    return np.asarray(((np.abs(centre - true_centre) <= true_side / 2) & (ratio >= 0.5) & (ratio <= 2)).all(1))
+    return np.asarray(
+        ((np.abs(centre - true_centre) <= true_side / 2) & (ratio >= 0.5) & (ratio <= 2)).all(1)
+    )
 
 
 def overlap(boxes: Floats, truth: Floats) -> Floats:
     """The IoU of each box with the true one, NaN without a box."""
-    common = (np.minimum(boxes[:, 2:], truth[:, 2:]) - np.maximum(boxes[:, :2], truth[:, :2])).clip(0).prod(1)
+    common = (
+        (np.minimum(boxes[:, 2:], truth[:, 2:]) - np.maximum(boxes[:, :2], truth[:, :2]))
+        .clip(0)
+        .prod(1)
+    )
     return np.asarray(common / (parts(boxes)[1].prod(1) + parts(truth)[1].prod(1) - common))
 
 
 def calibration(boxes: Floats, truth: Floats) -> Floats:
-    """How far a detector's boxes are off and by what their sides must be multiplied, in their own sides: [2, 2]."""
+    """How far a detector's boxes are off and by what their sides must be multiplied, in their own
+    sides: [2, 2].
+    """
     near = loosely(boxes, truth)
     if not near.any():
         return np.array([[0.0, 0.0], [1.0, 1.0]])
     (centre, side), (true_centre, true_side) = parts(boxes[near]), parts(truth[near])
-    return np.stack([np.median((true_centre - centre) / side, axis=0), np.median(true_side / side, axis=0)])
+    return np.stack(
+        [np.median((true_centre - centre) / side, axis=0), np.median(true_side / side, axis=0)]
+    )
 
 
 def calibrated(boxes: Floats, by: Floats) -> Floats:
     """The boxes, moved and scaled."""
     centre, side = parts(boxes)
-    return np.concatenate([centre + (by[0] - by[1] / 2) * side, centre + (by[0] + by[1] / 2) * side], axis=1)
+    return np.concatenate(
+        [centre + (by[0] - by[1] / 2) * side, centre + (by[0] + by[1] / 2) * side], axis=1
+    )
 
 
 def judge(boxes: Floats, truth: Floats, by: Floats) -> dict[str, float]:
     """A row of the table."""
-    row = {"box %": 100 * np.isfinite(boxes[:, 0]).mean(), "loosely %": 100 * loosely(boxes, truth).mean()}
+    row = {
+        "box %": 100 * np.isfinite(boxes[:, 0]).mean(),
+        "loosely %": 100 * loosely(boxes, truth).mean(),
+    }
     for prefix, shown in (("", boxes), ("cal. ", calibrated(boxes, by))):
         ious = overlap(shown, truth)
-        low, middle = np.nanquantile(ious, [0.1, 0.5]) if np.isfinite(ious).any() else (np.nan, np.nan)
-        row |= {f"{prefix}found %": 100 * (ious >= 0.5).mean(), f"{prefix}median": middle, f"{prefix}p10": low}
+        low, middle = (
+            np.nanquantile(ious, [0.1, 0.5]) if np.isfinite(ious).any() else (np.nan, np.nan)
+        )
+        row |= {
+            f"{prefix}found %": 100 * (ious >= 0.5).mean(),
+            f"{prefix}median": middle,
+            f"{prefix}p10": low,
+        }
     return row
 
 
@@ -131,17 +164,37 @@ def write(path: Path, files: pd.Series, boxes: Floats) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = timing.options(__doc__)
-    parser.add_argument("data", type=Path, metavar="DATA", help="train/, eval/ (with answers.csv) and boxes.csv")
-    parser.add_argument("--photos", type=int, default=700, help="photographs to measure on, the first by name (whole people)")
-    parser.add_argument("--side", choices=("train", "eval"), default="train", help="whose photographs are measured")
-    parser.add_argument("--detectors", nargs="+", choices=DETECTORS, default=list(DETECTORS), metavar="NAME", help="which")
-    parser.add_argument("--boxes-out", type=Path, metavar="DIR", help="write the boxes of all photographs there")
+    parser.add_argument(
+        "data", type=Path, metavar="DATA", help="train/, eval/ (with answers.csv) and boxes.csv"
+    )
+    parser.add_argument(
+        "--photos",
+        type=int,
+        default=700,
+        help="photographs to measure on, the first by name (whole people)",
+    )
+    parser.add_argument(
+        "--side", choices=("train", "eval"), default="train", help="whose photographs are measured"
+    )
+    parser.add_argument(
+        "--detectors",
+        nargs="+",
+        choices=DETECTORS,
+        default=list(DETECTORS),
+        metavar="NAME",
+        help="which",
+    )
+    parser.add_argument(
+        "--boxes-out", type=Path, metavar="DIR", help="write the boxes of all photographs there"
+    )
     args = parser.parse_args(argv)
     utils.set_threads(1)
     rows = read(args.data)
     train = rows["side"] == "train"
     known = rows["left"].notna()
-    last = train & known & rows["person"].isin(sorted(set(rows.loc[train, "person"]))[-CALIBRATION:])
+    last = (
+        train & known & rows["person"].isin(sorted(set(rows.loc[train, "person"]))[-CALIBRATION:])
+    )
     free = rows[known & (rows["side"] == args.side) & ~last].head(args.photos)
     measured = known & ~last & (rows["side"] == args.side) & rows["person"].isin(free["person"])
     if not args.boxes_out:
@@ -149,16 +202,27 @@ def main(argv: list[str] | None = None) -> int:
     detectors = made(args.detectors)
     boxes, seconds = look(detectors, rows)
     truth = rows[CORNERS].to_numpy(float)
-    kinds = {**{name: rows["mask"] == state for state, name in enumerate(config.MASKS)}, "all": measured}
+    kinds = {
+        **{name: rows["mask"] == state for state, name in enumerate(config.MASKS)},
+        "all": measured,
+    }
     table = []
     for name, found in boxes.items():
         by = calibration(found[last], truth[last])
-        print(f"{name}: moved by {by[0, 0]:+.3f} and {by[0, 1]:+.3f} of its sides, scaled by {by[1, 0]:.3f} and {by[1, 1]:.3f}")
+        print(
+            f"{name}: moved by {by[0, 0]:+.3f} and {by[0, 1]:+.3f} of its sides, scaled by "
+            f"{by[1, 0]:.3f} and {by[1, 1]:.3f}"
+        )
         for kind, rows_of_it in kinds.items():
             chosen = measured & rows_of_it
             if not chosen.any():
                 continue
-            row = {"detector": name, "mask": kind, "photos": chosen.sum(), **judge(found[chosen], truth[chosen], by)}
+            row = {
+                "detector": name,
+                "mask": kind,
+                "photos": chosen.sum(),
+                **judge(found[chosen], truth[chosen], by),
+            }
             table.append(row | {"CPU ms": 1000 * seconds[name]})
         if args.boxes_out:
             write(args.boxes_out / f"{name}.csv", rows["file"], calibrated(found, by))

@@ -1,16 +1,21 @@
 #!/usr/bin/env python3
 """Growth: seconds per photograph and per row while their number grows.
 
-    python benchmarks/growth.py input/data/train                               lite0 at 32 px, about 3 minutes
+    python benchmarks/growth.py input/data/train                               lite0 at 32 px, about
+    3 minutes
 
-- Photographs, 1x, 4x and 16x as many (the same few files again and again under other names): an epoch of training and a
-  prediction by engine.train_epoch and engine.predict, in turns, per photograph. The start of the reading processes counts,
-  so that small numbers look a little dearer than they are.
-- Before training: the check of the photographs' headers and ends (audit.unreadable) and the search for near-duplicates
-  (duplicates.find_duplicates, which compares all with all), over 1/16, 1/4 and all of the folder's photographs.
-- Tables: tables.read_train, dataset.assign_folds and the labels. Of 18,900 rows both the listing (real folders of empty
-  files) and the rest are timed; for 1,000,000 rows the listing is made up (tables.list_photos is replaced by a function
-  that gives the names), the train.csv is a real file.
+- Photographs, 1x, 4x and 16x as many (the same few files again and again under other names): an
+  epoch of training and a
+  prediction by engine.train_epoch and engine.predict, in turns, per photograph. The start of the
+  reading processes counts, so that small numbers look a little dearer than they are.
+- Before training: the check of the photographs' headers and ends (audit.unreadable) and the search
+  for near-duplicates
+  (duplicates.find_duplicates, which compares all with all), over 1/16, 1/4 and all of the folder's
+  photographs.
+- Tables: tables.read_train, dataset.assign_folds and the labels. Of 18,900 rows both the listing
+  (real folders of empty
+  files) and the rest are timed; for 1,000,000 rows the listing is made up (tables.list_photos is
+  replaced by a function that gives the names), the train.csv is a real file.
 """
 
 from __future__ import annotations
@@ -43,7 +48,10 @@ SHOTS = ("incorrect_mask", "mask1", "mask2", "mask3", "mask4", "mask5", "normal"
 def people(count: int) -> list[tuple[str, str, int]]:
     """(path, gender, age) of made-up people."""
     drawn = [(config.GENDERS[number % 2], 18 + number // 2 % 43) for number in range(count)]
-    return [(f"{number:06d}_{gender}_Asian_{age}", gender, age) for number, (gender, age) in enumerate(drawn)]
+    return [
+        (f"{number:06d}_{gender}_Asian_{age}", gender, age)
+        for number, (gender, age) in enumerate(drawn)
+    ]
 
 
 def write_table(root: Path, rows: list[tuple[str, str, int]]) -> None:
@@ -83,8 +91,13 @@ def time_tables(folder: Path, small: int, large: int) -> None:
             split = time.perf_counter()
         finally:
             tables.list_photos = listed
-        print(f"  {len(table):>9,} rows, {'listing made up' if made_up else 'files listed':<15}  read {read - start:6.2f} s  "
-              f"split and labels {split - read:5.2f} s {1e6 * (split - start) / len(table):5.1f} us/row", flush=True)  # fmt: skip
+        print(
+            f"  {len(table):>9,} rows, {'listing made up' if made_up else 'files listed':<15}  "
+            f"read {read - start:6.2f} s  "
+            f"split and labels {split - read:5.2f} s {1e6 * (split - start) / len(table):5.1f} "
+            "us/row",
+            flush=True,
+        )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -97,9 +110,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, nargs=2, default=[18900, 1000000])
     args = parser.parse_args(argv)
     settings = config.TrainSettings(
-        train_root=args.root, backbone=args.backbone, image_size=args.image_size, pretrained="none", cv=5, device=args.device,
-        precision=args.precision, workers=args.workers, threads=args.threads,
-    ).completed()  # fmt: skip
+        train_root=args.root,
+        backbone=args.backbone,
+        image_size=args.image_size,
+        pretrained="none",
+        cv=5,
+        device=args.device,
+        precision=args.precision,
+        workers=args.workers,
+        threads=args.threads,
+    ).completed()
     study, _ = prepare.set_up(settings)
     fold = training.prepare_fold(study, 0)
     view = augmentation.View(augmentation.forms("random", args.image_size).train, ("benchmark",))
@@ -110,7 +130,10 @@ def main(argv: list[str] | None = None) -> int:
         paths = study.table["path"].iloc[rows].tolist()
         photos = dataset.Photos([f"{k}" for k in range(count)], paths, [view])
         batches = dataset.Batches(range(count), 32, ("benchmark",), least=2)
-        labels = {task: values.repeat(count // len(values) + 1)[:count] for task, values in fold.labels.items()}
+        labels = {
+            task: values.repeat(count // len(values) + 1)[:count]
+            for task, values in fold.labels.items()
+        }
 
         def train(photos=photos, batches=batches, labels=labels) -> int:  # type: ignore[no-untyped-def]
             loader = loading.loader(photos, batches, study.compute.workers, study.compute.device)
@@ -121,7 +144,10 @@ def main(argv: list[str] | None = None) -> int:
             engine.predict([fold.learner.model], [[0]], photos, ["main"], study.compute)
             return len(photos)
 
-        sides |= {f"training, {count} photographs": train, f"prediction, {count} photographs": predict}
+        sides |= {
+            f"training, {count} photographs": train,
+            f"prediction, {count} photographs": predict,
+        }
     next(iter(sides.values()))()
     for part in (16, 4, 1):
         table = study.table.iloc[::part]
@@ -134,13 +160,22 @@ def main(argv: list[str] | None = None) -> int:
             duplicates.find_duplicates(table["path"].tolist(), table["person"].tolist())
             return len(table)
 
-        sides |= {f"check, {len(table)} photographs": check, f"leak check, {len(table)} photographs": search}
+        sides |= {
+            f"check, {len(table)} photographs": check,
+            f"leak check, {len(table)} photographs": search,
+        }
     seconds = timing.alternate(sides, args.rounds)
-    print(f"{args.backbone} at {args.image_size} px, {study.compute.workers} workers (aim: within 10 % of 1x):")
+    print(
+        f"{args.backbone} at {args.image_size} px, {study.compute.workers} workers (aim: within "
+        "10 % of 1x):"
+    )
     first: dict[str, float] = {}
     for name, each in seconds.items():
         least = first.setdefault(name.partition(",")[0], each)
-        print(f"  {name:<36} {1000 * each:8.3f} ms a photograph   {each / least:.3f} of 1x", flush=True)
+        print(
+            f"  {name:<36} {1000 * each:8.3f} ms a photograph   {each / least:.3f} of 1x",
+            flush=True,
+        )
     print("tables:")
     with tempfile.TemporaryDirectory() as name:
         time_tables(Path(name), *args.rows)

@@ -1,16 +1,21 @@
 #!/usr/bin/env python3
-"""Loading: photographs a second and core of every transform, against decoding alone and torchvision's v1 pipeline.
+"""Loading: photographs a second and core of every transform, against decoding alone and
+torchvision's v1 pipeline.
 
     python benchmarks/loading_speed.py input/data/train
 
-One process, one thread; the files lie in the system's cache after a first pass over them. Sides, in turns over the same
-photographs (spread over the folder):
+One process, one thread; the files lie in the system's cache after a first pass over them. Sides, in
+turns over the same photographs (spread over the folder):
 
-- decode: Image.open(...).convert("RGB") of the whole photograph and nothing else (the limit where nothing can be left out);
-- v1: the same, then CenterCrop(384), RandomResizedCrop, RandAugment(2, 9), ToTensor, Normalize of torchvision.transforms;
+- decode: Image.open(...).convert("RGB") of the whole photograph and nothing else (the limit where
+  nothing can be left out);
+- v1: the same, then CenterCrop(384), RandomResizedCrop, RandAugment(2, 9), ToTensor, Normalize of
+  torchvision.transforms;
   valid: CenterCrop(384), Resize in place of the random steps;
-- each --transform-type: dataset.Photos' item, in its training and its validation form, ready for collation (uint8; the
-  normalisation is done on the device by engine.Compute.to_network); those that --cache ram takes with its decoded squares too.
+- each --transform-type: dataset.Photos' item, in its training and its validation form, ready for
+  collation (uint8; the
+  normalisation is done on the device by engine.Compute.to_network); those that --cache ram takes
+  with its decoded squares too.
 """
 
 from __future__ import annotations
@@ -34,10 +39,14 @@ import utils
 def v1(size: int, training: bool) -> Callable[[str], object]:
     """A photograph's path -> its normalised tensor, as a tutorial does it."""
     random = [transforms.RandomResizedCrop(size), transforms.RandAugment(2, 9)]
-    steps = transforms.Compose([
-        transforms.CenterCrop(384), *(random if training else [transforms.Resize((size, size))]), transforms.ToTensor(),
-        transforms.Normalize(augmentation.IMAGENET_MEAN, augmentation.IMAGENET_DEVIATION),
-    ])  # fmt: skip
+    steps = transforms.Compose(
+        [
+            transforms.CenterCrop(384),
+            *(random if training else [transforms.Resize((size, size))]),
+            transforms.ToTensor(),
+            transforms.Normalize(augmentation.IMAGENET_MEAN, augmentation.IMAGENET_DEVIATION),
+        ]
+    )
     return lambda path: steps(Image.open(path).convert("RGB"))
 
 
@@ -53,7 +62,7 @@ def over(paths: list[str], load: Callable[[str], object]) -> timing.Side:
 
 
 def items(photos: dataset.Photos) -> timing.Side:
-    """A side that reads every photograph of the project's dataset once, with other draws each time."""
+    """A side that reads every photograph of the dataset once, each time with other draws."""
     epoch = 0
 
     def side() -> int:
@@ -86,7 +95,9 @@ def main(argv: list[str] | None = None) -> int:
     found = tables.read_train(args.root)["path"].tolist()
     paths = found[:: max(1, len(found) // args.images)][: args.images]
     for size in args.image_size:
-        sides: dict[str, timing.Side] = {"decode": over(paths, lambda path: Image.open(path).convert("RGB"))}
+        sides: dict[str, timing.Side] = {
+            "decode": over(paths, lambda path: Image.open(path).convert("RGB"))
+        }
         for training in (True, False):
             word = "train" if training else "valid"
             sides[f"v1 {word}"] = over(paths, v1(size, training))
@@ -95,14 +106,24 @@ def main(argv: list[str] | None = None) -> int:
                 view = augmentation.View(forms.train if training else forms.valid, ("benchmark",))
                 sides[f"{name} {word}"] = items(dataset.Photos(paths, paths, [view]))
                 if isinstance(view.form, augmentation.Crop):
-                    cached = dataset.Photos(paths, paths, [view], squares=dataset.Squares(len(paths)))
+                    cached = dataset.Photos(
+                        paths, paths, [view], squares=dataset.Squares(len(paths))
+                    )
                     sides[f"{name} {word}, cached"] = items(cached)
                     sides[f"{name} {word}, cached"]()
         sides["decode"]()
         seconds = timing.alternate(sides, args.rounds)
-        timing.show(f"{len(paths)} photographs to {size} px on one core:", seconds, "images", "decode")
-        print(f"  times as fast as v1, training and validation: {against_v1(seconds, '')}   (aim: 1.5 for tta in training)")
-        print(f"  the same with --cache ram, from the second epoch on: {against_v1(seconds, ', cached')}")
+        timing.show(
+            f"{len(paths)} photographs to {size} px on one core:", seconds, "images", "decode"
+        )
+        print(
+            f"  times as fast as v1, training and validation: {against_v1(seconds, '')}   (aim: "
+            "1.5 for tta in training)"
+        )
+        print(
+            "  the same with --cache ram, from the second epoch on: "
+            f"{against_v1(seconds, ', cached')}"
+        )
     return 0
 
 

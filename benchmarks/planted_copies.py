@@ -1,9 +1,10 @@
 """Does the leak check find planted copies? python benchmarks/planted_copies.py TRAIN_ROOT
 
-In a temporary copy of the root (links, nothing in it is changed) 50 photographs are replaced by copies of others': each is
-a photograph of the same kind of shot of somebody else, in turn re-encoded (JPEG quality 40 to 90, scaled by 0.6 to 1.4),
-mirrored, or cropped by up to 4 % of each side; all are re-encoded in the end. Prints how many of the 50 pairs are found,
-how many pairs of other people are reported that nobody planted, and seconds.
+In a temporary copy of the root (links, nothing in it is changed) 50 photographs are replaced by
+copies of others': each is a photograph of the same kind of shot of somebody else, in turn
+re-encoded (JPEG quality 40 to 90, scaled by 0.6 to 1.4), mirrored, or cropped by up to 4 % of each
+side; all are re-encoded in the end. Prints how many of the 50 pairs are found, how many pairs of
+other people are reported that nobody planted, and seconds.
 """
 
 from __future__ import annotations
@@ -39,17 +40,27 @@ def disguise(photo: Image.Image, number: int, draw: random.Random) -> Image.Imag
     return photo.resize((width, height), Image.Resampling.BICUBIC, box)
 
 
-def plant(paths: list[str], people: list[str], shots: list[str], folder: Path, seed: int) -> dict[int, int]:
+def plant(
+    paths: list[str], people: list[str], shots: list[str], folder: Path, seed: int
+) -> dict[int, int]:
     """Replace entries of `paths` by copies of others; {the copy's number: its source's}."""
     draw = random.Random(seed)
     planted: dict[int, int] = {}
     sources = draw.sample(range(len(paths)), COPIES)
     for number, source in enumerate(sources):
-        fit = [k for k in range(len(paths)) if shots[k] == shots[source] and people[k] != people[source]
-               and k not in planted and k not in sources]  # fmt: skip
+        fit = [
+            k
+            for k in range(len(paths))
+            if shots[k] == shots[source]
+            and people[k] != people[source]
+            and k not in planted
+            and k not in sources
+        ]
         copy = draw.choice(fit)
         target = folder / f"copy{number}.jpg"
-        disguise(photographs.read_photo(os.path.realpath(paths[source])), number, draw).save(target, quality=draw.randint(40, 90))
+        disguise(photographs.read_photo(os.path.realpath(paths[source])), number, draw).save(
+            target, quality=draw.randint(40, 90)
+        )
         planted[copy] = source
         paths[copy] = str(target)
     return planted
@@ -57,7 +68,9 @@ def plant(paths: list[str], people: list[str], shots: list[str], folder: Path, s
 
 def main(argv: list[str] | None = None) -> int:
     """Print the figures of each seed."""
-    parser = argparse.ArgumentParser(description="Plant copies and look for them.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description="Plant copies and look for them.", allow_abbrev=False
+    )
     parser.add_argument("root", type=Path)
     parser.add_argument("--people", type=int, help="of the root's first people only")
     parser.add_argument("--seeds", type=int, default=1)
@@ -76,8 +89,11 @@ def main(argv: list[str] | None = None) -> int:
         right = {frozenset(pair) for pair in planted.items()}
         couples = {frozenset((people[a], people[b])) for a, b in planted.items()}
         others = sum(frozenset(people[k] for k in pair) in couples for pair in pairs - right)
-        print(f"seed {seed}: {len(pairs & right)} of {COPIES} found, {len(pairs - right) - others} false pairs, {others} more "
-              f"pairs of the planted couples; {len(paths)} photographs in {seconds:.1f} s")  # fmt: skip
+        print(
+            f"seed {seed}: {len(pairs & right)} of {COPIES} found, {len(pairs - right) - others} "
+            f"false pairs, {others} more "
+            f"pairs of the planted couples; {len(paths)} photographs in {seconds:.1f} s"
+        )
     return 0
 
 

@@ -1,17 +1,20 @@
 """How many planted label errors come first: python benchmarks/planted_errors.py TREE TRAIN_ROOT
 
-TREE is a finished `train.py --task main --cv K` run on TRAIN_ROOT; its headline epochs do not matter here, the last one's
-out-of-fold probabilities are read. For each seed the gender of 5 % of the people and the incorrect_mask and normal files
-of 5 % are swapped, and the planted count of suspects is drawn from the top of each ranking: people for gender, files for
-masks. The score is the part of them that was planted. cleanlab (where it can be imported; else its self-confidence, by
-its definition) ranks the same table: people by the mean of their photographs' probabilities, files by their own.
+TREE is a finished `train.py --task main --cv K` run on TRAIN_ROOT; its headline epochs do not
+matter here, the last one's out-of-fold probabilities are read. For each seed the gender of 5 % of
+the people and the incorrect_mask and normal files of 5 % are swapped, and the planted count of
+suspects is drawn from the top of each ranking: people for gender, files for masks. The score is the
+part of them that was planted. cleanlab (where it can be imported; else its self-confidence, by its
+definition) ranks the same table: people by the mean of their photographs' probabilities, files by
+their own.
 
-The cheap version, as above: labels are swapped in the table only, after a training on clean labels. The full version
-trains on the planted labels, which costs a cross-validation per seed:
+The cheap version, as above: labels are swapped in the table only, after a training on clean labels.
+The full version trains on the planted labels, which costs a cross-validation per seed:
 
-    python benchmarks/planted_errors.py TREE TRAIN_ROOT --write DIR        # planted-0.csv ...: --label-fixes of wrong labels
-    python train.py --cv 5 --task main --label-fixes DIR/planted-0.csv ... # once for each seed
-    python benchmarks/planted_errors.py --oof OOF.csv --planted DIR/planted-0.csv
+    python benchmarks/planted_errors.py TREE TRAIN_ROOT --write DIR        # planted-0.csv ...:
+    --label-fixes of wrong labels python train.py --cv 5 --task main --label-fixes DIR/planted-0.csv
+    ... # once for each seed python benchmarks/planted_errors.py --oof OOF.csv --planted
+    DIR/planted-0.csv
 
 OOF.csv: file, person, mask, gender, age, ageg, p0 ... p17, with the labels that were trained on.
 """
@@ -48,11 +51,16 @@ def read_tree(tree: Path, train_root: Path) -> pd.DataFrame:
 
 
 def plant(table: pd.DataFrame, seed: int) -> list[tuple[str, str, str]]:
-    """Fixes (path, column, value) that make labels wrong: genders of 5 % of the people, swapped files of 5 %."""
+    """Fixes (path, column, value) that make labels wrong: genders of 5 % of the people, swapped
+    files of 5 %.
+    """
     draw = np.random.RandomState(seed)
     people = table.drop_duplicates("person").set_index("person")["gender"]
     count = round(PART * len(people))
-    fixes = [(str(p), "gender", config.GENDERS[1 - people[p]]) for p in draw.choice(people.index, count, replace=False)]
+    fixes = [
+        (str(p), "gender", config.GENDERS[1 - people[p]])
+        for p in draw.choice(people.index, count, replace=False)
+    ]
     for person in draw.choice(people.index, count, replace=False):
         for row in table[(table["person"] == person) & (table["mask"] > 0)].itertuples():
             fixes.append((str(row.file), "mask", config.MASKS[3 - int(row.mask)]))
@@ -109,7 +117,12 @@ def judge(table: pd.DataFrame, fixes: list[tuple[str, str, str]]) -> dict[str, l
         found, total = [], []
         for kind in ("gender", "mask"):
             planted = [name for name, column, _ in fixes if column == kind]
-            found.append(hits(ours(table, kind) if method == "ours" else cleanlabs(table, kind, method), planted))
+            found.append(
+                hits(
+                    ours(table, kind) if method == "ours" else cleanlabs(table, kind, method),
+                    planted,
+                )
+            )
             total.append(len(planted))
         result[method] = [found[0] / total[0], found[1] / total[1], sum(found) / sum(total)]
     return result
@@ -122,8 +135,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("train_root", nargs="?", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--write", type=Path, help="write the plans there and stop")
-    parser.add_argument("--oof", nargs="+", type=Path, default=[], help="tables of runs trained on planted labels")
-    parser.add_argument("--planted", nargs="+", type=Path, default=[], help="their plans, in the same order")
+    parser.add_argument(
+        "--oof", nargs="+", type=Path, default=[], help="tables of runs trained on planted labels"
+    )
+    parser.add_argument(
+        "--planted", nargs="+", type=Path, default=[], help="their plans, in the same order"
+    )
     args = parser.parse_args(argv)
     results = []
     for oof, plan in zip(args.oof, args.planted, strict=True):
@@ -134,7 +151,10 @@ def main(argv: list[str] | None = None) -> int:
         table = read_tree(args.tree, args.train_root)
         with tempfile.TemporaryDirectory() as folder:
             for seed in range(args.seeds):
-                fixes, path = plant(table, seed), (args.write or Path(folder)) / f"planted-{seed}.csv"
+                fixes, path = (
+                    plant(table, seed),
+                    (args.write or Path(folder)) / f"planted-{seed}.csv",
+                )
                 write_plan(path, fixes)
                 if not args.write:
                     results.append(judge(suspects.apply_fixes(table, path)[0], fixes))

@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """Voting again: seconds of submit_ensemble.py --from-probs on a large stored prediction.
 
-    python benchmarks/revote.py                                                20 members x 12,600 photographs x 18 classes
+    python benchmarks/revote.py                                                20 members x 12,600
+    photographs x 18 classes
 
-The probabilities are drawn at random and written as submit_ensemble.py does; every vote is a process of its own, from
-start to exit, in turns with `python -c pass`. Each writes the votes, every member's own answers and probs.npz again.
+The probabilities are drawn at random and written as submit_ensemble.py does; every vote is a
+process of its own, from start to exit, in turns with `python -c pass`. Each writes the votes, every
+member's own answers and probs.npz again.
 """
 
 from __future__ import annotations
@@ -26,13 +28,25 @@ import utils
 def write_probs(folder: Path, members: int, views: int, images: int) -> None:
     """A stored prediction of so many members."""
     folder.mkdir()
-    drawn = np.random.default_rng(0).gamma(0.3, size=(members, views, images, config.TASKS["main"].outputs)) + 1e-9
+    drawn = (
+        np.random.default_rng(0).gamma(
+            0.3, size=(members, views, images, config.TASKS["main"].outputs)
+        )
+        + 1e-9
+    )
     array = (drawn / drawn.sum(-1, keepdims=True)).astype(np.float32)
     names = [f"fold{m % 5:02d}/Fold{m % 5:02d}_member{m}.pth" for m in range(members)]
-    submission.save(folder, ensemble.Probabilities(
-        "main", array, names, [m % 5 for m in range(members)], [0.5 + m / 1000 for m in range(members)],
-        [f"{number:040x}.jpg" for number in range(images)],
-    ))  # fmt: skip
+    submission.save(
+        folder,
+        ensemble.Probabilities(
+            "main",
+            array,
+            names,
+            [m % 5 for m in range(members)],
+            [0.5 + m / 1000 for m in range(members)],
+            [f"{number:040x}.jpg" for number in range(images)],
+        ),
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,17 +61,25 @@ def main(argv: list[str] | None = None) -> int:
 
         def vote(*words: str) -> timing.Side:
             def side() -> int:
-                subprocess.run([sys.executable, *words], cwd=timing.PROJECT, check=True, capture_output=True)
+                subprocess.run(
+                    [sys.executable, *words], cwd=timing.PROJECT, check=True, capture_output=True
+                )
                 return 1
 
             return side
 
         again = ("submit_ensemble.py", "--from-probs", str(folder), "--save-path", name, "--method")
-        sides = {"python -c pass": vote("-c", "pass"), "soft": vote(*again, "soft"), "hard": vote(*again, "hard")}
+        sides = {
+            "python -c pass": vote("-c", "pass"),
+            "soft": vote(*again, "soft"),
+            "hard": vote(*again, "hard"),
+        }
         seconds = timing.alternate(sides, args.rounds)
     print(f"{args.members} members x {args.views} views x {args.images} photographs (aim: 2 s):")
     for side, each in seconds.items():
-        print(f"  {side:<16} {each:6.2f} s   {each / seconds['python -c pass']:.1f} x python -c pass")
+        print(
+            f"  {side:<16} {each:6.2f} s   {each / seconds['python -c pass']:.1f} x python -c pass"
+        )
     return 0
 
 

@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""Start-up: seconds until --help of every command, and until a refusal that needs no data, device or checkpoint.
+"""Start-up: seconds until --help of every command, and until a refusal that needs no data, device
+or checkpoint.
 
     python benchmarks/startup.py                                               about a minute
 
-Each command is a process of its own, in turns with `python -c pass`, whose time is what Python itself takes.
+Each command is a process of its own, in turns with `python -c pass`, whose time is what Python
+itself takes.
 """
 
 from __future__ import annotations
@@ -31,9 +33,13 @@ def started(words: list[str], expected: int) -> timing.Side:
     """A process that must end with this exit code."""
 
     def side() -> int:
-        ended = subprocess.run([sys.executable, *words], cwd=timing.PROJECT, capture_output=True, text=True)
+        ended = subprocess.run(
+            [sys.executable, *words], cwd=timing.PROJECT, capture_output=True, text=True
+        )
         if ended.returncode != expected:
-            raise utils.UserError(f"{' '.join(words)}: ended with {ended.returncode}: {ended.stderr.strip()[-200:]}")
+            raise utils.UserError(
+                f"{' '.join(words)}: ended with {ended.returncode}: {ended.stderr.strip()[-200:]}"
+            )
         return 1
 
     return side
@@ -46,7 +52,9 @@ def main(argv: list[str] | None = None) -> int:
     sides |= {line: started(line.split(), 2) for line in REFUSED}
     seconds = timing.alternate(sides, args.rounds)
     for name, each in seconds.items():
-        print(f"{name:<56} {each:6.3f} s   {each / seconds['python -c pass']:5.1f} x python -c pass")
+        print(
+            f"{name:<56} {each:6.3f} s   {each / seconds['python -c pass']:5.1f} x python -c pass"
+        )
     print("(aim: 0.5 s)")
     return 0
 

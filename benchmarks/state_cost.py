@@ -1,8 +1,10 @@
-"""What keeping a run's state costs: seconds to write state.pt, as a part of the time between two writes.
+"""What keeping a run's state costs: seconds to write state.pt, as a part of the time between two
+writes.
 
-A learner as train.py has it (VanillaEfficientNet on --backbone, Adam after one step on random pixels, so that the
-optimizer's state is there) is written by `checkpoint.write_state`, flush to the disk included, --rounds times. Inside an
-epoch that happens every training.SAVE_SECONDS at most; training waits for it. Printed: the median and the slowest.
+A learner as train.py has it (VanillaEfficientNet on --backbone, Adam after one step on random
+pixels, so that the optimizer's state is there) is written by `checkpoint.write_state`, flush to the
+disk included, --rounds times. Inside an epoch that happens every training.SAVE_SECONDS at most;
+training waits for it. Printed: the median and the slowest.
 """
 
 from __future__ import annotations
@@ -35,7 +37,12 @@ def learner(backbone: str, image_size: int) -> engine.Learner:
 def main(argv: list[str] | None = None) -> int:
     parser = timing.options(__doc__, rounds=9)
     parser.add_argument("--backbone", default="efficientnet-b3", help="backbone of the learner")
-    parser.add_argument("--image-size", type=int, default=64, help="of the one step; the state's size does not hang on it")
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        default=64,
+        help="of the one step; the state's size does not hang on it",
+    )
     args = parser.parse_args(argv)
     made, state, taken = learner(args.backbone, args.image_size), checkpoint.FoldState(0), []
     with tempfile.TemporaryDirectory(dir=".") as name:
@@ -46,8 +53,10 @@ def main(argv: list[str] | None = None) -> int:
         size = (Path(name) / checkpoint.STATE).stat().st_size / 2**20
     each, worst = statistics.median(taken), max(taken)
     every = training.SAVE_SECONDS
-    print(f"state of {args.backbone}: {size:.0f} MiB, {each:.2f} s a write (slowest {worst:.2f} s): "
-          f"{each / every:.2%} of {every:.0f} s (slowest {worst / every:.2%})")  # fmt: skip
+    print(
+        f"state of {args.backbone}: {size:.0f} MiB, {each:.2f} s a write (slowest {worst:.2f} s): "
+        f"{each / every:.2%} of {every:.0f} s (slowest {worst / every:.2%})"
+    )
     return 0
 
 

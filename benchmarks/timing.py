@@ -1,7 +1,7 @@
 """What the benchmarks share: sides timed in alternating rounds, and their photographs.
 
-Only ratios of sides timed in one run are worth anything on a machine that does other things too. So the sides take turns
-(A, B, C, A, B, C ...), and what is compared are the medians over the rounds.
+Only ratios of sides timed in one run are worth anything on a machine that does other things too. So
+the sides take turns (A, B, C, A, B, C ...), and what is compared are the medians over the rounds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
 import utils  # noqa: E402  (before torch, whose threads it sets up)
 
-Side = Callable[[], int]  # does a turn's work and returns how many units (photographs, passes ...) it was
+Side = Callable[
+    [], int
+]  # does a turn's work and returns how many units (photographs, passes ...) it was
 
 
 def alternate(sides: Mapping[str, Side], rounds: int) -> dict[str, float]:
@@ -33,11 +35,15 @@ def alternate(sides: Mapping[str, Side], rounds: int) -> dict[str, float]:
 
 
 class Elsewhere:
-    """A side in a process of its own, which waits while the others have their turns: what the project does to its own
-    process (memory that is kept) must not help the sides it is compared with. The process runs `serve`."""
+    """A side in a process of its own, which waits while the others have their turns: what the
+    project does to its own process (memory that is kept) must not help the sides it is compared
+    with. The process runs `serve`.
+    """
 
     def __init__(self, words: Sequence[str]) -> None:
-        self.child = subprocess.Popen([sys.executable, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.child = subprocess.Popen(
+            [sys.executable, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
 
     def __call__(self) -> int:
         assert self.child.stdin is not None
@@ -46,11 +52,14 @@ class Elsewhere:
         self.child.stdin.flush()
         line = self.child.stdout.readline()
         if not line:
-            raise utils.UserError(f"{' '.join(map(str, self.child.args))}: ended with {self.child.wait()}")  # type: ignore[arg-type]
+            command = " ".join(map(str, self.child.args))  # type: ignore[arg-type]
+            raise utils.UserError(f"{command}: ended with {self.child.wait()}")
         return int(line)
 
     def close(self) -> None:
-        """End the process. Asked for in words: reading processes that were started since hold its stdin open too."""
+        """End the process. Asked for in words: reading processes that were started since hold its
+        stdin open too.
+        """
         self.child.communicate("stop\n")
 
 
@@ -86,5 +95,7 @@ def machine_options(parser: argparse.ArgumentParser) -> None:
     """Where and how the networks run."""
     parser.add_argument("--device", default="cpu", help="cpu, cuda ...")
     parser.add_argument("--precision", default="auto", help="fp32, bf16, fp16 or auto")
-    parser.add_argument("--workers", type=int, help="reading processes (default: as train.py chooses)")
+    parser.add_argument(
+        "--workers", type=int, help="reading processes (default: as train.py chooses)"
+    )
     parser.add_argument("--threads", type=int, help="torch's threads (default: the processors)")

@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Write the tables of options, made from the parsers, into README.md and README.ko.md between their markers."""
+"""Write the tables of options, made from the parsers, into README.md and README.ko.md between their
+markers.
+"""
 
 from __future__ import annotations
 
@@ -27,16 +29,24 @@ def filled(text: str, translated: bool = False) -> str:
             raise SystemExit(f"a README has no marker {start.strip()}")
         before, end, tail = rest.partition("<!-- end -->")
         table = config.options_table(settings, script)
-        text = head + start + (in_words_of(table, before) if translated else table) + "\n" + end + tail
+        text = (
+            head + start + (in_words_of(table, before) if translated else table) + "\n" + end + tail
+        )
     return text
 
 
 def in_words_of(table: str, before: str) -> str:
-    """The table with its header's and meanings' words from an earlier, translated one; new options stay in English."""
+    """The table with its header's and meanings' words from an earlier, translated one; new options
+    stay in English.
+    """
     old = before.splitlines()
     meanings = {row.split(" | ")[0]: row.rpartition(" | ")[2] for row in old}
-    rows = [row.rpartition(" | ")[0] + " | " + meanings.get(row.split(" | ")[0], row.rpartition(" | ")[2])
-            for row in table.splitlines()]  # fmt: skip
+    rows = [
+        row.rpartition(" | ")[0]
+        + " | "
+        + meanings.get(row.split(" | ")[0], row.rpartition(" | ")[2])
+        for row in table.splitlines()
+    ]
     return "\n".join([*old[:2], *rows[2:]])
 
 

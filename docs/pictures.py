@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Draw the README's pictures: the split by person, the models, the transforms, how an ensemble votes, a run's result."""
+"""Draw the README's pictures: the split by person, the models, the transforms, how an ensemble
+votes, a run's result.
+"""
 
 from __future__ import annotations
 
@@ -45,12 +47,29 @@ FOLDS = 5  # of the drawn split and the drawn ensemble
 MEMBERS, VIEWS = 2, 2  # of each fold, of each photograph, in the drawn ensemble
 INK, SOFT, LINE, REST, CARD = "#1f2933", "#52606d", "#9aa5b1", "#e4e7eb", "#f5f7fa"
 VIEW = "#d1006c"  # the part of a photograph that is looked at
-COLOURS = ("#2f6db5", "#e8912d", "#2a9d78", "#c8453b", "#8a63b5", "#5aa9d6", "#b8860b", "#7a8b3c", "#d477a5", "#6b4f3f")
-STYLE: Any = {"font.family": "DejaVu Sans", "text.color": INK, "axes.edgecolor": LINE, "axes.labelcolor": INK,
-         "xtick.color": SOFT, "ytick.color": SOFT}  # fmt: skip
+COLOURS = (
+    "#2f6db5",
+    "#e8912d",
+    "#2a9d78",
+    "#c8453b",
+    "#8a63b5",
+    "#5aa9d6",
+    "#b8860b",
+    "#7a8b3c",
+    "#d477a5",
+    "#6b4f3f",
+)
+STYLE: Any = {
+    "font.family": "DejaVu Sans",
+    "text.color": INK,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": INK,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+}
 
 
-# ------------------------------------------------------------------------------------------------- small helpers
+# --- small helpers
 
 
 def colour(fold: int) -> str:
@@ -82,10 +101,16 @@ def write(ax: Axes, x: float, y: float, text: str, size: float = 12, **options: 
     ax.text(x, y, text, fontsize=size, **{"ha": "center", "va": "center", **options})
 
 
-def card(ax: Axes, x: float, y: float, width: float, height: float, face: Any = CARD, edge: Any = LINE) -> None:
+def card(
+    ax: Axes, x: float, y: float, width: float, height: float, face: Any = CARD, edge: Any = LINE
+) -> None:
     """A rounded box from its upper left corner."""
     style = "round,pad=0,rounding_size=6"
-    ax.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=style, facecolor=face, edgecolor=edge, linewidth=1.3))
+    ax.add_patch(
+        FancyBboxPatch(
+            (x, y), width, height, boxstyle=style, facecolor=face, edgecolor=edge, linewidth=1.3
+        )
+    )
 
 
 def tiles(ax: Axes, corners: Sequence[tuple[float, float, float, float]], faces: Any) -> None:
@@ -96,26 +121,41 @@ def tiles(ax: Axes, corners: Sequence[tuple[float, float, float, float]], faces:
 
 def arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
     """A plain grey arrow."""
-    style = {"arrowstyle": "-|>,head_length=0.5,head_width=0.28", "color": SOFT, "linewidth": 1.8, "shrinkA": 0, "shrinkB": 0}
+    style = {
+        "arrowstyle": "-|>,head_length=0.5,head_width=0.28",
+        "color": SOFT,
+        "linewidth": 1.8,
+        "shrinkA": 0,
+        "shrinkB": 0,
+    }
     ax.annotate("", end, start, arrowprops=style)
 
 
-def bars(ax: Axes, x: float, y: float, width: float, height: float, values: np.ndarray, faces: Any) -> None:
+def bars(
+    ax: Axes, x: float, y: float, width: float, height: float, values: np.ndarray, faces: Any
+) -> None:
     """A small bar chart within a box, the largest value as high as the box."""
-    step, tall = width / len(values), height * np.asarray(values, float) / max(float(np.max(values)), 1e-12)
+    step, tall = (
+        width / len(values),
+        height * np.asarray(values, float) / max(float(np.max(values)), 1e-12),
+    )
     tiles(ax, [(x + i * step, y + height - t, step * 0.78, t) for i, t in enumerate(tall)], faces)
 
 
-# ------------------------------------------------------------------------------------------------ the split by person
+# --- the split by person
 
 
 def draw_split(table: pd.DataFrame) -> Figure:
-    """People as columns, grouped by gender and age group; above, the fold of each; below, what each fold holds out."""
+    """People as columns, grouped by gender and age group; above, the fold of each; below, what each
+    fold holds out.
+    """
     folds = dataset.assign_folds(table, FOLDS, config.TrainSettings().split_seed)
     photos = table.groupby("person").size()
     people = table.drop_duplicates("person").assign(fold=lambda t: t["person"].map(folds))
     people = people.sort_values(["gender", "ageg", "fold", "person"])
-    groups = [((int(g), int(a)), part) for (g, a), part in people.groupby(["gender", "ageg"], sort=True)]
+    groups = [
+        ((int(g), int(a)), part) for (g, a), part in people.groupby(["gender", "ageg"], sort=True)
+    ]
     most = int(photos.max())
     shots = f"all {most}" if int(photos.min()) == most else "all"
 
@@ -124,16 +164,48 @@ def draw_split(table: pd.DataFrame) -> Figure:
     tile, row, pitch = 112 / most, 34, 46
     top, below = 150, 324
     figure, ax = sheet(900, below + FOLDS * pitch + 44)
-    write(ax, 20, 28, f"{shots.capitalize()} photographs of a person fall into one fold", 15, ha="left", weight="bold")
-    write(ax, 20, 56, f"{len(people)} people, {len(table)} photographs: a column is a person, a tile is a photograph", 11.5,
-          ha="left", color=SOFT)  # fmt: skip
-    write(ax, 20, 298, f"Each fold holds out other people, evenly from all {len(groups)} groups", 15, ha="left", weight="bold")
+    write(
+        ax,
+        20,
+        28,
+        f"{shots.capitalize()} photographs of a person fall into one fold",
+        15,
+        ha="left",
+        weight="bold",
+    )
+    write(
+        ax,
+        20,
+        56,
+        f"{len(people)} people, {len(table)} photographs: a column is a person, a tile is a "
+        "photograph",
+        11.5,
+        ha="left",
+        color=SOFT,
+    )
+    write(
+        ax,
+        20,
+        298,
+        f"Each fold holds out other people, evenly from all {len(groups)} groups",
+        15,
+        ha="left",
+        weight="bold",
+    )
     starts = {key: left + number * (panel + gap) for number, (key, _) in enumerate(groups)}
     for gender in sorted({key[0] for key in starts}):
         edges = [x for key, x in starts.items() if key[0] == gender]
         write(ax, (edges[0] + edges[-1] + panel) / 2, 87, config.GENDERS[gender], 13, weight="bold")
         ax.plot([edges[0], edges[-1] + panel], [100, 100], color=LINE, linewidth=1.5)
-    write(ax, left - 10, top + most * tile / 2, "the fold\nof each\nperson", 11, ha="right", linespacing=1.3)
+    write(
+        ax,
+        left - 10,
+        top + most * tile / 2,
+        "the fold\nof each\nperson",
+        11,
+        ha="right",
+        linespacing=1.3,
+    )
     for (gender, age), part in groups:
         start, wide = starts[gender, age], panel / len(part)
         full = wide * (0.8 if wide > 4 else 1)
@@ -152,35 +224,64 @@ def draw_split(table: pd.DataFrame) -> Figure:
         y = below + fold * pitch + row / 2
         held = people.loc[people["fold"] == fold, "person"]
         write(ax, left - 10, y, f"fold {fold}", 13, ha="right", color=colour(fold), weight="bold")
-        write(ax, right + 10, y, f"{len(held)} people,\n{photos[held].sum()} photos", 10.5, ha="left", linespacing=1.25)
+        write(
+            ax,
+            right + 10,
+            y,
+            f"{len(held)} people,\n{photos[held].sum()} photos",
+            10.5,
+            ha="left",
+            linespacing=1.25,
+        )
     legend = below + FOLDS * pitch + 12
-    tiles(ax, [(left + 16 * f, legend - 7, 13, 14) for f in range(FOLDS)] + [(500, legend - 7, 13, 14)],
-          [*map(colour, range(FOLDS)), REST])  # fmt: skip
+    tiles(
+        ax,
+        [(left + 16 * f, legend - 7, 13, 14) for f in range(FOLDS)] + [(500, legend - 7, 13, 14)],
+        [*map(colour, range(FOLDS)), REST],
+    )
     write(ax, left + 16 * FOLDS + 6, legend, "held out: the fold is scored on them", 11, ha="left")
     write(ax, 520, legend, "the fold's model learns from them", 11, ha="left")
     return figure
 
 
-# ----------------------------------------------------------------------------------------------------------- the models
+# --- the models
 
-HEADS = {"main": COLOURS[0], "mask": COLOURS[2], "ageg": COLOURS[1], "gender": COLOURS[4]}  # the colours of the answers
+HEADS = {
+    "main": COLOURS[0],
+    "mask": COLOURS[2],
+    "ageg": COLOURS[1],
+    "gender": COLOURS[4],
+}  # the colours of the answers
 HEAD, APART = 30, 36  # height of an answer's box, from one to the next
 
 
 def draw_models() -> Figure:
-    """A row for each of MODELS that is known here: what lies between backbone and answers, read off the model itself."""
+    """A row for each of MODELS that is known here: what lies between backbone and answers, read off
+    the model itself.
+    """
     kinds: dict[type[nn.Module], tuple[Callable[[Axes, float, Any], None], int]] = {
-        model.VanillaEfficientNet: (draw_vanilla, 112), model.VanillaResNet: (draw_vanilla, 112),
-        model.MultiClassTHANet: (draw_states, 196), model.MultiLabelTHANet: (draw_states, 196),
-        model.THANet: (draw_heads, 218), model.Factorised: (draw_factors, 196),
-    }  # fmt: skip
+        model.VanillaEfficientNet: (draw_vanilla, 112),
+        model.VanillaResNet: (draw_vanilla, 112),
+        model.MultiClassTHANet: (draw_states, 196),
+        model.MultiLabelTHANet: (draw_states, 196),
+        model.THANet: (draw_heads, 218),
+        model.Factorised: (draw_factors, 196),
+    }
     resolved = {name: config.resolve(entry.target) for name, entry in config.MODELS.items()}
     targets = {name: target for name, target in resolved.items() if target in kinds}
     top = 78
     figure, ax = sheet(900, top + sum(kinds[target][1] for target in targets.values()) - 4)
     write(ax, 20, 28, "The models of --model-type", 15, ha="left", weight="bold")
-    write(ax, 20, 56, "a photograph goes in on the left; filled with colour: what is answered → by how many outputs", 11,
-          ha="left", color=SOFT)  # fmt: skip
+    write(
+        ax,
+        20,
+        56,
+        "a photograph goes in on the left; filled with colour: what is answered → by how many "
+        "outputs",
+        11,
+        ha="left",
+        color=SOFT,
+    )
     for name, target in targets.items():
         draw, high = kinds[target]
         entry = config.MODELS[name]
@@ -204,13 +305,21 @@ def described(layer: Any) -> str:
     return f"Dropout({layer.p:g})" if isinstance(layer, nn.Dropout) else type(layer).__name__
 
 
-def box(ax: Axes, x: float, middle: float, wide: float, *lines: str, face: Any = CARD, edge: Any = LINE) -> None:
+def box(
+    ax: Axes, x: float, middle: float, wide: float, *lines: str, face: Any = CARD, edge: Any = LINE
+) -> None:
     """A rounded box about a height, its first line dark, the others grey."""
     high = 14 + 20 * len(lines)
     card(ax, x, middle - high / 2, wide, high, face, edge)
     for number, line in enumerate(lines):
-        write(ax, x + wide / 2, middle + 20 * (number - (len(lines) - 1) / 2), line, 10.5,
-              color=SOFT if number and face == "white" else INK)  # fmt: skip
+        write(
+            ax,
+            x + wide / 2,
+            middle + 20 * (number - (len(lines) - 1) / 2),
+            line,
+            10.5,
+            color=SOFT if number and face == "white" else INK,
+        )
 
 
 def heights(middle: float, count: int) -> list[float]:
@@ -240,20 +349,32 @@ def draw_vanilla(ax: Axes, middle: float, made: Any) -> None:
 
 
 def draw_states(ax: Axes, middle: float, made: Any) -> None:
-    """A state for each label set, attention among them, their outputs; and the 18 classes where the model goes on."""
+    """A state for each label set, attention among them, their outputs; and the 18 classes where the
+    model goes on.
+    """
     ys = heights(middle, len(made.parts))
     above, below = ys[0] - 27, ys[-1] + HEAD / 2 + 14
     arrow(ax, (153, middle), (171, middle))
     box(ax, 172, middle, 172, described(made.batchnorm), described(made.dropout))
     write(ax, 405, above, f"{len(ys)} × {described(made.states[made.parts[0]])}", 10, color=SOFT)
     card(ax, 472, ys[0] - HEAD / 2, 92, ys[-1] - ys[0] + HEAD)
-    write(ax, 518, middle, f"self-\nattention,\n{made.attention.parts} heads", 10.5, linespacing=1.35)
+    write(
+        ax, 518, middle, f"self-\nattention,\n{made.attention.parts} heads", 10.5, linespacing=1.35
+    )
     ax.plot([459, 459, 582, 582], [ys[0], below, below, middle + 18], color=SOFT, linewidth=1.8)
     arrow(ax, (582, middle + 26), (582, middle + 11))
     write(ax, 591, below + 1, "residual", 10, ha="left", color=SOFT)
     arrow(ax, (564, middle), (573, middle))
-    ax.add_patch(Circle((582, middle), 10, facecolor="white", edgecolor=SOFT, linewidth=1.5, zorder=3))
-    ax.plot([577, 587, 582, 582, 582], [middle, middle, middle, middle - 5, middle + 5], color=INK, linewidth=1.5, zorder=4)
+    ax.add_patch(
+        Circle((582, middle), 10, facecolor="white", edgecolor=SOFT, linewidth=1.5, zorder=3)
+    )
+    ax.plot(
+        [577, 587, 582, 582, 582],
+        [middle, middle, middle, middle - 5, middle + 5],
+        color=INK,
+        linewidth=1.5,
+        zorder=4,
+    )
     write(ax, 667, above, f"Linear({made.outputs[made.parts[0]].in_features}, n)", 10, color=SOFT)
     for part, y in zip(made.parts, ys, strict=True):
         arrow(ax, (346, middle), (362, y))
@@ -266,11 +387,22 @@ def draw_states(ax: Axes, middle: float, made: Any) -> None:
         for y in ys:
             arrow(ax, (720, y), (750, middle + (y - middle) * 0.6))
         card(ax, 752, middle - 56, 128, 112)
-        for number, line in enumerate((f"{made.linear.in_features} joined", described(made.relu), described(made.linear))):
+        for number, line in enumerate(
+            (f"{made.linear.in_features} joined", described(made.relu), described(made.linear))
+        ):
             write(ax, 816, middle - 40 + 22 * number, line, 10.5)
         answer(ax, 760, middle + 33, 112, f"main → {made.linear.out_features}", "main")
     else:
-        write(ax, 730, middle, "main: the product\nof the three", 10, ha="left", color=SOFT, linespacing=1.35)
+        write(
+            ax,
+            730,
+            middle,
+            "main: the product\nof the three",
+            10,
+            ha="left",
+            color=SOFT,
+            linespacing=1.35,
+        )
 
 
 def draw_heads(ax: Axes, middle: float, made: Any) -> None:
@@ -289,8 +421,23 @@ def draw_factors(ax: Axes, middle: float, made: Any) -> None:
     """A head for each part of `main`, that of the age by way of the years, and their product."""
     ys = heights(middle, len(made.heads))
     arrow(ax, (153, middle), (171, middle))
-    box(ax, 172, middle, 172, described(made.batchnorm), described(made.dropout), described(made.relu))
-    write(ax, 420, ys[0] - 27, f"Linear({next(iter(made.heads.values())).in_features}, n)", 10, color=SOFT)
+    box(
+        ax,
+        172,
+        middle,
+        172,
+        described(made.batchnorm),
+        described(made.dropout),
+        described(made.relu),
+    )
+    write(
+        ax,
+        420,
+        ys[0] - 27,
+        f"Linear({next(iter(made.heads.values())).in_features}, n)",
+        10,
+        color=SOFT,
+    )
     for (head, layer), y in zip(made.heads.items(), ys, strict=True):
         arrow(ax, (346, middle), (367, y))
         if head not in config.INNER_HEADS:
@@ -302,16 +449,25 @@ def draw_factors(ax: Axes, middle: float, made: Any) -> None:
             arrow(ax, (473, y), (523, y))
             write(ax, 498, y - 10, "sums", 10, color=SOFT)
             answer(ax, 525, y, 102, f"{task} → {config.TASKS[task].outputs}", task)
-    write(ax, 650, middle, "main: the product\nof the three", 10, ha="left", color=SOFT, linespacing=1.35)
+    write(
+        ax,
+        650,
+        middle,
+        "main: the product\nof the three",
+        10,
+        ha="left",
+        color=SOFT,
+        linespacing=1.35,
+    )
 
 
-# ------------------------------------------------------------------------------------------------------- the transforms
+# --- the transforms
 
 Square = tuple[float, float, float, float]  # left, top, right, bottom in the photograph's pixels
 
 
 def portrait(table: pd.DataFrame) -> Image.Image:
-    """The first person without a mask (else the first photograph), in the frame. Raises UserError."""
+    """The first person without a mask, or the first photograph, in the frame. Raises UserError."""
     bare = table[table["shot"] == "normal"]
     row = (table if bare.empty else bare).iloc[0]
     return ImageOps.fit(photographs.read_photo(row["path"]), config.PHOTO_SIZE)
@@ -324,30 +480,54 @@ def centred(side: float, about: Square) -> Square:
 
 
 def looked_at(name: str, photo: Image.Image, found: Box | None) -> tuple[Square, Square] | None:
-    """The square that a transform draws its training crops from, and the one that inference sees."""
+    """The square that a transform draws training crops from, and the one that inference sees."""
     whole = (0.0, 0.0, float(photo.width), float(photo.height))
     wide, narrow = centred(augmentation.WIDE, whole), centred(augmentation.NARROW, whole)
     face = augmentation.face_square(photo, found)
     inner = centred((face[2] - face[0]) / augmentation.ROOM, face)
-    return {"base": (wide, narrow), "random": (wide, narrow), "tta": (wide, wide), "facecrop": (face, inner),
-            "facerandom": (face, face)}.get(name)
+    return {
+        "base": (wide, narrow),
+        "random": (wide, narrow),
+        "tta": (wide, wide),
+        "facecrop": (face, inner),
+        "facerandom": (face, face),
+    }.get(name)
 
 
 def paste(ax: Axes, picture: Image.Image, x: int, y: int, wide: int, high: int) -> None:
     """A picture, pixel for pixel."""
     small = picture.resize((wide, high), Image.Resampling.LANCZOS)
-    ax.imshow(np.asarray(small), extent=(x, x + wide, y + high, y), aspect="auto", interpolation="nearest", zorder=1)
+    ax.imshow(
+        np.asarray(small),
+        extent=(x, x + wide, y + high, y),
+        aspect="auto",
+        interpolation="nearest",
+        zorder=1,
+    )
 
 
 def draw_transforms(photo: Image.Image) -> Figure:
-    """A row for each of TRANSFORMS: the photograph and what is looked at, draws in training, what inference sees."""
+    """A row for each of TRANSFORMS: the photograph and what is looked at, draws in training, what
+    inference sees.
+    """
     pitch, top, tile, gap = 188, 112, 115, 6
     wide, high = 108, 144
     train, test = 146, 523
     figure, ax = sheet(900, top + pitch * len(config.TRANSFORMS) - 6)
-    write(ax, 20, 28, "What the network sees of a photograph, by --transform-type", 15, ha="left", weight="bold")
-    ends = {20: ("photo", wide, SOFT), train: ("training: another draw every time", 3 * tile + 2 * gap, COLOURS[0]),
-            test: ("validation and test", 3 * tile + 2 * gap, VIEW)}  # fmt: skip
+    write(
+        ax,
+        20,
+        28,
+        "What the network sees of a photograph, by --transform-type",
+        15,
+        ha="left",
+        weight="bold",
+    )
+    ends = {
+        20: ("photo", wide, SOFT),
+        train: ("training: another draw every time", 3 * tile + 2 * gap, COLOURS[0]),
+        test: ("validation and test", 3 * tile + 2 * gap, VIEW),
+    }
     for x, (text, span, ink) in ends.items():
         write(ax, x + span / 2, 66, text, 12, color=ink, weight="bold")
         ax.plot([x, x + span], [82, 82], color=ink, linewidth=2)
@@ -369,14 +549,26 @@ def draw_transforms(photo: Image.Image) -> Figure:
         draws = (9, 17, 12) if entry.random_view else (0, 4, 13)  # ones that differ
         shots = [(forms.train, train + k * (tile + gap), draw, "") for k, draw in enumerate(draws)]
         if entry.random_view:
-            shots += [(forms.view, test + k * (tile + gap), draw, f"test view {k + 1}") for k, draw in enumerate((2, 3))]
+            shots += [
+                (forms.view, test + k * (tile + gap), draw, f"test view {k + 1}")
+                for k, draw in enumerate((2, 3))
+            ]
             shots += [(forms.valid, test + 2 * (tile + gap), 0, "validation")]
         else:
             shots += [(forms.view, test, 0, "")]
             note = f"{entry.sees},\nthe same every time"
             if entry.of_face:
                 note += "\n\ndashed: the face's box" if found else "\n\nno face was found"
-            write(ax, test + tile + 14, y + tile / 2, note, 11, ha="left", color=SOFT, linespacing=1.35)
+            write(
+                ax,
+                test + tile + 14,
+                y + tile / 2,
+                note,
+                11,
+                ha="left",
+                color=SOFT,
+                linespacing=1.35,
+            )
         for form, x, number, text in shots:
             with seeded("picture", number):
                 paste(ax, form(photo, None), x, y, tile, tile)
@@ -384,42 +576,76 @@ def draw_transforms(photo: Image.Image) -> Figure:
     return figure
 
 
-def frame(ax: Axes, x: float, y: float, scale: float, part: Square, ink: str, inset: float, **options: Any) -> None:
+def frame(
+    ax: Axes, x: float, y: float, scale: float, part: Square, ink: str, inset: float, **options: Any
+) -> None:
     """The outline of a part of a photograph that is drawn at x, y in some scale."""
     left, upper, right, lower = (value * scale for value in part)
-    ax.add_patch(Rectangle((x + left + inset, y + upper + inset), right - left - 2 * inset, lower - upper - 2 * inset,
-                           fill=False, edgecolor=ink, **{"linewidth": 2.2, "zorder": 2, **options}))  # fmt: skip
+    ax.add_patch(
+        Rectangle(
+            (x + left + inset, y + upper + inset),
+            right - left - 2 * inset,
+            lower - upper - 2 * inset,
+            fill=False,
+            edgecolor=ink,
+            **{"linewidth": 2.2, "zorder": 2, **options},
+        )
+    )
 
 
-# ------------------------------------------------------------------------------------------------ how an ensemble votes
+# --- how an ensemble votes
 
 
 def made_up(members: int, views: int, classes: int) -> np.ndarray:
-    """Probabilities [members, views, 1 image, classes] of members that waver between neighbouring classes."""
+    """Probabilities [members, views, 1 image, classes] of members that waver between neighbouring
+    classes.
+    """
     draw = np.random.RandomState(11)  # numpy promises that this stream never changes
     common = np.full(classes, -1.0)
     common[[3, 4, 5, 1, 10]] = (1.3, 2.0, 1.4, 0.7, 0.8)
-    raw = np.exp(common + draw.normal(0, 0.75, (members, 1, 1, classes)) + draw.normal(0, 0.25, (members, views, 1, classes)))
+    raw = np.exp(
+        common
+        + draw.normal(0, 0.75, (members, 1, 1, classes))
+        + draw.normal(0, 0.25, (members, views, 1, classes))
+    )
     answers: np.ndarray = raw / raw.sum(-1, keepdims=True)
     return answers
 
 
-def face(ax: Axes, x: float, y: float, wide: float, high: float, crop: tuple[float, float, float]) -> None:
-    """A photograph of a masked face with the part that a view looks at: (left, top, side) as shares of the width."""
+def face(
+    ax: Axes, x: float, y: float, wide: float, high: float, crop: tuple[float, float, float]
+) -> None:
+    """A photograph of a masked face with the part that a view looks at: (left, top, side) as shares
+    of the width.
+    """
     ax.add_patch(Rectangle((x, y), wide, high, facecolor="#dfe9f3", edgecolor=LINE, linewidth=1.2))
     cx, cy = x + wide / 2, y + high * 0.46
-    shoulders = [(x + wide * 0.12, y + high), (x + wide * 0.3, y + high * 0.84), (x + wide * 0.7, y + high * 0.84),
-                 (x + wide * 0.88, y + high)]  # fmt: skip
+    shoulders = [
+        (x + wide * 0.12, y + high),
+        (x + wide * 0.3, y + high * 0.84),
+        (x + wide * 0.7, y + high * 0.84),
+        (x + wide * 0.88, y + high),
+    ]
     ax.add_patch(Polygon(shoulders, closed=True, facecolor="#7b8794", edgecolor="none"))
     ax.add_patch(Ellipse((cx, cy - high * 0.06), wide * 0.6, high * 0.66, facecolor="#3e4c59"))
     ax.add_patch(Ellipse((cx, cy + high * 0.03), wide * 0.5, high * 0.62, facecolor="#f3cfb3"))
     for hand in (-1, 1):
-        ax.add_patch(Circle((cx + hand * wide * 0.11, cy - high * 0.02), wide * 0.03, facecolor=INK))
-    mask = [(cx - wide * 0.23, cy + high * 0.07), (cx, cy + high * 0.04), (cx + wide * 0.23, cy + high * 0.07),
-            (cx + wide * 0.17, cy + high * 0.24), (cx, cy + high * 0.32), (cx - wide * 0.17, cy + high * 0.24)]  # fmt: skip
+        ax.add_patch(
+            Circle((cx + hand * wide * 0.11, cy - high * 0.02), wide * 0.03, facecolor=INK)
+        )
+    mask = [
+        (cx - wide * 0.23, cy + high * 0.07),
+        (cx, cy + high * 0.04),
+        (cx + wide * 0.23, cy + high * 0.07),
+        (cx + wide * 0.17, cy + high * 0.24),
+        (cx, cy + high * 0.32),
+        (cx - wide * 0.17, cy + high * 0.24),
+    ]
     ax.add_patch(Polygon(mask, closed=True, facecolor="white", edgecolor=SOFT, linewidth=1))
     left, upper, side = (part * wide for part in crop)
-    ax.add_patch(Rectangle((x + left, y + upper), side, side, fill=False, edgecolor=VIEW, linewidth=2.2))
+    ax.add_patch(
+        Rectangle((x + left, y + upper), side, side, fill=False, edgecolor=VIEW, linewidth=2.2)
+    )
 
 
 def draw_ensemble() -> Figure:
@@ -432,8 +658,22 @@ def draw_ensemble() -> Figure:
     y = 366
     arrow(ax, (732, 332), (732, y - 3))
     card(ax, 40, y, 820, 62, "white", SOFT)
-    write(ax, 450, y + 20, f"probabilities  [{count} members, {VIEWS} views, images, {classes} classes]", 13.5, weight="bold")
-    write(ax, 450, y + 44, "kept in probs.npz: vote again in seconds, without a forward pass", 11, color=SOFT)
+    write(
+        ax,
+        450,
+        y + 20,
+        f"probabilities  [{count} members, {VIEWS} views, images, {classes} classes]",
+        13.5,
+        weight="bold",
+    )
+    write(
+        ax,
+        450,
+        y + 44,
+        "kept in probs.npz: vote again in seconds, without a forward pass",
+        11,
+        color=SOFT,
+    )
     draw_votes(ax, probs, y + 62)
     return figure
 
@@ -468,19 +708,40 @@ def draw_votes(ax: Axes, probs: np.ndarray, start: float) -> None:
     """The lower half: four votes on the same probabilities, each with its CSV."""
     count, views, _, classes = probs.shape
     weights = np.linspace(0.6, 0.8, count).tolist()
-    voted = {name: answer for method in config.METHODS for name, answer in ensemble.vote(method, "main", probs, weights).items()}
+    voted = {
+        name: answer
+        for method in config.METHODS
+        for name, answer in ensemble.vote(method, "main", probs, weights).items()
+    }
     ballots = np.bincount(probs.argmax(-1).ravel(), minlength=classes)
     charts = {
-        "arithmetic": ("arithmetic mean", "every prediction\ncounts the same", ensemble.arithmetic(probs)[0]),
-        "geometric": ("geometric mean", "a class that one\nrules out sinks", ensemble.geometric(probs)[0]),
-        "weighted_mean": ("weighted mean", "each by its score\nin validation", ensemble.weighted_mean(probs, weights)[0]),
+        "arithmetic": (
+            "arithmetic mean",
+            "every prediction\ncounts the same",
+            ensemble.arithmetic(probs)[0],
+        ),
+        "geometric": (
+            "geometric mean",
+            "a class that one\nrules out sinks",
+            ensemble.geometric(probs)[0],
+        ),
+        "weighted_mean": (
+            "weighted mean",
+            "each by its score\nin validation",
+            ensemble.weighted_mean(probs, weights)[0],
+        ),
         "hardvoting": ("majority", f"the class that most\nof the {count * views} answer", ballots),
     }
     wide, gap, top = 199, 8, start + 66
     for method, first, last in (("softvoting: average", 0, 2), ("hardvoting: count", 3, 3)):
         left, right = 40 + first * (wide + gap), 40 + last * (wide + gap) + wide
         write(ax, (left + right) / 2, start + 38, method, 12.5, weight="bold")
-        ax.plot([left + 4, left + 4, right - 4, right - 4], [top - 6, top - 13, top - 13, top - 6], color=SOFT, linewidth=1.5)
+        ax.plot(
+            [left + 4, left + 4, right - 4, right - 4],
+            [top - 6, top - 13, top - 13, top - 6],
+            color=SOFT,
+            linewidth=1.5,
+        )
     for number, (name, answer) in enumerate(voted.items()):
         title, how, values = charts[name]
         x = 40 + number * (wide + gap)
@@ -491,26 +752,50 @@ def draw_votes(ax: Axes, probs: np.ndarray, start: float) -> None:
         ax.plot([x + 14, x + wide - 14], [top + 109, top + 109], color=SOFT, linewidth=1)
         write(ax, x + wide / 2, top + 138, how, 11, linespacing=1.25, color=SOFT)
         arrow(ax, (x + wide / 2, top + 171), (x + wide / 2, top + 194))
-        page(ax, x + 2, top + 196, wide - 4, f"{name}.csv", f"ImageID,ans\n000a4f.jpg,{int(answer[0])}")
+        page(
+            ax,
+            x + 2,
+            top + 196,
+            wide - 4,
+            f"{name}.csv",
+            f"ImageID,ans\n000a4f.jpg,{int(answer[0])}",
+        )
 
 
 def page(ax: Axes, x: float, y: float, wide: float, name: str, text: str) -> None:
     """A file with a folded corner, its name and its first lines."""
     high, fold = 76, 14
-    outline = [(x, y), (x + wide - fold, y), (x + wide, y + fold), (x + wide, y + high), (x, y + high)]
+    outline = [
+        (x, y),
+        (x + wide - fold, y),
+        (x + wide, y + fold),
+        (x + wide, y + high),
+        (x, y + high),
+    ]
     ax.add_patch(Polygon(outline, closed=True, facecolor="white", edgecolor=SOFT, linewidth=1.3))
     corner = [(x + wide - fold, y), (x + wide - fold, y + fold), (x + wide, y + fold)]
     ax.add_patch(Polygon(corner, closed=True, facecolor=REST, edgecolor=SOFT, linewidth=1.3))
     write(ax, x + wide / 2 - 6, y + 18, name, 10.5)
-    write(ax, x + wide / 2, y + 50, text, 10.5, color=SOFT, linespacing=1.3, family="DejaVu Sans Mono")
+    write(
+        ax,
+        x + wide / 2,
+        y + 50,
+        text,
+        10.5,
+        color=SOFT,
+        linespacing=1.3,
+        family=("DejaVu Sans Mono"),
+    )
 
 
-# ------------------------------------------------------------------------------------------------ the result of a run
+# --- the result of a run
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished tree tells: curves [folds, epochs], each fold's epoch from 0, the scores of all held-out people."""
+    """What a finished tree tells: curves [folds, epochs], each fold's epoch from 0, the scores of
+    all held-out people.
+    """
 
     names: list[str]
     curves: np.ndarray
@@ -519,14 +804,18 @@ class Result:
 
 
 def read_result(tree: Path, table: pd.DataFrame) -> Result:
-    """The out-of-fold result of a tree, each fold's epoch chosen by the other folds. Raises UserError."""
+    """The out-of-fold result of a tree, each fold's epoch chosen by the other folds. Raises
+    UserError.
+    """
     settings = checkpoint.read_run(tree).get("settings")
     task = settings.get("task") if isinstance(settings, dict) else None
     if task not in (None, "main"):
         raise UserError(f"{tree}: was trained for {task}; the picture shows a run of --task main")
     folders = checkpoint.fold_folders(tree)
     if len(folders) < 2:
-        raise UserError(f"{tree}: holds {len(folders)} fold; the picture shows a run of --cv 2 or more")
+        raise UserError(
+            f"{tree}: holds {len(folders)} fold; the picture shows a run of --cv 2 or more"
+        )
     curves, answers, truths = [], [], []
     truth = dict(zip(table["file"], table["main"], strict=True))
     for folder in folders:
@@ -536,7 +825,10 @@ def read_result(tree: Path, table: pd.DataFrame) -> Result:
         files, probs = stored
         strange = [name for name in files if name not in truth]
         if strange:
-            raise UserError(f"{folder}: was validated on {strange[0]}, which --data lacks; name the data of this run")
+            raise UserError(
+                f"{folder}: was validated on {strange[0]}, which --data lacks; name the data of "
+                "this run"
+            )
         curves.append(read_curve(folder / "history.csv"))
         answers.append(probs)
         truths.append(np.array([truth[name] for name in files]))
@@ -554,7 +846,9 @@ def read_curve(path: Path) -> np.ndarray:
     try:
         return tables.read_csv(path, ("epoch", "macro_f1"))["macro_f1"].to_numpy(float)
     except ValueError:
-        raise UserError(f"{path}: its macro_f1 holds something else than numbers; train the fold again") from None
+        raise UserError(
+            f"{path}: its macro_f1 holds something else than numbers; train the fold again"
+        ) from None
 
 
 def draw_result(result: Result) -> Figure:
@@ -565,18 +859,44 @@ def draw_result(result: Result) -> Figure:
     draw_curves(figure.add_axes((68 / width, low, 280 / width, high)), result)
     draw_confusion(figure.add_axes((476 / width, low, side / width, high)), result.scores.matrix)
     figure.text(0.015, 0.95, "Validation macro F1", fontsize=14, weight="bold", va="center")
-    figure.text(0.985, 0.95, f"Out of fold: macro F1 {result.scores.macro_f1:.3f}, accuracy {result.scores.accuracy:.3f}",
-                fontsize=14, weight="bold", ha="right", va="center")  # fmt: skip
+    figure.text(
+        0.985,
+        0.95,
+        f"Out of fold: macro F1 {result.scores.macro_f1:.3f}, accuracy "
+        f"{result.scores.accuracy:.3f}",
+        fontsize=14,
+        weight="bold",
+        ha="right",
+        va="center",
+    )
     return figure
 
 
 def draw_curves(ax: Axes, result: Result) -> None:
-    """Each fold's macro F1 by epoch with the epoch that the other folds chose, and the mean of all folds."""
+    """Each fold's macro F1 by epoch with the epoch that the other folds chose, and the mean of all
+    folds.
+    """
     epochs = np.arange(1, result.curves.shape[1] + 1)
-    for fold, (name, curve, best) in enumerate(zip(result.names, result.curves, result.chosen, strict=True)):
-        ax.plot(epochs, curve, color=colour(fold), linewidth=1.8, alpha=0.85, label=f"fold {int(name.removeprefix('fold'))}")
+    for fold, (name, curve, best) in enumerate(
+        zip(result.names, result.curves, result.chosen, strict=True)
+    ):
         ax.plot(
-            epochs[best], curve[best], "o", color=colour(fold), markersize=8, markeredgecolor="white", clip_on=False, zorder=4
+            epochs,
+            curve,
+            color=colour(fold),
+            linewidth=1.8,
+            alpha=0.85,
+            label=f"fold {int(name.removeprefix('fold'))}",
+        )
+        ax.plot(
+            epochs[best],
+            curve[best],
+            "o",
+            color=colour(fold),
+            markersize=8,
+            markeredgecolor="white",
+            clip_on=False,
+            zorder=4,
         )
     ax.plot(epochs, result.curves.mean(0), color=INK, linewidth=3.2, label="mean", zorder=3)
     ax.plot([], [], "o", color=SOFT, markersize=8, label="scored\nepoch")
@@ -587,18 +907,36 @@ def draw_curves(ax: Axes, result: Result) -> None:
     ax.grid(color=REST, linewidth=1)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(fontsize=10.5, ncols=2, loc="lower right", handlelength=1.3, columnspacing=1.1, framealpha=0.92, edgecolor="none")
+    ax.legend(
+        fontsize=10.5,
+        ncols=2,
+        loc="lower right",
+        handlelength=1.3,
+        columnspacing=1.1,
+        framealpha=0.92,
+        edgecolor="none",
+    )
 
 
 def draw_confusion(ax: Axes, matrix: np.ndarray) -> None:
-    """Counts, coloured by the share of their row, with the classes bracketed by mask, gender and age."""
+    """Counts, coloured by the share of their row, with the classes bracketed by mask, gender and
+    age.
+    """
     size = len(matrix)
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     ax.imshow(share, cmap=mpl.colormaps["Blues"], vmin=0, vmax=1.1, interpolation="nearest")
     for row, column in zip(*np.nonzero(matrix), strict=True):
         text = str(matrix[row, column])
         ink = "white" if share[row, column] > 0.55 else INK
-        write(ax, column, row, text, {1: 8.5, 2: 8.5, 3: 7}.get(len(text), 5.5), color=ink, va="center_baseline")
+        write(
+            ax,
+            column,
+            row,
+            text,
+            {1: 8.5, 2: 8.5, 3: 7}.get(len(text), 5.5),
+            color=ink,
+            va="center_baseline",
+        )
     ages = len(config.AGE_GROUPS)
     block = ages * len(config.GENDERS)
     for edge in range(ages, size, ages):
@@ -616,7 +954,15 @@ def draw_confusion(ax: Axes, matrix: np.ndarray) -> None:
         write(ax, number, size - 0.25, names[number % ages], 9.5, va="top", rotation=90, color=SOFT)
     for number in range(size // ages):
         middle = ages * number + (ages - 1) / 2
-        write(ax, -3.35, middle, config.GENDERS[number % len(config.GENDERS)], 9.5, rotation=90, color=SOFT)
+        write(
+            ax,
+            -3.35,
+            middle,
+            config.GENDERS[number % len(config.GENDERS)],
+            9.5,
+            rotation=90,
+            color=SOFT,
+        )
     for number, name in enumerate(config.MASKS):
         middle, words = block * number + (block - 1) / 2, f"mask: {name.replace('_', ' ')}"
         write(ax, -4.35, middle, words, 10.5, rotation=90)
@@ -625,7 +971,7 @@ def draw_confusion(ax: Axes, matrix: np.ndarray) -> None:
     write(ax, (size - 1) / 2, size + 2.75, note, 11)
 
 
-# ----------------------------------------------------------------------------------------------------------- command line
+# --- command line
 
 
 class Parser(argparse.ArgumentParser):
@@ -637,14 +983,33 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """The options."""
-    parser = Parser(prog="pictures.py", description=__doc__, allow_abbrev=False,
-                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)  # fmt: skip
-    parser.add_argument(
-        "--data", type=Path, default=Path("demo/data"), help="folder of labelled photographs, or what holds train/"
+    parser = Parser(
+        prog="pictures.py",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--tree", default="demo/saved_models", help="finished run of --task main on them, or what holds its tree")
-    parser.add_argument("--out", type=Path, default=Path("docs"), help="folder that the pictures go to")
-    parser.add_argument("--only", type=chosen, default=",".join(PICTURES), metavar="NAME,NAME", help="pictures to draw")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path("demo/data"),
+        help="folder of labelled photographs, or what holds train/",
+    )
+    parser.add_argument(
+        "--tree",
+        default="demo/saved_models",
+        help="finished run of --task main on them, or what holds its tree",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("docs"), help="folder that the pictures go to"
+    )
+    parser.add_argument(
+        "--only",
+        type=chosen,
+        default=",".join(PICTURES),
+        metavar="NAME,NAME",
+        help="pictures to draw",
+    )
     return parser
 
 
@@ -671,7 +1036,9 @@ def save(figure: Figure, path: Path) -> None:
     canvas.draw()
     drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     with atomic_write(path) as file:  # 256 colours take a third of the bytes
-        drawn.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(file, "png", optimize=True)
+        drawn.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
+            file, "png", optimize=True
+        )
     print(path)
 
 
@@ -683,8 +1050,13 @@ def main(argv: list[str] | None = None) -> int:
     draw: dict[str, Callable[[], Figure]] = {"models": draw_models, "ensemble": draw_ensemble}
     if not draw.keys() >= set(args.only):
         if not args.data.is_dir():
-            raise UserError(f"--data {args.data}: no such folder; run make demo first, or name a training folder")
-        table = tables.read_train(args.data / "train" if (args.data / "train").is_dir() else args.data)
+            raise UserError(
+                f"--data {args.data}: no such folder; run make demo first, or name a training "
+                "folder"
+            )
+        table = tables.read_train(
+            args.data / "train" if (args.data / "train").is_dir() else args.data
+        )
         draw["split"] = partial(draw_split, table)
         if "transforms" in args.only:
             draw["transforms"] = partial(draw_transforms, portrait(table))

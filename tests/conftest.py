@@ -1,4 +1,6 @@
-"""Fixtures: the tiny backbone is registered in every test; one painted root and one small trained tree per session."""
+"""Fixtures: the tiny backbone is registered in every test; one painted root and one small trained
+tree per session.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,17 @@ import train
 import utils
 
 # No test may fail because the machine has much else to do.
-hypothesis.settings.register_profile("loaded machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile(
+    "loaded machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("loaded machine")
 
 
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A killed run's readers keep its locks until they notice; a slow run's progress is no line that a test counts."""
+    """A killed run's readers keep its locks until they notice; a slow run's progress is no line
+    that a test counts.
+    """
     monkeypatch.setattr(checkpoint, "LOCK_SECONDS", float(support.LIMIT))
     monkeypatch.setattr(utils, "LINE_SECONDS", float(support.LIMIT))
 
@@ -35,7 +41,9 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_charts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every run ends with a report, whose charts take longer than the tests' training: only the reports' own tests draw them."""
+    """Every run ends with a report, whose charts take longer than the tests' training: only the
+    reports' own tests draw them.
+    """
     if request.module.__name__ != "test_report":
         monkeypatch.setattr(charts, "drawn", lambda *_, **__: "<svg></svg>")
 
@@ -56,7 +64,24 @@ def tree(train_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     saved = tmp_path_factory.mktemp("saved")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(config.BACKBONES, "tiny", support.TINY)
-        code = train.main(["--train-root", str(train_root), "--save-path", str(saved), "--epochs", "2", "--cv", "3",
-                           "--transform-type", "tta", "--save-top", "2", "--run-name", "test", *support.FAST])  # fmt: skip
+        code = train.main(
+            [
+                "--train-root",
+                str(train_root),
+                "--save-path",
+                str(saved),
+                "--epochs",
+                "2",
+                "--cv",
+                "3",
+                "--transform-type",
+                "tta",
+                "--save-top",
+                "2",
+                "--run-name",
+                "test",
+                *support.FAST,
+            ]
+        )
     assert code == 0
     return saved / "kfold-ensemble-VanillaEfficientNet_test"

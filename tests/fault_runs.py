@@ -1,10 +1,12 @@
-"""Kill real training processes at random moments, resume them, and compare with a run that was never stopped.
+"""Kill real training processes at random moments, resume them, and compare with a run that was
+never stopped.
 
     python tests/fault_runs.py --kills 300 [--seed 0]
 
-Each round trains two folds of the tiny model in a forked process, kills it with SIGKILL after a random time, resumes, kills
-again ..., until it ends; then every file that a result hangs on must be bit for bit that of the unbroken run. The state
-is kept after every step, so that many kills fall while it is being written. Prints where the kills fell.
+Each round trains two folds of the tiny model in a forked process, kills it with SIGKILL after a
+random time, resumes, kills again ..., until it ends; then every file that a result hangs on must be
+bit for bit that of the unbroken run. The state is kept after every step, so that many kills fall
+while it is being written. Prints where the kills fell.
 """
 
 from __future__ import annotations
@@ -38,10 +40,29 @@ import engine
 import train
 import training
 
-STAGES = ("before the first step", "within an epoch", "validating", "writing a checkpoint", "writing the validation",
-          "writing the state", "deleting the displaced", "closing")  # fmt: skip
+STAGES = (
+    "before the first step",
+    "within an epoch",
+    "validating",
+    "writing a checkpoint",
+    "writing the validation",
+    "writing the state",
+    "deleting the displaced",
+    "closing",
+)
 FORK = multiprocessing.get_context("fork")
-RUN = ("--cv", "2", "--epochs", "3", "--save-top", "2", "--batch-size", "8", "--transform-type", "tta")
+RUN = (
+    "--cv",
+    "2",
+    "--epochs",
+    "3",
+    "--save-top",
+    "2",
+    "--batch-size",
+    "8",
+    "--transform-type",
+    "tta",
+)
 
 
 def watch(stage: Any, owner: Any, name: str, inside: int, after: int) -> None:
@@ -62,14 +83,20 @@ def child(words: list[str], stage: Any, save_seconds: float) -> None:
     config.BACKBONES["tiny"] = support.TINY
     training.SAVE_SECONDS = save_seconds
     checkpoint.LOCK_SECONDS = support.LIMIT  # the killed one's readers keep it until they notice
-    charts.drawn = lambda *_, **__: "<svg></svg>"  # else most kills would fall while the report's charts are drawn
+    charts.drawn = lambda *_, **__: (
+        "<svg></svg>"
+    )  # else most kills would fall while the report's charts are drawn
     watch(stage, engine, "validate", 2, 1)
     watch(stage, checkpoint, "write", 3, 1)
     watch(stage, checkpoint, "write_validation", 4, 1)
     watch(stage, checkpoint, "write_state", 5, 1)
     watch(stage, checkpoint, "tidy", 6, 1)
     watch(stage, crossval, "close", 7, 7)
-    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
+    with (
+        open(os.devnull, "w") as nothing,
+        contextlib.redirect_stdout(nothing),
+        contextlib.redirect_stderr(nothing),
+    ):
         os._exit(train.main(words))
 
 
@@ -84,17 +111,25 @@ def start(words: list[str], stage: Any, save_seconds: float = 0.0) -> Any:
 def result(saved: Path) -> dict[str, object]:
     """What a run leaves that may not hang on how often it was stopped."""
     (tree,) = saved.iterdir()
-    found: dict[str, object] = {"files": sorted(p.relative_to(tree).as_posix() for p in tree.rglob("*"))}
+    found: dict[str, object] = {
+        "files": sorted(p.relative_to(tree).as_posix() for p in tree.rglob("*"))
+    }
     for path in tree.rglob("*.pth"):
-        found[path.name] = {k: v.numpy().tobytes() for k, v in checkpoint.read(path).weights.items()}
+        found[path.name] = {
+            k: v.numpy().tobytes() for k, v in checkpoint.read(path).weights.items()
+        }
     for path in tree.rglob("validation.npz"):
         with np.load(path) as arrays:
             found[path.parent.name] = {k: arrays[k].tobytes() for k in arrays}
     return found | {name: (tree / name).read_bytes() for name in ("oof.csv", "folds.csv")}
 
 
-def one_round(root: Path, saved: Path, rng: random.Random, seconds: float, fell: collections.Counter[str]) -> int:
-    """Train, kill and resume until the run ends; returns the kills. Raises RuntimeError where a resumed run fails."""
+def one_round(
+    root: Path, saved: Path, rng: random.Random, seconds: float, fell: collections.Counter[str]
+) -> int:
+    """Train, kill and resume until the run ends; returns the kills. Raises RuntimeError where a
+    resumed run fails.
+    """
     stage, kills = FORK.Value("i", 0), 0
     words = ["--train-root", str(root), "--save-path", str(saved), *RUN, *support.FAST]
     while True:
@@ -108,7 +143,9 @@ def one_round(root: Path, saved: Path, rng: random.Random, seconds: float, fell:
                     path.unlink()
                 tree.rmdir()
         process = start([*words, *more, "--workers", str(rng.choice((0, 0, 1)))], stage)
-        process.join(rng.uniform(0, seconds) * 1.1**kills)  # or a machine that became slower would never come to a step
+        process.join(
+            rng.uniform(0, seconds) * 1.1**kills
+        )  # or a machine that became slower would never come to a step
         if process.exitcode is None:
             os.kill(process.pid, signal.SIGKILL)
             process.join()
@@ -126,7 +163,10 @@ def compare(kills: int, seed: int, folder: Path) -> tuple[collections.Counter[st
     root = support.make_train(folder / "train")
     stage = FORK.Value("i", 0)
     began = time.monotonic()
-    whole = start(["--train-root", str(root), "--save-path", str(folder / "whole"), *RUN, *support.FAST], stage)
+    whole = start(
+        ["--train-root", str(root), "--save-path", str(folder / "whole"), *RUN, *support.FAST],
+        stage,
+    )
     whole.join()
     seconds = time.monotonic() - began
     expected = result(folder / "whole")
@@ -145,7 +185,9 @@ def compare(kills: int, seed: int, folder: Path) -> tuple[collections.Counter[st
 
 def main() -> int:
     """Run until so many kills; exit 1 where a result differs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

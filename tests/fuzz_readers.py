@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Cut off and mutate valid files for every reader: each outcome must be a right reading or a UserError of one line.
+"""Cut off and mutate valid files for every reader: each outcome must be a right reading or a
+UserError of one line.
 
-Every truncation of each valid file comes first, then random mutations: bytes changed, taken out, put in, moved,
-lengths and counts made extreme; in zip files (.npz, .pth) also inside a member, with sums that fit again. All in this
-process under faulthandler, so that a crash of a decoder ends the script with a traceback and a non-zero exit code
-(the case lies in the folder it names). `python tests/fuzz_readers.py --cases 200000`
+Every truncation of each valid file comes first, then random mutations: bytes changed, taken out,
+put in, moved, lengths and counts made extreme; in zip files (.npz, .pth) also inside a member, with
+sums that fit again. All in this process under faulthandler, so that a crash of a decoder ends the
+script with a traceback and a non-zero exit code (the case lies in the folder it names). `python
+tests/fuzz_readers.py --cases 200000`
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -50,22 +53,51 @@ from utils import UserError
 
 SLOW = 600  # seconds after which a thousand cases count as hanging
 EXTREMES = (
-    b"\0", b"\xff", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\x80\0\0\0", b"\0" * 8, b"-1", b"nan", b"1e999", b"9" * 40,
-    b"\n", b"\r", b'"', b",", b";", b"../", b"\x1b[2J", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"{", b"[" * 2000, b"null",
-    b"\xff\xd8", b"\xff\xd9", b"\xff\xda", b"IEND\xaeB`\x82", b"PK\x05\x06", b"(", b")", b"\xd9\xa3",
-)  # fmt: skip
+    b"\0",
+    b"\xff",
+    b"\xff\xff\xff\xff",
+    b"\x7f\xff\xff\xff",
+    b"\x80\0\0\0",
+    b"\0" * 8,
+    b"-1",
+    b"nan",
+    b"1e999",
+    b"9" * 40,
+    b"\n",
+    b"\r",
+    b'"',
+    b",",
+    b";",
+    b"../",
+    b"\x1b[2J",
+    b"\xed\xa0\x80",
+    b"\xef\xbb\xbf",
+    b"{",
+    b"[" * 2000,
+    b"null",
+    b"\xff\xd8",
+    b"\xff\xd9",
+    b"\xff\xda",
+    b"IEND\xaeB`\x82",
+    b"PK\x05\x06",
+    b"(",
+    b")",
+    b"\xd9\xa3",
+)
 
 
 @dataclass(frozen=True)
 class Reader:
-    """A reader under test: valid files, and a check that reads one and raises AssertionError for a wrong reading."""
+    """A reader under test: valid files, and a check that reads one and raises AssertionError for a
+    wrong reading.
+    """
 
     name: str
     valid: list[bytes]
     check: Callable[[bytes], None]
 
 
-# ------------------------------------------------------------------------------------------------------ the cases
+# --- the cases
 
 
 def mutated(draw: random.Random, data: bytes) -> bytes:
@@ -108,7 +140,9 @@ def mutated_inside(draw: random.Random, data: bytes) -> bytes:
 
 
 def cases(reader: Reader, count: int, seed: int) -> Iterator[bytes]:
-    """Every truncation of the valid files (evenly thinned out to half of `count` where there are more), then mutations."""
+    """Every truncation of the valid files (evenly thinned out to half of `count` where there are
+    more), then mutations.
+    """
     cuts = [(data, length) for data in reader.valid for length in range(len(data))]
     draw = random.Random(f"{seed}/{reader.name}")
     chosen = cuts if len(cuts) <= count // 2 else draw.sample(cuts, count // 2)
@@ -118,7 +152,7 @@ def cases(reader: Reader, count: int, seed: int) -> Iterator[bytes]:
         yield mutated_inside(draw, draw.choice(reader.valid))
 
 
-# ---------------------------------------------------------------------------------------------------- the readers
+# --- the readers
 
 
 def saved(save: Callable[[io.BytesIO], object]) -> bytes:
@@ -131,7 +165,8 @@ def saved(save: Callable[[io.BytesIO], object]) -> bytes:
 def table_readers(folder: Path) -> list[Reader]:
     """train.csv and info.csv."""
     head = "id,gender,race,age,path\n"
-    rows = "000001,female,Asian,45,000001_female_Asian_45\n000002,male,Asian,20.0,000002_male_Asian_20\n"
+    rows = "000001,female,Asian,45,000001_female_Asian_45\n"
+    rows += "000002,male,Asian,20.0,000002_male_Asian_20\n"
     quoted = '"' + head[:-1].replace(",", '","') + '"\n' + rows
     people = (head + rows, (head + rows).replace(",", ";").replace("\n", "\r\n"), quoted)
     (folder / "images").mkdir()
@@ -163,16 +198,24 @@ def table_readers(folder: Path) -> list[Reader]:
 
 def images(folder: Path) -> list[Reader]:
     """Photographs in the formats and modes there are."""
-    small = Image.fromarray(np.random.RandomState(0).randint(0, 256, (6, 5, 3), dtype=np.uint8)).resize((15, 20))
+    small = Image.fromarray(
+        np.random.RandomState(0).randint(0, 256, (6, 5, 3), dtype=np.uint8)
+    ).resize((15, 20))
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "made"
     kinds: list[tuple[Image.Image, str, dict[str, object]]] = [
-        (small, "JPEG", {"exif": exif}), (small, "JPEG", {"progressive": True}), (small.convert("CMYK"), "JPEG", {}),
-        (small, "PNG", {"exif": exif}), (small.convert("P"), "PNG", {"transparency": 3}), (small.convert("LA"), "PNG", {}),
+        (small, "JPEG", {"exif": exif}),
+        (small, "JPEG", {"progressive": True}),
+        (small.convert("CMYK"), "JPEG", {}),
+        (small, "PNG", {"exif": exif}),
+        (small.convert("P"), "PNG", {"transparency": 3}),
+        (small.convert("LA"), "PNG", {}),
         (Image.fromarray(np.arange(300, dtype=np.uint16).reshape(20, 15) * 200), "PNG", {}),
-        (small, "GIF", {"save_all": True, "append_images": [small]}), (small, "WEBP", {}), (small, "BMP", {}),
+        (small, "GIF", {"save_all": True, "append_images": [small]}),
+        (small, "WEBP", {}),
+        (small, "BMP", {}),
         (small, "TIFF", {}),
-    ]  # fmt: skip
+    ]
 
     def check(data: bytes) -> None:
         (folder / "a.jpg").write_bytes(data)
@@ -182,22 +225,50 @@ def images(folder: Path) -> list[Reader]:
         assert photo.mode == "RGB"
         assert len(photo.tobytes()) == 3 * photo.width * photo.height > 0
 
-    return [Reader("image", [saved(lambda f, i=i, k=k, s=s: i.save(f, k, **s)) for i, k, s in kinds], check)]  # type: ignore[misc]
+    files = [saved(partial(i.save, format=k, **s)) for i, k, s in kinds]  # type: ignore[arg-type]
+    return [Reader("image", files, check)]
 
 
 def checkpoints(folder: Path) -> list[Reader]:
     """.pth files, their names, run.json, validation.npz."""
-    weights = {"linear.weight": torch.arange(12.0).reshape(3, 4), "batchnorm.num_batches_tracked": torch.tensor(3)}
-    info = checkpoint.Info("VanillaResNet", "main", "base", "resnet18", 224, 224, 1, 3, 0.5, 1.2, {"macro_f1": 0.5}, ["p1"])
+    weights = {
+        "linear.weight": torch.arange(12.0).reshape(3, 4),
+        "batchnorm.num_batches_tracked": torch.tensor(3),
+    }
+    info = checkpoint.Info(
+        "VanillaResNet",
+        "main",
+        "base",
+        "resnet18",
+        224,
+        224,
+        1,
+        3,
+        0.5,
+        1.2,
+        {"macro_f1": 0.5},
+        ["p1"],
+    )
     checkpoint.write(folder / "whole.pth", weights, info)
     whole = (folder / "whole.pth").read_bytes()
     bare = saved(lambda f: torch.save(weights, f))
     old = saved(lambda f: torch.save(weights, f, _use_new_zipfile_serialization=False))
     name = checkpoint.file_name(info, config.TrainSettings(lr=1e-5, loss_type="focalloss"))
-    run = {"started": "2026-11-23T23:15:00", "settings": {"task": "main"}, "data": {"photographs_per_class": dict.fromkeys(
-        config.TASKS["main"].classes, 5), "median_age": 40.0}}  # fmt: skip
-    one = ensemble.Probabilities("main", np.eye(18, dtype=np.float32)[None, None, :2], ["m"], [0], [0.5], ["a", "b"])
-    arrays = {"files": np.array(["a.jpg", "b.jpg"]), "probs_main": np.full((2, 2, 18), 1 / 18, np.float32)}
+    run = {
+        "started": "2026-11-23T23:15:00",
+        "settings": {"task": "main"},
+        "data": {
+            "photographs_per_class": dict.fromkeys(config.TASKS["main"].classes, 5),
+            "median_age": 40.0,
+        },
+    }
+    one = ensemble.Probabilities(
+        "main", np.eye(18, dtype=np.float32)[None, None, :2], ["m"], [0], [0.5], ["a", "b"]
+    )
+    arrays = {
+        "files": np.array(["a.jpg", "b.jpg"]),
+        "probs_main": np.full((2, 2, 18), 1 / 18, np.float32),
+    }
 
     def check_file(data: bytes) -> None:
         (folder / name).write_bytes(data)
@@ -209,7 +280,9 @@ def checkpoints(folder: Path) -> list[Reader]:
 
     def check_name(data: bytes) -> None:
         told = checkpoint.info_from_name(data.decode("utf-8", errors="replace"))
-        assert told is None or (told.model in config.MODELS and np.isfinite(told.macro_f1) and told.epoch >= 0)
+        assert told is None or (
+            told.model in config.MODELS and np.isfinite(told.macro_f1) and told.epoch >= 0
+        )
 
     def check_run(data: bytes) -> None:
         (folder / "run.json").write_bytes(data)
@@ -226,10 +299,18 @@ def checkpoints(folder: Path) -> list[Reader]:
     return [
         Reader("checkpoint", [whole, bare, old], check_file),
         Reader("checkpoint's name", [name.encode()], check_name),
-        Reader("run.json", [json.dumps(run).encode(), json.dumps(run, indent=2).encode()], check_run),
-        Reader("validation.npz", [saved(lambda f: np.savez_compressed(f, **arrays)), saved(lambda f: np.savez(f, **arrays))],  # type: ignore[arg-type]
-               check_validation),
-    ]  # fmt: skip
+        Reader(
+            "run.json", [json.dumps(run).encode(), json.dumps(run, indent=2).encode()], check_run
+        ),
+        Reader(
+            "validation.npz",
+            [
+                saved(lambda f: np.savez_compressed(f, **arrays)),  # type: ignore[arg-type]
+                saved(lambda f: np.savez(f, **arrays)),  # type: ignore[arg-type]
+            ],
+            check_validation,
+        ),
+    ]
 
 
 def predictions(folder: Path) -> list[Reader]:
@@ -238,7 +319,9 @@ def predictions(folder: Path) -> list[Reader]:
     for task, width in (("main", 18), ("age", 1)):
         array = np.random.RandomState(0).rand(2, 1, 3, width).astype(np.float32)
         array /= array.sum(-1, keepdims=True) if width > 1 else 1
-        probs = ensemble.Probabilities(task, array, ["fold00/a.pth", "fold01/b.pth"], [0, 1], [0.5, 0.6], ["x", "y", "z"])
+        probs = ensemble.Probabilities(
+            task, array, ["fold00/a.pth", "fold01/b.pth"], [0, 1], [0.5, 0.6], ["x", "y", "z"]
+        )
         submission.save(folder, probs)
         made.append((folder / submission.PROBS).read_bytes())
 
@@ -295,19 +378,32 @@ def states(folder: Path) -> list[Reader]:
 
 
 def told_tables(folder: Path) -> list[Reader]:
-    """What users write or keep beside a run: oof.csv, decision.json, boxes, label fixes, answers."""
-    files = [f"images/{person}/{shot}.jpg" for person in ("p1", "p2") for shot in ("mask1", "normal")]
-    table = tables.with_labels(pd.DataFrame({
-        "file": files, "path": files, "person": ["p1", "p1", "p2", "p2"], "mask": [0, 2, 0, 2], "gender": [0, 0, 1, 1],
-        "years": [20.0, 20.0, 61.0, 61.0], "fold": [0, 0, 1, 1],
-    }))  # fmt: skip
+    """What users keep beside a run: oof.csv, decision.json, boxes, label fixes, answers."""
+    files = [
+        f"images/{person}/{shot}.jpg" for person in ("p1", "p2") for shot in ("mask1", "normal")
+    ]
+    table = tables.with_labels(
+        pd.DataFrame(
+            {
+                "file": files,
+                "path": files,
+                "person": ["p1", "p1", "p2", "p2"],
+                "mask": [0, 2, 0, 2],
+                "gender": [0, 0, 1, 1],
+                "years": [20.0, 20.0, 61.0, 61.0],
+                "fold": [0, 0, 1, 1],
+            }
+        )
+    )
     outoffold.write(folder, "main", table, np.full((4, 18), 1 / 18))
     tree = trees.Tree(folder, "tree", "main", [])
     boxes = "file,left,top,right,bottom\n" + "".join(f"{file},1,2.0,30,40\n" for file in files)
     fixes = "path,column,value\np1,gender,female\np2,age,30\nimages/p1/normal.jpg,mask,wear\n"
     answers = "ImageID,ans\n" + "".join(f"{file},{number}\n" for number, file in enumerate(files))
     rule = json.dumps({"task": "main", "temperature": 1.5, "offsets": [0.1] * 18})
-    calibration = json.dumps({"task": "main", "temperature": 1.5, "biases": [0.1] * 18, "shares": [1 / 18] * 18})
+    calibration = json.dumps(
+        {"task": "main", "temperature": 1.5, "biases": [0.1] * 18, "shares": [1 / 18] * 18}
+    )
 
     def check_oof(data: bytes) -> None:
         (folder / outoffold.FILE).write_bytes(data)
@@ -318,13 +414,17 @@ def told_tables(folder: Path) -> list[Reader]:
     def check_rule(data: bytes) -> None:
         (folder / ensemble.RULE).write_bytes(data)
         with np.errstate(all="ignore"):
-            assert np.isfinite(ensemble.read_rule(folder, "main").adjust(np.full((2, 18), 1 / 18))).all()
+            assert np.isfinite(
+                ensemble.read_rule(folder, "main").adjust(np.full((2, 18), 1 / 18))
+            ).all()
 
     def check_calibration(data: bytes) -> None:
         (folder / shift.FILE).write_bytes(data)
         with np.errstate(all="ignore"):
             array = np.eye(18)[None, None]
-            assert np.isfinite(shift.estimate(shift.read(folder, "main"), array).adjust(array)).all()
+            assert np.isfinite(
+                shift.estimate(shift.read(folder, "main"), array).adjust(array)
+            ).all()
 
     def check_boxes(data: bytes) -> None:
         (folder / "boxes.csv").write_bytes(data)
@@ -340,7 +440,9 @@ def told_tables(folder: Path) -> list[Reader]:
 
     def check_answers(data: bytes) -> None:
         (folder / "answers.csv").write_bytes(data)
-        assert set(tables.read_answers(str(folder / "answers.csv"), files, "main")) <= set(range(18))
+        assert set(tables.read_answers(str(folder / "answers.csv"), files, "main")) <= set(
+            range(18)
+        )
 
     short = "image,mask\nimages/p1/normal.jpg,wear\n"
     return [
@@ -362,7 +464,7 @@ def readers(folder: Path) -> list[Reader]:
     return made
 
 
-# ------------------------------------------------------------------------------------------------------ the verdict
+# --- the verdict
 
 
 def judge(check: Callable[[bytes], None], data: bytes) -> str:
@@ -397,7 +499,9 @@ def fuzz(reader: Reader, count: int, seed: int) -> tuple[Counter[str], list[str]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cases", type=int, default=8000, help="of all readers together")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="the one reader of this name")
@@ -412,7 +516,12 @@ def main() -> int:
     for reader in chosen:
         verdicts, unclean = fuzz(reader, asked.cases // len(chosen), asked.seed)
         told = [verdicts.total(), verdicts["read"], verdicts["refused"], verdicts["unclean"], 0]
-        print(f"{reader.name:<18} " + " ".join(f"{n:>8}" for n in told), *unclean[:5], sep="\n  ", flush=True)
+        print(
+            f"{reader.name:<18} " + " ".join(f"{n:>8}" for n in told),
+            *unclean[:5],
+            sep="\n  ",
+            flush=True,
+        )
         bad += len(unclean)
     shutil.rmtree(folder)
     return 1 if bad else 0

@@ -1,4 +1,5 @@
-"""Run train.py or submit_ensemble.py in a process of its own with the tests' tiny backbones: python run_tiny.py SCRIPT ...
+"""Run train.py or submit_ensemble.py in a process of its own with the tests' tiny backbones: python
+run_tiny.py SCRIPT ...
 
 SAVE_SECONDS in the environment: how often an epoch's state is kept.
 """
@@ -23,7 +24,9 @@ import utils  # noqa: E402
 
 
 class Plain(nn.Module):
-    """A model without dropout and BatchNorm: its gradients do not depend on how a batch is shared out."""
+    """A model without dropout and BatchNorm: its gradients do not depend on how a batch is shared
+    out.
+    """
 
     trunk = "backbone"
 

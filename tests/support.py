@@ -1,4 +1,6 @@
-"""What the tests share: a tiny backbone, small painted data roots, and how to run the scripts in this process."""
+"""What the tests share: a tiny backbone, small painted data roots, and how to run the scripts in
+this process.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,19 @@ import config
 LIMIT = 600  # seconds, for what would hang: a loaded machine takes a tenth of it
 SHOTS = ("incorrect_mask", "mask1", "mask2", "mask3", "mask4", "mask5", "normal")
 PEOPLE = (
-    ("000001", "female", 20), ("000002", "male", 61), ("000003", "female", 45), ("003397", "male", 19),
-    ("003397", "female", 58), ("001498-1", "male", 33), ("001498-2", "female", 60), ("000008", "male", 25),
-    ("000009", "female", 29), ("000010", "male", 59), ("000011", "female", 18), ("000012", "male", 30),
-)  # fmt: skip
+    ("000001", "female", 20),
+    ("000002", "male", 61),
+    ("000003", "female", 45),
+    ("003397", "male", 19),
+    ("003397", "female", 58),
+    ("001498-1", "male", 33),
+    ("001498-2", "female", 60),
+    ("000008", "male", 25),
+    ("000009", "female", 29),
+    ("000010", "male", 59),
+    ("000011", "female", 18),
+    ("000012", "male", 30),
+)
 
 
 class Tiny(nn.Module):
@@ -51,7 +62,18 @@ def tiny_weights(name: str) -> dict[str, Tensor]:
 
 TINY = config.Backbone("support:tiny", "support:tiny_weights", "efficientnet")
 TINY_RESNET = config.Backbone("support:tiny", "support:tiny_weights", "resnet")
-FAST = ("--backbone", "tiny", "--image-size", "32", "--workers", "0", "--threads", "1", "--device", "cpu")
+FAST = (
+    "--backbone",
+    "tiny",
+    "--image-size",
+    "32",
+    "--workers",
+    "0",
+    "--threads",
+    "1",
+    "--device",
+    "cpu",
+)
 
 
 def paint(path: Path, seed: object, size: tuple[int, int] = (384, 512), **save: object) -> None:
@@ -61,8 +83,13 @@ def paint(path: Path, seed: object, size: tuple[int, int] = (384, 512), **save: 
     small.resize(size, Image.Resampling.NEAREST).save(path, **save)  # type: ignore[arg-type]
 
 
-def make_train(root: Path, people: Sequence[tuple[str, str, int]] = PEOPLE, junk: bool = True, table: bool = True) -> Path:
-    """A training root: mixed extensions and case, duplicate and suffixed ids, macOS's stray files."""
+def make_train(
+    root: Path,
+    people: Sequence[tuple[str, str, int]] = PEOPLE,
+    junk: bool = True,
+    table: bool = True,
+) -> Path:
+    """A training root: mixed extensions and case, duplicate and suffixed ids, stray files."""
     images = root / "images"
     images.mkdir(parents=True)
     rows = []
@@ -101,7 +128,7 @@ def make_eval(root: Path, count: int = 9, answers: bool = True) -> Path:
 
 
 def free_port() -> int:
-    """A port for processes to meet at, below those that the system gives to whoever asks for any."""
+    """A port for processes to meet at, below those that the system gives away by itself."""
     while True:
         port = random.SystemRandom().randrange(20000, 32000)
         with socket.socket() as trial, contextlib.suppress(OSError):

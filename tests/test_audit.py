@@ -19,13 +19,19 @@ import tables
 import train
 from utils import UserError
 
-# ------------------------------------------------------------------------------------------------------- suspects
+# --- suspects
 
 
 def answered(people: int = 80, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray]:
-    """A table of people with right labels, and the answers [photographs, 18] of a model that is mostly right."""
+    """A table of people with right labels, and the answers [photographs, 18] of a model that is
+    mostly right.
+    """
     draw = np.random.RandomState(seed)
-    rows = [(f"{k:03d}", shot, float(20 + 10 * (k % 5)), k // 5 % 2) for k in range(people) for shot in support.SHOTS]
+    rows = [
+        (f"{k:03d}", shot, float(20 + 10 * (k % 5)), k // 5 % 2)
+        for k in range(people)
+        for shot in support.SHOTS
+    ]
     table = pd.DataFrame(rows, columns=["person", "shot", "years", "gender"])
     table["file"] = table["person"] + "/" + table["shot"] + ".jpg"
     table["mask"] = table["shot"].map({"incorrect_mask": 1, "normal": 2}).fillna(0).astype(int)
@@ -51,9 +57,16 @@ def test_planted_errors_come_first() -> None:
     assert found["evidence"].is_monotonic_decreasing
     assert set(found[found["kind"] == "gender"]["person"][:3]) == set(genders)
     masks = found[found["kind"] == "mask"][:4]
-    assert set(masks["file"]) == {f"{p}/{shot}.jpg" for p in swapped for shot in ("incorrect_mask", "normal")}
-    assert set(zip(masks["given"], masks["suggested"], strict=True)) == {("incorrect", "not_wear"), ("not_wear", "incorrect")}
-    assert (masks.groupby("person")["evidence"].nunique() == 1).all(), "both files of a swap share their evidence"
+    assert set(masks["file"]) == {
+        f"{p}/{shot}.jpg" for p in swapped for shot in ("incorrect_mask", "normal")
+    }
+    assert set(zip(masks["given"], masks["suggested"], strict=True)) == {
+        ("incorrect", "not_wear"),
+        ("not_wear", "incorrect"),
+    }
+    assert (masks.groupby("person")["evidence"].nunique() == 1).all(), (
+        "both files of a swap share their evidence"
+    )
 
 
 def test_one_photograph_that_disagrees_makes_nobody_a_suspect() -> None:
@@ -91,7 +104,7 @@ def test_suspects_are_written_as_they_are(tmp_path: Path) -> None:
     assert again["file"].tolist() == found["file"].tolist()
 
 
-# ---------------------------------------------------------------------------------------------------------- fixes
+# --- fixes
 
 
 def fixes(folder: Path, *lines: str) -> str:
@@ -102,11 +115,19 @@ def fixes(folder: Path, *lines: str) -> str:
 
 def test_fixes_change_every_label_that_hangs_on_them(train_root: Path, tmp_path: Path) -> None:
     table = tables.read_train(train_root)
-    lines = ("000001_female_Asian_20,gender,male", "000001_female_Asian_20,age,61", "000002_male_Asian_61,age,29.4")
-    fixed, counts = suspects.apply_fixes(table, fixes(tmp_path, "path,column,value,note", *(f"{line},x" for line in lines)))
+    lines = (
+        "000001_female_Asian_20,gender,male",
+        "000001_female_Asian_20,age,61",
+        "000002_male_Asian_61,age,29.4",
+    )
+    fixed, counts = suspects.apply_fixes(
+        table, fixes(tmp_path, "path,column,value,note", *(f"{line},x" for line in lines))
+    )
     assert counts == {"gender": 1, "age": 2}
     own = fixed[fixed["person"] == "000001_female_Asian_20"]
-    assert set(zip(own["gender"], own["age"], own["ageg"], own["main"] % 6, strict=True)) == {(0, 61.0, 2, 2)}
+    assert set(zip(own["gender"], own["age"], own["ageg"], own["main"] % 6, strict=True)) == {
+        (0, 61.0, 2, 2)
+    }
     assert set(fixed[fixed["person"] == "000002_male_Asian_61"]["ageg"]) == {0}
     rest = ~fixed["person"].isin(["000001_female_Asian_20", "000002_male_Asian_61"])
     pd.testing.assert_frame_equal(fixed[rest], table[rest])
@@ -118,11 +139,18 @@ def test_fixes_change_every_label_that_hangs_on_them(train_root: Path, tmp_path:
 def test_mask_fixes_take_single_photographs(form: str, train_root: Path, tmp_path: Path) -> None:
     table = tables.read_train(train_root)
     own = table[table["person"] == "000003_female_Asian_45"].set_index("shot")["file"]
-    names = (own["incorrect_mask"], own["normal"].removeprefix("images/"))  # both spellings of a file
+    names = (
+        own["incorrect_mask"],
+        own["normal"].removeprefix("images/"),
+    )  # both spellings of a file
     values = ("2", "1") if form == "codes" else ("not_wear", "incorrect")
     long = [f"{name},mask,{value}" for name, value in zip(names, values, strict=True)]
     short = [f"{name},{value}" for name, value in zip(names, values, strict=True)]
-    path = fixes(tmp_path, "path,column,value", *long) if form == "long" else fixes(tmp_path, "image,mask", *short)
+    path = (
+        fixes(tmp_path, "path,column,value", *long)
+        if form == "long"
+        else fixes(tmp_path, "image,mask", *short)
+    )
     fixed, counts = suspects.apply_fixes(table, path)
     assert counts == {"mask": 2}
     changed = fixed[fixed["mask"] != table["mask"]].set_index("shot")
@@ -134,23 +162,40 @@ P = "000001_female_Asian_20"
 REFUSED = (
     (("person,gender", f"{P},male"), "expected path,column,value or image,mask"),
     (("path,column,value",), "no rows"),
-    (("path,column,value", f"{P},age,30", "000001,gender,male"), "row 3: there is no person '000001'"),
+    (
+        ("path,column,value", f"{P},age,30", "000001,gender,male"),
+        "row 3: there is no person '000001'",
+    ),
     (("path,column,value", f"{P},race,White"), "row 2: the column 'race'"),
-    (("path,column,value", f"{P},gender,man"), "row 2: 'man' is no gender; write one of male, female"),
+    (
+        ("path,column,value", f"{P},gender,man"),
+        "row 2: 'man' is no gender; write one of male, female",
+    ),
     (("path,column,value", f"{P},age,old"), "row 2: 'old' is no age"),
     (("path,column,value", f"{P},age,nan"), "row 2: 'nan' is no age"),
     (("path,column,value", f"{P},age,130"), "row 2: '130' is no age"),
     (("path,column,value", f"{P},gender,female"), "row 2: changes nothing"),
     (("path,column,value", f"{P},age,20.0"), "row 2: changes nothing"),
-    (("path,column,value", f"{P},age,30", f"{P},age,31"), "row 3: the age of .* is fixed by row 2 too"),
+    (
+        ("path,column,value", f"{P},age,30", f"{P},age,31"),
+        "row 3: the age of .* is fixed by row 2 too",
+    ),
     (("path,column,value", f"{P},mask,wear"), "row 2: there is no photograph"),
-    (("image,mask", f"images/{P}/mask9.jpg,wear"), "row 2: there is no photograph .*; write it like images/"),
-    (("image,mask", f"images/{P}/mask1.jpg,off"), "row 2: 'off' is no mask; write one of wear, incorrect, not_wear"),
+    (
+        ("image,mask", f"images/{P}/mask9.jpg,wear"),
+        "row 2: there is no photograph .*; write it like images/",
+    ),
+    (
+        ("image,mask", f"images/{P}/mask1.jpg,off"),
+        "row 2: 'off' is no mask; write one of wear, incorrect, not_wear",
+    ),
     (("image,mask", f"images/{P}/mask1.jpg,wear"), "row 2: changes nothing"),
 )
 
 
-@pytest.mark.parametrize(("lines", "message"), REFUSED, ids=[message[:40] for _, message in REFUSED])
+@pytest.mark.parametrize(
+    ("lines", "message"), REFUSED, ids=[message[:40] for _, message in REFUSED]
+)
 def test_a_fix_that_would_do_nothing_or_harm_is_refused(
     lines: tuple[str, ...], message: str, train_root: Path, tmp_path: Path
 ) -> None:
@@ -166,13 +211,20 @@ def mask1(table: pd.DataFrame) -> str:
 
 
 @pytest.mark.parametrize("cv", [1, 4])
-def test_fixes_do_not_move_a_fold(cv: int, train_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fixes_do_not_move_a_fold(
+    cv: int, train_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     table = tables.read_train(train_root)
-    lines = [f"{row.person},gender,{config.GENDERS[1 - row.gender]}" for row in table.drop_duplicates("person").itertuples()]
+    lines = [
+        f"{row.person},gender,{config.GENDERS[1 - row.gender]}"
+        for row in table.drop_duplicates("person").itertuples()
+    ]
     settings = config.TrainSettings(train_root=str(train_root), cv=cv)
     before = prepare.load_table(settings)[0]
     path = fixes(tmp_path, "path,column,value", *lines[:5], "000003_female_Asian_45,age,20")
-    after = prepare.load_table(config.TrainSettings(train_root=str(train_root), cv=cv, label_fixes=path))[0]
+    after = prepare.load_table(
+        config.TrainSettings(train_root=str(train_root), cv=cv, label_fixes=path)
+    )[0]
     assert (before["file"] == after["file"]).all()
     assert (before["fold"] == after["fold"]).all()
     assert (before["gender"] != after["gender"]).sum() == 5 * 7
@@ -180,8 +232,18 @@ def test_fixes_do_not_move_a_fold(cv: int, train_root: Path, tmp_path: Path, cap
     assert line in capsys.readouterr().out.splitlines()
 
 
-def test_the_command_takes_fixes(train_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--train-root", str(train_root), "--save-path", str(tmp_path / "s"), *support.FAST, "--dry-run", "--label-fixes"]
+def test_the_command_takes_fixes(
+    train_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "--train-root",
+        str(train_root),
+        "--save-path",
+        str(tmp_path / "s"),
+        *support.FAST,
+        "--dry-run",
+        "--label-fixes",
+    ]
     assert train.main([*words, fixes(tmp_path, "path,column,value", f"{P},gender,male")]) == 0
     assert "corrected gender 1 (7 photographs)" in capsys.readouterr().out
     with pytest.raises(UserError, match="row 2: there is no person"):
@@ -190,7 +252,7 @@ def test_the_command_takes_fixes(train_root: Path, tmp_path: Path, capsys: pytes
         train.main([*words, str(tmp_path / "none.csv")])
 
 
-# ----------------------------------------------------------------------------------------------------- duplicates
+# --- duplicates
 
 
 @pytest.fixture
@@ -209,15 +271,23 @@ def test_different_photographs_are_no_duplicates(album: tuple[list[str], list[st
     assert duplicates.find_duplicates(*album) == []
 
 
-def test_copies_of_somebody_else_are_found_however_disguised(album: tuple[list[str], list[str]]) -> None:
+def test_copies_of_somebody_else_are_found_however_disguised(
+    album: tuple[list[str], list[str]],
+) -> None:
     paths, people = album
     sources = [Image.open(paths[k]).convert("RGB") for k in (0, 4, 8, 12)]
-    copies = [sources[0].resize((300, 400)), ImageOps.mirror(sources[1]), sources[2].crop((12, 4, 380, 500)),
-              ImageOps.mirror(sources[3].crop((6, 12, 376, 500)).convert("L"))]  # fmt: skip
+    copies = [
+        sources[0].resize((300, 400)),
+        ImageOps.mirror(sources[1]),
+        sources[2].crop((12, 4, 380, 500)),
+        ImageOps.mirror(sources[3].crop((6, 12, 376, 500)).convert("L")),
+    ]
     for copy, k in zip(copies, (20, 23, 26, 29), strict=True):
         copy.save(paths[k], quality=50)
     found = duplicates.find_duplicates(paths, people)
-    assert {(a, b) for a, b, _ in found} == {(paths[a], paths[b]) for a, b in ((0, 20), (4, 23), (8, 26), (12, 29))}
+    assert {(a, b) for a, b, _ in found} == {
+        (paths[a], paths[b]) for a, b in ((0, 20), (4, 23), (8, 26), (12, 29))
+    }
     distances = [d for _, _, d in found]
     assert distances == sorted(distances)
     assert -1e-3 < distances[0] < duplicates.LIMIT
@@ -241,8 +311,12 @@ def test_an_unreadable_photograph_is_counted_and_left_out(
     assert duplicates.find_duplicates(paths[5:6], people[5:6]) == []
 
 
-def test_more_photographs_than_a_block(album: tuple[list[str], list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_photographs_than_a_block(
+    album: tuple[list[str], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(duplicates, "BLOCK", 7)
     paths, people = album
     ImageOps.mirror(Image.open(paths[2])).save(paths[25])
-    assert [(a, b) for a, b, _ in duplicates.find_duplicates(paths, people)] == [(paths[2], paths[25])]
+    assert [(a, b) for a, b, _ in duplicates.find_duplicates(paths, people)] == [
+        (paths[2], paths[25])
+    ]

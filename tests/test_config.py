@@ -35,7 +35,9 @@ def test_help_is_free_of_torch_and_shows_choices_and_defaults(script: str) -> No
         "    assert end.code in (0, None), end.code\n"
         "assert not {'torch', 'pandas', 'numpy', 'torchvision'} & set(sys.modules), 'heavy imports'"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     options = [line for line in done.stdout.splitlines() if line.startswith("  --")]
     assert 10 < len(options) <= 40
@@ -54,8 +56,12 @@ def test_help_is_free_of_torch_and_shows_choices_and_defaults(script: str) -> No
         (["--threads", "x"], "--threads"),
     ],
 )
-def test_bad_arguments_end_with_code_2_and_one_line(script: str, words: list[str], told: str) -> None:
-    done = subprocess.run([sys.executable, script, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+def test_bad_arguments_end_with_code_2_and_one_line(
+    script: str, words: list[str], told: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, script, *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
@@ -64,8 +70,14 @@ def test_bad_arguments_end_with_code_2_and_one_line(script: str, words: list[str
 
 
 def test_underscores_and_any_case_are_accepted() -> None:
-    settings = training("--model_type=vanillaRESNET", "--TASK".lower(), "AGE", "--optim_type", "AdamP")
-    assert (settings.model_type, settings.task, settings.optim_type) == ("VanillaResNet", "age", "adamp")
+    settings = training(
+        "--model_type=vanillaRESNET", "--TASK".lower(), "AGE", "--optim_type", "AdamP"
+    )
+    assert (settings.model_type, settings.task, settings.optim_type) == (
+        "VanillaResNet",
+        "age",
+        "adamp",
+    )
     assert training("--run-name", "a_b").run_name == "a_b"
     assert training("--pretrained", "NONE").pretrained == "none"
     assert training("--pretrained", "ImageNet").pretrained == "imagenet"
@@ -75,11 +87,20 @@ def test_underscores_and_any_case_are_accepted() -> None:
 def test_defaults_are_the_contracts() -> None:
     s = training()
     assert (s.task, s.model_type, s.transform_type, s.epochs, s.cv, s.batch_size) == (
-        "main", "VanillaEfficientNet", "random", 30, 1, 32,
-    )  # fmt: skip
+        "main",
+        "VanillaEfficientNet",
+        "random",
+        30,
+        1,
+        32,
+    )
     assert (s.optim_type, s.loss_type, s.lr_scheduler, s.seed, s.save_path) == (
-        "adam", "labelsmoothingloss", "cosine", 42, "./saved_models",
-    )  # fmt: skip
+        "adam",
+        "labelsmoothingloss",
+        "cosine",
+        42,
+        "./saved_models",
+    )
     assert (s.backbone, s.image_size, s.save_top, s.split_seed) == ("efficientnet-b3", 224, 3, 42)
     assert training("--task", "age").loss_type == "smoothl1loss"
     assert training("--model-type", "VanillaResNet").backbone == "resnet50"
@@ -106,7 +127,10 @@ def test_the_default_learning_rate(words: list[str], rate: float) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--task", "age", "--loss-type", "focalloss"], "--loss-type focalloss.*mseloss, smoothl1loss"),
+        (
+            ["--task", "age", "--loss-type", "focalloss"],
+            "--loss-type focalloss.*mseloss, smoothl1loss",
+        ),
         (["--loss-type", "mseloss"], "--loss-type mseloss.*labelsmoothingloss"),
         (["--backbone", "resnet50"], "--backbone resnet50.*efficientnet-b0"),
         (["--backbone", "vgg"], "--backbone vgg: unknown"),
@@ -115,12 +139,44 @@ def test_the_default_learning_rate(words: list[str], rate: float) -> None:
         (["--age-filter", "61"], "--age-filter"),
         (["--epochs", "0"], "--epochs"),
         (["--lr", "0"], "--lr"),
-        *[([name, value], name) for name in ("--lr", "--weight-decay", "--backbone-lr-scale", "--clip-grad", "--warmup-epochs")
-          for value in ("nan", "inf", "1e300")],
-        *[([name, "9" * digits], name) for digits in (20, 5000) for name in
-          ("--epochs", "--save-top", "--seed", "--batch-size", "--threads", "--workers", "--cv", "--freeze", "--folds")],
-        *[([name, ""], f"{name}: is empty") for name in
-          ("--load-state-dict", "--valid-root", "--boxes", "--label-fixes", "--train-root", "--device", "--resume")],
+        *[
+            ([name, value], name)
+            for name in (
+                "--lr",
+                "--weight-decay",
+                "--backbone-lr-scale",
+                "--clip-grad",
+                "--warmup-epochs",
+            )
+            for value in ("nan", "inf", "1e300")
+        ],
+        *[
+            ([name, "9" * digits], name)
+            for digits in (20, 5000)
+            for name in (
+                "--epochs",
+                "--save-top",
+                "--seed",
+                "--batch-size",
+                "--threads",
+                "--workers",
+                "--cv",
+                "--freeze",
+                "--folds",
+            )
+        ],
+        *[
+            ([name, ""], f"{name}: is empty")
+            for name in (
+                "--load-state-dict",
+                "--valid-root",
+                "--boxes",
+                "--label-fixes",
+                "--train-root",
+                "--device",
+                "--resume",
+            )
+        ],
         (["--cv", "0"], "--cv"),
         (["--batch-size", "1"], "--batch-size"),
         (["--warmup-epochs", "30"], "--warmup-epochs"),
@@ -136,7 +192,9 @@ def test_what_does_not_go_together_is_refused(words: list[str], told: str) -> No
 
 def test_tta_needs_a_transform_with_random_views() -> None:
     def ensemble(*words: str) -> config.EnsembleSettings:
-        return config.parse(config.EnsembleSettings, list(words), "submit_ensemble.py", "").completed()
+        return config.parse(
+            config.EnsembleSettings, list(words), "submit_ensemble.py", ""
+        ).completed()
 
     assert ensemble().transform_type == "base"
     assert ensemble("--tta", "2").transform_type == "tta"
@@ -156,21 +214,33 @@ def test_a_recipe_stands_for_its_options_and_each_of_them_goes_before(name: str)
     assert dataclasses.replace(plain, recipe=None) == expanded
     for field, value in recipe.options.items():
         default = config.TrainSettings.__dataclass_fields__[field].default
-        others = {"lr": "0.7", "loss_type": "focalloss"}  # where the plain command line has no default of its own
+        others = {
+            "lr": "0.7",
+            "loss_type": "focalloss",
+        }  # where the plain command line has no default of its own
         other = others[field] if default is None else str(default)
         changed = training("--recipe", name, f"--{field.replace('_', '-')}", other)
         assert str(getattr(changed, field)) == other != str(value)
-    assert str(recipe) in " ".join(config.build_parser(config.TrainSettings, "train.py", "").format_help().split())
+    assert str(recipe) in " ".join(
+        config.build_parser(config.TrainSettings, "train.py", "").format_help().split()
+    )
 
 
-@pytest.mark.parametrize("name", ["nonsense", "meta", "hpu", "privateuseone", "cuda:99999999999", "cpu:-1"])
+@pytest.mark.parametrize(
+    "name", ["nonsense", "meta", "hpu", "privateuseone", "cuda:99999999999", "cpu:-1"]
+)
 def test_a_wrong_device_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=f"--device {name}: not usable here"):
         train.main(["--device", name, "--pretrained", "none"])
 
 
 def test_empty_and_huge_values_of_a_submission_are_refused() -> None:
-    for words in (["--root", "a", ""], ["--tta", "9" * 5000], ["--top-k", "9" * 20], ["--from-probs="]):
+    for words in (
+        ["--root", "a", ""],
+        ["--tta", "9" * 5000],
+        ["--top-k", "9" * 20],
+        ["--from-probs="],
+    ):
         with pytest.raises(UserError, match=words[0].rstrip("=")) as refusal:
             config.parse(config.EnsembleSettings, words, "submit_ensemble.py", "")
         assert len(str(refusal.value)) < 300

@@ -49,12 +49,25 @@ def test_a_person_is_the_path_not_the_id(train_root: Path) -> None:
 
 def test_labels_of_all_tasks(train_root: Path) -> None:
     table = tables.read_train(train_root)
-    row = table[(table["person"] == "001498-2_female_Asian_60") & (table["shot"] == "incorrect_mask")].iloc[0]
-    assert (row["mask"], row["gender"], row["age"], row["ageg"], row["main"]) == (1, 1, 60.0, 2, 6 + 3 + 2)
-    assert table.groupby("person")["mask"].apply(lambda m: sorted(m)).map(tuple).unique().tolist() == [(0,) * 5 + (1, 2)]
+    row = table[
+        (table["person"] == "001498-2_female_Asian_60") & (table["shot"] == "incorrect_mask")
+    ].iloc[0]
+    assert (row["mask"], row["gender"], row["age"], row["ageg"], row["main"]) == (
+        1,
+        1,
+        60.0,
+        2,
+        6 + 3 + 2,
+    )
+    assert table.groupby("person")["mask"].apply(lambda m: sorted(m)).map(
+        tuple
+    ).unique().tolist() == [(0,) * 5 + (1, 2)]
 
 
-@pytest.mark.parametrize(("years", "group"), [(18, 0), (29, 0), (29.49, 0), (29.5, 1), (30, 1), (59, 1), (59.5, 2), (60, 2)])
+@pytest.mark.parametrize(
+    ("years", "group"),
+    [(18, 0), (29, 0), (29.49, 0), (29.5, 1), (30, 1), (59, 1), (59.5, 2), (60, 2)],
+)
 def test_age_groups(years: float, group: int) -> None:
     assert config.age_group(years) == group
 
@@ -85,9 +98,13 @@ def test_flat_folder_and_folder_names_without_a_table(
     assert capsys.readouterr().err.count("no train.csv") == 1
 
 
-def test_the_table_wins_over_the_folder_name_with_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_wins_over_the_folder_name_with_one_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = support.make_train(tmp_path / "train", support.PEOPLE[:3])
-    text = (root / "train.csv").read_text().replace("000001,female,Asian,20", "000001,male,Asian,33")
+    text = (
+        (root / "train.csv").read_text().replace("000001,female,Asian,20", "000001,male,Asian,33")
+    )
     (root / "train.csv").write_text(text)
     table = tables.read_train(root)
     first = table[table["person"] == "000001_female_Asian_20"]
@@ -109,7 +126,9 @@ def test_the_table_wins_over_the_folder_name_with_one_warning(tmp_path: Path, ca
         ("gender", "sex", "gender"),
     ],
 )
-def test_bad_tables_are_refused_by_file_and_row(tmp_path: Path, old: str, new: str, told: str) -> None:
+def test_bad_tables_are_refused_by_file_and_row(
+    tmp_path: Path, old: str, new: str, told: str
+) -> None:
     root = support.make_train(tmp_path / "train", support.PEOPLE[:3])
     table = root / "train.csv"
     table.write_text(table.read_text().replace(old, new))
@@ -120,7 +139,10 @@ def test_bad_tables_are_refused_by_file_and_row(tmp_path: Path, old: str, new: s
 
 def test_names_are_compared_in_one_unicode_form(tmp_path: Path) -> None:
     name = "김 1"
-    root = support.make_train(tmp_path / "train", [(unicodedata.normalize("NFD", name), "female", 20), *support.PEOPLE[:1]])
+    root = support.make_train(
+        tmp_path / "train",
+        [(unicodedata.normalize("NFD", name), "female", 20), *support.PEOPLE[:1]],
+    )
     table = root / "train.csv"
     table.write_text(unicodedata.normalize("NFC", table.read_text()))
     read = tables.read_train(root)
@@ -129,7 +151,7 @@ def test_names_are_compared_in_one_unicode_form(tmp_path: Path) -> None:
     assert all(os.path.exists(p) for p in read["path"])
 
 
-# ------------------------------------------------------------------------------------------------------- folds
+# --- folds
 
 
 def test_no_person_is_on_both_sides(train_root: Path) -> None:
@@ -140,7 +162,9 @@ def test_no_person_is_on_both_sides(train_root: Path) -> None:
     assert sorted(table["fold"].unique()) == [0, 1, 2, 3, 4]
     words = ["--train-root", str(train_root), "--cv", "5", *support.FAST]
     study, _ = prepare.set_up(config.parse(config.TrainSettings, words, "train.py", "").completed())
-    folders = [Path(path).parent.name for path in study.table["path"]]  # not by the table's own word for a person
+    folders = [
+        Path(path).parent.name for path in study.table["path"]
+    ]  # not by the table's own word for a person
     seen = []
     for number in range(5):
         fold = training.prepare_fold(study, number)
@@ -150,10 +174,16 @@ def test_no_person_is_on_both_sides(train_root: Path) -> None:
     assert sorted(seen) == sorted(set(folders))
 
 
-def test_the_file_systems_order_does_not_change_the_split(train_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_systems_order_does_not_change_the_split(
+    train_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = dataset.assign_folds(tables.read_train(train_root), 5, 42)
     plain = Path.iterdir
-    monkeypatch.setattr(Path, "iterdir", lambda self: iter(sorted(plain(self), key=lambda p: p.name[::-1], reverse=True)))
+    monkeypatch.setattr(
+        Path,
+        "iterdir",
+        lambda self: iter(sorted(plain(self), key=lambda p: p.name[::-1], reverse=True)),
+    )
     table = tables.read_train(train_root)
     assert dataset.assign_folds(table.sample(frac=1, random_state=1), 5, 42) == before
 
@@ -162,16 +192,38 @@ def test_splits_hang_on_the_split_seed_and_never_change(train_root: Path) -> Non
     table = tables.read_train(train_root)
     folds = dataset.assign_folds(table, 5, 42)
     assert folds != dataset.assign_folds(table, 5, 43)
-    assert [folds[p] for p in sorted(folds)] == [1, 0, 0, 1, 2, 4, 3, 2, 3, 1, 4, 0]  # written down once: the same on any machine
+    assert [folds[p] for p in sorted(folds)] == [
+        1,
+        0,
+        0,
+        1,
+        2,
+        4,
+        3,
+        2,
+        3,
+        1,
+        4,
+        0,
+    ]  # written down once: the same on any machine
 
 
 def synthetic(groups: list[tuple[int, int]]) -> pd.DataFrame:
-    return pd.DataFrame([(f"p{i:03d}", g, a) for i, (g, a) in enumerate(groups)], columns=["person", "gender", "ageg"])
+    return pd.DataFrame(
+        [(f"p{i:03d}", g, a) for i, (g, a) in enumerate(groups)],
+        columns=["person", "gender", "ageg"],
+    )
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 2)), min_size=2, max_size=60), st.integers(2, 7), st.integers(0, 99))
-def test_every_stratum_and_the_total_are_balanced_to_one_person(groups: list[tuple[int, int]], folds: int, seed: int) -> None:
+@given(
+    st.lists(st.tuples(st.integers(0, 1), st.integers(0, 2)), min_size=2, max_size=60),
+    st.integers(2, 7),
+    st.integers(0, 99),
+)
+def test_every_stratum_and_the_total_are_balanced_to_one_person(
+    groups: list[tuple[int, int]], folds: int, seed: int
+) -> None:
     table = synthetic(groups)
     if folds > len(table):
         with pytest.raises(UserError, match="--cv"):
@@ -190,7 +242,7 @@ def test_eight_people_and_five_folds(tmp_path: Path) -> None:
     assert sorted(np.bincount(list(folds.values()))) == [1, 1, 2, 2, 2]
 
 
-# ------------------------------------------------------------------------------------- evaluation roots, answers
+# --- evaluation roots, answers
 
 
 def test_info_csv_gives_the_order_from_the_folder_or_its_images(eval_root: Path) -> None:
@@ -220,7 +272,7 @@ def test_info_csv_naming_a_missing_or_doubled_photograph_is_refused(tmp_path: Pa
         tables.read_eval(str(root))
 
 
-# ---------------------------------------------------------------------------------------------- photographs
+# --- photographs
 
 
 def test_photographs_are_upright_rgb(tmp_path: Path) -> None:
@@ -243,9 +295,14 @@ def test_photographs_are_upright_rgb(tmp_path: Path) -> None:
 def test_an_unreadable_photograph_is_named_also_by_a_worker(tmp_path: Path) -> None:
     bad = tmp_path / "bad.jpg"
     bad.write_text("no picture")
-    photos = dataset.Photos(["bad.jpg"], [str(bad)], [augmentation.View(augmentation.forms("base", 32).valid)])
+    photos = dataset.Photos(
+        ["bad.jpg"], [str(bad)], [augmentation.View(augmentation.forms("base", 32).valid)]
+    )
     for workers in (0, 1):
-        with pytest.raises(UserError) as caught, loading.loader(photos, dataset.Batches([0], 1), workers, CPU) as loader:
+        with (
+            pytest.raises(UserError) as caught,
+            loading.loader(photos, dataset.Batches([0], 1), workers, CPU) as loader,
+        ):
             list(loader)
         assert str(caught.value).startswith(str(bad))
         assert "Traceback" not in str(caught.value)
@@ -273,7 +330,11 @@ def epoch_pixels(photos: dataset.Photos, epoch: int, workers: int) -> torch.Tens
     batches = dataset.Batches(range(20), 6, ("fold", 42, 0), least=2)
     batches.epoch = epoch
     with loading.loader(photos, batches, workers, CPU) as loader:
-        found = {int(i): pixels for pairs, views in loader for i, pixels in zip(pairs[:, 0], views[0], strict=True)}
+        found = {
+            int(i): pixels
+            for pairs, views in loader
+            for i, pixels in zip(pairs[:, 0], views[0], strict=True)
+        }
     return torch.stack([found[i] for i in range(20)])
 
 
@@ -286,7 +347,9 @@ def test_random_draws_do_not_hang_on_workers_but_on_the_epoch(train_root: Path) 
     assert torch.equal(alone, epoch_pixels(photos, 0, 2))
     assert not torch.equal(alone, epoch_pixels(photos, 1, 0))
     torch.manual_seed(0)
-    assert torch.equal(drawn, torch.rand(1)), "reading photographs moved the global generator, dropout's"
+    assert torch.equal(drawn, torch.rand(1)), (
+        "reading photographs moved the global generator, dropout's"
+    )
 
 
 def test_persistent_workers_see_each_new_epoch(train_root: Path) -> None:
@@ -302,7 +365,9 @@ def test_persistent_workers_see_each_new_epoch(train_root: Path) -> None:
 
 
 @given(st.integers(2, 50), st.integers(2, 9), st.integers(0, 3))
-def test_batches_hold_every_photograph_once_and_none_alone(count: int, size: int, start: int) -> None:
+def test_batches_hold_every_photograph_once_and_none_alone(
+    count: int, size: int, start: int
+) -> None:
     batches = dataset.Batches(range(count), size, ("x",), least=2)
     whole = list(batches)
     assert sorted(i for batch in whole for _, i, _ in batch) == list(range(count))

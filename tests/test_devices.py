@@ -63,7 +63,9 @@ def test_a_copy_is_waited_for_on_every_device_but_cuda(name: str) -> None:
 
 
 class OneAgainstRest(nn.Module):
-    """Binary cross entropy of every class against the rest: it changes with a number added to all outputs."""
+    """Binary cross entropy of every class against the rest: it changes with a number added to all
+    outputs.
+    """
 
     def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
         wanted = functional.one_hot(labels, outputs.shape[1]).to(outputs.dtype)
@@ -75,8 +77,22 @@ def test_the_validation_loss_is_that_of_the_networks_outputs(
     name: str, train_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """(16.6) Also for a registered loss that is not the same for softmax's probabilities."""
-    monkeypatch.setitem(config.LOSSES, "oneagainstrest", config.Loss("test_devices:OneAgainstRest", False, "for tests"))
-    words = ["--train-root", str(train_root), "--save-path", str(tmp_path), "--task", "mask", "--epochs", "1", *support.FAST]
+    monkeypatch.setitem(
+        config.LOSSES,
+        "oneagainstrest",
+        config.Loss("test_devices:OneAgainstRest", False, "for tests"),
+    )
+    words = [
+        "--train-root",
+        str(train_root),
+        "--save-path",
+        str(tmp_path),
+        "--task",
+        "mask",
+        "--epochs",
+        "1",
+        *support.FAST,
+    ]
     assert train.main([*words, "--loss-type", name]) == 0
     (folder,) = tmp_path.glob("*/fold00")
     found, info = checkpoint.ranked_members(folder)[0]
@@ -86,7 +102,10 @@ def test_the_validation_loss_is_that_of_the_networks_outputs(
     view = augmentation.View(augmentation.forms(info.transform, 32).valid)
     photos = dataset.Photos(stored[0], table["path"].tolist(), [view])
     network = model.rebuild(info, found.weights, "x").eval()
-    with loading.loader(photos, dataset.Batches(range(len(photos)), len(photos)), 0, CPU) as loader, torch.no_grad():
+    with (
+        loading.loader(photos, dataset.Batches(range(len(photos)), len(photos)), 0, CPU) as loader,
+        torch.no_grad(),
+    ):
         ((_, views),) = loader
         outputs = network(engine.Compute(CPU, "fp32", 0, 1).to_network(views[0]))["mask"]
     criterion = OneAgainstRest() if name == "oneagainstrest" else nn.CrossEntropyLoss()
@@ -112,10 +131,25 @@ def test_processes_that_share_a_batch_draw_other_dropout_masks(
     """(16, small) The first one draws what one process alone does."""
     monkeypatch.setitem(config.MODELS, "Masked", config.Model("test_devices:Masked", "tiny"))
     monkeypatch.setenv("MASKS", str(tmp_path))
-    words = ["--train-root", str(train_root), "--epochs", "1", "--batch-size", "16", "--model-type", "Masked", *support.FAST]
+    words = [
+        "--train-root",
+        str(train_root),
+        "--epochs",
+        "1",
+        "--batch-size",
+        "16",
+        "--model-type",
+        "Masked",
+        *support.FAST,
+    ]
     assert train.main([*words, "--save-path", str(tmp_path / "one")]) == 0
-    assert test_processes.in_two(train.main, [*words, "--save-path", str(tmp_path / "two")]) == [0, 0]
-    alone, first, second = ((tmp_path / name).read_text().splitlines() for name in ("alone", "0", "1"))
+    assert test_processes.in_two(train.main, [*words, "--save-path", str(tmp_path / "two")]) == [
+        0,
+        0,
+    ]
+    alone, first, second = (
+        (tmp_path / name).read_text().splitlines() for name in ("alone", "0", "1")
+    )
     assert alone == first
     assert len(first) == len(second)
     assert not set(first) & set(second)
@@ -134,7 +168,15 @@ def test_fewer_workers_read_where_shared_memory_is_small(
 ) -> None:
     """(16.8) Workers x batches read ahead x bytes of a batch, against what /dev/shm has free."""
     monkeypatch.setattr(loading, "free_shared_memory", lambda: 7 * BATCH)
-    words = ["--train-root", str(train_root), "--save-path", str(tmp_path / "s"), "--epochs", "1", *support.FAST]
+    words = [
+        "--train-root",
+        str(train_root),
+        "--save-path",
+        str(tmp_path / "s"),
+        "--epochs",
+        "1",
+        *support.FAST,
+    ]
     assert train.main([*words, "--workers", "3"]) == 0
     captured = capsys.readouterr()
     (line,) = (line for line in captured.err.splitlines() if "/dev/shm" in line)
@@ -143,12 +185,28 @@ def test_fewer_workers_read_where_shared_memory_is_small(
     assert "1 worker" in captured.out
     (run,) = tmp_path.glob("s/*/run.json")
     assert json.loads(run.read_text())["chosen"]["workers"] == 1
-    words = ["--root", str(tree), "--data-root", str(eval_root), "--save-path", str(tmp_path / "p"), "--top-k", "1"]
-    assert submit_ensemble.main([*words, "--tta", "2", "--workers", "3", "--device", "cpu", "--threads", "1"]) == 0  # 6 views
+    words = [
+        "--root",
+        str(tree),
+        "--data-root",
+        str(eval_root),
+        "--save-path",
+        str(tmp_path / "p"),
+        "--top-k",
+        "1",
+    ]
+    assert (
+        submit_ensemble.main(
+            [*words, "--tta", "2", "--workers", "3", "--device", "cpu", "--threads", "1"]
+        )
+        == 0
+    )  # 6 views
     assert "warning: --workers 0 instead of 3: /dev/shm has" in capsys.readouterr().err
 
 
-def in_small_shared_memory(size: str, code: str, words: list[str]) -> subprocess.CompletedProcess[str]:
+def in_small_shared_memory(
+    size: str, code: str, words: list[str]
+) -> subprocess.CompletedProcess[str]:
     """train.py after `code`, where /dev/shm has so much room."""
     text = f"""
 import sys
@@ -158,8 +216,17 @@ run_tiny.register()
 {code}
 sys.exit(utils.run_script(lambda _: train.main({words!r}), "train.py"))
 """
-    start = ["unshare", "-m", "bash", "-c", f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$@"', "bash"]
-    return subprocess.run([*start, sys.executable, "-c", text], capture_output=True, text=True, check=False)
+    start = [
+        "unshare",
+        "-m",
+        "bash",
+        "-c",
+        f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$@"',
+        "bash",
+    ]
+    return subprocess.run(
+        [*start, sys.executable, "-c", text], capture_output=True, text=True, check=False
+    )
 
 
 def can_mount() -> bool:
@@ -172,9 +239,21 @@ def can_mount() -> bool:
 
 
 @pytest.mark.skipif(not can_mount(), reason="needs unshare and mount")
-def test_a_small_dev_shm_costs_workers_and_a_full_one_is_named(train_root: Path, tmp_path: Path) -> None:
+def test_a_small_dev_shm_costs_workers_and_a_full_one_is_named(
+    train_root: Path, tmp_path: Path
+) -> None:
     """(16.8) As in Docker, whose own is 64 MB."""
-    words = ["--train-root", str(train_root), "--save-path", str(tmp_path), "--epochs", "1", *support.FAST, "--workers", "2"]
+    words = [
+        "--train-root",
+        str(train_root),
+        "--save-path",
+        str(tmp_path),
+        "--epochs",
+        "1",
+        *support.FAST,
+        "--workers",
+        "2",
+    ]
     done = in_small_shared_memory("128k", "", words)
     assert done.returncode == 0, done.stderr
     assert "--workers 0 instead of 2: /dev/shm has 0 MiB free" in done.stderr
@@ -199,33 +278,63 @@ MEMINFO = {"proc/meminfo": f"MemTotal: {64 * 2**20} kB\nMemAvailable: {32 * 2**2
 V2, V1 = "sys/fs/cgroup/", "sys/fs/cgroup/memory/"
 MACHINES = {
     "no groups": ({}, 32 * GIB, None),
-    "v2, in a container that sees its own group as the root": ({
-        "proc/self/cgroup": "0::/\n", V2 + "memory.max": f"{4 * GIB}\n", V2 + "memory.current": f"{3 * GIB}\n",
-        V2 + "memory.stat": f"anon {GIB}\ninactive_file {2 * GIB}\nactive_file 5\n", V2 + "cpu.max": "150000 100000\n",
-    }, 3 * GIB, 2),
-    "v2, a limit of a group above": ({
-        "proc/self/cgroup": "0::/system.slice/job\n",
-        V2 + "system.slice/job/memory.max": "max\n", V2 + "system.slice/job/memory.current": "5\n",
-        V2 + "system.slice/memory.max": f"{GIB}\n", V2 + "system.slice/memory.current": "0\n",
-        V2 + "system.slice/job/cpu.max": "300000 100000\n", V2 + "system.slice/cpu.max": "10000 100000\n",
-    }, GIB, 1),
-    "v1, the group's path not below its mount": ({
-        "proc/self/cgroup": "5:memory:/docker/abc\n3:cpu,cpuacct:/docker/abc\n0::/docker/abc\n",
-        V1 + "memory.limit_in_bytes": f"{2 * GIB}\n", V1 + "memory.usage_in_bytes": f"{GIB}\n",
-        V1 + "memory.stat": f"inactive_file 1\ntotal_inactive_file {GIB // 2}\n",
-        V2 + "cpu,cpuacct/cpu.cfs_quota_us": "100000\n", V2 + "cpu,cpuacct/cpu.cfs_period_us": "100000\n",
-    }, 1.5 * GIB, 1),
-    "v1, without limits": ({
-        "proc/self/cgroup": "5:memory:/a\n3:cpu:/a\n0::/\n",
-        V1 + "a/memory.limit_in_bytes": "9223372036854771712\n", V1 + "a/memory.usage_in_bytes": "5\n",
-        V2 + "cpu/a/cpu.cfs_quota_us": "-1\n", V2 + "cpu/a/cpu.cfs_period_us": "100000\n",
-    }, 32 * GIB, None),
-}  # fmt: skip
+    "v2, in a container that sees its own group as the root": (
+        {
+            "proc/self/cgroup": "0::/\n",
+            V2 + "memory.max": f"{4 * GIB}\n",
+            V2 + "memory.current": f"{3 * GIB}\n",
+            V2 + "memory.stat": f"anon {GIB}\ninactive_file {2 * GIB}\nactive_file 5\n",
+            V2 + "cpu.max": "150000 100000\n",
+        },
+        3 * GIB,
+        2,
+    ),
+    "v2, a limit of a group above": (
+        {
+            "proc/self/cgroup": "0::/system.slice/job\n",
+            V2 + "system.slice/job/memory.max": "max\n",
+            V2 + "system.slice/job/memory.current": "5\n",
+            V2 + "system.slice/memory.max": f"{GIB}\n",
+            V2 + "system.slice/memory.current": "0\n",
+            V2 + "system.slice/job/cpu.max": "300000 100000\n",
+            V2 + "system.slice/cpu.max": "10000 100000\n",
+        },
+        GIB,
+        1,
+    ),
+    "v1, the group's path not below its mount": (
+        {
+            "proc/self/cgroup": "5:memory:/docker/abc\n3:cpu,cpuacct:/docker/abc\n0::/docker/abc\n",
+            V1 + "memory.limit_in_bytes": f"{2 * GIB}\n",
+            V1 + "memory.usage_in_bytes": f"{GIB}\n",
+            V1 + "memory.stat": f"inactive_file 1\ntotal_inactive_file {GIB // 2}\n",
+            V2 + "cpu,cpuacct/cpu.cfs_quota_us": "100000\n",
+            V2 + "cpu,cpuacct/cpu.cfs_period_us": "100000\n",
+        },
+        1.5 * GIB,
+        1,
+    ),
+    "v1, without limits": (
+        {
+            "proc/self/cgroup": "5:memory:/a\n3:cpu:/a\n0::/\n",
+            V1 + "a/memory.limit_in_bytes": "9223372036854771712\n",
+            V1 + "a/memory.usage_in_bytes": "5\n",
+            V2 + "cpu/a/cpu.cfs_quota_us": "-1\n",
+            V2 + "cpu/a/cpu.cfs_period_us": "100000\n",
+        },
+        32 * GIB,
+        None,
+    ),
+}
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-def test_what_a_container_may_use_counts(machine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """(16.18) Memory and processors of control groups; None: no fewer processors than without groups."""
+def test_what_a_container_may_use_counts(
+    machine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """(16.18) Memory and processors of control groups; None: no fewer processors than without
+    groups.
+    """
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     files, free, processors = MACHINES[machine]
     root = write_files(tmp_path, MEMINFO | files)
@@ -242,7 +351,13 @@ def free_port() -> int:
 
 def lone(rank: int, port: int) -> dict[str, str]:
     """What a process is told that has another one to wait for."""
-    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    told = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": 2,
+        "LOCAL_WORLD_SIZE": 2,
+        "MASTER_PORT": port,
+    }
     return {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in told.items()}}
 
 
@@ -257,7 +372,9 @@ def test_a_process_alone_in_its_group_says_what_to_check(
     for name, value in lone(rank, port).items():
         monkeypatch.setenv(name, value)
     words = ["--train-root", str(train_root), "--save-path", str(tmp_path), *support.FAST]
-    with pytest.raises(RunError, match=rf"MASTER_ADDR \(127.0.0.1\), MASTER_PORT \({port}\).* all 2 processes"):
+    with pytest.raises(
+        RunError, match=rf"MASTER_ADDR \(127.0.0.1\), MASTER_PORT \({port}\).* all 2 processes"
+    ):
         train.main(words)
     assert not list(tmp_path.iterdir())
 
@@ -265,11 +382,20 @@ def test_a_process_alone_in_its_group_says_what_to_check(
 def test_a_process_that_waits_for_the_others_can_be_ended(train_root: Path, tmp_path: Path) -> None:
     """(16.23) At once, by SIGTERM."""
     port = free_port()
-    words = ["train.py", "--train-root", str(train_root), "--save-path", str(tmp_path), *support.FAST]
+    words = [
+        "train.py",
+        "--train-root",
+        str(train_root),
+        "--save-path",
+        str(tmp_path),
+        *support.FAST,
+    ]
     waiting = subprocess.Popen(
-        [sys.executable, str(HERE / "run_tiny.py"), *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        [sys.executable, str(HERE / "run_tiny.py"), *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
         env={**os.environ, **lone(0, port)},
-    )  # fmt: skip
+    )
     try:
         while waiting.poll() is None:
             try:
@@ -292,8 +418,13 @@ class WithoutKernels(TorchFunctionMode):
         if func is torch.device:
             return func(*args, **kwargs)
         on_gpu = torch.device(kwargs.pop("device", None) or "cpu").type == "cuda"
-        if func is not torch.empty and (on_gpu or any(getattr(value, "gpu", False) for value in args)):
-            raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors")
+        if func is not torch.empty and (
+            on_gpu or any(getattr(value, "gpu", False) for value in args)
+        ):
+            raise RuntimeError(
+                "CUDA error: no kernel image is available for execution on the device\nCUDA "
+                "kernel errors"
+            )
         made = func(*args, **kwargs)
         if on_gpu:
             made.gpu = True
@@ -301,17 +432,27 @@ class WithoutKernels(TorchFunctionMode):
 
 
 @pytest.mark.parametrize("name", ["auto", "cuda"])
-def test_a_gpu_that_this_torch_has_no_kernels_for_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_this_torch_has_no_kernels_for_is_refused(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """(16.30) When it is chosen, not in the first step."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with WithoutKernels(), pytest.raises(UserError, match=r"not usable here \(.*no kernel image.*\); .*--device cpu"):
+    with (
+        WithoutKernels(),
+        pytest.raises(UserError, match=r"not usable here \(.*no kernel image.*\); .*--device cpu"),
+    ):
         utils.choose_device(name)
 
 
 def test_an_optimizers_state_of_another_torch_is_taken_up() -> None:
-    """(16, make test-oldest) A run goes on after torch was changed, whose versions name other settings."""
+    """(16, make test-oldest) A run goes on after torch was changed, whose versions name other
+    settings.
+    """
     parameter = nn.Parameter(torch.ones(2))
-    one, other = (optim.make_optimizer("adam", [{"params": [parameter], "scale": 1.0}], 0.1, 0.0) for _ in range(2))
+    one, other = (
+        optim.make_optimizer("adam", [{"params": [parameter], "scale": 1.0}], 0.1, 0.0)
+        for _ in range(2)
+    )
     parameter.sum().backward()
     one.step()
     kept = one.state_dict()

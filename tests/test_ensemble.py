@@ -21,21 +21,31 @@ WEIGHTS = [0.9, 0.6, 0.1]
 
 
 def test_the_four_methods_on_a_hand_made_case() -> None:
-    # photograph 0: mean .40/.60/.00 -> 1; geometric: one 0 all but vetoes class 0 -> 1; weights .5625+.375 on (.6, .4) -> 0;
-    #   votes 0, 0, 1 -> 0.  photograph 1: .35/.567 -> 1; geometric .232/.524 -> 1; weighted .472/.431 -> 0; votes -> 0.
-    # photograph 2: .283/.283/.433 -> 2; geometric .241/.241/.368 -> 2; weighted .362/.353/.284 -> 0; one vote each ->
-    #   largest sum -> 2.  photograph 3: .317/.317/.367 -> 2; geometric .191/.191/.208 -> 2; weighted .472 -> 0; 2.
+    # photograph 0: mean .40/.60/.00 -> 1; geometric: one 0 all but vetoes class 0 -> 1; weights
+    # .5625+.375 on (.6, .4) -> 0; votes 0, 0, 1 -> 0.  photograph 1: .35/.567 -> 1; geometric
+    # .232/.524 -> 1; weighted .472/.431 -> 0; votes -> 0.
+    # photograph 2: .283/.283/.433 -> 2; geometric .241/.241/.368 -> 2; weighted .362/.353/.284 ->
+    # 0; one vote each -> largest sum -> 2.  photograph 3: .317/.317/.367 -> 2; geometric
+    # .191/.191/.208 -> 2; weighted .472 -> 0; 2.
     soft = ensemble.vote("softvoting", "mask", MEMBERS, WEIGHTS)
     assert soft["arithmetic"].tolist() == [1, 1, 2, 2]
     assert soft["geometric"].tolist() == [1, 1, 2, 2]
     assert soft["weighted_mean"].tolist() == [0, 0, 0, 0]
-    assert ensemble.vote("hardvoting", "mask", MEMBERS, WEIGHTS)["hardvoting"].tolist() == [0, 0, 2, 2]
+    assert ensemble.vote("hardvoting", "mask", MEMBERS, WEIGHTS)["hardvoting"].tolist() == [
+        0,
+        0,
+        2,
+        2,
+    ]
 
 
 def test_all_four_disagree_on_one_photograph() -> None:
-    # Votes: class 0 twice. Sums .71/.78/.75/.76 -> arithmetic 1. The second member's .08 costs class 1 its geometric
-    # mean (.21), the third's .01 class 0 its own (.11): class 3 (.24). Nearly all weight on the third member -> class 2.
-    one = np.array([[[0.32, 0.29, 0.10, 0.29]], [[0.38, 0.08, 0.23, 0.31]], [[0.01, 0.41, 0.42, 0.16]]])[:, None]
+    # Votes: class 0 twice. Sums .71/.78/.75/.76 -> arithmetic 1. The second member's .08 costs
+    # class 1 its geometric mean (.21), the third's .01 class 0 its own (.11): class 3 (.24). Nearly
+    # all weight on the third member -> class 2.
+    one = np.array(
+        [[[0.32, 0.29, 0.10, 0.29]], [[0.38, 0.08, 0.23, 0.31]], [[0.01, 0.41, 0.42, 0.16]]]
+    )[:, None]
     weights = [0.05, 0.05, 0.9]
     soft = ensemble.vote("softvoting", "mask", one, weights)
     assert soft["arithmetic"].tolist() == [1]
@@ -77,17 +87,30 @@ def test_years_take_means_and_the_median() -> None:
 
 def test_main_answers_its_parts_by_summing() -> None:
     probabilities = np.random.default_rng(0).dirichlet(np.ones(18), (2, 1, 5))
-    for task, of in (("mask", lambda c: c // 6), ("gender", lambda c: c // 3 % 2), ("ageg", lambda c: c % 3)):
+    for task, of in (
+        ("mask", lambda c: c // 6),
+        ("gender", lambda c: c // 3 % 2),
+        ("ageg", lambda c: c % 3),
+    ):
         answer = ensemble.answer_from_main(probabilities, task)
         for k in range(answer.shape[-1]):
-            assert answer[..., k] == pytest.approx(probabilities[..., [c for c in range(18) if of(c) == k]].sum(-1))
+            assert answer[..., k] == pytest.approx(
+                probabilities[..., [c for c in range(18) if of(c) == k]].sum(-1)
+            )
 
 
-@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 5), st.integers(2, 6), st.integers(0, 999))
-def test_means_are_distributions_and_one_member_keeps_its_answer(m: int, v: int, n: int, c: int, seed: int) -> None:
+@given(
+    st.integers(1, 4), st.integers(1, 3), st.integers(1, 5), st.integers(2, 6), st.integers(0, 999)
+)
+def test_means_are_distributions_and_one_member_keeps_its_answer(
+    m: int, v: int, n: int, c: int, seed: int
+) -> None:
     probabilities = np.random.default_rng(seed).dirichlet(np.ones(c), (m, v, n))
-    for mean in (ensemble.arithmetic(probabilities), ensemble.geometric(probabilities),
-                 ensemble.weighted_mean(probabilities, range(1, m + 1))):  # fmt: skip
+    for mean in (
+        ensemble.arithmetic(probabilities),
+        ensemble.geometric(probabilities),
+        ensemble.weighted_mean(probabilities, range(1, m + 1)),
+    ):
         assert mean.sum(1) == pytest.approx(np.ones(n))
     alone = probabilities[:1, :1]
     assert (ensemble.majority(alone) == alone[0, 0].argmax(1)).all()
@@ -96,8 +119,14 @@ def test_means_are_distributions_and_one_member_keeps_its_answer(m: int, v: int,
 
 def test_top_k_is_of_each_fold(capsys: pytest.CaptureFixture[str]) -> None:
     names = [f"m{i}" for i in range(5)]
-    probs = ensemble.Probabilities("mask", np.zeros((5, 1, 2, 3), np.float32), names, [0, 0, 0, 1, 1],
-                                   [0.5, 0.9, 0.7, 0.1, 0.2], ["a", "b"])  # fmt: skip
+    probs = ensemble.Probabilities(
+        "mask",
+        np.zeros((5, 1, 2, 3), np.float32),
+        names,
+        [0, 0, 0, 1, 1],
+        [0.5, 0.9, 0.7, 0.1, 0.2],
+        ["a", "b"],
+    )
     assert probs.top(2).members == ["m1", "m2", "m4", "m3"]
     assert probs.top(3).members == ["m1", "m2", "m0", "m4", "m3"]
     assert "fewer: 1 (the first: 'fold01')" in capsys.readouterr().err

@@ -1,4 +1,6 @@
-"""Machines that fail, files that lie, numbers that go wrong: one line names the cause, and nothing is lost."""
+"""Machines that fail, files that lie, numbers that go wrong: one line names the cause, and nothing
+is lost.
+"""
 
 from __future__ import annotations
 
@@ -43,19 +45,37 @@ import training
 import utils
 from utils import RunError, UserError
 
-RUN = ("--cv", "2", "--epochs", "2", "--save-top", "2", "--batch-size", "8", "--transform-type", "tta", *support.FAST)
+RUN = (
+    "--cv",
+    "2",
+    "--epochs",
+    "2",
+    "--save-top",
+    "2",
+    "--batch-size",
+    "8",
+    "--transform-type",
+    "tta",
+    *support.FAST,
+)
 PEOPLE = support.PEOPLE[:6]
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _brief(tree: Path) -> Any:
-    """Runs without what follows the out-of-fold table, in one thread (forked processes have no others). The tree that all
-    modules share comes first: it is whole, whichever module asks for it first."""
+    """Runs without what follows the out-of-fold table, in one thread (forked processes have no
+    others). The tree that all modules share comes first: it is whole, whichever module asks for it
+    first.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(config.BACKBONES, "tiny", support.TINY)
         patch.setattr(prepare, "warn_of_duplicates", lambda tree, parts: None)
         patch.setattr(
-            crossval, "tell", lambda study, done: outoffold.write(study.tree, study.settings.task, *outoffold.honest(done))
+            crossval,
+            "tell",
+            lambda study, done: outoffold.write(
+                study.tree, study.settings.task, *outoffold.honest(done)
+            ),
         )
         torch.set_num_threads(1)
         yield
@@ -71,7 +91,9 @@ def words(root: Path, saved: Path, *more: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def unbroken(root: Path, tmp_path_factory: pytest.TempPathFactory, _brief: None) -> dict[str, object]:
+def unbroken(
+    root: Path, tmp_path_factory: pytest.TempPathFactory, _brief: None
+) -> dict[str, object]:
     saved = tmp_path_factory.mktemp("unbroken")
     assert train.main(words(root, saved)) == 0
     return fault_runs.result(saved)
@@ -79,14 +101,31 @@ def unbroken(root: Path, tmp_path_factory: pytest.TempPathFactory, _brief: None)
 
 def answered(tree: Path, eval_root: Path, out: Path, *more: str) -> list[str]:
     """The words of a short submission."""
-    return ["--root", str(tree), "--data-root", str(eval_root), "--save-path", str(out), "--device", "cpu", "--threads", "1",
-            "--workers", "0", "--top-k", "1", *more]  # fmt: skip
+    return [
+        "--root",
+        str(tree),
+        "--data-root",
+        str(eval_root),
+        "--save-path",
+        str(out),
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+        "--workers",
+        "0",
+        "--top-k",
+        "1",
+        *more,
+    ]
 
 
 class Forked:
     """A command in a process (and process group) of its own; `prepare` is called there first."""
 
-    def __init__(self, script: Any, words: list[str], prepare: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self, script: Any, words: list[str], prepare: Callable[[], object] = lambda: None
+    ) -> None:
         told, tell = os.pipe()
         self.pid = os.fork()
         if not self.pid:
@@ -95,8 +134,13 @@ class Forked:
             os.dup2(tell, 2)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             os.close(told)
-            _MultiProcessingDataLoaderIter._try_get_data.__defaults__ = (0.2,)  # a lost worker is noticed sooner
-            with open(2, "w", closefd=False) as utils.sys.stderr, open(1, "w", closefd=False) as utils.sys.stdout:
+            _MultiProcessingDataLoaderIter._try_get_data.__defaults__ = (
+                0.2,
+            )  # a lost worker is noticed sooner
+            with (
+                open(2, "w", closefd=False) as utils.sys.stderr,
+                open(1, "w", closefd=False) as utils.sys.stdout,
+            ):
                 prepare()
                 code = utils.run_script(lambda _: script.main(words), "script.py")
             os._exit(code)
@@ -106,12 +150,16 @@ class Forked:
     def end(self) -> tuple[int, list[str]]:
         """(exit code, lines on stderr but the warning that a class is absent)."""
         with self.errors as file:
-            lines = [line for line in file.read().splitlines() if "classes are not among the held-out" not in line]
+            lines = [
+                line
+                for line in file.read().splitlines()
+                if "classes are not among the held-out" not in line
+            ]
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]), lines
 
 
 def at_call(owner: Any, name: str, number: int, act: Callable[[], object]) -> None:
-    """Have a function's call `number` begin with `act`, in a forked process or under a monkeypatch."""
+    """Have a function's call `number` begin with `act`, in a forked process or a monkeypatch."""
     plain, calls = getattr(owner, name), iter(range(10**6))
 
     def watched(*args: object, **named: object) -> object:
@@ -137,19 +185,28 @@ def check_whole(saved: Path) -> None:
         assert all((path.parent / kept.file).is_file() for kept in found[0].kept)
 
 
-# -------------------------------------------------------------------------------------------- disks, files, processes
+# --- disks, files, processes
 
 
 @pytest.mark.parametrize(
     ("owner", "name", "call", "file"),
     [
-        (checkpoint, "write_json", 0, "run.json"), (checkpoint, "write", 1, ".pth"), (checkpoint, "write_state", 1, "state.pt"),
-        (checkpoint, "write_validation", 3, "history.csv"), (np, "savez_compressed", 1, "validation.npz"),
+        (checkpoint, "write_json", 0, "run.json"),
+        (checkpoint, "write", 1, ".pth"),
+        (checkpoint, "write_state", 1, "state.pt"),
+        (checkpoint, "write_validation", 3, "history.csv"),
+        (np, "savez_compressed", 1, "validation.npz"),
         (outoffold, "write", 0, "oof.csv"),
     ],
-)  # fmt: skip
+)
 def test_a_full_disk_is_named_and_costs_nothing(
-    root: Path, tmp_path: Path, unbroken: dict[str, object], owner: Any, name: str, call: int, file: str
+    root: Path,
+    tmp_path: Path,
+    unbroken: dict[str, object],
+    owner: Any,
+    name: str,
+    call: int,
+    file: str,
 ) -> None:
     def full() -> None:
         at_call(owner, name, call, lambda: limit(resource.RLIMIT_FSIZE, 50))
@@ -157,7 +214,11 @@ def test_a_full_disk_is_named_and_costs_nothing(
     code, lines = Forked(train, words(root, tmp_path), full).end()
     assert code == 1
     assert len(lines) == 1
-    assert re.fullmatch(rf"script.py: error: /.*{re.escape(file)}: cannot be written \(File too large\); .*--resume", lines[0])
+    assert re.fullmatch(
+        rf"script.py: error: /.*{re.escape(file)}: cannot be written \(File too large\); "
+        rf".*--resume",
+        lines[0],
+    )
     check_whole(tmp_path)
     resumed = [] if file == "run.json" else ["--resume"]  # nothing had begun
     assert train.main(words(root, tmp_path, *resumed)) == 0
@@ -165,7 +226,9 @@ def test_a_full_disk_is_named_and_costs_nothing(
 
 
 @pytest.mark.parametrize(("name", "file"), [("save", "probs.npz"), ("write_answers", ".csv")])
-def test_a_full_disk_in_a_submission(tree: Path, eval_root: Path, tmp_path: Path, name: str, file: str) -> None:
+def test_a_full_disk_in_a_submission(
+    tree: Path, eval_root: Path, tmp_path: Path, name: str, file: str
+) -> None:
     def full() -> None:
         at_call(submission, name, 0, lambda: limit(resource.RLIMIT_FSIZE, 50))
 
@@ -173,7 +236,9 @@ def test_a_full_disk_in_a_submission(tree: Path, eval_root: Path, tmp_path: Path
     assert code == 1
     assert len([line for line in lines if "note:" not in line]) == 1
     assert f"{file}: cannot be written (File too large)" in lines[-1]
-    assert not [p for p in tmp_path.rglob("*") if p.name.startswith(".writing-") or p.name.endswith(file)]
+    assert not [
+        p for p in tmp_path.rglob("*") if p.name.startswith(".writing-") or p.name.endswith(file)
+    ]
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_the_long_part(
@@ -198,7 +263,9 @@ def test_a_folder_that_becomes_read_only_is_named(
     with monkeypatch.context() as patch:
         patch.setattr(tempfile, "mkstemp", tempfile.mkstemp)
         at_call(tempfile, "mkstemp", 7, refuse)
-        with pytest.raises(RunError, match=r"fold00/.*: cannot be written \(Read-only file system\)"):
+        with pytest.raises(
+            RunError, match=r"fold00/.*: cannot be written \(Read-only file system\)"
+        ):
             train.main(words(root, tmp_path))
     check_whole(tmp_path)
     assert train.main(words(root, tmp_path, "--resume")) == 0
@@ -207,11 +274,15 @@ def test_a_folder_that_becomes_read_only_is_named(
 
 def test_too_few_open_files_are_told_and_never_waited_for(root: Path, tmp_path: Path) -> None:
     def few() -> None:
-        at_call(training, "train_fold", 0, lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)))
+        at_call(
+            training, "train_fold", 0, lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+        )
 
     code, lines = Forked(train, words(root, tmp_path / "a", "--workers", "1"), few).end()
     assert (code, len(lines)) == (1, 1)
-    assert re.search(r"--workers 1: about \d+ files will be open at once, the system allows 40", lines[0])
+    assert re.search(
+        r"--workers 1: about \d+ files will be open at once, the system allows 40", lines[0]
+    )
 
     def cannot_send() -> None:  # torch's sender would drop the batch, and the run wait for it
         def refuse(handle: int) -> None:
@@ -233,7 +304,9 @@ def test_too_few_open_files_are_told_and_never_waited_for(root: Path, tmp_path: 
     assert "cannot be opened (Too many open files)" in lines[0]
 
 
-def test_the_limit_of_open_files_is_raised_as_far_as_batches_need(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_limit_of_open_files_is_raised_as_far_as_batches_need(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     limits = [(100, 4096)]
     monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
     monkeypatch.setattr(resource, "setrlimit", lambda _, new: limits.append(new))
@@ -262,8 +335,9 @@ def kill_children() -> None:
 
 
 def kill_worker(batch: int, photo: int) -> None:
-    """Kill the processes that read when that batch has come, while one of them has a photograph to read: of a later batch,
-    which it does not get past."""
+    """Kill the processes that read when that batch has come, while one of them has a photograph to
+    read: of a later batch, which it does not get past.
+    """
     at_call(engine.Compute, "to_network", batch, kill_children)
     at_call(dataset.Photos, "__getitem__", photo, lambda: time.sleep(support.LIMIT))
 
@@ -271,7 +345,9 @@ def kill_worker(batch: int, photo: int) -> None:
 def test_a_killed_worker_is_named_and_the_run_goes_on_from_there(
     root: Path, tmp_path: Path, unbroken: dict[str, object]
 ) -> None:
-    code, lines = Forked(train, words(root, tmp_path, "--workers", "1"), lambda: kill_worker(7, 37)).end()
+    code, lines = Forked(
+        train, words(root, tmp_path, "--workers", "1"), lambda: kill_worker(7, 37)
+    ).end()
     assert (code, len(lines)) == (1, 1)
     assert "a process that reads photographs was lost" in lines[0]
     assert "--resume goes on" in lines[0]
@@ -280,7 +356,9 @@ def test_a_killed_worker_is_named_and_the_run_goes_on_from_there(
     assert fault_runs.result(tmp_path) == unbroken
 
 
-def test_a_killed_worker_ends_a_submission_in_one_line(tree: Path, eval_root: Path, tmp_path: Path) -> None:
+def test_a_killed_worker_ends_a_submission_in_one_line(
+    tree: Path, eval_root: Path, tmp_path: Path
+) -> None:
     asked = answered(tree, eval_root, tmp_path, "--workers", "1", "--batch-size", "1")
     code, lines = Forked(submit_ensemble, asked, lambda: kill_worker(4, 6)).end()
     assert code == 1
@@ -306,7 +384,11 @@ def test_a_signal_to_all_processes_leaves_one_line(
     code, lines = run.end()
     assert code == 128 + number
     assert len(lines) == 1
-    assert re.search(r"script.py: stopped in epoch \d of fold 0; the same command with --resume goes on from there", lines[0])
+    assert re.search(
+        r"script.py: stopped in epoch \d of fold 0; the same command with --resume goes on from "
+        r"there",
+        lines[0],
+    )
     assert train.main(words(root, tmp_path, "--resume")) == 0
     assert fault_runs.result(tmp_path) == unbroken
 
@@ -332,7 +414,7 @@ def test_of_two_runs_on_one_tree_one_is_refused_and_nothing_is_lost(
     assert fault_runs.result(tmp_path) == unbroken
 
 
-# ---------------------------------------------------------------------------------------------- files that lie
+# --- files that lie
 
 
 class Evil:
@@ -348,7 +430,12 @@ class Evil:
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("zipped", [True, False])
 def test_pickles_that_run_code_are_refused_wherever_they_lie(
-    root: Path, tree: Path, eval_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool
+    root: Path,
+    tree: Path,
+    eval_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    zipped: bool,
 ) -> None:
     mark = tmp_path / "ran"
 
@@ -371,7 +458,11 @@ def test_pickles_that_run_code_are_refused_wherever_they_lie(
     alone = poison(tmp_path / "x.pth")
     refused(train, words(root, tmp_path / "s", "--load-state-dict", str(alone)), alone)
     refused(train, words(root, tmp_path / "s", "--pretrained", str(alone)), alone)
-    refused(submit_singular, [*answered(tree, eval_root, tmp_path)[2:-2], "--load-state-dict", str(alone)], alone)
+    refused(
+        submit_singular,
+        [*answered(tree, eval_root, tmp_path)[2:-2], "--load-state-dict", str(alone)],
+        alone,
+    )
     copy = Path(shutil.copytree(tree, tmp_path / "kfold-ensemble-x"))
     member = poison(copy / "fold01" / "a.pth")
     refused(submit_ensemble, answered(copy, eval_root, tmp_path / "p"), member)
@@ -386,10 +477,15 @@ def test_pickles_that_run_code_are_refused_wherever_they_lie(
     assert not (tmp_path / "s").exists()
 
 
-def test_zip_bombs_are_refused_before_they_are_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zip_bombs_are_refused_before_they_are_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain, bomb = tmp_path / "plain.pth", tmp_path / "bomb.pth"
     torch.save({"w": torch.zeros(1 << 23)}, plain)
-    with zipfile.ZipFile(plain) as whole, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as packed:
+    with (
+        zipfile.ZipFile(plain) as whole,
+        zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
         for part in whole.namelist():
             packed.writestr(part, whole.read(part))
     np.savez_compressed(tmp_path / "probs.npz", probabilities=np.zeros(1 << 22))
@@ -423,7 +519,9 @@ def best(tree: Path, fold: int) -> Path:
 def test_weights_that_are_no_numbers_are_refused_by_name(
     root: Path, copied: Path, eval_root: Path, tmp_path: Path, value: float
 ) -> None:
-    path = spoilt(best(copied, 1), lambda c: c["state_dict"]["linear.weight"].view(-1)[5:6].fill_(value))
+    path = spoilt(
+        best(copied, 1), lambda c: c["state_dict"]["linear.weight"].view(-1)[5:6].fill_(value)
+    )
     told = re.escape(str(path)) + r": linear\.weight holds NaN or infinity"
     with pytest.raises(UserError, match=told):
         submit_ensemble.main(answered(copied, eval_root, tmp_path / "p"))
@@ -447,52 +545,89 @@ def test_weights_that_are_no_numbers_are_refused_by_name(
         (lambda c: c["info"].update(macro_f1=7.0), "out of range"),
         (lambda c: c["info"].update(task="mask"), "was trained for mask"),
         (lambda c: c["info"].update(model="THANet_MK1"), "another network's"),
-        (lambda c: c["state_dict"].update({"linear.bias": torch.zeros(1).expand(1 << 40)}), "another network's"),
-        (lambda c: c["state_dict"].update({"linear.bias": torch.zeros(18).to_sparse()}), "cannot be"),
-        (lambda c: c["state_dict"].update({"linear.bias": torch.zeros(18, device="meta")}), "cannot be"),
+        (
+            lambda c: c["state_dict"].update({"linear.bias": torch.zeros(1).expand(1 << 40)}),
+            "another network's",
+        ),
+        (
+            lambda c: c["state_dict"].update({"linear.bias": torch.zeros(18).to_sparse()}),
+            "cannot be",
+        ),
+        (
+            lambda c: c["state_dict"].update({"linear.bias": torch.zeros(18, device="meta")}),
+            "cannot be",
+        ),
         (lambda c: c["state_dict"].pop("linear.bias"), r"linear.bias \[18\] is missing"),
     ],
 )
 def test_checkpoints_that_lie_are_refused_by_name(
-    copied: Path, eval_root: Path, tmp_path: Path, change: Callable[[dict[str, Any]], object], told: str
+    copied: Path,
+    eval_root: Path,
+    tmp_path: Path,
+    change: Callable[[dict[str, Any]], object],
+    told: str,
 ) -> None:
     path = spoilt(best(copied, 0), change)
     with pytest.raises(UserError, match=told) as caught:
-        submit_singular.main([*answered(copied, eval_root, tmp_path / "p")[2:-2], "--load-state-dict", str(path)])
+        submit_singular.main(
+            [*answered(copied, eval_root, tmp_path / "p")[2:-2], "--load-state-dict", str(path)]
+        )
     assert str(path) in str(caught.value)
 
 
 def test_a_tree_of_several_kinds_votes_where_all_can_answer(
     root: Path, tree: Path, eval_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train.main(words(root, tmp_path / "saved", "--task", "mask", "--cv", "1", "--epochs", "1", "--quiet")) == 0
+    assert (
+        train.main(
+            words(
+                root, tmp_path / "saved", "--task", "mask", "--cv", "1", "--epochs", "1", "--quiet"
+            )
+        )
+        == 0
+    )
     mixed = Path(shutil.copytree(tree, tmp_path / "of no model's name"))
     assert submit_ensemble.main(answered(mixed, eval_root, tmp_path / "p")) == 0
     assert "kinds" not in capsys.readouterr().err
     shutil.copytree(next(tmp_path.glob("saved/*/fold00")), mixed / "fold07")
     assert submit_ensemble.main(answered(mixed, eval_root, tmp_path / "p", "--task", "mask")) == 0
-    assert "of 2 kinds (VanillaEfficientNet for main, VanillaEfficientNet for mask)" in capsys.readouterr().err
-    with pytest.raises(UserError, match="--task main: .*fold07/.* was trained for mask; use --task mask"):
+    assert (
+        "of 2 kinds (VanillaEfficientNet for main, VanillaEfficientNet for mask)"
+        in capsys.readouterr().err
+    )
+    with pytest.raises(
+        UserError, match="--task main: .*fold07/.* was trained for mask; use --task mask"
+    ):
         submit_ensemble.main(answered(mixed, eval_root, tmp_path / "p"))
     (mixed / "fold08").mkdir()
-    with pytest.raises(UserError, match="fold08: holds no checkpoint; finish its training or remove the folder"):
+    with pytest.raises(
+        UserError, match="fold08: holds no checkpoint; finish its training or remove the folder"
+    ):
         submit_ensemble.main(answered(mixed, eval_root, tmp_path / "p"))
 
 
 def test_more_folds_than_people_are_refused(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"--cv 7: there are only {len(PEOPLE)} people; use at most --cv 6"):
+    with pytest.raises(
+        UserError, match=f"--cv 7: there are only {len(PEOPLE)} people; use at most --cv 6"
+    ):
         train.main(words(root, tmp_path / "s", "--cv", "7"))
 
 
-# ------------------------------------------------------------------------------------------- numbers that go wrong
+# --- numbers that go wrong
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_fold_that_diverged_is_tried_again_from_its_last_good_state(
-    root: Path, tmp_path: Path, unbroken: dict[str, object], value: float, capsys: pytest.CaptureFixture[str]
+    root: Path,
+    tmp_path: Path,
+    unbroken: dict[str, object],
+    value: float,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     plain = engine.Compute.to_network
-    in_step = utils.derive_seed("step", 42, 0, 4)  # the second of the three steps of fold 0's second epoch
+    in_step = utils.derive_seed(
+        "step", 42, 0, 4
+    )  # the second of the three steps of fold 0's second epoch
 
     def spoil(compute: engine.Compute, pixels: torch.Tensor) -> torch.Tensor:
         return plain(compute, pixels) * (value if torch.initial_seed() == in_step else 1)
@@ -511,7 +646,10 @@ def test_a_fold_that_diverged_is_tried_again_from_its_last_good_state(
     assert "fold 0: goes on after 1 epoch and " in captured.out
     assert "fold 1: complete already" in captured.out
     assert lines[0] == lines[1]
-    told = r"fold 0, epoch 2, step 2 of 3: the loss is no number any more at a learning rate of [\d.e-]+; try"
+    told = (
+        r"fold 0, epoch 2, step 2 of 3: the loss is no number any more at a learning rate of "
+        r"[\d.e-]+; try"
+    )
     assert re.search(told, lines[0][0])
     assert train.main(words(root, tmp_path, "--resume")) == 0
     assert fault_runs.result(tmp_path) == unbroken
@@ -529,17 +667,33 @@ def test_weights_that_are_no_numbers_are_never_saved(
 
     monkeypatch.setattr(engine, "validate", validate)
     assert train.main(words(root, tmp_path, "--cv", "1", "--epochs", "1")) == 1
-    assert "epoch 1, step 5 of 5: the network's weights or answers are no numbers" in capsys.readouterr().err
+    assert (
+        "epoch 1, step 5 of 5: the network's weights or answers are no numbers"
+        in capsys.readouterr().err
+    )
     assert not list(tmp_path.rglob("*.pth"))
 
 
-def test_few_people_of_one_class_and_odd_batches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_few_people_of_one_class_and_odd_batches(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = support.make_train(tmp_path / "one", [("1", "male", 20), ("2", "male", 21)], junk=False)
-    for task, size in (("gender", "2"), ("main", "3"), ("age", "6")):  # 7 photographs: the last batch would hold one
+    for task, size in (
+        ("gender", "2"),
+        ("main", "3"),
+        ("age", "6"),
+    ):  # 7 photographs: the last batch would hold one
         utils._warned.clear()
-        assert train.main(words(root, tmp_path / task, "--task", task, "--batch-size", size, "--epochs", "1")) == 0
+        assert (
+            train.main(
+                words(root, tmp_path / task, "--task", task, "--batch-size", size, "--epochs", "1")
+            )
+            == 0
+        )
         err = capsys.readouterr().err
-        assert ("classes are not among the held-out people" in err) == (task != "gender" or "female" in err)
+        assert ("classes are not among the held-out people" in err) == (
+            task != "gender" or "female" in err
+        )
     for path in sorted((root / "images").glob("*/*"))[1:7]:
         path.unlink()
     with pytest.raises(UserError, match="a single photograph is left to train fold . on"):
@@ -561,15 +715,29 @@ def no_memory() -> None:
 
 @pytest.mark.parametrize("fail", [real_failure, out_of_gpu, no_memory])
 def test_a_full_memory_names_the_batch_size_the_peak_and_what_is_free(
-    root: Path, tree: Path, eval_root: Path, tmp_path: Path, fail: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+    root: Path,
+    tree: Path,
+    eval_root: Path,
+    tmp_path: Path,
+    fail: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    told = r"--batch-size {}: the memory is full \(peak [\d.]+ GiB here, [\d.]+ GiB free now\); use a smaller one{}$"
+    told = (
+        r"--batch-size {}: the memory is full \(peak [\d.]+ GiB here, [\d.]+ GiB free now\); "
+        r"use a smaller one{}$"
+    )
     monkeypatch.setattr(engine.Compute, "to_network", lambda *_: fail())
-    with pytest.raises(RunError, match=told.format(8, r" in a new run \(--resume takes no other batch size\)")):
+    with pytest.raises(
+        RunError, match=told.format(8, r" in a new run \(--resume takes no other batch size\)")
+    ):
         train.main(words(root, tmp_path / "s"))
     with pytest.raises(RunError, match=told.format(3, "")):
         submit_ensemble.main(answered(tree, eval_root, tmp_path / "p", "--batch-size", "3"))
-    alone = [*answered(tree, eval_root, tmp_path / "p")[2:-2], "--load-state-dict", str(best(tree, 0))]
+    alone = [
+        *answered(tree, eval_root, tmp_path / "p")[2:-2],
+        "--load-state-dict",
+        str(best(tree, 0)),
+    ]
     with pytest.raises(RunError, match=told.format(32, "")):
         submit_singular.main(alone)
     with pytest.raises(UserError, match=r"--batch-size 8 \(now 4\)"):
@@ -583,9 +751,16 @@ def test_a_program_ends_though_its_readers_are_still_there(train_root: Path) -> 
 import sys, torch, augmentation, dataset, loading, tables
 paths = tables.read_train({str(train_root)!r})['path'].tolist()
 photos = dataset.Photos(paths, paths, [augmentation.View(augmentation.forms('base', 16).valid)])
-sys.kept = iter(loading.loader(photos, dataset.Batches(range(len(paths)), 8), 1, torch.device('cpu')))
+batches = dataset.Batches(range(len(paths)), 8)
+sys.kept = iter(loading.loader(photos, batches, 1, torch.device('cpu')))
 print(len(next(sys.kept)))
 """
-    ended = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=support.LIMIT,
-                           check=False)  # fmt: skip
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=support.LIMIT,
+        check=False,
+    )
     assert (ended.returncode, ended.stdout.strip()) == (0, "2"), ended.stderr

@@ -1,4 +1,6 @@
-"""Every combination of models, tasks, transforms, losses and optimizers; what one entry in a registry does."""
+"""Every combination of models, tasks, transforms, losses and optimizers; what one entry in a
+registry does.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,9 @@ def has_head(network: str, task: str) -> bool:
 
 def is_allowed(combination: tuple[str, ...]) -> bool:
     network, task, _, loss, _ = combination
-    return config.TASKS[task].regression == (loss in ("mseloss", "smoothl1loss")) and has_head(network, task)
+    return config.TASKS[task].regression == (loss in ("mseloss", "smoothl1loss")) and has_head(
+        network, task
+    )
 
 
 def test_every_combination_is_allowed_or_refused_by_name() -> None:
@@ -83,21 +87,36 @@ def test_every_combination_is_allowed_or_refused_by_name() -> None:
         if not has_head(network, task):
             assert (
                 str(caught.value)
-                == f"--task {task}: {network} has no head for it; use --model-type VanillaEfficientNet or VanillaResNet"
+                == f"--task {task}: {network} has no head for it; use --model-type "
+                "VanillaEfficientNet or VanillaResNet"
             )
         else:
-            assert str(caught.value).startswith(f"--loss-type {loss}: does not fit --task {task}; use ")
-    of_values = sum(loss.regression for loss in config.LOSSES.values())  # losses for `age`, which two of the models know
+            assert str(caught.value).startswith(
+                f"--loss-type {loss}: does not fit --task {task}; use "
+            )
+    of_values = sum(
+        loss.regression for loss in config.LOSSES.values()
+    )  # losses for `age`, which two of the models know
     alike = len(config.TRANSFORMS) * len(config.OPTIMIZERS)
     known = [sum(has_head(network, task) for network in config.MODELS) for task in config.TASKS]
-    assert {"main": 6, "mask": 6, "ageg": 6, "age": 2, "gender": 6}.items() <= dict(zip(config.TASKS, known, strict=True)).items()
-    fitting = [of_values if task.regression else len(config.LOSSES) - of_values for task in config.TASKS.values()]
+    assert {"main": 6, "mask": 6, "ageg": 6, "age": 2, "gender": 6}.items() <= dict(
+        zip(config.TASKS, known, strict=True)
+    ).items()
+    fitting = [
+        of_values if task.regression else len(config.LOSSES) - of_values
+        for task in config.TASKS.values()
+    ]
     allowed = alike * sum(models * losses for models, losses in zip(known, fitting, strict=True))
-    assert counts == {True: allowed, False: alike * len(config.MODELS) * len(config.TASKS) * len(config.LOSSES) - allowed}
+    assert counts == {
+        True: allowed,
+        False: alike * len(config.MODELS) * len(config.TASKS) * len(config.LOSSES) - allowed,
+    }
 
 
 def covering() -> list[tuple[str, ...]]:
-    """A small set of allowed combinations that holds every pair of values that some allowed combination holds."""
+    """A small set of allowed combinations that holds every pair of values that some allowed
+    combination holds.
+    """
     allowed = [c for c in itertools.product(*AXES.values()) if is_allowed(c)]
 
     def pairs(c: tuple[str, ...]) -> set[tuple[int, str, int, str]]:
@@ -114,31 +133,78 @@ def covering() -> list[tuple[str, ...]]:
 
 @pytest.mark.parametrize("combination", covering(), ids="-".join)
 def test_a_pairwise_covering_set_trains_a_step_and_predicts(
-    combination: tuple[str, ...], small_root: Path, small_eval: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    combination: tuple[str, ...],
+    small_root: Path,
+    small_eval: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     fast = [*support.FAST, "--epochs", "1", "--batch-size", "35"]
     if combination[0] == "VanillaResNet":
         fast += ["--backbone", "tiny-resnet"]
-    assert train.main(["--train-root", str(small_root), "--save-path", str(tmp_path), *fast, *words(combination)]) == 0
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("fold 0  epoch"))
+    assert (
+        train.main(
+            [
+                "--train-root",
+                str(small_root),
+                "--save-path",
+                str(tmp_path),
+                *fast,
+                *words(combination),
+            ]
+        )
+        == 0
+    )
+    line = next(
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("fold 0  epoch")
+    )
     network, task, *_ = combination
     for head in config.trained_heads(network, task):
         for told in config.answered(head):
             assert told == task or f"{told} F1 " in line
-    predict = ["--root", str(tmp_path), "--data-root", str(small_eval), "--save-path", str(tmp_path / "p"), "--task", task]
-    assert submit_ensemble.main([*predict, "--transform-type", "auto", "--workers", "0", "--device", "cpu"]) == 0
+    predict = [
+        "--root",
+        str(tmp_path),
+        "--data-root",
+        str(small_eval),
+        "--save-path",
+        str(tmp_path / "p"),
+        "--task",
+        task,
+    ]
+    assert (
+        submit_ensemble.main(
+            [*predict, "--transform-type", "auto", "--workers", "0", "--device", "cpu"]
+        )
+        == 0
+    )
     (made,) = (tmp_path / "p").iterdir()
     array = submission.load(made).array
     assert array.shape == (1, 1, 3, config.TASKS[task].outputs)
     assert np.isfinite(array).all()
 
 
-@pytest.mark.parametrize("network", ["MultiClassTHANet_MK1", "MultiLabelTHANet", "THANet_MK1", "Factorised"])
+@pytest.mark.parametrize(
+    "network", ["MultiClassTHANet_MK1", "MultiLabelTHANet", "THANet_MK1", "Factorised"]
+)
 def test_a_multi_head_checkpoint_answers_main_and_its_parts_in_both_scripts(
-    network: str, small_root: Path, small_eval: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    network: str,
+    small_root: Path,
+    small_eval: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    asked = ["--train-root", str(small_root), "--model-type", network.lower(), "--task", "mask", "--epochs", "1"]
+    asked = [
+        "--train-root",
+        str(small_root),
+        "--model-type",
+        network.lower(),
+        "--task",
+        "mask",
+        "--epochs",
+        "1",
+    ]
     assert train.main([*asked, *support.FAST]) == 0
     (path,) = Path("saved_models").glob("*/fold00/*.pth")
     assert f"{network}_task(mask)" in path.name
@@ -150,7 +216,7 @@ def test_a_multi_head_checkpoint_answers_main_and_its_parts_in_both_scripts(
         submit_ensemble.main(["--task", "age", "--data-root", str(small_eval)])
 
 
-# ------------------------------------------------------------------------------------------------ one entry each
+# --- one entry each
 
 
 class Wide(nn.Module):
@@ -168,7 +234,11 @@ class Wide(nn.Module):
 
 class OneHot(nn.Module):
     def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        return (outputs.log_softmax(1).exp() - nn.functional.one_hot(labels, outputs.shape[1])).square().mean()
+        return (
+            (outputs.log_softmax(1).exp() - nn.functional.one_hot(labels, outputs.shape[1]))
+            .square()
+            .mean()
+        )
 
 
 def upside_down(size: int) -> augmentation.Forms:
@@ -183,14 +253,30 @@ def slow(groups: list[dict[str, object]], lr: float, weight_decay: float) -> tor
 
 
 def test_one_entry_adds_a_model_loss_transform_optimizer_and_task(
-    small_root: Path, small_eval: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small_root: Path,
+    small_eval: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     here = __name__
     monkeypatch.setitem(config.MODELS, "Wide", config.Model(f"{here}:Wide", "tiny", alias="W"))
-    monkeypatch.setitem(config.LOSSES, "onehotloss", config.Loss(f"{here}:OneHot", False, "squared error of probabilities"))
-    monkeypatch.setitem(config.TRANSFORMS, "upsidedown", config.Transform(f"{here}:upside_down", "all of it", False, "turned"))
-    monkeypatch.setitem(config.OPTIMIZERS, "slow", config.Optimizer(f"{here}:slow", 0.002, 0.003, 0.0, "RMSprop"))
-    over = config.Task(lambda mask, gender, years: int(years >= 40), ("young", "older"), "under 40 or not")
+    monkeypatch.setitem(
+        config.LOSSES,
+        "onehotloss",
+        config.Loss(f"{here}:OneHot", False, "squared error of probabilities"),
+    )
+    monkeypatch.setitem(
+        config.TRANSFORMS,
+        "upsidedown",
+        config.Transform(f"{here}:upside_down", "all of it", False, "turned"),
+    )
+    monkeypatch.setitem(
+        config.OPTIMIZERS, "slow", config.Optimizer(f"{here}:slow", 0.002, 0.003, 0.0, "RMSprop")
+    )
+    over = config.Task(
+        lambda mask, gender, years: int(years >= 40), ("young", "older"), "under 40 or not"
+    )
     monkeypatch.setitem(config.TASKS, "over40", over)
     for settings_class in (config.TrainSettings, config.SingularSettings, config.EnsembleSettings):
         text = config.build_parser(settings_class, "x", "").format_help()
@@ -198,21 +284,45 @@ def test_one_entry_adds_a_model_loss_transform_optimizer_and_task(
         assert "upsidedown" in text
     text = config.build_parser(config.TrainSettings, "x", "").format_help()
     assert all(name in text for name in ("Wide", "onehotloss", "slow"))
-    asked = ["--model-type", "w", "--loss-type", "ONEHOTLOSS", "--transform-type", "upsidedown", "--optim-type", "slow"]
+    asked = [
+        "--model-type",
+        "w",
+        "--loss-type",
+        "ONEHOTLOSS",
+        "--transform-type",
+        "upsidedown",
+        "--optim-type",
+        "slow",
+    ]
     asked += ["--task", "OVER40", "--epochs", "1"]
     fast = ["--image-size", "32", "--workers", "0", "--threads", "1", "--device", "cpu"]
-    assert train.main(["--train-root", str(small_root), "--save-path", str(tmp_path), *asked, *fast]) == 0
+    assert (
+        train.main(["--train-root", str(small_root), "--save-path", str(tmp_path), *asked, *fast])
+        == 0
+    )
     assert "learning rate 0.002 (the default of slow" in capsys.readouterr().out
-    predict = ["--root", str(tmp_path), "--data-root", str(small_eval), "--save-path", str(tmp_path / "p"), "--task", "over40"]
+    predict = [
+        "--root",
+        str(tmp_path),
+        "--data-root",
+        str(small_eval),
+        "--save-path",
+        str(tmp_path / "p"),
+        "--task",
+        "over40",
+    ]
     assert submit_ensemble.main([*predict, "--transform-type", "auto", "--workers", "0"]) == 0
     (made,) = (tmp_path / "p").iterdir()
     assert {row[1] for row in support.read_rows(made / "arithmetic.csv")[1:]} <= {"0", "1"}
     for name in ("THANet", "MultiLabelTHANet"):
-        with pytest.raises(UserError, match="--task over40: .* has no head for it; use --model-type VanillaEfficientNet or"):
+        with pytest.raises(
+            UserError,
+            match="--task over40: .* has no head for it; use --model-type VanillaEfficientNet or",
+        ):
             train.main(["--task", "over40", "--model-type", name])
 
 
-# ------------------------------------------------------------------------------------------------------- THANets
+# --- THANets
 
 
 def test_attention_is_multi_head_attention_with_the_heads_joined_rightly() -> None:
@@ -231,24 +341,39 @@ def test_attention_is_multi_head_attention_with_the_heads_joined_rightly() -> No
 
 def test_the_thanets_are_built_as_the_contract_says() -> None:
     flat = model.build("THANet_MK1", "main", "tiny", 32)
-    assert [n for n, _ in flat.named_children()] == ["backbone", "linear_mask", "linear_ageg", "linear_gender", "linear_main"]
+    assert [n for n, _ in flat.named_children()] == [
+        "backbone",
+        "linear_mask",
+        "linear_ageg",
+        "linear_gender",
+        "linear_main",
+    ]
     outputs = flat.eval()(torch.randn(2, 3, 32, 32))
-    assert {t: o.shape[1] for t, o in outputs.items()} == {"mask": 3, "ageg": 3, "gender": 2, "main": 18}
+    assert {t: o.shape[1] for t, o in outputs.items()} == {
+        "mask": 3,
+        "ageg": 3,
+        "gender": 2,
+        "main": 18,
+    }
     factors = model.build("Factorised", "main", "tiny", 32).eval()
-    assert set(dict(factors.named_children())) == {"backbone", "batchnorm", "dropout", "relu", "heads"}
-    assert {name: tuple(told.shape) for name, told in factors(torch.randn(2, 3, 32, 32)).items()} == {
-        "mask": (2, 3), "gender": (2, 2), "year": (2, 100)
-    }  # fmt: skip
+    assert set(dict(factors.named_children())) == {
+        "backbone",
+        "batchnorm",
+        "dropout",
+        "relu",
+        "heads",
+    }
+    assert {
+        name: tuple(told.shape) for name, told in factors(torch.randn(2, 3, 32, 32)).items()
+    } == {"mask": (2, 3), "gender": (2, 2), "year": (2, 100)}
     joined = model.build("MultiClassTHANet_MK1", "main", "tiny", 32).eval()
     outputs = joined(torch.randn(2, 3, 32, 32))
     parts = torch.cat([outputs[p] for p in ("mask", "ageg", "gender")], 1)
     assert joined.get_submodule("linear").weight.shape == (18, 8)
     assert torch.allclose(outputs["main"], joined.get_submodule("linear")(parts.relu()))
-    assert set(model.build("MultiLabelTHANet", "main", "tiny", 32).eval()(torch.randn(2, 3, 32, 32))) == {
-        "mask",
-        "ageg",
-        "gender",
-    }
+    assert set(
+        model.build("MultiLabelTHANet", "main", "tiny", 32).eval()(torch.randn(2, 3, 32, 32))
+    ) == {"mask", "ageg", "gender"}
 
 
 def test_dropout_works_in_training_only() -> None:
@@ -261,14 +386,15 @@ def test_dropout_works_in_training_only() -> None:
         assert torch.equal(*(next(iter(network(images).values())) for _ in range(2)))
 
 
-# ----------------------------------------------------------------------------------------------- older checkpoints
+# --- older checkpoints
 
 
 def reference(name: str) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """A model built plainly from the public libraries: its bare state dict by the old names, images, its main logits.
+    """A model built plainly from the public libraries: its bare state dict by the old names,
+    images, its main logits.
 
-    Its BatchNorm has statistics of real activations: with those of a new network the signal dies out on its way, and the
-    logits would hang neither on the images nor on the padding.
+    Its BatchNorm has statistics of real activations: with those of a new network the signal dies
+    out on its way, and the logits would hang neither on the images nor on the padding.
     """
     torch.manual_seed(3)
     backbone = resnet50() if name == "VanillaResNet" else EfficientNet.from_name("efficientnet-b3")
@@ -279,7 +405,10 @@ def reference(name: str) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         backbone.train()(torch.randn(4, 3, 224, 224))
     images = torch.randn(2, 3, 224, 224)
     if name == "THANet_MK1":
-        heads = {h: nn.Linear(1000, k) for h, k in (("mask", 3), ("ageg", 3), ("gender", 2), ("main", 18))}
+        heads = {
+            h: nn.Linear(1000, k)
+            for h, k in (("mask", 3), ("ageg", 3), ("gender", 2), ("main", 18))
+        }
         state = {f"backbone.{k}": v for k, v in backbone.state_dict().items()}
         for head, linear in heads.items():
             state |= {f"linear_{head}.{k}": v for k, v in linear.state_dict().items()}
@@ -297,70 +426,126 @@ def reference(name: str) -> tuple[dict[str, Tensor], Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("name", ["VanillaEfficientNet", "VanillaResNet", "THANet_MK1"])
-def test_older_bare_checkpoints_load_rank_and_vote(name: str, small_eval: Path, tmp_path: Path) -> None:
+def test_older_bare_checkpoints_load_rank_and_vote(
+    name: str, small_eval: Path, tmp_path: Path
+) -> None:
     state, images, expected = reference(name)
     assert not torch.allclose(expected[0], expected[1], atol=1e-2)
     folder = tmp_path / f"kfold-ensemble-{name}" / "fold00"
     folder.mkdir(parents=True)
-    file = (
-        "Fold00_{}_task(main)ep({})f1({})bs(32)loss(0.0014)lr(0.001)trans(random)optim(adam)crit(labelsmoothingloss)seed(42).pth"
-    )
+    file = "Fold00_{}_task(main)ep({})f1({})bs(32)loss(0.0014)lr(0.001)trans(random)"
+    file += "optim(adam)crit(labelsmoothingloss)seed(42).pth"
     torch.save(state, folder / file.format(name, 28, "0.8311"))
     torch.save(state, folder / file.format(name, 9, "0.8400"))
     ranked = checkpoint.ranked_members(folder)
     assert [info.epoch for _, info in ranked] == [9, 28]
     found, info = ranked[0]
     with torch.no_grad():
-        assert torch.allclose(model.rebuild(info, found.weights, "x").eval()(images)["main"], expected, atol=1e-4)
-        padded = model.rebuild(dataclasses.replace(info, padding=224), found.weights, "x").eval()(images)["main"]
-    assert torch.allclose(padded, expected, atol=1e-4) == (name == "VanillaResNet"), "the library's default is b3's own 300"
-    words = ["--root", str(tmp_path), "--data-root", str(small_eval), "--save-path", str(tmp_path / "p"), "--top-k", "2"]
+        assert torch.allclose(
+            model.rebuild(info, found.weights, "x").eval()(images)["main"], expected, atol=1e-4
+        )
+        padded = model.rebuild(dataclasses.replace(info, padding=224), found.weights, "x").eval()(
+            images
+        )["main"]
+    assert torch.allclose(padded, expected, atol=1e-4) == (name == "VanillaResNet"), (
+        "the library's default is b3's own 300"
+    )
+    words = [
+        "--root",
+        str(tmp_path),
+        "--data-root",
+        str(small_eval),
+        "--save-path",
+        str(tmp_path / "p"),
+        "--top-k",
+        "2",
+    ]
     assert submit_ensemble.main([*words, "--workers", "0"]) == 0
     (made,) = (tmp_path / "p").iterdir()
     assert submission.load(made).weights == [0.84, 0.8311]
 
 
-# -------------------------------------------------------------------------------------- training on, and in stages
+# --- training on, and in stages
 
 
 def test_training_on_for_another_task_keeps_the_backbone_and_says_what_starts_afresh(
     tree: Path, small_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = next((tree / "fold00").glob("*.pth"))
-    common = ["--train-root", str(small_root), *support.FAST, "--epochs", "1", "--lr", "1e-12", "--load-state-dict", str(path)]
+    common = [
+        "--train-root",
+        str(small_root),
+        *support.FAST,
+        "--epochs",
+        "1",
+        "--lr",
+        "1e-12",
+        "--load-state-dict",
+        str(path),
+    ]
     assert train.main([*common, "--save-path", str(tmp_path / "a"), "--task", "mask"]) == 0
     assert "these start afresh: batchnorm, linear" in capsys.readouterr().err
     (after,) = (tmp_path / "a").glob("*/fold00/*.pth")
     before, later = checkpoint.read(path).weights, checkpoint.read(after).weights
-    assert torch.allclose(before["efficientnet.fc.weight"], later["efficientnet.fc.weight"], atol=1e-6)
+    assert torch.allclose(
+        before["efficientnet.fc.weight"], later["efficientnet.fc.weight"], atol=1e-6
+    )
     assert later["linear.weight"].shape == (3, 1000)
-    with pytest.raises(UserError, match=r"mismatches: \w[\w.]+ \[[\d, ]+\] is missing; .*; .*\); name its --model-type"):
+    with pytest.raises(
+        UserError,
+        match=r"mismatches: \w[\w.]+ \[[\d, ]+\] is missing; .*; .*\); name its --model-type",
+    ):
         train.main([*common, "--save-path", str(tmp_path / "b"), "--model-type", "THANet"])
     assert not (tmp_path / "b").exists()
 
 
-def test_a_frozen_backbone_stays_as_it_is_with_its_statistics(small_root: Path, tmp_path: Path) -> None:
-    asked = ["--train-root", str(small_root), "--epochs", "3", "--freeze", "2", "--backbone", "resnet18", "--image-size", "32",
-             "--model-type", "VanillaResNet", "--pretrained", "none", "--workers", "0"]  # fmt: skip
+def test_a_frozen_backbone_stays_as_it_is_with_its_statistics(
+    small_root: Path, tmp_path: Path
+) -> None:
+    asked = [
+        "--train-root",
+        str(small_root),
+        "--epochs",
+        "3",
+        "--freeze",
+        "2",
+        "--backbone",
+        "resnet18",
+        "--image-size",
+        "32",
+        "--model-type",
+        "VanillaResNet",
+        "--pretrained",
+        "none",
+        "--workers",
+        "0",
+    ]
     s = config.parse(config.TrainSettings, asked, "train.py", "").completed()
     study, _ = prepare.set_up(s)
     start = {k: v.clone() for k, v in prepare.make_model(study, 0).state_dict().items()}
     assert train.main([*asked, "--save-path", str(tmp_path)]) == 0
-    ends = {(info.epoch): found.weights for found, info in checkpoint.ranked_members(next(tmp_path.glob("*/fold00")))}
+    ends = {
+        (info.epoch): found.weights
+        for found, info in checkpoint.ranked_members(next(tmp_path.glob("*/fold00")))
+    }
     assert sorted(ends) == [1, 2, 3]
     for epoch, weights in ends.items():
         still = all(torch.equal(start[k], weights[k]) for k in weights if k.startswith("resnet."))
         assert still == (epoch <= 2)
         assert not torch.equal(start["linear.weight"], weights["linear.weight"])
     with pytest.raises(UserError, match="--freeze 3"):
-        config.parse(config.TrainSettings, ["--epochs", "3", "--freeze", "3"], "train.py", "").completed()
+        config.parse(
+            config.TrainSettings, ["--epochs", "3", "--freeze", "3"], "train.py", ""
+        ).completed()
 
 
 class FixedSize(support.Tiny):
     """Takes 64 pixels alone, as timm's vision transformers take their own size."""
 
     def forward(self, images: Tensor) -> Tensor:
-        assert images.shape[-1] == 64, f"Input height ({images.shape[-2]}) doesn't match model (64)."
+        assert images.shape[-1] == 64, (
+            f"Input height ({images.shape[-2]}) doesn't match model (64)."
+        )
         return super().forward(images)
 
 
@@ -374,33 +559,100 @@ def create_model(name: str, pretrained: bool, num_classes: int) -> nn.Module:
 def test_backbones_of_timm_where_it_is_there(
     small_root: Path, small_eval: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = ["--train-root", str(small_root), "--save-path", str(tmp_path / "s"), "--pretrained", "none", "--image-size", "32",
-             "--workers", "0", "--epochs", "1"]  # fmt: skip
+    asked = [
+        "--train-root",
+        str(small_root),
+        "--save-path",
+        str(tmp_path / "s"),
+        "--pretrained",
+        "none",
+        "--image-size",
+        "32",
+        "--workers",
+        "0",
+        "--epochs",
+        "1",
+    ]
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UserError, match="pip install timm"):
         train.main([*asked, "--backbone", "timm:tiny"])
     monkeypatch.setitem(sys.modules, "timm", SimpleNamespace(create_model=create_model))
     with pytest.raises(UserError, match=r"timm:nonsense: Unknown model \(nonsense\)"):
         train.main([*asked, "--backbone", "timm:nonsense"])
-    with pytest.raises(UserError, match=r"timm:fixed: does not take --image-size 32 \(Input height \(32\) doesn't match"):
+    with pytest.raises(
+        UserError,
+        match=r"timm:fixed: does not take --image-size 32 \(Input height \(32\) doesn't match",
+    ):
         train.main([*asked, "--backbone", "timm:fixed"])
     assert not (tmp_path / "s").exists()
     for name in ("VanillaResNet", "MultiLabelTHANet"):
         saved = str(tmp_path / name)
-        assert train.main([*asked, "--save-path", saved, "--backbone", "TIMM:tiny", "--model-type", name]) == 0
-        assert submit_ensemble.main(["--root", saved, "--data-root", str(small_eval), "--save-path", str(tmp_path / "p"),
-                                     "--workers", "0"]) == 0  # fmt: skip
+        assert (
+            train.main(
+                [*asked, "--save-path", saved, "--backbone", "TIMM:tiny", "--model-type", name]
+            )
+            == 0
+        )
+        assert (
+            submit_ensemble.main(
+                [
+                    "--root",
+                    saved,
+                    "--data-root",
+                    str(small_eval),
+                    "--save-path",
+                    str(tmp_path / "p"),
+                    "--workers",
+                    "0",
+                ]
+            )
+            == 0
+        )
 
 
 def test_a_small_network_of_timm_itself(small_root: Path, tmp_path: Path) -> None:
     pytest.importorskip("timm")
-    assert train.main(["--train-root", str(small_root), "--save-path", str(tmp_path), "--backbone", "timm:resnet10t",
-                       "--pretrained", "none", "--image-size", "32", "--workers", "0", "--epochs", "1"]) == 0  # fmt: skip
+    assert (
+        train.main(
+            [
+                "--train-root",
+                str(small_root),
+                "--save-path",
+                str(tmp_path),
+                "--backbone",
+                "timm:resnet10t",
+                "--pretrained",
+                "none",
+                "--image-size",
+                "32",
+                "--workers",
+                "0",
+                "--epochs",
+                "1",
+            ]
+        )
+        == 0
+    )
 
 
 def test_stages_compose(small_root: Path, tmp_path: Path) -> None:
-    words = ["--train-root", str(small_root), "--epochs", "3", "--freeze", "1", "--warmup-epochs", "2", "--backbone-lr-scale",
-             "0.1", *support.FAST, "--batch-size", "64", "--save-path", str(tmp_path)]  # fmt: skip
+    words = [
+        "--train-root",
+        str(small_root),
+        "--epochs",
+        "3",
+        "--freeze",
+        "1",
+        "--warmup-epochs",
+        "2",
+        "--backbone-lr-scale",
+        "0.1",
+        *support.FAST,
+        "--batch-size",
+        "64",
+        "--save-path",
+        str(tmp_path),
+    ]
     assert train.main(words) == 0
     (fold,) = tmp_path.glob("*/fold00")
     header, *rows = support.read_rows(fold / "history.csv")
@@ -410,11 +662,14 @@ def test_stages_compose(small_root: Path, tmp_path: Path) -> None:
     before = prepare.make_model(study, 0).state_dict()
     after = {info.epoch: found.weights for found, info in checkpoint.ranked_members(fold)}
     assert torch.equal(before["efficientnet.stem.weight"], after[1]["efficientnet.stem.weight"])
-    backbone, head = (float((after[2][k] - after[1][k]).abs().max()) for k in ("efficientnet.stem.weight", "linear.weight"))
+    backbone, head = (
+        float((after[2][k] - after[1][k]).abs().max())
+        for k in ("efficientnet.stem.weight", "linear.weight")
+    )
     assert 0 < backbone < 0.3 * head  # Adam moves each by about its rate
 
 
-# ------------------------------------------------------------------------------------------------- oversampling
+# --- oversampling
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.integers(0, 9))
@@ -433,14 +688,20 @@ def test_oversampling_brings_every_class_up_to_the_largest(classes: list[int], s
 
 
 def study_of(root: Path, *asked: str) -> prepare.Study:
-    s = config.parse(config.TrainSettings, ["--train-root", str(root), *support.FAST, *asked], "train.py", "").completed()
+    s = config.parse(
+        config.TrainSettings, ["--train-root", str(root), *support.FAST, *asked], "train.py", ""
+    ).completed()
     return prepare.set_up(s)[0]
 
 
-def test_mixup_blends_two_people_of_one_class_and_nobody_held_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mixup_blends_two_people_of_one_class_and_nobody_held_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     people = [(f"{n:06d}", ("male", "female")[n % 2], 20 + n // 2) for n in range(10)]
     people += [("100001", "male", 60)]
-    study = study_of(support.make_train(tmp_path / "train", people), "--oversample", "mixup", "--cv", "3")
+    study = study_of(
+        support.make_train(tmp_path / "train", people), "--oversample", "mixup", "--cv", "3"
+    )
     table = study.table
     lone = table.loc[table["age"] == 60, "fold"].iloc[0]
     number = next(f for f in range(3) if f != lone)
@@ -461,11 +722,17 @@ def test_mixup_blends_two_people_of_one_class_and_nobody_held_out(tmp_path: Path
         else:
             assert i == j
     assert blended > 0
-    copied = next(key for key in itertools.chain.from_iterable(fold.batches) if key[2] and table["age"][key[1]] != 60)
+    copied = next(
+        key
+        for key in itertools.chain.from_iterable(fold.batches)
+        if key[2] and table["age"][key[1]] != 60
+    )
     assert torch.equal(fold.training[copied][1][0], fold.training[copied][1][0])
 
 
-def test_a_class_of_one_person_is_repeated_with_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_class_of_one_person_is_repeated_with_one_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     people = [(f"{n:06d}", "male", 20 + n) for n in range(4)] + [("100001", "male", 60)]
     table = tables.read_train(support.make_train(tmp_path / "train", people))
     rows = list(range(len(table)))
@@ -485,10 +752,14 @@ def test_repeated_photographs_are_augmented_anew(small_root: Path) -> None:
 
 
 def test_the_years_loss_reckons_with_the_shares_that_it_trains_on(tmp_path: Path) -> None:
-    people = [(f"{n:06d}", "male", age) for n, age in enumerate((20, 20, 58, 40, 40, 40, 20, 20, 58, 20))]
+    people = [
+        (f"{n:06d}", "male", age) for n, age in enumerate((20, 20, 58, 40, 40, 40, 20, 20, 58, 20))
+    ]
     root = support.make_train(tmp_path / "train", people)
     for asked, oldest in (([], 58), (["--age-filter", "58"], 60)):
-        fold = training.prepare_fold(study_of(root, "--model-type", "Factorised", "--cv", "10", *asked), 0)
+        fold = training.prepare_fold(
+            study_of(root, "--model-type", "Factorised", "--cv", "10", *asked), 0
+        )
         assert set(fold.recipe.criteria) == {"mask", "gender", "year"}
         shares = fold.recipe.criteria["year"].get_buffer("logs").exp()
         assert shares.argmax() == 20
@@ -501,23 +772,37 @@ def test_the_years_loss_reckons_with_the_shares_that_it_trains_on(tmp_path: Path
 
 @pytest.mark.parametrize("how", ["repeat", "mixup"])
 @pytest.mark.parametrize("task", ["main", "age"])
-def test_oversampled_runs_do_not_hang_on_workers(how: str, task: str, small_root: Path, tmp_path: Path) -> None:
+def test_oversampled_runs_do_not_hang_on_workers(
+    how: str, task: str, small_root: Path, tmp_path: Path
+) -> None:
     found = []
     for workers in ("0", "1"):
-        asked = ["--train-root", str(small_root), "--save-path", str(tmp_path / workers), *support.FAST, "--epochs", "1"]
+        asked = [
+            "--train-root",
+            str(small_root),
+            "--save-path",
+            str(tmp_path / workers),
+            *support.FAST,
+            "--epochs",
+            "1",
+        ]
         assert train.main([*asked, "--oversample", how, "--task", task, "--workers", workers]) == 0
         (path,) = (tmp_path / workers).glob("*/*/*.pth")
         found.append(checkpoint.read(path).weights)
     assert all(torch.equal(found[0][k], found[1][k]) for k in found[0])
 
 
-# ---------------------------------------------------------------------------------------------------- face crop
+# --- face crop
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(0, 999), st.integers(1, 12))
-def test_the_face_finder_never_gives_an_absurd_box(width: int, height: int, seed: int, coarse: int) -> None:
-    draw = np.random.default_rng(seed).integers(0, 256, (max(1, height // coarse), max(1, width // coarse), 3), dtype=np.uint8)
+def test_the_face_finder_never_gives_an_absurd_box(
+    width: int, height: int, seed: int, coarse: int
+) -> None:
+    draw = np.random.default_rng(seed).integers(
+        0, 256, (max(1, height // coarse), max(1, width // coarse), 3), dtype=np.uint8
+    )
     photo = Image.fromarray(draw).resize((width, height))
     box = facecrop.find_face(photo)
     assert box == facecrop.find_face(photo)
@@ -564,7 +849,8 @@ def test_facerandom_stays_on_the_face_and_mirrors_half_of_the_time() -> None:
     box, size = (130, 170, 280, 360), 32
     made = augmentation.forms("facerandom", size)
     assert (
-        augmentation.pixels(made.valid(photo, box)) == augmentation.pixels(augmentation.forms("facecrop", size).valid(photo, box))
+        augmentation.pixels(made.valid(photo, box))
+        == augmentation.pixels(augmentation.forms("facecrop", size).valid(photo, box))
     ).all()
     mirrored, seen = 0, set()
     for draw in range(60):
@@ -579,11 +865,15 @@ def test_facerandom_stays_on_the_face_and_mirrors_half_of_the_time() -> None:
     assert len(seen) > 10
 
 
-def test_boxes_take_the_finders_place_in_training_and_at_test(small_root: Path, small_eval: Path, tmp_path: Path) -> None:
+def test_boxes_take_the_finders_place_in_training_and_at_test(
+    small_root: Path, small_eval: Path, tmp_path: Path
+) -> None:
     table = tables.read_train(small_root)
     boxes = tmp_path / "boxes.csv"
     names = [f"images/{n}" for n in tables.read_eval(str(small_eval))[0]]
-    rows = [f"train/{f},10,20,110,140" for f in table["file"][1:]] + [f"eval/{n},0,0,384,512" for n in names]
+    rows = [f"train/{f},10,20,110,140" for f in table["file"][1:]] + [
+        f"eval/{n},0,0,384,512" for n in names
+    ]
     boxes.write_text("\n".join(["file,left,top,right,bottom", *rows]))
     s = ["--transform-type", "facecrop", "--boxes", str(boxes), "--epochs", "1"]
     study = study_of(small_root, *s)
@@ -591,11 +881,30 @@ def test_boxes_take_the_finders_place_in_training_and_at_test(small_root: Path, 
     photo = photographs.read_photo(table["path"][1])
     fold = training.prepare_fold(study, 0)
     expected = augmentation.forms("facecrop", 32).valid(photo, (10, 20, 110, 140))
-    assert torch.equal(fold.validation[(0, 1, 0)][1][0], torch.from_numpy(augmentation.pixels(expected)))
-    assert train.main(["--train-root", str(small_root), "--save-path", str(tmp_path / "s"), *support.FAST, *s]) == 0
-    predict = ["--root", str(tmp_path / "s"), "--data-root", str(small_eval), "--workers", "0", "--transform-type", "auto"]
+    assert torch.equal(
+        fold.validation[(0, 1, 0)][1][0], torch.from_numpy(augmentation.pixels(expected))
+    )
+    assert (
+        train.main(
+            ["--train-root", str(small_root), "--save-path", str(tmp_path / "s"), *support.FAST, *s]
+        )
+        == 0
+    )
+    predict = [
+        "--root",
+        str(tmp_path / "s"),
+        "--data-root",
+        str(small_eval),
+        "--workers",
+        "0",
+        "--transform-type",
+        "auto",
+    ]
     assert submit_ensemble.main([*predict, "--save-path", str(tmp_path / "p1")]) == 0
-    assert submit_ensemble.main([*predict, "--save-path", str(tmp_path / "p2"), "--boxes", str(boxes)]) == 0
+    assert (
+        submit_ensemble.main([*predict, "--save-path", str(tmp_path / "p2"), "--boxes", str(boxes)])
+        == 0
+    )
     arrays = [submission.load(next((tmp_path / p).iterdir())).array for p in ("p1", "p2")]
     assert not np.array_equal(arrays[0], arrays[1])
 
@@ -609,13 +918,17 @@ def test_boxes_take_the_finders_place_in_training_and_at_test(small_root: Path, 
         ("mask1.jpg,1,1,9,9", "row 3.*fits both"),
     ],
 )
-def test_bad_boxes_are_refused_by_row(row: str, told: str, small_root: Path, tmp_path: Path) -> None:
+def test_bad_boxes_are_refused_by_row(
+    row: str, told: str, small_root: Path, tmp_path: Path
+) -> None:
     table = tables.read_train(small_root)
     boxes = tmp_path / "boxes.csv"
     text = row.format(f=table["file"][1], g=table["file"][0])
     boxes.write_text("\n".join(["file,left,top,right,bottom", f"{table['file'][0]},1,1,9,9", text]))
     with pytest.raises(UserError, match=told):
-        tables.read_boxes(str(boxes), [*table["file"], "other"], [*table["path"], "/other/mask1.jpg"])
+        tables.read_boxes(
+            str(boxes), [*table["file"], "other"], [*table["path"], "/other/mask1.jpg"]
+        )
 
 
 def test_boxes_without_the_face_crop_are_refused() -> None:

@@ -18,14 +18,18 @@ labels = st.lists(st.tuples(st.integers(0, 17), st.integers(0, 17)), min_size=1,
 def test_macro_f1_and_accuracy_are_scikit_learns(pairs: list[tuple[int, int]]) -> None:
     truth, predicted = np.array(pairs).T
     matrix = metrics.confusion(truth, predicted, 18)
-    assert metrics.macro_f1(matrix) == pytest.approx(f1_score(truth, predicted, average="macro"), abs=1e-9)
+    assert metrics.macro_f1(matrix) == pytest.approx(
+        f1_score(truth, predicted, average="macro"), abs=1e-9
+    )
     assert metrics.accuracy(matrix) == pytest.approx(accuracy_score(truth, predicted), abs=1e-9)
 
 
 def test_counts_of_batches_equal_counts_of_the_whole() -> None:
     draw = np.random.default_rng(0)
     truth, predicted = draw.integers(0, 18, (2, 1000))
-    parts = [metrics.confusion(truth[i : i + 7], predicted[i : i + 7], 18) for i in range(0, 1000, 7)]
+    parts = [
+        metrics.confusion(truth[i : i + 7], predicted[i : i + 7], 18) for i in range(0, 1000, 7)
+    ]
     assert (np.sum(parts, axis=0) == metrics.confusion(truth, predicted, 18)).all()
 
 
@@ -36,7 +40,9 @@ def test_years_are_judged_as_groups_after_rounding(pairs: list[tuple[float, int]
     assert scores.rmse == pytest.approx(root_mean_squared_error(truth, answers), abs=1e-9)
     assert scores.mae == pytest.approx(mean_absolute_error(truth, answers), abs=1e-9)
     rounded = np.digitize(np.floor(answers + 0.5), [30, 60])
-    assert scores.macro_f1 == pytest.approx(f1_score(np.digitize(truth, [30, 60]), rounded, average="macro"), abs=1e-9)
+    assert scores.macro_f1 == pytest.approx(
+        f1_score(np.digitize(truth, [30, 60]), rounded, average="macro"), abs=1e-9
+    )
 
 
 def test_running_loss_weighs_photographs_not_batches() -> None:
@@ -69,7 +75,9 @@ def test_a_stack_of_matrices_scores_like_each_of_them() -> None:
     stack = np.stack([metrics.confusion(truth, predicted, 18) for truth, predicted in answers])
     expected = [f1_score(truth, predicted, average="macro") for truth, predicted in answers]
     np.testing.assert_allclose(metrics.macro_f1s(stack), expected, atol=1e-12)
-    np.testing.assert_allclose(metrics.accuracies(stack), [accuracy_score(*pair) for pair in answers])
+    np.testing.assert_allclose(
+        metrics.accuracies(stack), [accuracy_score(*pair) for pair in answers]
+    )
     assert metrics.macro_f1s(np.zeros((2, 3, 3))).tolist() == [0, 0]
 
 
@@ -80,7 +88,10 @@ def test_bootstrap_draws_whole_people() -> None:
     assert draws.shape == (200, 3, 3)
     assert (draws.sum((1, 2)) == 21).all()
     assert (draws % 7 == 0).all()
-    assert (draws == metrics.bootstrap_people(truth[::-1], truth[::-1], people[::-1], 3, draws=200, seed=5)).all()
+    assert (
+        draws
+        == metrics.bootstrap_people(truth[::-1], truth[::-1], people[::-1], 3, draws=200, seed=5)
+    ).all()
     weights = draws[:, range(3), range(3)] // 7
     assert weights.mean(0) == pytest.approx([1, 1, 1], abs=0.2)
 
@@ -93,11 +104,17 @@ def test_an_interval_by_people_is_wider_than_by_photographs_where_people_err_who
         metrics.interval(metrics.accuracies(metrics.bootstrap_people(truth, predicted, units, 2)))
         for units in (np.repeat(np.arange(100), 7), np.arange(700))
     )
-    counted = metrics.interval(metrics.accuracies(metrics.bootstrap_photographs(metrics.confusion(truth, predicted, 2))))
+    counted = metrics.interval(
+        metrics.accuracies(metrics.bootstrap_photographs(metrics.confusion(truth, predicted, 2)))
+    )
     assert counted == pytest.approx(by_photograph, abs=0.01)
     assert by_people[0] < metrics.accuracy(metrics.confusion(truth, predicted, 2)) < by_people[1]
-    assert by_people[1] - by_people[0] == pytest.approx(np.sqrt(7) * (by_photograph[1] - by_photograph[0]), rel=0.15)
-    assert by_people[1] - by_people[0] == pytest.approx(2 * 1.96 * np.sqrt(0.7 * 0.3 / 100), rel=0.15)
+    assert by_people[1] - by_people[0] == pytest.approx(
+        np.sqrt(7) * (by_photograph[1] - by_photograph[0]), rel=0.15
+    )
+    assert by_people[1] - by_people[0] == pytest.approx(
+        2 * 1.96 * np.sqrt(0.7 * 0.3 / 100), rel=0.15
+    )
 
 
 def test_an_interval_leaves_out_draws_without_a_value() -> None:
@@ -111,9 +128,14 @@ def test_an_out_of_fold_interval_allows_for_the_folds_common_training_people() -
     for folds, times in ((5, 1.5), (2, np.sqrt(3)), (1, np.sqrt(10 / 9))):
         span = metrics.out_of_fold_interval(0.61, draws, folds)
         assert span == pytest.approx((0.61 - times * (0.61 - low), 0.61 + times * (high - 0.61)))
-    assert metrics.out_of_fold_interval(0.02, draws - 0.58, 5) == (0.0, pytest.approx(0.02 + 1.5 * (high - 0.6), abs=1e-3))
+    assert metrics.out_of_fold_interval(0.02, draws - 0.58, 5) == (
+        0.0,
+        pytest.approx(0.02 + 1.5 * (high - 0.6), abs=1e-3),
+    )
     assert metrics.out_of_fold_interval(0.99, draws + 0.39, 5)[1] == 1
-    assert metrics.out_of_fold_interval(0.01, draws - 0.59, 5, least=-1.0)[0] == pytest.approx(0.01 + 1.5 * (low - 0.6), abs=1e-3)
+    assert metrics.out_of_fold_interval(0.01, draws - 0.59, 5, least=-1.0)[0] == pytest.approx(
+        0.01 + 1.5 * (low - 0.6), abs=1e-3
+    )
     assert np.isnan(metrics.out_of_fold_interval(np.nan, np.array([np.nan]), 5)).all()
 
 
@@ -124,4 +146,6 @@ def test_calibration_of_sure_answers() -> None:
     assert [count for *_, count in rows] == [1, 2, 2]
     assert rows[0][:2] == pytest.approx((0.55, 1))
     assert rows[2][:2] == pytest.approx((0.975, 0.5))
-    assert metrics.calibration_error(probabilities, truth) == pytest.approx((0.45 + 2 * 0.1 + 2 * 0.475) / 5)
+    assert metrics.calibration_error(probabilities, truth) == pytest.approx(
+        (0.45 + 2 * 0.1 + 2 * 0.475) / 5
+    )

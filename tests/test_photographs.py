@@ -1,4 +1,6 @@
-"""Photographs: whose fault it is that one cannot be read, which formats are read, and what a PNG may carry beside its pixels."""
+"""Photographs: whose fault it is that one cannot be read, which formats are read, and what a PNG
+may carry beside its pixels.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +32,42 @@ DRIVE = ("EIO", "ESTALE", "ETIMEDOUT", "ENOTCONN", "ENODEV", "EBADMSG")
 
 
 def submit(tree: Path, root: Path, out: Path, *words: str) -> int:
-    return submit_ensemble.main(["--root", str(tree), "--data-root", str(root), "--save-path", str(out), "--device", "cpu",
-                                 "--workers", "0", "--threads", "1", "--top-k", "1", *words])  # fmt: skip
+    return submit_ensemble.main(
+        [
+            "--root",
+            str(tree),
+            "--data-root",
+            str(root),
+            "--save-path",
+            str(out),
+            "--device",
+            "cpu",
+            "--workers",
+            "0",
+            "--threads",
+            "1",
+            "--top-k",
+            "1",
+            *words,
+        ]
+    )
 
 
 def training(root: Path, saved: Path, *words: str) -> list[str]:
-    return ["--train-root", str(root), "--save-path", str(saved), "--epochs", "1", "--cv", "2", "--batch-size", "8",
-            *support.FAST, *words]  # fmt: skip
+    return [
+        "--train-root",
+        str(root),
+        "--save-path",
+        str(saved),
+        "--epochs",
+        "1",
+        "--cv",
+        "2",
+        "--batch-size",
+        "8",
+        *support.FAST,
+        *words,
+    ]
 
 
 def refuse_to_open(patch: pytest.MonkeyPatch, refuses: Callable[[str], bool], name: str) -> None:
@@ -51,7 +82,7 @@ def refuse_to_open(patch: pytest.MonkeyPatch, refuses: Callable[[str], bool], na
     patch.setattr(os, "open", open_)
 
 
-# ------------------------------------------------------------------------------------------------- whose fault it is
+# --- whose fault it is
 
 
 @pytest.mark.parametrize("skip", [[], ["--skip-bad-images"]])
@@ -119,7 +150,11 @@ def test_what_is_missing_or_no_regular_file_is_the_photographs_own_fault(
     ],
 )
 def test_a_failure_in_a_reading_process_reaches_the_command_line_in_one_line(
-    tmp_path: Path, error: Exception, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    error: Exception,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """(16.2)"""
     root = support.make_train(tmp_path / "train", support.PEOPLE[:4], junk=False)
@@ -133,18 +168,28 @@ def test_a_failure_in_a_reading_process_reaches_the_command_line_in_one_line(
     monkeypatch.setattr(photographs, "read_photo", read)
     words = training(root, tmp_path / "saved", "--workers", "1")
     assert utils.run_script(lambda _: train.main(words), "train.py") == getattr(error, "code", 1)
-    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: ")]
+    lines = [
+        line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: ")
+    ]
     assert len(lines) == 1
     assert lines[0].startswith("train.py: error: ")
     assert told in lines[0]
     assert "Traceback" not in lines[0]
 
 
-def test_a_drive_that_fails_only_in_a_reading_process_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_drive_that_fails_only_in_a_reading_process_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """(16.2)"""
     root = support.make_train(tmp_path / "train", support.PEOPLE[:4], junk=False)
-    refuse_to_open(monkeypatch, lambda path: "mask3" in path and multiprocessing.parent_process() is not None, "EIO")
-    with pytest.raises(RunError, match=r"mask3\.\w+: cannot be opened \(Input/output error\).*--resume"):
+    refuse_to_open(
+        monkeypatch,
+        lambda path: "mask3" in path and multiprocessing.parent_process() is not None,
+        "EIO",
+    )
+    with pytest.raises(
+        RunError, match=r"mask3\.\w+: cannot be opened \(Input/output error\).*--resume"
+    ):
         train.main(training(root, tmp_path / "saved", "--workers", "1"))
 
 
@@ -168,17 +213,32 @@ def test_a_table_on_a_drive_that_fails_is_neither_passed_over_nor_the_users_faul
 
         monkeypatch.setattr(os, "lstat", lstat)
         stat = os.stat
-        monkeypatch.setattr(os, "stat", lambda path, *a, follow_symlinks=True, **k:  # by which Python asks before 3.12
-                            (stat if follow_symlinks else lstat)(path, *a, **k))  # fmt: skip
+        monkeypatch.setattr(
+            os,
+            "stat",
+            lambda path, *a, follow_symlinks=True, **k: (  # by which Python asks before 3.12
+                (stat if follow_symlinks else lstat)(path, *a, **k)
+            ),
+        )
     with pytest.raises(RunError, match=rf"{name}: cannot be"):
         tables.read_train(root) if train_table else tables.read_eval(str(root))
 
 
-# ------------------------------------------------------------------------------------------------------------ formats
+# --- formats
 
 
-FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF",
-           ".gif": "GIF", ".jfif": "JPEG", ".avif": "AVIF"}  # fmt: skip
+FORMATS = {
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".png": "PNG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".gif": "GIF",
+    ".jfif": "JPEG",
+    ".avif": "AVIF",
+}
 READ = [extension for extension in FORMATS if extension in Image.registered_extensions()]
 
 
@@ -193,16 +253,22 @@ def encoded(image: Image.Image, kind: str, **save: object) -> bytes:
     return buffer.getvalue()
 
 
-def test_every_format_that_pillow_reads_is_taken_for_training_and_for_answers(tmp_path: Path, tree: Path) -> None:
+def test_every_format_that_pillow_reads_is_taken_for_training_and_for_answers(
+    tmp_path: Path, tree: Path
+) -> None:
     """(16.14)"""
     people = [(f"{number:06d}", "male", 20 + number) for number in range(1, 1 + len(READ))]
     root = support.make_train(tmp_path / "train", people, junk=False)
     answered = support.make_eval(tmp_path / "eval", 0, answers=False)
-    for number, (folder, extension) in enumerate(zip(sorted((root / "images").iterdir()), READ, strict=True)):
+    for number, (folder, extension) in enumerate(
+        zip(sorted((root / "images").iterdir()), READ, strict=True)
+    ):
         data = encoded(portrait(), FORMATS[extension])
         for shot in sorted(folder.iterdir()):
             shot.unlink()
-            (folder / f"{shot.stem}{extension.upper() if number % 2 else extension}").write_bytes(data)
+            (folder / f"{shot.stem}{extension.upper() if number % 2 else extension}").write_bytes(
+                data
+            )
         (answered / "images" / f"{number:02d}{extension}").write_bytes(data)
     table = tables.read_train(root)
     (answered / "info.csv").unlink()
@@ -210,9 +276,13 @@ def test_every_format_that_pillow_reads_is_taken_for_training_and_for_answers(tm
     assert train.main([*training(root, tmp_path / "saved"), "--dry-run"]) == 0
     names, paths = tables.read_eval(str(answered / "images"))[0], tables.read_eval(str(answered))[1]
     assert names == [f"{number:02d}{extension}" for number, extension in enumerate(READ)]
-    shown = [np.asarray(image).astype(int) for image in (portrait(), *map(photographs.read_photo, paths))]
+    shown = [
+        np.asarray(image).astype(int) for image in (portrait(), *map(photographs.read_photo, paths))
+    ]
     assert max(np.abs(shown[0] - other).mean() for other in shown[1:]) < 20
-    (answered / "info.csv").write_text("ImageID,ans\n" + "".join(f"{name},0\n" for name in reversed(names)))
+    (answered / "info.csv").write_text(
+        "ImageID,ans\n" + "".join(f"{name},0\n" for name in reversed(names))
+    )
     assert submit(tree, answered, tmp_path / "out") == 0
     rows = support.read_rows(next((tmp_path / "out").glob("*/arithmetic.csv")))[1:]
     assert [row[0] for row in rows] == names[::-1]
@@ -239,7 +309,9 @@ def test_what_is_left_out_of_a_folder_is_counted_and_heic_gets_its_remedy(
     assert ": 4 (the first: " in others[0]
 
 
-def test_photographs_that_info_csv_does_not_list_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_photographs_that_info_csv_does_not_list_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """(16.14)"""
     root = support.make_eval(tmp_path / "eval", 3)
     support.paint(root / "images" / "more.jpg", 1)
@@ -260,7 +332,9 @@ def test_heic_is_named_with_its_remedy_whatever_its_extension(tmp_path: Path) ->
     with pytest.raises(UserError, match=r"row 2: 'a.heic' HEIC is not read here, save it as JPEG"):
         tables.read_eval(str(root))
     for brand in (b"heic", b"mif1"):
-        (tmp_path / "b.jpg").write_bytes(struct.pack(">I", 24) + b"ftyp" + brand + bytes(4) + b"mif1heic" + bytes(100))
+        (tmp_path / "b.jpg").write_bytes(
+            struct.pack(">I", 24) + b"ftyp" + brand + bytes(4) + b"mif1heic" + bytes(100)
+        )
         with pytest.raises(UserError, match=r"b\.jpg: .*HEIC is not read here, save it as JPEG"):
             photographs.read_photo(str(tmp_path / "b.jpg"))
     only = tmp_path / "only" / "images"
@@ -270,11 +344,16 @@ def test_heic_is_named_with_its_remedy_whatever_its_extension(tmp_path: Path) ->
         tables.read_eval(str(only))
 
 
-# --------------------------------------------------------------------------------------------- what a PNG may carry
+# --- what a PNG may carry
 
 
 def chunk(kind: bytes, body: bytes, wrong: int = 0) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body) ^ wrong)
+    return (
+        struct.pack(">I", len(body))
+        + kind
+        + body
+        + struct.pack(">I", zlib.crc32(kind + body) ^ wrong)
+    )
 
 
 def with_chunks(data: bytes, *chunks: bytes, before: bytes = b"IDAT") -> bytes:
@@ -287,9 +366,12 @@ BOMB = zlib.compress(bytes(20_000_000))
 ODD = {
     "a long packed text": [chunk(b"zTXt", b"Comment\0\0" + LONG)],
     "a long international text": [chunk(b"iTXt", b"Comment\0\1\0\0\0" + LONG)],
-    "a bomb under a keyword that is looked at": [chunk(b"zTXt", b"Raw profile type exif\0\0" + BOMB)],
+    "a bomb under a keyword that is looked at": [
+        chunk(b"zTXt", b"Raw profile type exif\0\0" + BOMB)
+    ],
     "a bomb of XMP": [chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + BOMB)],
-    "texts of 70 MB together": [chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * 1_000_000))] * 70,
+    "texts of 70 MB together": [chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * 1_000_000))]
+    * 70,
     "a long profile": [chunk(b"iCCP", b"profile\0\0" + LONG)],
     "a text with a wrong checksum": [chunk(b"tEXt", b"Comment\0hello", 1)],
     "a date with a wrong checksum": [chunk(b"tIME", bytes(7), 1)],
@@ -303,7 +385,9 @@ ODD = {
 
 @pytest.mark.parametrize("before", [b"IDAT", b"IEND"])
 @pytest.mark.parametrize("odd", ODD, ids=ODD.keys())
-def test_a_png_whose_pixels_are_whole_is_read_whatever_stands_beside_them(tmp_path: Path, odd: str, before: bytes) -> None:
+def test_a_png_whose_pixels_are_whole_is_read_whatever_stands_beside_them(
+    tmp_path: Path, odd: str, before: bytes
+) -> None:
     """(16.15)"""
     path = tmp_path / "photo.png"
     path.write_bytes(with_chunks(encoded(portrait(), "PNG"), *ODD[odd], before=before))
@@ -315,9 +399,18 @@ def test_such_a_png_is_answered_by_the_command(tree: Path, tmp_path: Path) -> No
     """(16.15)"""
     root = support.make_eval(tmp_path / "eval", 2)
     name = tables.read_eval(str(root))[0][0]
-    (root / "images" / name).write_bytes(with_chunks(encoded(portrait(), "PNG"), *ODD["a long packed text"]))
+    (root / "images" / name).write_bytes(
+        with_chunks(encoded(portrait(), "PNG"), *ODD["a long packed text"])
+    )
     checkpoint = sorted(tree.glob("fold00/*.pth"))[0]
-    words = ["--load-state-dict", str(checkpoint), "--data-root", str(root), "--save-path", str(tmp_path / "out")]
+    words = [
+        "--load-state-dict",
+        str(checkpoint),
+        "--data-root",
+        str(root),
+        "--save-path",
+        str(tmp_path / "out"),
+    ]
     assert submit_singular.main([*words, *support.FAST[4:]]) == 0
 
 
@@ -351,7 +444,9 @@ def test_a_png_is_turned_by_whatever_tells_its_orientation(tmp_path: Path) -> No
     }
     for name, teller in tellers.items():
         path = tmp_path / "photo.png"
-        path.write_bytes(with_chunks(encoded(portrait(), "PNG"), *ODD["a long packed text"], teller))
+        path.write_bytes(
+            with_chunks(encoded(portrait(), "PNG"), *ODD["a long packed text"], teller)
+        )
         upright = portrait().transpose(Image.Transpose.ROTATE_270)
         assert photographs.read_photo(str(path)).tobytes() == upright.tobytes(), name
 

@@ -33,24 +33,44 @@ HERE = Path(__file__).parent
 
 def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
     """Run a command with the tiny backbones in two processes, as a user starts them."""
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(HERE / "run_tiny.py")]
-    return subprocess.run([*start, *words], capture_output=True, text=True, check=False, timeout=support.LIMIT)
+    start = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(HERE / "run_tiny.py"),
+    ]
+    return subprocess.run(
+        [*start, *words], capture_output=True, text=True, check=False, timeout=support.LIMIT
+    )
 
 
-def one_of_two(rank: int, port: int, main: Callable[[list[str]], int], words: list[str], codes: Any) -> None:
+def one_of_two(
+    rank: int, port: int, main: Callable[[list[str]], int], words: list[str], codes: Any
+) -> None:
     """What torchrun tells a process, and its command."""
-    told: dict[str, object] = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    told: dict[str, object] = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": 2,
+        "LOCAL_WORLD_SIZE": 2,
+    }
     told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in told.items()})
     codes[rank] = main(words)
 
 
 def in_two(main: Callable[[list[str]], int], words: list[str]) -> list[int]:
-    """Run a command in two forked processes, which need not import anything anew; returns their exit codes."""
+    """Run a command in two forked processes, which need not import anything anew; returns their
+    exit codes.
+    """
     port = support.free_port()
     fork = multiprocessing.get_context("fork")
     codes = fork.Array("i", [-1, -1])
-    both = [fork.Process(target=one_of_two, args=(rank, port, main, words, codes)) for rank in range(2)]
+    both = [
+        fork.Process(target=one_of_two, args=(rank, port, main, words, codes)) for rank in range(2)
+    ]
     for process in both:
         process.start()
     for process in both:
@@ -72,7 +92,10 @@ def trees(train_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     """The same folds and the same single split, trained by one process and by two."""
     saved = tmp_path_factory.mktemp("several")
     common = ["--train-root", str(train_root), "--epochs", "2", "--batch-size", "9", *support.FAST]
-    folds, single = ["--cv", "3", "--transform-type", "tta"], ["--model-type", "Plain", "--optim-type", "momentum"]
+    folds, single = (
+        ["--cv", "3", "--transform-type", "tta"],
+        ["--model-type", "Plain", "--optim-type", "momentum"],
+    )
     assert train.main([*common, *folds, "--save-path", str(saved / "one")]) == 0
     done = torchrun("train.py", *common, *folds, "--save-path", str(saved / "two"))
     assert done.returncode == 0, done.stderr
@@ -83,7 +106,10 @@ def trees(train_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 
 def test_folds_dealt_to_processes_are_bit_for_bit_those_of_one(trees: dict[str, Path]) -> None:
-    one, two = ({p.relative_to(t).as_posix(): p for p in sorted(t.glob("fold*/*.pth"))} for t in (trees["one"], trees["two"]))
+    one, two = (
+        {p.relative_to(t).as_posix(): p for p in sorted(t.glob("fold*/*.pth"))}
+        for t in (trees["one"], trees["two"])
+    )
     assert one.keys() == two.keys()
     for name in one:
         a, b = checkpoint.read(one[name]).weights, checkpoint.read(two[name]).weights
@@ -92,7 +118,9 @@ def test_folds_dealt_to_processes_are_bit_for_bit_those_of_one(trees: dict[str, 
 
 
 def test_a_shared_batch_gives_the_weights_of_a_whole_one(trees: dict[str, Path]) -> None:
-    (one, one_info), (two, two_info) = (checkpoint.ranked_members(trees[t] / "fold00")[0] for t in ("single", "shared"))
+    (one, one_info), (two, two_info) = (
+        checkpoint.ranked_members(trees[t] / "fold00")[0] for t in ("single", "shared")
+    )
     assert one_info.epoch == two_info.epoch
     for name, value in one.weights.items():
         assert torch.allclose(value, two.weights[name], rtol=1e-4, atol=1e-6), name
@@ -104,15 +132,31 @@ def test_a_shared_batch_gives_the_weights_of_a_whole_one(trees: dict[str, Path])
     rows = [support.read_rows(trees[t] / "fold00" / "history.csv") for t in ("single", "shared")]
     for name in ("train_loss", "train_accuracy", "valid_loss", "macro_f1"):
         k = rows[0][0].index(name)
-        assert [float(r[k]) for r in rows[0][1:]] == pytest.approx([float(r[k]) for r in rows[1][1:]], rel=1e-4)
+        assert [float(r[k]) for r in rows[0][1:]] == pytest.approx(
+            [float(r[k]) for r in rows[1][1:]], rel=1e-4
+        )
 
 
-def test_processes_share_the_photographs_of_a_submission(trees: dict[str, Path], eval_root: Path, tmp_path: Path) -> None:
+def test_processes_share_the_photographs_of_a_submission(
+    trees: dict[str, Path], eval_root: Path, tmp_path: Path
+) -> None:
     made: list[ensemble.Probabilities] = []
     for run in (submit_ensemble.main, lambda words: sum(in_two(submit_ensemble.main, words))):
         out = tmp_path / str(len(made))
-        words = ["--root", str(trees["one"]), "--data-root", str(eval_root), "--save-path", str(out), "--tta", "2"]
-        assert run([*words, "--top-k", "1", "--workers", "0", "--device", "cpu", "--threads", "1"]) == 0
+        words = [
+            "--root",
+            str(trees["one"]),
+            "--data-root",
+            str(eval_root),
+            "--save-path",
+            str(out),
+            "--tta",
+            "2",
+        ]
+        assert (
+            run([*words, "--top-k", "1", "--workers", "0", "--device", "cpu", "--threads", "1"])
+            == 0
+        )
         made.append(submission.load(next(out.iterdir())))
     assert made[0].images == made[1].images
     assert np.allclose(made[0].array, made[1].array, atol=1e-5)
@@ -120,9 +164,25 @@ def test_processes_share_the_photographs_of_a_submission(trees: dict[str, Path],
 
 @pytest.mark.parametrize("world", [2, 3, 5])
 def test_the_batches_of_several_processes_are_those_of_one(world: int) -> None:
-    for count in (2, 7, 9, 10, 11, 12, 13, 18, 19, 20, 21, 22):  # 11 and 20 to 22: the rest is too small for two shares
+    for count in (
+        2,
+        7,
+        9,
+        10,
+        11,
+        12,
+        13,
+        18,
+        19,
+        20,
+        21,
+        22,
+    ):  # 11 and 20 to 22: the rest is too small for two shares
         whole = dataset.Batches(range(count), 9, ("x",), least=2)
-        shares = [dataset.Batches(range(count), 9, ("x",), least=2, rank=rank, world=world) for rank in range(world)]
+        shares = [
+            dataset.Batches(range(count), 9, ("x",), least=2, rank=rank, world=world)
+            for rank in range(world)
+        ]
         assert {len(share) for share in shares} == {len(whole)}
         for step, (batch, *parts) in enumerate(zip(whole, *shares, strict=True)):
             assert min(map(len, parts)) >= 2
@@ -131,16 +191,39 @@ def test_the_batches_of_several_processes_are_those_of_one(world: int) -> None:
             assert all(weight in (0, len(part) * world / len(batch)) for part, weight in taken)
 
 
-def test_a_rest_too_small_to_share_trains_as_in_one_process(train_root: Path, tmp_path: Path) -> None:
+def test_a_rest_too_small_to_share_trains_as_in_one_process(
+    train_root: Path, tmp_path: Path
+) -> None:
     # 77 photographs in batches of 25: the last holds 2, of which two processes cannot have 2 each
-    words = ["--train-root", str(train_root), "--epochs", "1", "--batch-size", "25", "--model-type", "Plain",
-             "--optim-type", "momentum", *support.FAST]  # fmt: skip
+    words = [
+        "--train-root",
+        str(train_root),
+        "--epochs",
+        "1",
+        "--batch-size",
+        "25",
+        "--model-type",
+        "Plain",
+        "--optim-type",
+        "momentum",
+        *support.FAST,
+    ]
     assert train.main([*words, "--save-path", str(tmp_path / "one")]) == 0
     assert in_two(train.main, [*words, "--save-path", str(tmp_path / "two")]) == [0, 0]
-    one, two = (checkpoint.read(next(tmp_path.glob(f"{name}/*/fold00/*.pth"))).weights for name in ("one", "two"))
-    assert all(torch.allclose(value, two[name], rtol=1e-4, atol=1e-6) for name, value in one.items())
-    rows = [support.read_rows(next(tmp_path.glob(f"{name}/*/fold00/history.csv")))[1] for name in ("one", "two")]
-    assert [float(value) for value in rows[0][:-1]] == pytest.approx([float(value) for value in rows[1][:-1]], rel=1e-4)
+    one, two = (
+        checkpoint.read(next(tmp_path.glob(f"{name}/*/fold00/*.pth"))).weights
+        for name in ("one", "two")
+    )
+    assert all(
+        torch.allclose(value, two[name], rtol=1e-4, atol=1e-6) for name, value in one.items()
+    )
+    rows = [
+        support.read_rows(next(tmp_path.glob(f"{name}/*/fold00/history.csv")))[1]
+        for name in ("one", "two")
+    ]
+    assert [float(value) for value in rows[0][:-1]] == pytest.approx(
+        [float(value) for value in rows[1][:-1]], rel=1e-4
+    )
 
 
 def failing(code: str, words: list[str]) -> list[subprocess.CompletedProcess[str]]:
@@ -157,14 +240,27 @@ def main(_):
     return train.main({words!r})
 sys.exit(utils.run_script(main, "train.py"))
 """
-    told = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    told = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     both = [
-        subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                         env={**os.environ, **told, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        subprocess.Popen(
+            [sys.executable, "-c", text],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **told, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
         for rank in range(2)
-    ]  # fmt: skip
+    ]
     ended = [process.communicate(timeout=support.LIMIT) for process in both]
-    return [subprocess.CompletedProcess([], p.returncode, *said) for p, said in zip(both, ended, strict=True)]
+    return [
+        subprocess.CompletedProcess([], p.returncode, *said)
+        for p, said in zip(both, ended, strict=True)
+    ]
 
 
 def told(stderr: str) -> list[str]:
@@ -172,10 +268,25 @@ def told(stderr: str) -> list[str]:
     return [line for line in stderr.splitlines() if line.startswith("train.py")]
 
 
-def test_when_one_process_dies_the_other_says_so_in_a_line(train_root: Path, tmp_path: Path) -> None:
+def test_when_one_process_dies_the_other_says_so_in_a_line(
+    train_root: Path, tmp_path: Path
+) -> None:
     # after the first step, so that the first process is in the next one's exchange
-    code = "training.SAVE_SECONDS = 0; training.Keeper.after_step = lambda *_: os._exit(9) if rank else None"
-    words = ["--train-root", str(train_root), "--save-path", str(tmp_path), "--epochs", "2", "--batch-size", "9", *support.FAST]
+    code = (
+        "training.SAVE_SECONDS = 0; training.Keeper.after_step = lambda *_: os._exit(9) if "
+        "rank else None"
+    )
+    words = [
+        "--train-root",
+        str(train_root),
+        "--save-path",
+        str(tmp_path),
+        "--epochs",
+        "2",
+        "--batch-size",
+        "9",
+        *support.FAST,
+    ]
     first, second = failing(code, words)
     assert second.returncode == 9
     assert first.returncode == 1
@@ -185,8 +296,18 @@ def test_when_one_process_dies_the_other_says_so_in_a_line(train_root: Path, tmp
     assert "--resume" in line
 
 
-def test_a_refusal_in_the_first_process_ends_the_other_quietly(train_root: Path, tmp_path: Path) -> None:
-    words = ["--train-root", str(train_root), "--save-path", str(tmp_path), "--resume", "gone", *support.FAST]
+def test_a_refusal_in_the_first_process_ends_the_other_quietly(
+    train_root: Path, tmp_path: Path
+) -> None:
+    words = [
+        "--train-root",
+        str(train_root),
+        "--save-path",
+        str(tmp_path),
+        "--resume",
+        "gone",
+        *support.FAST,
+    ]
     first, second = failing("pass", words)
     assert [first.returncode, second.returncode] == [2, 2]
     assert len(told(first.stderr)) == 1
@@ -201,7 +322,9 @@ def test_a_batch_too_small_to_share_and_other_processes_are_refused(
     train_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     who = processes.Processes(0, 4, 0, 4)
-    settings = config.TrainSettings(train_root=str(train_root), batch_size=7, backbone="tiny", device="cpu").completed()
+    settings = config.TrainSettings(
+        train_root=str(train_root), batch_size=7, backbone="tiny", device="cpu"
+    ).completed()
     with pytest.raises(UserError, match="--batch-size 7: shared by 4 processes; use at least 8"):
         prepare.set_up(settings, who)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -211,16 +334,33 @@ def test_a_batch_too_small_to_share_and_other_processes_are_refused(
         processes.own_gpu(torch.device("cuda:1"), who)
 
 
-def test_a_shared_split_goes_on_with_as_many_processes_only(train_root: Path, tmp_path: Path) -> None:
-    words = ["--train-root", str(train_root), "--save-path", str(tmp_path), "--run-name", "x", "--epochs", "1", *support.FAST]
+def test_a_shared_split_goes_on_with_as_many_processes_only(
+    train_root: Path, tmp_path: Path
+) -> None:
+    words = [
+        "--train-root",
+        str(train_root),
+        "--save-path",
+        str(tmp_path),
+        "--run-name",
+        "x",
+        "--epochs",
+        "1",
+        *support.FAST,
+    ]
     assert in_two(train.main, words) == [0, 0]
     with pytest.raises(UserError, match="2 processes began to share its batches, now there are 1"):
         train.main(words)
 
 
 def test_a_process_that_is_told_to_end_says_so(tmp_path: Path) -> None:
-    code = "import os, signal, sys, utils; sys.exit(utils.run_script(lambda _: os.kill(os.getpid(), signal.SIGTERM), 'x.py'))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=HERE.parent, capture_output=True, text=True, check=False)
+    code = (
+        "import os, signal, sys, utils; sys.exit(utils.run_script(lambda _: "
+        "os.kill(os.getpid(), signal.SIGTERM), 'x.py'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=HERE.parent, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 143
     assert done.stderr.startswith("x.py: stopped: ")
     assert len(done.stderr.splitlines()) == 1
@@ -229,7 +369,17 @@ def test_a_process_that_is_told_to_end_says_so(tmp_path: Path) -> None:
 def test_a_shared_epoch_taken_up_in_its_middle_counts_what_all_had_seen(
     train_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    common = ["--train-root", str(train_root), "--epochs", "1", "--batch-size", "9", "--model-type", "Plain", *support.FAST]
+    common = [
+        "--train-root",
+        str(train_root),
+        "--epochs",
+        "1",
+        "--batch-size",
+        "9",
+        "--model-type",
+        "Plain",
+        *support.FAST,
+    ]
     assert in_two(train.main, [*common, "--save-path", str(tmp_path / "whole")]) == [0, 0]
     words = [*common, "--save-path", str(tmp_path / "broken")]
     plain = training.Keeper.after_step
@@ -248,12 +398,26 @@ def test_a_shared_epoch_taken_up_in_its_middle_counts_what_all_had_seen(
     assert begun is not None
     assert (begun[0].step, begun[0].sums[1]) == (4, 36)
     assert in_two(train.main, [*words, "--resume"]) == [0, 0]
-    rows = [support.read_rows(next(tmp_path.glob(f"{name}/*/fold00/history.csv")))[1] for name in ("whole", "broken")]
-    assert [float(value) for value in rows[0][:-1]] == pytest.approx([float(value) for value in rows[1][:-1]], rel=1e-5)
+    rows = [
+        support.read_rows(next(tmp_path.glob(f"{name}/*/fold00/history.csv")))[1]
+        for name in ("whole", "broken")
+    ]
+    assert [float(value) for value in rows[0][:-1]] == pytest.approx(
+        [float(value) for value in rows[1][:-1]], rel=1e-5
+    )
 
 
 def test_a_dry_run_counts_on_the_processes_that_share_the_folds(train_root: Path) -> None:
-    words = ["--train-root", str(train_root), "--cv", "3", "--dry-run", "--batch-size", "9", *support.FAST]
+    words = [
+        "--train-root",
+        str(train_root),
+        "--cv",
+        "3",
+        "--dry-run",
+        "--batch-size",
+        "9",
+        *support.FAST,
+    ]
     first, second = failing("pass", words)
     assert (first.returncode, second.returncode, second.stdout) == (0, 0, "")
     assert "for 3 folds (2 after another in each process) x 30 epochs" in first.stdout

@@ -1,4 +1,6 @@
-"""Reports: every number against scikit-learn, and pages that are harmless, small and need nothing but themselves."""
+"""Reports: every number against scikit-learn, and pages that are harmless, small and need nothing
+but themselves.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import support
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, mean_absolute_error, root_mean_squared_error
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    f1_score,
+    mean_absolute_error,
+    root_mean_squared_error,
+)
 
 import config
 import ensemble
@@ -27,7 +35,9 @@ VOID = {"img", "meta", "br", "link", "hr", "path", "use"}
 
 
 def synthetic(task: str, root: Path, people: int = 24) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(table, out-of-fold table): people of seven photographs, one of them with a vicious name, and noisy answers."""
+    """(table, out-of-fold table): people of seven photographs, one of them with a vicious name, and
+    noisy answers.
+    """
     draw = np.random.default_rng(3)
     photo = root / "photo.png"
     support.paint(photo, "a face", (38, 51))
@@ -36,7 +46,17 @@ def synthetic(task: str, root: Path, people: int = 24) -> tuple[pd.DataFrame, pd
         gender, age = int(draw.integers(2)), int(draw.choice([20, 28, 31, 45, 57, 58, 59, 60]))
         person = EVIL if number == 0 else f"{number:06d}"
         for shot, mask in zip(support.SHOTS, (1, 0, 0, 0, 0, 0, 2), strict=True):
-            rows.append((f"images/{person}/{shot}.png", str(photo), person, number % 3, mask, gender, float(age)))
+            rows.append(
+                (
+                    f"images/{person}/{shot}.png",
+                    str(photo),
+                    person,
+                    number % 3,
+                    mask,
+                    gender,
+                    float(age),
+                )
+            )
     table = pd.DataFrame(rows, columns=["file", "path", "person", "fold", "mask", "gender", "age"])
     table["ageg"] = [config.age_group(age) for age in table["age"]]
     table["main"] = 6 * table["mask"] + 3 * table["gender"] + table["ageg"]
@@ -54,11 +74,21 @@ def make_tree(task: str, root: Path) -> Path:
     tree = root / "kfold-ensemble-Tiny"
     for fold in range(3):
         (tree / f"fold{fold:02d}").mkdir(parents=True)
-        history = {"epoch": range(1, 5), "train_loss": [2.0, 1.5, 1.2, 1.1], "valid_loss": [2.1, 1.7, 1.5, 1.6],
-                   "macro_f1": [0.1, 0.3, 0.5, 0.4 + fold / 100], "images_per_second": [10.0, 20, 20, 30]}  # fmt: skip
+        history = {
+            "epoch": range(1, 5),
+            "train_loss": [2.0, 1.5, 1.2, 1.1],
+            "valid_loss": [2.1, 1.7, 1.5, 1.6],
+            "macro_f1": [0.1, 0.3, 0.5, 0.4 + fold / 100],
+            "images_per_second": [10.0, 20, 20, 30],
+        }
         pd.DataFrame(history).to_csv(tree / f"fold{fold:02d}" / "history.csv", index=False)
-    run = {"started": "2026-01-02T03:04:05", "command": ["train.py", EVIL], "settings": {"task": task, "cv": 3, "boxes": EVIL},
-           "machine": {"gpu": EVIL}, "versions": {"torch": "2"}}  # fmt: skip
+    run = {
+        "started": "2026-01-02T03:04:05",
+        "command": ["train.py", EVIL],
+        "settings": {"task": task, "cv": 3, "boxes": EVIL},
+        "machine": {"gpu": EVIL},
+        "versions": {"torch": "2"},
+    }
     (tree / "run.json").write_text(json.dumps(run))
     return tree
 
@@ -96,10 +126,18 @@ def checked(page: str) -> Checked:
     found = Checked(page)
     tags = {tag for tag, _ in found.seen}
     assert not tags & {"script", "link", "iframe", "object"}
-    links = [value or "" for _, attrs in found.seen for name, value in attrs.items() if name in ("src", "href", "xlink:href")]
+    links = [
+        value or ""
+        for _, attrs in found.seen
+        for name, value in attrs.items()
+        if name in ("src", "href", "xlink:href")
+    ]
     assert all(link.startswith(("data:image/jpeg;base64,", "#")) for link in links)
     assert all(not name.startswith("on") for _, attrs in found.seen for name in attrs)
-    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in found.seen
+    assert (
+        "meta",
+        {"name": "viewport", "content": "width=device-width, initial-scale=1"},
+    ) in found.seen
     assert "<script>alert(1)</script>" in found.words, "the name is to be read, as text"
     assert not {"\x07", "\u202e"} & set(page)
     assert all(attrs.get("aria-label") for tag, attrs in found.seen if tag == "svg")
@@ -120,7 +158,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         tree, (table, oof) = make_tree(task, root), synthetic(task, root)
         extra: dict[str, Any] = {
             f"Rule {EVIL}": [("gain", 0.25), (EVIL, EVIL)],
-            "Suspects": [(EVIL, report.Picture(table["path"][0], EVIL)), ("gone", report.Picture("no/where.png", "x"))],
+            "Suspects": [
+                (EVIL, report.Picture(table["path"][0], EVIL)),
+                ("gone", report.Picture("no/where.png", "x")),
+            ],
         }
         report.training_report(tree, table, oof, extra)
         stored = json.loads((tree / "report.json").read_text(encoding="utf-8"))
@@ -139,13 +180,18 @@ def test_every_number_of_a_run_is_scikit_learns(made: Made) -> None:
     assert (head["people"], head["photographs"]) == (24, 168)
     draws = metrics.bootstrap_people(truth, answers, oof["person"].to_numpy(), 18)
     assert [head["macro_f1"]["low"], head["macro_f1"]["high"]] == pytest.approx(
-        metrics.out_of_fold_interval(head["macro_f1"]["value"], metrics.macro_f1s(draws), oof["fold"].nunique())
+        metrics.out_of_fold_interval(
+            head["macro_f1"]["value"], metrics.macro_f1s(draws), oof["fold"].nunique()
+        )
     )
     assert numbers["confusion"] == confusion_matrix(truth, answers, labels=range(18)).tolist()
     each = f1_score(truth, answers, average=None, labels=range(18), zero_division=np.nan)
     for row, score, own in zip(numbers["classes"], each, range(18), strict=True):
         assert row["f1"] == pytest.approx(score) if not np.isnan(score) else row["f1"] is None
-        assert (row["photographs"], row["answered"]) == ((truth == own).sum(), (answers == own).sum())
+        assert (row["photographs"], row["answered"]) == (
+            (truth == own).sum(),
+            (answers == own).sum(),
+        )
         assert row["f1"] is None or row["low"] <= row["f1"] <= row["high"]
     for part in ("mask", "gender", "ageg"):
         mine = ensemble.answer_from_main(probs, part).argmax(1)
@@ -154,13 +200,19 @@ def test_every_number_of_a_run_is_scikit_learns(made: Made) -> None:
             f1_score(oof[part], mine, average="macro")
         )
     perfect_age = answers // 3 * 3 + truth % 3
-    assert numbers["if_right"]["ageg"] == pytest.approx(f1_score(truth, perfect_age, average="macro"))
+    assert numbers["if_right"]["ageg"] == pytest.approx(
+        f1_score(truth, perfect_age, average="macro")
+    )
     for fold in numbers["folds"]:
         rows = (oof["fold"] == fold["fold"]).to_numpy()
-        assert fold["macro_f1"]["value"] == pytest.approx(f1_score(truth[rows], answers[rows], average="macro"))
+        assert fold["macro_f1"]["value"] == pytest.approx(
+            f1_score(truth[rows], answers[rows], average="macro")
+        )
         assert fold["photographs_per_class"] == np.bincount(truth[rows], minlength=18).tolist()
         assert fold["people"] == oof["person"][rows].nunique()
-        assert fold["history"]["macro_f1"] == pytest.approx([0.1, 0.3, 0.5, 0.4 + fold["fold"] / 100])
+        assert fold["history"]["macro_f1"] == pytest.approx(
+            [0.1, 0.3, 0.5, 0.4 + fold["fold"] / 100]
+        )
     for row in numbers["ages"]:
         rows = (oof["age"] == row["age"]).to_numpy()
         wrong = answers[rows] % 3 - oof["ageg"].to_numpy()[rows]
@@ -174,7 +226,10 @@ def test_every_number_of_a_run_is_scikit_learns(made: Made) -> None:
     assert numbers["time"]["images_per_second"] == 20
     assert numbers["time"]["seconds"] > 0
     assert numbers["run"]["settings"]["cv"] == 3
-    assert numbers["extra"]["Suspects"][1] == {"name": "gone", "value": {"file": "no/where.png", "note": "x"}}
+    assert numbers["extra"]["Suspects"][1] == {
+        "name": "gone",
+        "value": {"file": "no/where.png", "note": "x"},
+    }
 
 
 def test_the_most_wrong_people_come_first_with_their_worst_photograph(made: Made) -> None:
@@ -185,9 +240,13 @@ def test_the_most_wrong_people_come_first_with_their_worst_photograph(made: Made
     assert 0 < len(listed) <= 12
     assert error[listed].is_monotonic_decreasing
     assert error[listed[0]] == pytest.approx(numbers["most_wrong"][0]["error"])
-    assert all(row["true"] != row["answered"] and 0 < row["wrong"] <= 7 for row in numbers["most_wrong"])
+    assert all(
+        row["true"] != row["answered"] and 0 < row["wrong"] <= 7 for row in numbers["most_wrong"]
+    )
     pictures = [attrs["src"] for tag, attrs in page.seen if tag == "img"]
-    assert len(pictures) == len(listed) + 1  # and that of the suspect; the one that is gone has a frame
+    assert (
+        len(pictures) == len(listed) + 1
+    )  # and that of the suspect; the one that is gone has a frame
 
 
 def test_the_page_of_a_run_says_what_matters(made: Made) -> None:
@@ -213,10 +272,14 @@ def test_years_are_reported_as_years_and_as_groups(made: Made) -> None:
     head = numbers["headline"]
     assert head["rmse"] == pytest.approx(root_mean_squared_error(oof["age"], oof["value"]))
     assert head["mae"] == pytest.approx(mean_absolute_error(oof["age"], oof["value"]))
-    assert head["macro_f1"]["value"] == pytest.approx(f1_score(oof["ageg"], groups, average="macro"))
+    assert head["macro_f1"]["value"] == pytest.approx(
+        f1_score(oof["ageg"], groups, average="macro")
+    )
     assert numbers["confusion"] == confusion_matrix(oof["ageg"], groups).tolist()
     assert "calibration" not in numbers
-    assert numbers["ages"][0]["mean_answer"] == pytest.approx(oof["value"][oof["age"] == numbers["ages"][0]["age"]].mean())
+    assert numbers["ages"][0]["mean_answer"] == pytest.approx(
+        oof["value"][oof["age"] == numbers["ages"][0]["age"]].mean()
+    )
     assert "years" in numbers["most_wrong"][0]["answered"]
     assert f"{head['rmse']:.2f}" in page.words
 
@@ -225,8 +288,12 @@ def test_years_are_reported_as_years_and_as_groups(made: Made) -> None:
 def test_each_part_alone_is_reported(task: str, tmp_path: Path) -> None:
     oof = synthetic(task, tmp_path)[1]
     numbers = report.training_numbers(make_tree(task, tmp_path), oof)
-    answers = oof[[f"p{number}" for number in range(config.TASKS[task].outputs)]].to_numpy().argmax(1)
-    assert numbers["headline"]["macro_f1"]["value"] == pytest.approx(f1_score(oof[task], answers, average="macro"))
+    answers = (
+        oof[[f"p{number}" for number in range(config.TASKS[task].outputs)]].to_numpy().argmax(1)
+    )
+    assert numbers["headline"]["macro_f1"]["value"] == pytest.approx(
+        f1_score(oof[task], answers, average="macro")
+    )
     assert bool(numbers["ages"]) == (task == "ageg")
     assert "parts" not in numbers
 
@@ -254,37 +321,62 @@ def probabilities(task: str) -> tuple[ensemble.Probabilities, np.ndarray]:
     """Four members of two folds over 60 photographs, and the truth."""
     draw = np.random.default_rng(4)
     spec = config.TASKS[task]
-    truth = draw.integers(18, 61, 60).astype(float) if spec.regression else draw.integers(0, spec.outputs, 60)
+    truth = (
+        draw.integers(18, 61, 60).astype(float)
+        if spec.regression
+        else draw.integers(0, spec.outputs, 60)
+    )
     if spec.regression:
         array = truth[None, None, :, None] + draw.normal(0, 5, (4, 2, 60, 1))
     else:
         logits = draw.normal(0, 1, (4, 2, 60, spec.outputs)) + 2 * np.eye(spec.outputs)[truth]
         array = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     names = [f"fold0{number // 2}/{EVIL}{number}.pth" for number in range(4)]
-    return ensemble.Probabilities(task, array.astype(np.float32), names, [0, 0, 1, 1], [0.5, 0.4, 0.6, 0.3],
-                                  [f"{number}.jpg" for number in range(60)]), truth  # fmt: skip
+    return ensemble.Probabilities(
+        task,
+        array.astype(np.float32),
+        names,
+        [0, 0, 1, 1],
+        [0.5, 0.4, 0.6, 0.3],
+        [f"{number}.jpg" for number in range(60)],
+    ), truth
 
 
-@pytest.mark.parametrize(("task", "known"), [("main", True), ("main", False), ("age", True), ("gender", False)])
-def test_a_prediction_tells_members_agreement_shares_and_scores(task: str, known: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("task", "known"), [("main", True), ("main", False), ("age", True), ("gender", False)]
+)
+def test_a_prediction_tells_members_agreement_shares_and_scores(
+    task: str, known: bool, tmp_path: Path
+) -> None:
     probs, truth = probabilities(task)
     voted = ensemble.vote("softvoting", task, probs.array, probs.weights)
     classes = len(config.TASKS[config.judged(task)].classes)
     shares = np.full(classes, 1 / classes)
     report.prediction_report(tmp_path, probs, voted, truth if known else None, shares)
     numbers = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
-    members = [metrics.to_classes(task, ensemble.decide(task, probs.array[m].mean(0))) for m in range(4)]
+    members = [
+        metrics.to_classes(task, ensemble.decide(task, probs.array[m].mean(0))) for m in range(4)
+    ]
     expected = [[accuracy_score(a, b) for b in members] for a in members]
     np.testing.assert_allclose(numbers["agreement"], expected)
     arithmetic = metrics.to_classes(task, voted["arithmetic"])
-    assert numbers["class_shares"] == pytest.approx((np.bincount(arithmetic, minlength=classes) / 60).tolist())
+    assert numbers["class_shares"] == pytest.approx(
+        (np.bincount(arithmetic, minlength=classes) / 60).tolist()
+    )
     assert numbers["training_shares"] == pytest.approx(shares.tolist())
     assert [row["validation_macro_f1"] for row in numbers["members"]] == [0.5, 0.4, 0.6, 0.3]
     true = metrics.to_classes(task, truth)
     if known:
-        assert numbers["headline"]["macro_f1"]["value"] == pytest.approx(f1_score(true, arithmetic, average="macro"))
-        assert numbers["members"][2]["macro_f1"] == pytest.approx(f1_score(true, members[2], average="macro"))
-        assert numbers["confusion"] == confusion_matrix(true, arithmetic, labels=range(classes)).tolist()
+        assert numbers["headline"]["macro_f1"]["value"] == pytest.approx(
+            f1_score(true, arithmetic, average="macro")
+        )
+        assert numbers["members"][2]["macro_f1"] == pytest.approx(
+            f1_score(true, members[2], average="macro")
+        )
+        assert (
+            numbers["confusion"]
+            == confusion_matrix(true, arithmetic, labels=range(classes)).tolist()
+        )
         assert ("if_right" in numbers) == (task == "main")
     else:
         assert "headline" not in numbers
@@ -296,11 +388,25 @@ def test_a_prediction_tells_members_agreement_shares_and_scores(task: str, known
 def test_one_member_and_unknown_shares_make_a_page_too(tmp_path: Path) -> None:
     probs, _ = probabilities("main")
     alone = probs.select([1])
-    report.prediction_report(tmp_path, alone, {"submission": ensemble.decide("main", ensemble.arithmetic(alone.array))})
+    report.prediction_report(
+        tmp_path, alone, {"submission": ensemble.decide("main", ensemble.arithmetic(alone.array))}
+    )
     checked((tmp_path / "report.html").read_text(encoding="utf-8"))
 
 
 def test_values_that_json_does_not_know_are_mended() -> None:
-    mended = report.plain({"nan": float("nan"), "one": np.float32(1), "name": "a\udcff", "rows": (np.int64(2), True, None)})
-    assert json.loads(json.dumps(mended)) == {"nan": None, "one": 1.0, "name": "a?", "rows": [2, True, None]}
+    mended = report.plain(
+        {
+            "nan": float("nan"),
+            "one": np.float32(1),
+            "name": "a\udcff",
+            "rows": (np.int64(2), True, None),
+        }
+    )
+    assert json.loads(json.dumps(mended)) == {
+        "nan": None,
+        "one": 1.0,
+        "name": "a?",
+        "rows": [2, True, None],
+    }
     assert pages.text("a\udcff\n<") == "a\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}&lt;"

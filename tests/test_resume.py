@@ -29,7 +29,18 @@ import train
 import training
 from utils import RunError, Stopped, UserError
 
-RUN = ("--cv", "2", "--epochs", "3", "--save-top", "2", "--batch-size", "8", "--transform-type", "tta")
+RUN = (
+    "--cv",
+    "2",
+    "--epochs",
+    "3",
+    "--save-top",
+    "2",
+    "--batch-size",
+    "8",
+    "--transform-type",
+    "tta",
+)
 
 
 class Killed(BaseException):
@@ -37,20 +48,27 @@ class Killed(BaseException):
 
 
 def run(root: Path, saved: Path, *words: str) -> int:
-    return train.main(["--train-root", str(root), "--save-path", str(saved), *RUN, *support.FAST, *words])
+    return train.main(
+        ["--train-root", str(root), "--save-path", str(saved), *RUN, *support.FAST, *words]
+    )
 
 
 def result(saved: Path) -> dict[str, object]:
     """What a run leaves that may not hang on how often it was stopped."""
     (tree,) = saved.iterdir()
-    found: dict[str, object] = {"files": sorted(p.relative_to(tree).as_posix() for p in tree.rglob("*"))}
+    found: dict[str, object] = {
+        "files": sorted(p.relative_to(tree).as_posix() for p in tree.rglob("*"))
+    }
     for path in tree.rglob("*.pth"):
         weights = checkpoint.read(path).weights
         found[path.name] = {k: v.numpy().tobytes() for k, v in weights.items()}
     for path in tree.rglob("validation.npz"):
         with np.load(path) as arrays:
             found[path.parent.name] = {k: arrays[k].tobytes() for k in arrays}
-    return found | {"oof": (tree / "oof.csv").read_bytes(), "folds": (tree / "folds.csv").read_bytes()}
+    return found | {
+        "oof": (tree / "oof.csv").read_bytes(),
+        "folds": (tree / "folds.csv").read_bytes(),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +80,9 @@ def unbroken(train_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
         return result(saved)
 
 
-def kill_at(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, call: int, after: bool) -> None:
+def kill_at(
+    monkeypatch: pytest.MonkeyPatch, owner: object, name: str, call: int, after: bool
+) -> None:
     """Die in a function's call number `call`, before or after it does its work."""
     plain: Callable[..., object] = getattr(owner, name)
     calls = iter(range(10**6))
@@ -83,13 +103,24 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, call: int
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
     [
-        (checkpoint, "write", 0), (checkpoint, "write", 3), (checkpoint, "write_validation", 2),
-        (checkpoint, "write_state", 1), (checkpoint, "write_state", 7), (checkpoint, "tidy", 9), (engine, "validate", 4),
+        (checkpoint, "write", 0),
+        (checkpoint, "write", 3),
+        (checkpoint, "write_validation", 2),
+        (checkpoint, "write_state", 1),
+        (checkpoint, "write_state", 7),
+        (checkpoint, "tidy", 9),
+        (engine, "validate", 4),
         (crossval.outoffold, "write", 0),
     ],
-)  # fmt: skip
+)
 def test_a_run_killed_anywhere_ends_as_if_it_had_not_been(
-    train_root: Path, tmp_path: Path, unbroken: dict[str, object], owner: object, name: str, call: int, after: bool
+    train_root: Path,
+    tmp_path: Path,
+    unbroken: dict[str, object],
+    owner: object,
+    name: str,
+    call: int,
+    after: bool,
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "SAVE_SECONDS", 0.0)  # the state is kept after every step
@@ -124,7 +155,9 @@ def test_a_run_killed_before_it_deletes_in_its_last_epoch_leaves_no_displaced_ch
     assert result(tmp_path) == unbroken
 
 
-def test_a_broken_write_leaves_the_old_state(train_root: Path, tmp_path: Path, unbroken: dict[str, object]) -> None:
+def test_a_broken_write_leaves_the_old_state(
+    train_root: Path, tmp_path: Path, unbroken: dict[str, object]
+) -> None:
     plain = torch.save
     calls = iter(range(1000))
 
@@ -164,14 +197,18 @@ def test_a_signal_stops_at_the_next_batch_and_loses_nothing(
     assert result(tmp_path) == unbroken
 
 
-def test_resume_refuses_other_settings_and_says_what_there_is(train_root: Path, tmp_path: Path) -> None:
+def test_resume_refuses_other_settings_and_says_what_there_is(
+    train_root: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match="--resume: no unfinished run in"):
         run(train_root, tmp_path, "--resume")
     with pytest.MonkeyPatch.context() as patch:
         kill_at(patch, checkpoint, "write_state", 1, True)
         with pytest.raises(Killed):
             run(train_root, tmp_path)
-    with pytest.raises(UserError, match=r"was trained with --lr 0\.001 \(now 0\.5\), --seed 42 \(now 1\)"):
+    with pytest.raises(
+        UserError, match=r"was trained with --lr 0\.001 \(now 0\.5\), --seed 42 \(now 1\)"
+    ):
         run(train_root, tmp_path, "--resume", "--lr", "0.5", "--seed", "1")
     with pytest.raises(UserError, match="--resume nobody: no such run"):
         run(train_root, tmp_path, "--resume", "nobody")
@@ -184,7 +221,9 @@ def test_resume_refuses_other_settings_and_says_what_there_is(train_root: Path, 
     other = shutil.copytree(train_root, tmp_path.parent / f"{tmp_path.name}-other")
     shutil.rmtree(next((other / "images").glob("000001*")))
     text = (other / "train.csv").read_text().splitlines()
-    (other / "train.csv").write_text("\n".join(line for line in text if not line.startswith("000001,")))
+    (other / "train.csv").write_text(
+        "\n".join(line for line in text if not line.startswith("000001,"))
+    )
     run_json = json.loads((tree / "run.json").read_text())
     run_json["settings"]["train_root"] = str(other)
     (tree / "run.json").write_text(json.dumps(run_json))
@@ -192,7 +231,9 @@ def test_resume_refuses_other_settings_and_says_what_there_is(train_root: Path, 
         run(other, tmp_path, "--resume", tree.name)
 
 
-@pytest.mark.parametrize("change", [{"fold": 1}, {"step": 10**6}, {"epoch": 4, "history": [{"epoch": 1.0}] * 4}])
+@pytest.mark.parametrize(
+    "change", [{"fold": 1}, {"step": 10**6}, {"epoch": 4, "history": [{"epoch": 1.0}] * 4}]
+)
 def test_a_state_that_is_not_of_its_fold_is_refused(
     train_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, object]
 ) -> None:
@@ -205,9 +246,14 @@ def test_a_state_that_is_not_of_its_fold_is_refused(
     content["state"].update(change)
     torch.save(content, path)
     with np.load(path.parent / checkpoint.VALIDATION) as arrays:
-        longer: dict[str, Any] = {n: a if n == "files" else np.concatenate([a] * 4) for n, a in arrays.items()}
+        longer: dict[str, Any] = {
+            n: a if n == "files" else np.concatenate([a] * 4) for n, a in arrays.items()
+        }
     np.savez(path.parent / checkpoint.VALIDATION, **longer)
-    with pytest.raises(UserError, match=r"state\.pt: is not of this fold \(fold ., epoch ., step \d+\); remove .*fold00 to"):
+    with pytest.raises(
+        UserError,
+        match=r"state\.pt: is not of this fold \(fold ., epoch ., step \d+\); remove .*fold00 to",
+    ):
         run(train_root, tmp_path, "--resume")
 
 
@@ -226,7 +272,9 @@ def test_a_photograph_that_vanishes_stops_the_run_and_once_it_is_back_the_run_go
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine.Compute, "to_network", vanishing)
-        with pytest.raises(UserError, match=f"{lost}: cannot be read as a photograph .No such file"):
+        with pytest.raises(
+            UserError, match=f"{lost}: cannot be read as a photograph .No such file"
+        ):
             run(root, tmp_path / "saved", "--quiet")
     lost.write_bytes(data)
     assert run(root, tmp_path / "saved", "--resume") == 0
@@ -237,9 +285,13 @@ def test_a_photograph_that_vanishes_stops_the_run_and_once_it_is_back_the_run_go
 def test_every_optimizer_goes_on_from_its_kept_state_to_the_bit(name: str) -> None:
     def made() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
         torch.manual_seed(0)
-        network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(36, 2))
+        network = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(36, 2)
+        )
         groups = [{"params": list(network[k].parameters()), "scale": 0.1 + k} for k in (0, 2)]
-        return network.to(memory_format=torch.channels_last), optim.make_optimizer(name, groups, 1e-3, 0.01)
+        return network.to(memory_format=torch.channels_last), optim.make_optimizer(
+            name, groups, 1e-3, 0.01
+        )
 
     def step(network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         network(torch.ones(2, 3, 5, 5)).square().sum().backward()
@@ -252,10 +304,14 @@ def test_every_optimizer_goes_on_from_its_kept_state_to_the_bit(name: str) -> No
     optim.take_up(other, own.state_dict())
     step(first, own)
     step(second, other)
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
+    )
 
 
-def test_two_processes_do_not_train_one_fold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_do_not_train_one_fold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(checkpoint, "LOCK_SECONDS", 0.3)
     tree = tmp_path / "kfold-ensemble-VanillaEfficientNet_x"
     tree.mkdir()
@@ -276,10 +332,25 @@ def wait_for(what: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="sees by /proc that a process waits for a lock")
-def test_a_second_process_leaves_a_fold_alone_that_the_first_completed(train_root: Path, tmp_path: Path) -> None:
-    """(16.1) Two processes want fold 0. The second one waits for its lock, and is held there until the first has completed it."""
-    words = ["--train-root", str(train_root), "--save-path", str(tmp_path), *RUN, "--epochs", "20", *support.FAST]
+@pytest.mark.skipif(
+    not Path("/proc/self/fd").is_dir(), reason="sees by /proc that a process waits for a lock"
+)
+def test_a_second_process_leaves_a_fold_alone_that_the_first_completed(
+    train_root: Path, tmp_path: Path
+) -> None:
+    """(16.1) Two processes want fold 0. The second one waits for its lock, and is held there until
+    the first has completed it.
+    """
+    words = [
+        "--train-root",
+        str(train_root),
+        "--save-path",
+        str(tmp_path),
+        *RUN,
+        "--epochs",
+        "20",
+        *support.FAST,
+    ]
     words += ["--run-name", "both", "--folds", "0"]
     folder = tmp_path / "kfold-ensemble-VanillaEfficientNet_both" / "fold00"
     first = fault_runs.start(words, fault_runs.FORK.Value("i", 0))
@@ -287,7 +358,12 @@ def test_a_second_process_leaves_a_fold_alone_that_the_first_completed(train_roo
     os.kill(first.pid, signal.SIGSTOP)
     assert (folder / checkpoint.STATE).exists()
     second = fault_runs.start(words, fault_runs.FORK.Value("i", 0))
-    wait_for(lambda: str(folder.resolve()) in {os.path.realpath(link) for link in Path(f"/proc/{second.pid}/fd").iterdir()})
+    wait_for(
+        lambda: (
+            str(folder.resolve())
+            in {os.path.realpath(link) for link in Path(f"/proc/{second.pid}/fd").iterdir()}
+        )
+    )
     os.kill(second.pid, signal.SIGSTOP)
     os.kill(first.pid, signal.SIGCONT)
     first.join(300)
@@ -297,11 +373,16 @@ def test_a_second_process_leaves_a_fold_alone_that_the_first_completed(train_roo
     os.kill(second.pid, signal.SIGCONT)
     second.join(300)
     assert second.exitcode == 0
-    assert {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.iterdir()} == before
+    assert {
+        path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.iterdir()
+    } == before
 
 
 def test_a_fold_without_its_checkpoints_is_trained_again(
-    train_root: Path, tmp_path: Path, unbroken: dict[str, object], capsys: pytest.CaptureFixture[str]
+    train_root: Path,
+    tmp_path: Path,
+    unbroken: dict[str, object],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """(16.1) validation.npz alone does not make a fold complete."""
     assert run(train_root, tmp_path / "saved", "--run-name", "x") == 0
@@ -328,7 +409,10 @@ def test_a_dead_process_leaves_no_temporary_file_when_a_fold_goes_on(
         with pytest.raises(Killed):
             run(train_root, tmp_path)
     (tree,) = tmp_path.iterdir()
-    stray = [tree / "fold00" / f".writing-{host}-99999999-x" for host in ("another-container", socket.gethostname())]
+    stray = [
+        tree / "fold00" / f".writing-{host}-99999999-x"
+        for host in ("another-container", socket.gethostname())
+    ]
     for path in stray:
         path.write_bytes(b"half a state")
     plain = checkpoint.write_state
@@ -360,15 +444,20 @@ def test_a_drive_without_locks_trains_with_a_warning(
     assert f"{tmp_path}: folders cannot be locked there ({os.strerror(number)})" in line
 
 
-def test_a_drive_that_fails_while_a_fold_is_locked_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_drive_that_fails_while_a_fold_is_locked_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """(16.21)"""
 
     def flock(handle: int, operation: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.raises(RunError, match=r"fold00: cannot be locked \(Input/output error\); .*--resume"), checkpoint.locked(
-        tmp_path / "fold00"
+    with (
+        pytest.raises(
+            RunError, match=r"fold00: cannot be locked \(Input/output error\); .*--resume"
+        ),
+        checkpoint.locked(tmp_path / "fold00"),
     ):
         pass
 

@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -49,26 +50,40 @@ def newest(folder: Path) -> Path:
 
 
 def weights_of(tree: Path) -> dict[str, dict[str, torch.Tensor]]:
-    return {p.relative_to(tree).as_posix(): checkpoint.read(p).weights for p in sorted(tree.glob("fold*/*.pth"))}
+    return {
+        p.relative_to(tree).as_posix(): checkpoint.read(p).weights
+        for p in sorted(tree.glob("fold*/*.pth"))
+    }
 
 
 def same(a: dict[str, dict[str, torch.Tensor]], b: dict[str, dict[str, torch.Tensor]]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[f][k], b[f][k]) for f in a for k in a[f])
 
 
-# ------------------------------------------------------------------------------------------------------- training
+# --- training
 
 
 def test_a_cross_validation_leaves_what_the_contract_says(tree: Path) -> None:
     assert sorted(p.name for p in tree.iterdir()) == [
-        "calibration.json", "decision.json", "fold00", "fold01", "fold02", "folds.csv", "oof.csv", "report.html", "report.json",
-        "run.json", "suspects.csv",
-    ]  # fmt: skip
+        "calibration.json",
+        "decision.json",
+        "fold00",
+        "fold01",
+        "fold02",
+        "folds.csv",
+        "oof.csv",
+        "report.html",
+        "report.json",
+        "run.json",
+        "suspects.csv",
+    ]
     for fold in range(3):
         files = sorted(p.name for p in (tree / f"fold{fold:02d}").glob("*.pth"))
         assert len(files) == 2
         assert all(
-            checkpoint.NAME.fullmatch(f) and f.startswith(f"Fold{fold:02d}_VanillaEfficientNet_task(main)ep(") for f in files
+            checkpoint.NAME.fullmatch(f)
+            and f.startswith(f"Fold{fold:02d}_VanillaEfficientNet_task(main)ep(")
+            for f in files
         )
     run = json.loads((tree / "run.json").read_text())
     assert run["settings"]["cv"] == 3
@@ -81,10 +96,21 @@ def test_a_cross_validation_leaves_what_the_contract_says(tree: Path) -> None:
     assert len(history) == 3
 
 
-def test_tensorboard_reads_what_history_holds(train_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorboard_reads_what_history_holds(
+    train_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    words = ["--train-root", str(train_root), "--save-path", str(tmp_path), "--epochs", "2", "--tensorboard", *support.FAST]
+    words = [
+        "--train-root",
+        str(train_root),
+        "--save-path",
+        str(tmp_path),
+        "--epochs",
+        "2",
+        "--tensorboard",
+        *support.FAST,
+    ]
     assert train.main(words) == 0
     (fold,) = tmp_path.glob("*/fold00")
     events = EventAccumulator(str(fold / "tensorboard"))
@@ -93,7 +119,9 @@ def test_tensorboard_reads_what_history_holds(train_root: Path, tmp_path: Path, 
     for column, name in enumerate(header):
         if name != "epoch":
             told = [(event.step, event.value) for event in events.Scalars(name)]
-            assert told == [(int(float(row[0])), pytest.approx(float(row[column]), rel=1e-6)) for row in rows]
+            assert told == [
+                (int(float(row[0])), pytest.approx(float(row[column]), rel=1e-6)) for row in rows
+            ]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="--tensorboard: the package tensorboard is not there"):
         train.main([*words[:3], str(tmp_path / "none"), *words[4:]])
@@ -105,7 +133,12 @@ def test_a_checkpoint_knows_whom_it_never_saw(tree: Path, train_root: Path) -> N
         info = checkpoint.read(path).info
         assert info is not None
         assert info.held_out == sorted(p for p, f in folds.items() if f == info.fold)
-        assert (info.backbone, info.image_size, info.padding, info.transform) == ("tiny", 32, 32, "tta")
+        assert (info.backbone, info.image_size, info.padding, info.transform) == (
+            "tiny",
+            32,
+            32,
+            "tta",
+        )
 
 
 def test_the_stored_probabilities_are_those_of_the_checkpoint(tree: Path, train_root: Path) -> None:
@@ -114,7 +147,9 @@ def test_the_stored_probabilities_are_those_of_the_checkpoint(tree: Path, train_
     stored = checkpoint.read_validation(tree / "fold01", "main")
     assert stored is not None
     table = tables.read_train(train_root).set_index("file").loc[stored[0]]
-    photos = dataset.Photos(stored[0], table["path"].tolist(), [augmentation.View(augmentation.forms("tta", 32).valid)])
+    photos = dataset.Photos(
+        stored[0], table["path"].tolist(), [augmentation.View(augmentation.forms("tta", 32).valid)]
+    )
     network = model.rebuild(info, found.weights, "x")
     compute = engine.Compute(torch.device("cpu"), "fp32", 0, 5)
     again = engine.predict([network], [[0]], photos, ["main"], compute)["main"][0, 0]
@@ -127,7 +162,12 @@ def test_same_seed_same_weights_whatever_the_workers(train_root: Path, tmp_path:
     trees = []
     for number, workers in enumerate(("0", "2", "0")):
         extra = ["--seed", "7"] if number == 2 else []
-        assert run_train(train_root, tmp_path / str(number), "--epochs", "2", "--workers", workers, *extra) == 0
+        assert (
+            run_train(
+                train_root, tmp_path / str(number), "--epochs", "2", "--workers", workers, *extra
+            )
+            == 0
+        )
         trees.append(weights_of(tmp_path / str(number) / "kfold-ensemble-VanillaEfficientNet"))
     assert same(trees[0], trees[1])
     assert not same(trees[0], trees[2])
@@ -160,11 +200,17 @@ def test_squares_kept_in_memory_are_decoded_once_and_change_nothing(
     assert same(expected, weights_of(tmp_path / "once" / name))
 
 
-def test_squares_that_do_not_fit_are_refused(train_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="--cache ram: --transform-type facecrop looks beyond the middle square"):
+def test_squares_that_do_not_fit_are_refused(
+    train_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        UserError, match="--cache ram: --transform-type facecrop looks beyond the middle square"
+    ):
         run_train(train_root, tmp_path, "--cache", "ram", "--transform-type", "facecrop")
     monkeypatch.setattr(processes, "free_memory", lambda: 4e7)
-    with pytest.raises(UserError, match="--cache ram: 84 photographs take 0.0 GiB, and 0.0 GiB are free"):
+    with pytest.raises(
+        UserError, match="--cache ram: 84 photographs take 0.0 GiB, and 0.0 GiB are free"
+    ):
         run_train(train_root, tmp_path, "--cache", "RAM")
     assert not list(tmp_path.iterdir())
 
@@ -179,7 +225,11 @@ def test_folds_of_several_processes_fill_one_tree_like_one(
     assert "2 folds are not complete yet (0, 1)" in capsys.readouterr().out
     assert run_train(train_root, tmp_path / "two", *words, "--folds", "0,1") == 0
     parts = capsys.readouterr().out
-    assert whole.partition("out-of-fold")[2].replace("/one/", "/two/") == parts.partition("out-of-fold")[2] != ""
+    assert (
+        whole.partition("out-of-fold")[2].replace("/one/", "/two/")
+        == parts.partition("out-of-fold")[2]
+        != ""
+    )
     name = "kfold-ensemble-VanillaEfficientNet_x"
     assert same(weights_of(tmp_path / "one" / name), weights_of(tmp_path / "two" / name))
 
@@ -210,9 +260,26 @@ def test_a_named_run_is_completed_only_by_the_same_settings(
 @pytest.mark.parametrize("task", config.TASKS)
 @pytest.mark.parametrize("transform", ["base", "random"])
 def test_every_task_trains_and_answers(
-    task: str, transform: str, train_root: Path, eval_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    task: str,
+    transform: str,
+    train_root: Path,
+    eval_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert run_train(train_root, tmp_path / "saved", "--epochs", "1", "--task", task, "--transform-type", transform) == 0
+    assert (
+        run_train(
+            train_root,
+            tmp_path / "saved",
+            "--epochs",
+            "1",
+            "--task",
+            task,
+            "--transform-type",
+            transform,
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     assert "macro F1" in out
     assert ("RMSE" in out) == (task == "age")
@@ -254,7 +321,9 @@ def test_options_of_training(words: str, train_root: Path, tmp_path: Path) -> No
     assert len(list(tmp_path.glob("*/fold00/*.pth"))) == 1
 
 
-def test_a_dry_run_writes_nothing(train_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_writes_nothing(
+    train_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run_train(train_root, tmp_path / "saved", "--dry-run", "--cv", "3") == 0
     out = capsys.readouterr().out
     assert "3 folds x 30 epochs" in out
@@ -263,34 +332,49 @@ def test_a_dry_run_writes_nothing(train_root: Path, tmp_path: Path, capsys: pyte
 
 
 def test_a_diverging_fold_is_marked_and_the_others_go_on(
-    train_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    train_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     plain = engine.Compute.to_network
     calls = iter(range(1000))
 
     def spoil(compute: engine.Compute, pixels: torch.Tensor) -> torch.Tensor:
-        # 12 people, 3 folds: an epoch is 2 batches of training and 1 of validation; call 10 is in fold 1's second epoch
+        # 12 people, 3 folds: an epoch is 2 batches of training and 1 of validation; call 10 is in
+        # fold 1's second epoch
         return plain(compute, pixels) * (float("nan") if next(calls) == 10 else 1)
 
     monkeypatch.setattr(engine.Compute, "to_network", spoil)
     assert run_train(train_root, tmp_path, "--epochs", "2", "--cv", "3") == 1
     captured = capsys.readouterr()
-    assert "1  failed: fold 1, epoch 2, step 2 of 2: the loss is no number any more at a learning rate of " in captured.out
+    assert (
+        "1  failed: fold 1, epoch 2, step 2 of 2: the loss is no number any more at a learning "
+        "rate of " in captured.out
+    )
     assert "out-of-fold, 56 photographs" in captured.out
     assert len(list(tmp_path.glob("*/fold01/*.pth"))) == 1
 
 
 def test_years_that_are_no_numbers_end_a_fold_too(
-    train_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    train_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(model, "start_at", lambda network, value: network.linear.bias.data.fill_(float("nan")))
+    monkeypatch.setattr(
+        model, "start_at", lambda network, value: network.linear.bias.data.fill_(float("nan"))
+    )
     assert run_train(train_root, tmp_path, "--epochs", "1", "--task", "age") == 1
     assert "fold 0, epoch 1, step 1 of 3: the loss is no number" in capsys.readouterr().err
 
 
 def test_validation_is_on_unaltered_labels(train_root: Path, tmp_path: Path) -> None:
     s = config.parse(
-        config.TrainSettings, ["--train-root", str(train_root), "--age-filter", "50", *support.FAST], "train.py", ""
+        config.TrainSettings,
+        ["--train-root", str(train_root), "--age-filter", "50", *support.FAST],
+        "train.py",
+        "",
     ).completed()
     study, _ = prepare.set_up(s)
     fold = training.prepare_fold(study, 0)
@@ -304,13 +388,23 @@ def test_validation_is_on_unaltered_labels(train_root: Path, tmp_path: Path) -> 
 def test_valid_root_replaces_the_split_or_is_scored_once(
     train_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    others = support.make_train(tmp_path / "other", [("100001", "male", 40), ("100002", "female", 22)])
+    others = support.make_train(
+        tmp_path / "other", [("100001", "male", 40), ("100002", "female", 22)]
+    )
     assert run_train(train_root, tmp_path / "a", "--epochs", "1", "--valid-root", str(others)) == 0
     assert "held out per fold: 2 people" in capsys.readouterr().out
-    assert run_train(train_root, tmp_path / "b", "--epochs", "1", "--cv", "2", "--valid-root", str(others)) == 0
+    assert (
+        run_train(
+            train_root, tmp_path / "b", "--epochs", "1", "--cv", "2", "--valid-root", str(others)
+        )
+        == 0
+    )
     out, told = capsys.readouterr()
     assert "--valid-root, scored once by the ensemble of 2 checkpoints: macro F1" in out
-    assert f"--valid-root {others}: classes are not among the held-out people: 12 (the first: wear, male, under" in told
+    assert (
+        f"--valid-root {others}: classes are not among the held-out people: 12 (the first: wear, "
+        "male, under" in told
+    )
     rows = support.read_rows(tmp_path / "b" / "kfold-ensemble-VanillaEfficientNet" / "folds.csv")
     assert not any(row[0].startswith("1000") for row in rows)
     with pytest.raises(UserError, match="12 people are in --train-root too"):
@@ -319,7 +413,12 @@ def test_valid_root_replaces_the_split_or_is_scored_once(
 
 def test_training_goes_on_from_a_checkpoint(tree: Path, train_root: Path, tmp_path: Path) -> None:
     path = next((tree / "fold00").glob("*.pth"))
-    assert run_train(train_root, tmp_path, "--epochs", "1", "--lr", "1e-12", "--load-state-dict", str(path)) == 0
+    assert (
+        run_train(
+            train_root, tmp_path, "--epochs", "1", "--lr", "1e-12", "--load-state-dict", str(path)
+        )
+        == 0
+    )
     (after,) = weights_of(tmp_path / "kfold-ensemble-VanillaEfficientNet").values()
     before = checkpoint.read(path).weights
     assert torch.allclose(before["linear.weight"], after["linear.weight"], atol=1e-6)
@@ -337,22 +436,37 @@ def test_the_headline_and_the_kept_answers_are_of_the_epochs_that_the_others_cho
     curves = np.array([[0.9, 0.1, 0.2], [0.1, 0.5, 0.6], [0.2, 0.3, 0.7]])
     folds = []
     for number, curve in enumerate(curves):
-        answers = np.stack([np.where(np.arange(10)[:, None] < 10 * score, right, np.roll(right, 1, 1)) for score in curve])
-        folds.append(outoffold.Held(number, rows.assign(person=rows["person"] + str(number), fold=number), answers, curve))
+        answers = np.stack(
+            [
+                np.where(np.arange(10)[:, None] < 10 * score, right, np.roll(right, 1, 1))
+                for score in curve
+            ]
+        )
+        folds.append(
+            outoffold.Held(
+                number,
+                rows.assign(person=rows["person"] + str(number), fold=number),
+                answers,
+                curve,
+            )
+        )
     chosen = [folds[k].answers[epoch] for k, epoch in enumerate([2, 0, 0])]
     assert np.array_equal(outoffold.honest(folds)[1], np.concatenate(chosen))
     told = "\n".join(outoffold.summary("mask", folds, {}))
     accuracy = dict(re.findall(r"(headline|selected)  macro F1 [\d.]+  accuracy ([\d.]+)", told))
-    assert accuracy == {"headline": f"{(2 + 1 + 2) / 30:.4f}", "selected": f"{(9 + 6 + 7) / 30:.4f}"}
+    assert accuracy == {
+        "headline": f"{(2 + 1 + 2) / 30:.4f}",
+        "selected": f"{(9 + 6 + 7) / 30:.4f}",
+    }
 
 
-# ---------------------------------------------------------------------------------------------------- submissions
+# --- submissions
 
 
-def predict(script: object, eval_root: Path, out: Path, *words: str) -> Path:
+def predict(script: Any, eval_root: Path, out: Path, *words: str) -> Path:
     before = set(out.iterdir()) if out.is_dir() else set()
-    code = script.main(["--data-root", str(eval_root), "--save-path", str(out), "--device", "cpu", "--threads", "1", *words])  # type: ignore[attr-defined]
-    assert code == 0
+    folders = ["--data-root", str(eval_root), "--save-path", str(out)]
+    assert script.main([*folders, "--device", "cpu", "--threads", "1", *words]) == 0
     (made,) = set(out.iterdir()) - before
     return made
 
@@ -368,7 +482,19 @@ def test_an_ensemble_decodes_each_photograph_once_and_its_views_differ(
         return plain(path)
 
     monkeypatch.setattr(photographs, "read_photo", counted)
-    made = predict(submit_ensemble, eval_root, tmp_path, "--root", str(tree), "--top-k", "2", "--tta", "2", "--workers", "0")
+    made = predict(
+        submit_ensemble,
+        eval_root,
+        tmp_path,
+        "--root",
+        str(tree),
+        "--top-k",
+        "2",
+        "--tta",
+        "2",
+        "--workers",
+        "0",
+    )
     assert sorted(decoded) == sorted(tables.read_eval(str(eval_root))[1])
     probs = submission.load(made)
     assert probs.array.shape == (6, 2, 9, 18)
@@ -382,28 +508,52 @@ def test_an_ensemble_decodes_each_photograph_once_and_its_views_differ(
     assert len({crop.numpy().tobytes() for crop in crops}) == 12
 
 
-def test_predictions_hang_neither_on_batches_nor_on_workers(tree: Path, eval_root: Path, tmp_path: Path) -> None:
+def test_predictions_hang_neither_on_batches_nor_on_workers(
+    tree: Path, eval_root: Path, tmp_path: Path
+) -> None:
     words = ("--root", str(tree), "--top-k", "1", "--tta", "2")
     first, workers, batches = (
         submission.load(predict(submit_ensemble, eval_root, tmp_path, *words, *extra)).array
-        for extra in (("--workers", "0"), ("--workers", "2"), ("--workers", "0", "--batch-size", "2"))
+        for extra in (
+            ("--workers", "0"),
+            ("--workers", "2"),
+            ("--workers", "0", "--batch-size", "2"),
+        )
     )
     assert np.array_equal(first, workers)
     assert np.abs(first - batches).max() < 1e-5
 
 
-def test_the_files_of_an_ensemble(tree: Path, eval_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made = predict(submit_ensemble, eval_root, tmp_path, "--root", str(tree), "--top-k", "5", "--workers", "0", "--answers",
-                   str(eval_root / "answers.csv"))  # fmt: skip
+def test_the_files_of_an_ensemble(
+    tree: Path, eval_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = predict(
+        submit_ensemble,
+        eval_root,
+        tmp_path,
+        "--root",
+        str(tree),
+        "--top-k",
+        "5",
+        "--workers",
+        "0",
+        "--answers",
+        str(eval_root / "answers.csv"),
+    )
     captured = capsys.readouterr()
-    assert captured.err.count("--top-k 5: all that a fold holds vote in folds that hold fewer: 3") == 1
+    assert (
+        captured.err.count("--top-k 5: all that a fold holds vote in folds that hold fewer: 3") == 1
+    )
     assert made.name.startswith("kfold-ensemble-VanillaEfficientNet_test_main_")
     order = [row[0] for row in support.read_rows(eval_root / "info.csv")]
     for name in ("arithmetic", "geometric", "weighted_mean"):
         assert [row[0] for row in support.read_rows(made / f"{name}.csv")] == order
         assert str(made / f"{name}.csv") in captured.out
     assert len(list((made / "members").glob("*.csv"))) == 6
-    matrix = [[int(c) for c in row[1:]] for row in support.read_rows(made / "arithmetic_confusion.csv")[1:]]
+    matrix = [
+        [int(c) for c in row[1:]]
+        for row in support.read_rows(made / "arithmetic_confusion.csv")[1:]
+    ]
     assert np.array(matrix).sum() == 9
     truth = {row[0]: int(row[1]) for row in support.read_rows(eval_root / "answers.csv")[1:]}
     answers = {row[0]: int(row[1]) for row in support.read_rows(made / "arithmetic.csv")[1:]}
@@ -411,11 +561,27 @@ def test_the_files_of_an_ensemble(tree: Path, eval_root: Path, tmp_path: Path, c
     f1 = f1_score([*truth.values()], [answers[name] for name in truth], average="macro")
     assert f"arithmetic.csv  macro F1 {f1:.4f}  accuracy {right:.4f}" in captured.out
     probs = submission.load(made)
-    assert ensemble.decide("main", ensemble.arithmetic(probs.array)).tolist() == list(answers.values())
+    assert ensemble.decide("main", ensemble.arithmetic(probs.array)).tolist() == list(
+        answers.values()
+    )
 
 
-def test_a_tree_votes_again_without_a_model(tree: Path, eval_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = predict(submit_ensemble, eval_root, tmp_path, "--root", str(tree), "--top-k", "2", "--tta", "2", "--workers", "0")
+def test_a_tree_votes_again_without_a_model(
+    tree: Path, eval_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = predict(
+        submit_ensemble,
+        eval_root,
+        tmp_path,
+        "--root",
+        str(tree),
+        "--top-k",
+        "2",
+        "--tta",
+        "2",
+        "--workers",
+        "0",
+    )
     monkeypatch.setattr(engine, "predict", None)
     words = ["--from-probs", str(made), "--save-path", str(tmp_path), "--method"]
     assert submit_ensemble.main([*words, "soft"]) == 0
@@ -433,14 +599,25 @@ def test_one_checkpoint_answers_main_and_its_parts(
 ) -> None:
     path = next((tree / "fold00").glob("*.pth"))
     for task in ("main", "mask", "ageg", "gender"):
-        words = ("--load-state-dict", str(path), "--task", task, "--workers", "0", "--transform-type", "auto")
+        words = (
+            "--load-state-dict",
+            str(path),
+            "--task",
+            task,
+            "--workers",
+            "0",
+            "--transform-type",
+            "auto",
+        )
         made = predict(submit_singular, eval_root, tmp_path, *words)
         assert submission.load(made).array.shape == (1, 1, 9, config.TASKS[task].outputs)
     assert "note:" not in capsys.readouterr().out
     predict(submit_singular, eval_root, tmp_path, "--load-state-dict", str(path), "--workers", "0")
     assert "--transform-type auto" in capsys.readouterr().out
     with pytest.raises(UserError, match="--task age.*--task main"):
-        submit_singular.main(["--load-state-dict", str(path), "--task", "age", "--data-root", str(eval_root)])
+        submit_singular.main(
+            ["--load-state-dict", str(path), "--task", "age", "--data-root", str(eval_root)]
+        )
 
 
 def test_a_bare_state_dict_of_any_name_answers_where_its_model_and_task_are_told(
@@ -452,7 +629,9 @@ def test_a_bare_state_dict_of_any_name_answers_where_its_model_and_task_are_told
     words = ("--load-state-dict", str(tmp_path / "best.pth"), "--workers", "0")
     with pytest.raises(UserError, match="tell both to submit_singular.py"):
         submit_singular.main(["--data-root", str(eval_root), *words])
-    made = predict(submit_singular, eval_root, tmp_path / "p", *words, "--model-type", "vanillaefficientnet")
+    made = predict(
+        submit_singular, eval_root, tmp_path / "p", *words, "--model-type", "vanillaefficientnet"
+    )
     assert made.name.startswith(f"{tmp_path.parent.name}_{tmp_path.name}_main_")
     assert submission.load(made).array.shape == (1, 1, 9, 18)
 
@@ -464,12 +643,27 @@ def test_an_unfinished_tree_and_answers_of_a_part_are_told(
     shutil.rmtree(copy / "fold02")
     rows = support.read_rows(eval_root / "answers.csv")
     with open(tmp_path / "answers.csv", "w", newline="") as file:
-        csv.writer(file).writerows([rows[0], *[[name, number % 2, age] for number, (name, _, age) in enumerate(rows[1:])]])
-    predict(submit_ensemble, eval_root, tmp_path / "p", "--root", str(copy), "--workers", "0", "--task", "gender", "--answers",
-            str(tmp_path / "answers.csv"))  # fmt: skip
+        csv.writer(file).writerows(
+            [rows[0], *[[name, number % 2, age] for number, (name, _, age) in enumerate(rows[1:])]]
+        )
+    predict(
+        submit_ensemble,
+        eval_root,
+        tmp_path / "p",
+        "--root",
+        str(copy),
+        "--workers",
+        "0",
+        "--task",
+        "gender",
+        "--answers",
+        str(tmp_path / "answers.csv"),
+    )
     told = capsys.readouterr().err
     assert "2 of its run's 3 folds are there" in told
-    assert "ans is never above 1: it is read as one of the 18 classes of main, not as a gender" in told
+    assert (
+        "ans is never above 1: it is read as one of the 18 classes of main, not as a gender" in told
+    )
 
 
 def test_the_three_lines_as_they_stand(
@@ -484,7 +678,10 @@ def test_the_three_lines_as_they_stand(
     assert submit_singular.main([]) == 0
     assert submit_ensemble.main(["--top-k", "2", "--tta", "2"]) == 0
     out = capsys.readouterr().out
-    best = max((p for p in (tmp_path / "saved_models").glob("*/*/*.pth")), key=lambda p: checkpoint.read_described(p)[1].macro_f1)
+    best = max(
+        (p for p in (tmp_path / "saved_models").glob("*/*/*.pth")),
+        key=lambda p: checkpoint.read_described(p)[1].macro_f1,
+    )
     shown = next(line for line in out.splitlines() if line.startswith("checkpoint: "))
     assert (
         checkpoint.read_described(Path(shown.removeprefix("checkpoint: ")))[1].macro_f1
@@ -495,11 +692,27 @@ def test_the_three_lines_as_they_stand(
 
 
 def test_the_newest_tree_that_answers_is_taken(
-    train_root: Path, eval_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    train_root: Path,
+    eval_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for task, when in (("main", "2026-01-01T00:00:00"), ("mask", "2026-01-02T00:00:00")):
-        assert run_train(train_root, tmp_path / "saved_models", "--epochs", "1", "--task", task, "--run-name", task) == 0
+        assert (
+            run_train(
+                train_root,
+                tmp_path / "saved_models",
+                "--epochs",
+                "1",
+                "--task",
+                task,
+                "--run-name",
+                task,
+            )
+            == 0
+        )
         run = tmp_path / "saved_models" / f"kfold-ensemble-VanillaEfficientNet_{task}" / "run.json"
         run.write_text(json.dumps({**json.loads(run.read_text()), "started": when}))
     capsys.readouterr()
@@ -508,7 +721,9 @@ def test_the_newest_tree_that_answers_is_taken(
     predict(submit_singular, eval_root, tmp_path / "p", "--workers", "0")
     assert "VanillaEfficientNet_main" in capsys.readouterr().out
     with pytest.raises(UserError, match="holds 2 trees"):
-        submit_ensemble.main(["--root", str(tmp_path / "saved_models"), "--data-root", str(eval_root)])
+        submit_ensemble.main(
+            ["--root", str(tmp_path / "saved_models"), "--data-root", str(eval_root)]
+        )
     predict(submit_ensemble, eval_root, tmp_path / "p", "--workers", "0")
     assert "VanillaEfficientNet_main: " in capsys.readouterr().out
 
@@ -536,12 +751,19 @@ def test_photographs_of_another_size_are_counted_once_in_a_whole_cross_validatio
         support.paint(next(person.glob("mask1.*")), person.name, size=(300, 500))
     turned = Image.Exif()
     turned[0x0112] = 6  # lies on its side: of the usual size once it is upright
-    support.paint(next(sorted((root / "images").glob("0*"))[7].glob("mask2.*")), 1, size=(512, 384), exif=turned)
+    support.paint(
+        next(sorted((root / "images").glob("0*"))[7].glob("mask2.*")),
+        1,
+        size=(512, 384),
+        exif=turned,
+    )
     assert run_train(root, tmp_path / "saved", "--epochs", "2", "--cv", "3") == 0
     assert re.findall(r"scaled to cover the crop: (\d+)", capsys.readouterr().err) == ["6"]
 
 
-def test_an_empty_fold_and_odd_probabilities_are_refused(tree: Path, eval_root: Path, tmp_path: Path) -> None:
+def test_an_empty_fold_and_odd_probabilities_are_refused(
+    tree: Path, eval_root: Path, tmp_path: Path
+) -> None:
     copy = tmp_path / "kfold-ensemble-VanillaEfficientNet"
     shutil.copytree(tree, copy)
     for path in (copy / "fold01").glob("*.pth"):
@@ -553,12 +775,24 @@ def test_an_empty_fold_and_odd_probabilities_are_refused(tree: Path, eval_root: 
         submit_ensemble.main(["--from-probs", str(tmp_path)])
 
 
-def test_answers_that_lack_a_photograph_are_refused(tree: Path, eval_root: Path, tmp_path: Path) -> None:
+def test_answers_that_lack_a_photograph_are_refused(
+    tree: Path, eval_root: Path, tmp_path: Path
+) -> None:
     with open(tmp_path / "answers.csv", "w", newline="") as file:
         csv.writer(file).writerows(support.read_rows(eval_root / "answers.csv")[:-1])
     with pytest.raises(UserError, match="no answer for"):
-        submit_ensemble.main(["--root", str(tree), "--data-root", str(eval_root), "--answers", str(tmp_path / "answers.csv"),
-                              "--save-path", str(tmp_path / "p")])  # fmt: skip
+        submit_ensemble.main(
+            [
+                "--root",
+                str(tree),
+                "--data-root",
+                str(eval_root),
+                "--answers",
+                str(tmp_path / "answers.csv"),
+                "--save-path",
+                str(tmp_path / "p"),
+            ]
+        )
     assert not (tmp_path / "p").exists()
 
 
@@ -567,7 +801,9 @@ def test_a_script_ends_with_code_2_and_one_line(
 ) -> None:
     import utils
 
-    monkeypatch.setattr(sys, "argv", ["train.py", "--train-root", str(tmp_path / "none"), "--pretrained", "none"])
+    monkeypatch.setattr(
+        sys, "argv", ["train.py", "--train-root", str(tmp_path / "none"), "--pretrained", "none"]
+    )
     assert utils.run_script(train.main, "train.py") == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("train.py: error: ")

@@ -1,4 +1,6 @@
-"""What surrounds a run: streams that close, file systems that refuse, variables left behind, reports that fail."""
+"""What surrounds a run: streams that close, file systems that refuse, variables left behind,
+reports that fail.
+"""
 
 from __future__ import annotations
 
@@ -29,28 +31,68 @@ HERE = Path(__file__).parent
 def run_code(code: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """Python code in a process of its own, in the project's folder."""
     words = [sys.executable, "-c", code]
-    return subprocess.run(words, cwd=HERE.parent, capture_output=True, text=True, timeout=support.LIMIT, check=False, **options)
+    return subprocess.run(
+        words,
+        cwd=HERE.parent,
+        capture_output=True,
+        text=True,
+        timeout=support.LIMIT,
+        check=False,
+        **options,
+    )
 
 
 def train_words(root: Path, saved: Path, *more: str) -> list[str]:
     """A run of two folds of one epoch."""
-    return ["--train-root", str(root), "--save-path", str(saved), "--cv", "2", "--epochs", "1", *support.FAST, *more]
+    return [
+        "--train-root",
+        str(root),
+        "--save-path",
+        str(saved),
+        "--cv",
+        "2",
+        "--epochs",
+        "1",
+        *support.FAST,
+        *more,
+    ]
 
 
 def submit_words(tree: Path, eval_root: Path, out: Path) -> list[str]:
     """A submission of one checkpoint."""
     best = checkpoint.ranked_members(tree / "fold00")[0][0].path
-    return ["--load-state-dict", str(best), "--data-root", str(eval_root), "--save-path", str(out), "--transform-type", "auto",
-            "--device", "cpu", "--threads", "1", "--workers", "0"]  # fmt: skip
+    return [
+        "--load-state-dict",
+        str(best),
+        "--data-root",
+        str(eval_root),
+        "--save-path",
+        str(out),
+        "--transform-type",
+        "auto",
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+        "--workers",
+        "0",
+    ]
 
 
-# ----------------------------------------------------------------------------------- (16.9) reports, pictures, loggers
+# --- (16.9) reports, pictures, loggers
 
 
-@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "no such backend", "tkagg"])
+@pytest.mark.parametrize(
+    "backend", ["module://matplotlib_inline.backend_inline", "no such backend", "tkagg"]
+)
 def test_charts_need_no_backend(backend: str) -> None:
-    """(16.9) A notebook's MPLBACKEND names a package that need not be installed; the variable stays as it was."""
-    code = "import os, charts; print(charts.drawn(lambda ax: ax.plot([1, 2]), 'a line')[:4], os.environ['MPLBACKEND'])"
+    """(16.9) A notebook's MPLBACKEND names a package that need not be installed; the variable stays
+    as it was.
+    """
+    code = (
+        "import os, charts; print(charts.drawn(lambda ax: ax.plot([1, 2]), 'a line')[:4], "
+        "os.environ['MPLBACKEND'])"
+    )
     done = run_code(code, env={**os.environ, "MPLBACKEND": backend})
     assert (done.returncode, done.stdout) == (0, f"<svg {backend}\n"), done.stderr
 
@@ -64,13 +106,18 @@ def faulty(*_: object) -> Any:
 
 
 def test_a_report_that_fails_is_one_warning_and_the_run_is_complete(
-    train_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    train_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """(16.9) So is TensorBoard's."""
     monkeypatch.setattr(pages, "training_page", broken)
     monkeypatch.setattr(training, "write_board", broken)
     assert train.main(train_words(train_root, tmp_path, "--tensorboard")) == 0
-    warnings = [line for line in capsys.readouterr().err.splitlines() if "cannot be written" in line]
+    warnings = [
+        line for line in capsys.readouterr().err.splitlines() if "cannot be written" in line
+    ]
     assert len(warnings) == 2
     assert "--tensorboard: cannot be written (No space left on device)" in warnings[0]
     assert "report of " in warnings[1]
@@ -81,7 +128,11 @@ def test_a_report_that_fails_is_one_warning_and_the_run_is_complete(
 
 
 def test_a_report_that_fails_leaves_a_submission_whole(
-    tree: Path, eval_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tree: Path,
+    eval_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """(16.9)"""
     monkeypatch.setattr(pages, "prediction_page", faulty)
@@ -91,7 +142,7 @@ def test_a_report_that_fails_leaves_a_submission_whole(
     assert next(tmp_path.glob("*/submission.csv")).is_file()
 
 
-# ------------------------------------------------------------------------------------ (16.13) file systems that refuse
+# --- (16.13) file systems that refuse
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENOTSUP])
@@ -132,14 +183,21 @@ def test_a_drive_that_fails_to_flush_is_still_a_failure(
         file.write("lost")
 
 
-# --------------------------------------------------------------------------------------------- (16.17) streams that end
+# --- (16.17) streams that end
 
 
 def shell(line: str, *words: str, **streams: Any) -> tuple[int, str]:
-    """(exit code, all that was printed) of a line of the shell in which $RUN is Python with these words."""
-    done = subprocess.run(["sh", "-c", line.replace("$RUN", 'exec "$0" "$@"'), sys.executable, *words], cwd=HERE.parent,
-                          **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}, text=True, timeout=support.LIMIT,
-                          check=False)  # fmt: skip
+    """(exit code, all that was printed) of a line of the shell in which $RUN is Python with these
+    words.
+    """
+    done = subprocess.run(
+        ["sh", "-c", line.replace("$RUN", 'exec "$0" "$@"'), sys.executable, *words],
+        cwd=HERE.parent,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams},
+        text=True,
+        timeout=support.LIMIT,
+        check=False,
+    )
     return done.returncode, (done.stdout or "") + (done.stderr or "")
 
 
@@ -165,11 +223,17 @@ PRINTING = """
 """
 
 
-@pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&-", "<&- >&- 2>&-", ">/dev/full", "2>/dev/full", ">/dev/full 2>&1"])
+@pytest.mark.parametrize(
+    "closed",
+    ["2>&-", ">&-", ">&- 2>&-", "<&- >&- 2>&-", ">/dev/full", "2>/dev/full", ">/dev/full 2>&1"],
+)
 def test_a_stream_that_is_closed_or_full_ends_nothing(tmp_path: Path, closed: str) -> None:
     """(16.17) Nor does what is printed there land in a file that got the closed stream's number."""
     file = tmp_path / "file"
-    body = f"{PRINTING}\n    with open({str(file)!r}, 'w') as f:\n        os.system('echo noise; echo noise >&2')\n    return 7"
+    body = (
+        f"{PRINTING}\n    with open({str(file)!r}, 'w') as f:\n        os.system('echo noise; "
+        "echo noise >&2')\n    return 7"
+    )
     code, told = shell(f"$RUN {closed}", "-c", script_of(body))
     assert code == 7, told
     assert "Traceback" not in told
@@ -186,8 +250,13 @@ def test_a_reader_that_is_gone_ends_nothing_and_makes_no_noise() -> None:
 
 
 def test_a_reader_that_is_gone_ends_a_command_whose_output_is_its_purpose(tmp_path: Path) -> None:
-    """(16.17) At the line that nobody reads, quietly: --dry-run does not come to its folder that is not there."""
-    for words in (["--help"], ["--dry-run", "--train-root", str(tmp_path / "none"), "--backbone", "efficientnet-b0"]):
+    """(16.17) At the line that nobody reads, quietly: --dry-run does not come to its folder that is
+    not there.
+    """
+    for words in (
+        ["--help"],
+        ["--dry-run", "--train-root", str(tmp_path / "none"), "--backbone", "efficientnet-b0"],
+    ):
         with no_reader() as gone:
             assert shell("$RUN", "train.py", *words, stdout=gone) == (0, "")
     assert shell("$RUN", "train.py", *words)[0] == 2
@@ -198,7 +267,9 @@ def on_a_terminal(body: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """(a script with a terminal of its own on stdout and stderr, the terminal's other end)."""
     master, slave = os.openpty()
     words = [sys.executable, "-c", script_of(body)]
-    child = subprocess.Popen(words, cwd=HERE.parent, stdin=subprocess.PIPE, stdout=slave, stderr=slave)
+    child = subprocess.Popen(
+        words, cwd=HERE.parent, stdin=subprocess.PIPE, stdout=slave, stderr=slave
+    )
     os.close(slave)
     yield child, master
     child.kill()
@@ -225,12 +296,15 @@ def test_a_run_without_streams_is_complete(train_root: Path, tmp_path: Path) -> 
     """(16.17) No reader of stdout, stderr closed, a process that reads photographs."""
     with no_reader() as gone:
         words = train_words(train_root, tmp_path, "--workers", "1")
-        assert shell("$RUN 2>&-", str(HERE / "run_tiny.py"), "train.py", *words, stdout=gone) == (0, "")
+        assert shell("$RUN 2>&-", str(HERE / "run_tiny.py"), "train.py", *words, stdout=gone) == (
+            0,
+            "",
+        )
     (tree,) = tmp_path.iterdir()
     assert "finished" in checkpoint.read_run(tree)
 
 
-# -------------------------------------------------------------------------------- (16.19) variables of other launchers
+# --- (16.19) variables of other launchers
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 
@@ -249,9 +323,15 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize(
-    "left", [{"RANK": "1"}, {"RANK": "3", "WORLD_SIZE": "4"}, {**TORCHRUN, "WORLD_SIZE": "1"}, {**TORCHRUN, "LOCAL_RANK": ""},
-             {"RANK": "x", "WORLD_SIZE": "y"}],
-)  # fmt: skip
+    "left",
+    [
+        {"RANK": "1"},
+        {"RANK": "3", "WORLD_SIZE": "4"},
+        {**TORCHRUN, "WORLD_SIZE": "1"},
+        {**TORCHRUN, "LOCAL_RANK": ""},
+        {"RANK": "x", "WORLD_SIZE": "y"},
+    ],
+)
 def test_a_rank_that_a_platform_left_silences_nothing(
     launched: Callable[..., None], capsys: pytest.CaptureFixture[str], left: dict[str, str]
 ) -> None:
@@ -260,7 +340,12 @@ def test_a_rank_that_a_platform_left_silences_nothing(
     assert processes.from_environment() == processes.Processes()
     assert utils.first_process()
     utils.warn_counted(["a.jpg"], "photographs left out")
-    assert utils.run_script(lambda _: submit_singular.main(["--batch-size", "0"]), "submit_singular.py") == 2
+    assert (
+        utils.run_script(
+            lambda _: submit_singular.main(["--batch-size", "0"]), "submit_singular.py"
+        )
+        == 2
+    )
     told = capsys.readouterr().err.splitlines()
     assert told[0] == "warning: photographs left out: 1 (the first: 'a.jpg')"
     assert told[1].startswith("submit_singular.py: error: ")
@@ -268,12 +353,19 @@ def test_a_rank_that_a_platform_left_silences_nothing(
 
 @pytest.mark.parametrize(
     ("change", "told"),
-    [({"RANK": "one"}, "RANK=one: is no whole number; start with torchrun, or unset"), ({"WORLD_SIZE": "2.0"}, "WORLD_SIZE=2.0"),
-     ({"LOCAL_RANK": "-1"}, "LOCAL_RANK=-1"), ({"RANK": "2"}, "RANK=2, WORLD_SIZE=2, .*: do not fit each other"),
-     ({"LOCAL_WORLD_SIZE": "9" * 5000}, "LOCAL_WORLD_SIZE=9999")],
-)  # fmt: skip
+    [
+        ({"RANK": "one"}, "RANK=one: is no whole number; start with torchrun, or unset"),
+        ({"WORLD_SIZE": "2.0"}, "WORLD_SIZE=2.0"),
+        ({"LOCAL_RANK": "-1"}, "LOCAL_RANK=-1"),
+        ({"RANK": "2"}, "RANK=2, WORLD_SIZE=2, .*: do not fit each other"),
+        ({"LOCAL_WORLD_SIZE": "9" * 5000}, "LOCAL_WORLD_SIZE=9999"),
+    ],
+)
 def test_variables_that_torchrun_never_sets_are_refused_in_a_line(
-    launched: Callable[..., None], capsys: pytest.CaptureFixture[str], change: dict[str, str], told: str
+    launched: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, str],
+    told: str,
 ) -> None:
     """(16.19)"""
     launched(**{**TORCHRUN, **change})
@@ -296,19 +388,25 @@ def test_the_second_process_is_named_and_leaves_warnings_to_the_first(
     assert capsys.readouterr().err.startswith("x.py (process 1): error: ")
 
 
-# -------------------------------------------------------------------------------------------------- (16.22) other systems
+# --- (16.22) other systems
 
 
-def test_free_disk_is_read_where_there_is_no_statvfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_disk_is_read_where_there_is_no_statvfs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """(16.22)"""
     free = checkpoint.disk_free(tmp_path / "still" / "to be made")
     assert free > 0
     monkeypatch.setattr(checkpoint.os, "statvfs", None)
-    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 5, "path": path})())
+    monkeypatch.setattr(
+        "shutil.disk_usage", lambda path: type("Usage", (), {"free": 5, "path": path})()
+    )
     assert checkpoint.disk_free(tmp_path / "still" / "to be made") == 5
 
 
-def test_on_windows_no_process_is_asked_by_a_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_windows_no_process_is_asked_by_a_signal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """(16.22) There os.kill(pid, 0) would end it; an open file cannot be deleted, and stays."""
     mine = f".writing-{utils.socket.gethostname()}-{os.getpid()}"
     for name in ("open", "left"):
@@ -329,8 +427,12 @@ def test_on_windows_no_process_is_asked_by_a_signal(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE])
-def test_a_drive_that_fails_makes_no_file_damaged(tree: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """(16.2, its siblings) Weights, validation.npz and run.json: exit code 1, and no advice to remove them."""
+def test_a_drive_that_fails_makes_no_file_damaged(
+    tree: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """(16.2, its siblings) Weights, validation.npz and run.json: exit code 1, and no advice to
+    remove them.
+    """
     path = checkpoint.fold_checkpoints(tree / "fold00")[0]
 
     def failing(*_: object, **__: object) -> object:
@@ -343,7 +445,9 @@ def test_a_drive_that_fails_makes_no_file_damaged(tree: Path, number: int, monke
             lambda: checkpoint.read_validation(tree / "fold00", "main"),
             lambda: checkpoint.read_run(tree),
         ):
-            with pytest.raises(utils.RunError, match="cannot be read .*the machine failed, not the file"):
+            with pytest.raises(
+                utils.RunError, match="cannot be read .*the machine failed, not the file"
+            ):
                 read()
     monkeypatch.setattr(Path, "mkdir", failing)
     with pytest.raises(utils.RunError, match="cannot be made"):

@@ -24,7 +24,9 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_layout_is_the_competitions(drawn: Path) -> None:
     table = tables.read_train(drawn / "train")
     assert len(table) == 42
-    assert set(zip(table["gender"], table["ageg"], strict=True)) == {(g, a) for g in range(2) for a in range(3)}
+    assert set(zip(table["gender"], table["ageg"], strict=True)) == {
+        (g, a) for g in range(2) for a in range(3)
+    }
     names, paths = tables.read_eval(str(drawn / "eval"))
     assert names == sorted(names)
     assert all(re.fullmatch(r"[0-9a-f]{40}\.jpg", name) for name in names)
@@ -38,13 +40,20 @@ def test_the_layout_is_the_competitions(drawn: Path) -> None:
 
 
 def test_the_same_arguments_draw_the_same_bytes(drawn: Path, tmp_path: Path) -> None:
-    assert sample_data.main(["--out", str(tmp_path / "again"), "--people", "6", "--eval-people", "2"]) == 0
+    assert (
+        sample_data.main(["--out", str(tmp_path / "again"), "--people", "6", "--eval-people", "2"])
+        == 0
+    )
     files = sorted(p.relative_to(drawn) for p in drawn.rglob("*") if p.is_file())
-    assert files == sorted(p.relative_to(tmp_path / "again") for p in (tmp_path / "again").rglob("*") if p.is_file())
+    assert files == sorted(
+        p.relative_to(tmp_path / "again") for p in (tmp_path / "again").rglob("*") if p.is_file()
+    )
     assert all((drawn / f).read_bytes() == (tmp_path / "again" / f).read_bytes() for f in files)
 
 
-def test_what_is_there_is_left_alone(drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_there_is_left_alone(
+    drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert sample_data.main(["--out", str(drawn), "--people", "6", "--eval-people", "2"]) == 0
     assert "already" in capsys.readouterr().out
     (tmp_path / "mine.txt").write_text("mine")

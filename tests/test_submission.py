@@ -1,4 +1,6 @@
-"""Submissions: stored probabilities, the run and the views that are taken, run.json, tasks that users register."""
+"""Submissions: stored probabilities, the run and the views that are taken, run.json, tasks that
+users register.
+"""
 
 from __future__ import annotations
 
@@ -35,32 +37,57 @@ SAVED = "saved_models"
 def predict(script: Any, eval_root: Path, out: Path, *words: str) -> Path:
     """The new folder of a prediction."""
     before = set(out.iterdir()) if out.is_dir() else set()
-    assert script.main(["--data-root", str(eval_root), "--save-path", str(out), *MACHINE, *words]) == 0
+    assert (
+        script.main(["--data-root", str(eval_root), "--save-path", str(out), *MACHINE, *words]) == 0
+    )
     (made,) = set(out.iterdir()) - before
     return made
 
 
 @pytest.fixture(scope="module")
 def small_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return support.make_train(tmp_path_factory.mktemp("small") / "train", support.PEOPLE[:6], junk=False)
+    return support.make_train(
+        tmp_path_factory.mktemp("small") / "train", support.PEOPLE[:6], junk=False
+    )
 
 
 @pytest.fixture(scope="module")
 def runs(small_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder whose saved_models holds runs of one fold and one epoch: `random`, `facecrop`, a Factorised, a mask model; each
-    newer than those before it."""
+    """A folder whose saved_models holds runs of one fold and one epoch: `random`, `facecrop`, a
+    Factorised, a mask model; each newer than those before it.
+    """
     home = tmp_path_factory.mktemp("runs")
     kinds = {
-        "random": [], "facecrop": ["--transform-type", "facecrop"], "strong": ["--recipe", "strong", "--cv", "1"],
+        "random": [],
+        "facecrop": ["--transform-type", "facecrop"],
+        "strong": ["--recipe", "strong", "--cv", "1"],
         "mask": ["--task", "mask"],
-    }  # fmt: skip
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(config.BACKBONES, "tiny", support.TINY)
         for day, (name, words) in enumerate(kinds.items(), start=1):
-            assert train.main(["--train-root", str(small_root), "--save-path", str(home / SAVED), "--epochs", "1", "--quiet",
-                               "--run-name", name, *support.FAST, *words]) == 0  # fmt: skip
+            assert (
+                train.main(
+                    [
+                        "--train-root",
+                        str(small_root),
+                        "--save-path",
+                        str(home / SAVED),
+                        "--epochs",
+                        "1",
+                        "--quiet",
+                        "--run-name",
+                        name,
+                        *support.FAST,
+                        *words,
+                    ]
+                )
+                == 0
+            )
             path = run_of(home, name) / "run.json"
-            path.write_text(json.dumps({**json.loads(path.read_text()), "started": f"2026-01-0{day}T00:00:00"}))
+            path.write_text(
+                json.dumps({**json.loads(path.read_text()), "started": f"2026-01-0{day}T00:00:00"})
+            )
     return home
 
 
@@ -76,17 +103,26 @@ def run_without(home: Path, tmp_path: Path, *names: str) -> Path:
     return copy
 
 
-# ------------------------------------------------------------------------------------------ stored probabilities (16.7)
+# --- stored probabilities (16.7)
 
 
 def stored(folder: Path, task: str = "mask", **other: Any) -> Path:
-    """A folder with a probs.npz of two members, one view and three photographs; `other` arrays take the place of its own."""
+    """A folder with a probs.npz of two members, one view and three photographs; `other` arrays take
+    the place of its own.
+    """
     width = config.TASKS[task].outputs
-    array = np.full((2, 1, 3, width), 30.0 if config.TASKS[task].regression else 1 / width, np.float32)
+    array = np.full(
+        (2, 1, 3, width), 30.0 if config.TASKS[task].regression else 1 / width, np.float32
+    )
     arrays = {
-        "task": np.array(task), "probabilities": array, "members": np.array(["fold00/a.pth", "fold01/b.pth"]),
-        "folds": np.array([0, 1]), "weights": np.array([0.5, 0.6]), "images": np.array(["x", "y", "z"]), "f1": np.empty(0),
-    }  # fmt: skip
+        "task": np.array(task),
+        "probabilities": array,
+        "members": np.array(["fold00/a.pth", "fold01/b.pth"]),
+        "folds": np.array([0, 1]),
+        "weights": np.array([0.5, 0.6]),
+        "images": np.array(["x", "y", "z"]),
+        "f1": np.empty(0),
+    }
     folder.mkdir()
     np.savez(folder / submission.PROBS, **{**arrays, **other})
     return folder
@@ -114,25 +150,38 @@ EVEN = np.full((2, 1, 3, 3), 1 / 3)
         ("mask", {"weights": np.array([np.inf, 0.6])}),
         ("mask", {"f1": np.array([np.nan, 0.6])}),
         ("mask", {"members": np.array(["fold00/" + "a" * 300 + ".pth", "fold01/b.pth"])}),
-        ("mask", {"members": np.array(["fold00/" + "\uac00" * 100 + ".pth", "fold01/b.pth"])}),  # 300 bytes
-        ("mask", {"members": np.array(["t.csv/fold00/a.pth", "fold00/t.pth"])}),  # a folder and a file of one name
+        (
+            "mask",
+            {"members": np.array(["fold00/" + "\uac00" * 100 + ".pth", "fold01/b.pth"])},
+        ),  # 300 bytes
+        (
+            "mask",
+            {"members": np.array(["t.csv/fold00/a.pth", "fold00/t.pth"])},
+        ),  # a folder and a file of one name
         ("mask", {"members": np.array([1, 2])}),
     ],
 )
-def test_stored_probabilities_are_checked_as_they_are_used(tmp_path: Path, task: str, other: dict[str, np.ndarray]) -> None:
+def test_stored_probabilities_are_checked_as_they_are_used(
+    tmp_path: Path, task: str, other: dict[str, np.ndarray]
+) -> None:
     """(16.7)"""
     folder = stored(tmp_path / "stored", task, **other)
     with pytest.raises(UserError, match=r"probs\.npz: damaged .*; predict again"):
-        submit_ensemble.main(["--from-probs", str(folder), "--task", task, "--save-path", str(tmp_path / "out")])
+        submit_ensemble.main(
+            ["--from-probs", str(folder), "--task", task, "--save-path", str(tmp_path / "out")]
+        )
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
 def test_probabilities_that_sum_to_1_within_rounding_are_taken(tmp_path: Path, kind: type) -> None:
-    """(16.7) Products of mask, gender and age group, and their sums, are off by some units of the last place."""
+    """(16.7) Products of mask, gender and age group, and their sums, are off by some units of the
+    last place.
+    """
     draw = np.random.default_rng(0)
     parts: dict[str, np.ndarray] = {
-        part: draw.dirichlet(np.ones(config.TASKS[part].outputs), (2, 1, 3)).astype(kind) for part in config.PARTS
+        part: draw.dirichlet(np.ones(config.TASKS[part].outputs), (2, 1, 3)).astype(kind)
+        for part in config.PARTS
     }
     product = ensemble.multiply(parts)
     folder = stored(tmp_path / "stored", "main", probabilities=product)
@@ -149,11 +198,15 @@ def test_a_long_name_of_a_tree_is_cut_for_the_folder_of_a_prediction(tmp_path: P
     assert all(re.fullmatch("\uac00+_main_.*", path.name) for path in made)
 
 
-# ----------------------------------------------------------------------------------------- which run is taken (16.24)
+# --- which run is taken (16.24)
 
 
 def test_after_a_run_of_another_model_the_submit_scripts_take_it(
-    runs: Path, eval_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    runs: Path,
+    eval_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """(16.24) The newest run is a mask model's, the newest that answers main a Factorised's."""
     monkeypatch.chdir(runs)
@@ -166,40 +219,79 @@ def test_after_a_run_of_another_model_the_submit_scripts_take_it(
 
     (best,) = strong.glob("fold00/*.pth")
     assert taken(submit_singular) == f"checkpoint: {best.relative_to(runs)}"
-    assert taken(submit_ensemble).startswith(f"tree: {strong.relative_to(runs)}: 1 member x 1 view (base) of 9 photographs")
+    assert taken(submit_ensemble).startswith(
+        f"tree: {strong.relative_to(runs)}: 1 member x 1 view (base) of 9 photographs"
+    )
     assert str(mask.relative_to(runs)) in taken(submit_singular, "--task", "mask")
     assert str(mask.relative_to(runs)) in taken(submit_ensemble, "--task", "mask")
     narrowed = taken(submit_singular, "--model-type", "vanillaefficientnet", "--task", "gender")
     assert narrowed.startswith(f"checkpoint: {run_of(runs, 'facecrop').relative_to(runs)}/fold00/")
 
 
-def test_where_no_run_answers_the_task_the_option_is_named(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_run_answers_the_task_the_option_is_named(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """(16.24)"""
     monkeypatch.chdir(runs)
-    with pytest.raises(UserError, match="^--task age: no checkpoint under saved_models answers age; train .* --load-state-dict"):
+    with pytest.raises(
+        UserError,
+        match=(
+            "^--task age: no checkpoint under saved_models answers age; train .* --load-state-dict"
+        ),
+    ):
         submit_singular.main(["--task", "age"])
-    with pytest.raises(UserError, match="^--task main: no checkpoint of THANet_MK1 under saved_models answers main"):
+    with pytest.raises(
+        UserError,
+        match=("^--task main: no checkpoint of THANet_MK1 under saved_models answers main"),
+    ):
         submit_singular.main(["--model-type", "THANet"])
-    with pytest.raises(UserError, match="^--task age: no checkpoint under saved_models answers age; train one, .* with --root"):
+    with pytest.raises(
+        UserError,
+        match=(
+            "^--task age: no checkpoint under saved_models answers age; train one, .* with --root"
+        ),
+    ):
         submit_ensemble.main(["--task", "age"])
 
 
-# ---------------------------------------------------------------------------------------------- several views (16.25)
+# --- several views (16.25)
 
 
-@pytest.mark.parametrize(("name", "transform"), [("random", "tta"), ("facecrop", "facerandom"), ("strong", "facerandom")])
+@pytest.mark.parametrize(
+    ("name", "transform"), [("random", "tta"), ("facecrop", "facerandom"), ("strong", "facerandom")]
+)
 def test_the_original_entrys_own_line_takes_random_views(
-    runs: Path, eval_root: Path, tmp_path: Path, name: str, transform: str, capsys: pytest.CaptureFixture[str]
+    runs: Path,
+    eval_root: Path,
+    tmp_path: Path,
+    name: str,
+    transform: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """(16.25) `auto` with several views: what the transform that belongs to each member's own shows, not a refusal."""
+    """(16.25) `auto` with several views: what the transform that belongs to each member's own
+    shows, not a refusal.
+    """
     words = ("--root", str(run_of(runs, name)), "--method", "soft", "--top-k", "3", "--tta", "2")
-    auto = submission.load(predict(submit_ensemble, eval_root, tmp_path, "--transform-type", *words))
+    auto = submission.load(
+        predict(submit_ensemble, eval_root, tmp_path, "--transform-type", *words)
+    )
     notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
     own = {"random": "random", "facecrop": "facecrop", "strong": "facerandom"}[name]
-    assert [note for note in notes if "auto takes" in note] == [note for note in notes if own != transform]
-    assert all(note.startswith(f"note: --tta 2 needs random views, so auto takes {transform} for {own}") for note in notes)
-    assert all("--tta 1 looks where validation did" in note for note in notes) if name == "random" else len(notes) <= 1
-    given = submission.load(predict(submit_ensemble, eval_root, tmp_path, "--transform-type", transform, *words))
+    assert [note for note in notes if "auto takes" in note] == [
+        note for note in notes if own != transform
+    ]
+    assert all(
+        note.startswith(f"note: --tta 2 needs random views, so auto takes {transform} for {own}")
+        for note in notes
+    )
+    assert (
+        all("--tta 1 looks where validation did" in note for note in notes)
+        if name == "random"
+        else len(notes) <= 1
+    )
+    given = submission.load(
+        predict(submit_ensemble, eval_root, tmp_path, "--transform-type", transform, *words)
+    )
     assert np.array_equal(auto.array, given.array)
     assert not np.array_equal(auto.array[:, 0], auto.array[:, 1])
 
@@ -208,37 +300,59 @@ def test_notes_name_a_way_that_looks_where_validation_did(
     runs: Path, eval_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """(16.25) They sent people from `tta` to `auto` and back."""
-    words = {name: ("--root", str(run_of(runs, name)), "--tta", "2") for name in ("random", "facecrop")}
+    words = {
+        name: ("--root", str(run_of(runs, name)), "--tta", "2") for name in ("random", "facecrop")
+    }
     predict(submit_ensemble, eval_root, tmp_path, *words["random"])
     told = capsys.readouterr().out
     assert "tta looks at the middle 384 pixels, validation looked at the middle 224 pixels" in told
     assert "; --transform-type auto with --tta 1 looks where validation did" in told
     predict(submit_ensemble, eval_root, tmp_path, *words["facecrop"])
-    assert "validation looked at the face; --transform-type auto looks where validation did" in capsys.readouterr().out
+    assert (
+        "validation looked at the face; --transform-type auto looks where validation did"
+        in capsys.readouterr().out
+    )
 
 
-@pytest.mark.parametrize(("fixed", "random"), [("base", "tta"), ("random", "tta"), ("facecrop", "facerandom")])
-def test_several_views_of_a_fixed_transform_are_refused_with_the_one_that_has_them(fixed: str, random: str) -> None:
+@pytest.mark.parametrize(
+    ("fixed", "random"), [("base", "tta"), ("random", "tta"), ("facecrop", "facerandom")]
+)
+def test_several_views_of_a_fixed_transform_are_refused_with_the_one_that_has_them(
+    fixed: str, random: str
+) -> None:
     """(16.25)"""
-    asked = config.parse(config.EnsembleSettings, ["--tta", "3", "--transform-type", fixed], "submit_ensemble.py", "")
-    with pytest.raises(UserError, match=f"^--tta 3: transform {fixed} shows every view alike; use --transform-type {random},"):
+    asked = config.parse(
+        config.EnsembleSettings, ["--tta", "3", "--transform-type", fixed], "submit_ensemble.py", ""
+    )
+    with pytest.raises(
+        UserError,
+        match=f"^--tta 3: transform {fixed} shows every view alike; use --transform-type {random},",
+    ):
         asked.completed()
 
 
-def test_a_registered_transform_brings_its_random_form_along(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_registered_transform_brings_its_random_form_along(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """(16.25)"""
     for name, random in (("mine", "tta"), ("alone", "")):
-        monkeypatch.setitem(config.TRANSFORMS, name, config.Transform("augmentation:base", "all of it", False, "", random))
+        monkeypatch.setitem(
+            config.TRANSFORMS,
+            name,
+            config.Transform("augmentation:base", "all of it", False, "", random),
+        )
     info = checkpoint.Info("VanillaResNet", "main", "mine", "tiny", 32, 32, 0, 1, 0.5, 1.0)
     member = members.Member("m", info, checkpoint.Checkpoint(Path("m.pth"), {}, info))
     assert members.transforms_of([member], "auto", 2) == ["tta"]
     assert members.transforms_of([member], "auto", 1) == ["mine"]
     alone = dataclasses.replace(member, info=dataclasses.replace(info, transform="alone"))
-    with pytest.raises(UserError, match="--tta 2: transform alone shows every view alike; use --tta 1"):
+    with pytest.raises(
+        UserError, match="--tta 2: transform alone shows every view alike; use --tta 1"
+    ):
         members.transforms_of([member, alone], "auto", 2)
 
 
-# ---------------------------------------------------------------------------------------------------- run.json (16.27)
+# --- run.json (16.27)
 
 
 def nested(levels: int) -> Any:
@@ -250,34 +364,70 @@ def nested(levels: int) -> Any:
 
 @pytest.mark.parametrize(
     "other",
-    [{"machine": [1]}, {"machine": "x"}, {"versions": None}, {"versions": 3}, {"command": 7}, {"command": "train.py"},
-     {"machine": {"gpu": nested(500)}}, {"more": nested(500)}, {"settings": {"task": nested(500)}}],
-)  # fmt: skip
+    [
+        {"machine": [1]},
+        {"machine": "x"},
+        {"versions": None},
+        {"versions": 3},
+        {"command": 7},
+        {"command": "train.py"},
+        {"machine": {"gpu": nested(500)}},
+        {"more": nested(500)},
+        {"settings": {"task": nested(500)}},
+    ],
+)
 def test_what_run_json_holds_is_checked_before_the_work(
-    runs: Path, small_root: Path, eval_root: Path, tmp_path: Path, other: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    runs: Path,
+    small_root: Path,
+    eval_root: Path,
+    tmp_path: Path,
+    other: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """(16.27) Not by a traceback in the report, after all the work."""
     home = run_without(runs, tmp_path, "facecrop", "strong", "mask")
     tree = run_of(home, "random")
-    (tree / "run.json").write_text(json.dumps({**json.loads((tree / "run.json").read_text()), **other}))
+    (tree / "run.json").write_text(
+        json.dumps({**json.loads((tree / "run.json").read_text()), **other})
+    )
     monkeypatch.setattr(members.engine, "predict", lambda *_: pytest.fail("predicted"))
     with pytest.raises(UserError, match=r"run\.json: .*; restore or remove it"):
         predict(submit_ensemble, eval_root, tmp_path / "p", "--root", str(tree))
     with pytest.raises(UserError, match=r"run\.json: .*; restore or remove it"):
-        train.main(["--train-root", str(small_root), "--save-path", str(home / SAVED), "--run-name", "random", "--epochs", "1",
-                    *support.FAST])  # fmt: skip
+        train.main(
+            [
+                "--train-root",
+                str(small_root),
+                "--save-path",
+                str(home / SAVED),
+                "--run-name",
+                "random",
+                "--epochs",
+                "1",
+                *support.FAST,
+            ]
+        )
 
 
 @pytest.mark.parametrize(
     "counts",
-    [{}, {"a": 1}, dict.fromkeys([*config.TASKS["main"].classes, "more"], 1), dict.fromkeys(config.TASKS["main"].classes, -1),
-     dict.fromkeys(config.TASKS["main"].classes, "1"), [1, 2], dict.fromkeys(config.TASKS["main"].classes, 0)],
+    [
+        {},
+        {"a": 1},
+        dict.fromkeys([*config.TASKS["main"].classes, "more"], 1),
+        dict.fromkeys(config.TASKS["main"].classes, -1),
+        dict.fromkeys(config.TASKS["main"].classes, "1"),
+        [1, 2],
+        dict.fromkeys(config.TASKS["main"].classes, 0),
+    ],
     ids=["none", "one", "more", "negative", "text", "list", "zero"],
-)  # fmt: skip
+)
 def test_counts_of_classes_that_do_not_fit_are_no_traceback(
     runs: Path, eval_root: Path, tmp_path: Path, counts: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """(16.27) The report does without the training's shares, or takes those of the classes it knows."""
+    """(16.27) The report does without the training's shares, or takes those of the classes it
+    knows.
+    """
     home = run_without(runs, tmp_path, "facecrop", "strong", "mask")
     tree = run_of(home, "random")
     run = json.loads((tree / "run.json").read_text())
@@ -285,20 +435,25 @@ def test_counts_of_classes_that_do_not_fit_are_no_traceback(
     (tree / "run.json").write_text(json.dumps(run))
     made = predict(submit_ensemble, eval_root, tmp_path / "p", "--root", str(tree))
     shares = json.loads((made / "report.json").read_text())["training_shares"]
-    assert shares == (pytest.approx([1 / 18] * 18) if isinstance(counts, dict) and len(counts) == 19 else None)
+    assert shares == (
+        pytest.approx([1 / 18] * 18) if isinstance(counts, dict) and len(counts) == 19 else None
+    )
     assert (made / "report.html").is_file()
     spoilt = shutil.copytree(eval_root, tmp_path / "eval")
     next((spoilt / "images").iterdir()).write_bytes(b"")
     predict(submit_ensemble, spoilt, tmp_path / "p", "--root", str(tree), "--skip-bad-images")
 
 
-# --------------------------------------------------------------------------------- bounds, folders, remedies (16.31)
+# --- bounds, folders, remedies (16.31)
 
 
 def test_the_number_of_views_has_a_bound() -> None:
     """(16.31)"""
     for views in ("0", "1001", "1000000"):
-        with pytest.raises(UserError, match=f"--tta: {views} is out of range: it must be at least 1 and at most 1,000 "):
+        with pytest.raises(
+            UserError,
+            match=f"--tta: {views} is out of range: it must be at least 1 and at most 1,000 ",
+        ):
             config.parse(config.EnsembleSettings, ["--tta", views], "submit_ensemble.py", "")
 
 
@@ -313,17 +468,29 @@ def test_a_plan_of_many_views_numbers_each_once() -> None:
 
 @pytest.mark.parametrize("below", ["", "more/folders"])
 def test_a_link_to_nothing_as_the_place_of_results_is_named_before_the_work(
-    runs: Path, small_root: Path, eval_root: Path, tmp_path: Path, below: str, monkeypatch: pytest.MonkeyPatch
+    runs: Path,
+    small_root: Path,
+    eval_root: Path,
+    tmp_path: Path,
+    below: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """(16.31) It was told as 999 folders."""
     (tmp_path / "link").symlink_to(tmp_path / "unplugged")
     place = tmp_path / "link" / below
     monkeypatch.setattr(members.engine, "predict", lambda *_: pytest.fail("predicted"))
-    with pytest.raises(UserError, match=f"^--save-path {place}: .*link is a link to nothing; name another"):
+    with pytest.raises(
+        UserError, match=f"^--save-path {place}: .*link is a link to nothing; name another"
+    ):
         predict(submit_ensemble, eval_root, place, "--root", str(run_of(runs, "random")))
     for name in ((), ("--run-name", "x")):
-        with pytest.raises(UserError, match=r"cannot make this folder \(.*link is a link to nothing\); .*--save-path"):
-            train.main(["--train-root", str(small_root), "--save-path", str(place), *support.FAST, *name])
+        with pytest.raises(
+            UserError,
+            match=r"cannot make this folder \(.*link is a link to nothing\); .*--save-path",
+        ):
+            train.main(
+                ["--train-root", str(small_root), "--save-path", str(place), *support.FAST, *name]
+            )
     with pytest.raises(UserError, match="link to nothing"):
         utils.new_folder(place, "x")
 
@@ -332,7 +499,9 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
     """(16.31)"""
     (tmp_path / "file").write_text("")
     for place in ("file", "file/below"):
-        with pytest.raises(UserError, match=r"cannot make this folder \((File exists|Not a directory)\)"):
+        with pytest.raises(
+            UserError, match=r"cannot make this folder \((File exists|Not a directory)\)"
+        ):
             utils.new_folder(tmp_path / place, "x")
 
 
@@ -343,15 +512,25 @@ def test_new_folders_never_share_a_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("script", "settings", "remedy"),
-    [("submit_singular.py", config.SingularSettings, "start it again"),
-     ("submit_ensemble.py", config.EnsembleSettings, "start it again"),
-     ("train.py", config.TrainSettings, "go on with --resume")],
-)  # fmt: skip
+    [
+        ("submit_singular.py", config.SingularSettings, "start it again"),
+        ("submit_ensemble.py", config.EnsembleSettings, "start it again"),
+        ("train.py", config.TrainSettings, "go on with --resume"),
+    ],
+)
 def test_the_remedy_of_a_failing_machine_fits_the_command(
-    tmp_path: Path, script: str, settings: type[config.MachineSettings], remedy: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    script: str,
+    settings: type[config.MachineSettings],
+    remedy: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """(16.31) No submission can go on with --resume."""
-    for other in (config.TrainSettings, config.SingularSettings, settings):  # the last one's words count
+    for other in (
+        config.TrainSettings,
+        config.SingularSettings,
+        settings,
+    ):  # the last one's words count
         config.parse(other, [], script, "")
 
     def write(name: str) -> None:
@@ -369,22 +548,36 @@ def test_the_remedy_of_a_failing_machine_fits_the_command(
 
     assert utils.run_script(fail, script) == 1
     assert capsys.readouterr().err == (
-        f"{script}: error: a: cannot be used (Input/output error); the machine failed, not the file: mend that, then {remedy}\n"
+        f"{script}: error: a: cannot be used (Input/output error); the machine failed, not the "
+        f"file: mend that, then {remedy}\n"
     )
 
 
-# ------------------------------------------------------------------------------------------------------- the small ones
+# --- the small ones
 
 
 @pytest.mark.parametrize(("count", "told"), [(0, "0 folds"), (1, "1 fold"), (2, "2 folds")])
 def test_numbers_and_their_words_agree(count: int, told: str) -> None:
     assert utils.counted(count, "fold") == told
-    assert utils.counted(count, "person", "people") == f"{count} {'person' if count == 1 else 'people'}"
+    assert (
+        utils.counted(count, "person", "people")
+        == f"{count} {'person' if count == 1 else 'people'}"
+    )
 
 
-def test_one_of_a_kind_is_told_in_the_singular(small_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_of_a_kind_is_told_in_the_singular(
+    small_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """(16: 1 views, 1 folds)"""
-    words = ["--train-root", str(small_root), "--save-path", str(tmp_path), *support.FAST, "--epochs", "1"]
+    words = [
+        "--train-root",
+        str(small_root),
+        "--save-path",
+        str(tmp_path),
+        *support.FAST,
+        "--epochs",
+        "1",
+    ]
     assert train.main([*words, "--dry-run"]) == 0
     told = capsys.readouterr().out
     assert "; held out per fold: 1 person\n" in told
@@ -395,38 +588,69 @@ def test_one_of_a_kind_is_told_in_the_singular(small_root: Path, tmp_path: Path,
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--task", "age"], "--task age: Factorised has no head for it, and --recipe strong sets --model-type Factorised; leave "
-                            "--recipe out, or give another --model-type"),
-        (["--task", "age", "--model-type", "VanillaResNet"],
-         "--loss-type crossentropyloss: does not fit --task age, and --recipe strong sets --loss-type crossentropyloss; leave "
-         "--recipe out, or give another --loss-type"),
-        (["--task", "age", "--model-type", "THANet"],
-         "--task age: THANet_MK1 has no head for it; use --model-type VanillaEfficientNet or VanillaResNet"),
+        (
+            ["--task", "age"],
+            "--task age: Factorised has no head for it, and --recipe strong sets --model-type "
+            "Factorised; leave "
+            "--recipe out, or give another --model-type",
+        ),
+        (
+            ["--task", "age", "--model-type", "VanillaResNet"],
+            "--loss-type crossentropyloss: does not fit --task age, and --recipe strong sets "
+            "--loss-type crossentropyloss; leave "
+            "--recipe out, or give another --loss-type",
+        ),
+        (
+            ["--task", "age", "--model-type", "THANet"],
+            "--task age: THANet_MK1 has no head for it; use --model-type VanillaEfficientNet or "
+            "VanillaResNet",
+        ),
         (["--folds", "7", "--run-name", "x"], "--folds 7: count from 0 to 4"),
     ],
-)  # fmt: skip
+)
 def test_what_a_recipe_set_is_refused_in_the_users_words(words: list[str], told: str) -> None:
     """(16: --recipe strong --task age)"""
     with pytest.raises(UserError) as refusal:
-        config.parse(config.TrainSettings, ["--recipe", "strong", *words], "train.py", "").completed()
+        config.parse(
+            config.TrainSettings, ["--recipe", "strong", *words], "train.py", ""
+        ).completed()
     assert str(refusal.value) == told
 
 
-def test_a_recipes_line_tells_what_runs(small_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recipes_line_tells_what_runs(
+    small_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """(16: --recipe strong --cv 2)"""
-    words = ["--train-root", str(small_root), "--save-path", str(tmp_path), *support.FAST, "--recipe", "strong", "--lr", "0.02"]
+    words = [
+        "--train-root",
+        str(small_root),
+        "--save-path",
+        str(tmp_path),
+        *support.FAST,
+        "--recipe",
+        "strong",
+        "--lr",
+        "0.02",
+    ]
     assert train.main([*words, "--cv", "2", "--dry-run"]) == 0
     assert capsys.readouterr().out.splitlines()[0] == (
-        "recipe strong: --cv 2 --model-type Factorised --transform-type facerandom --loss-type crossentropyloss --lr 0.02"
+        "recipe strong: --cv 2 --model-type Factorised --transform-type facerandom --loss-type "
+        "crossentropyloss --lr 0.02"
     )
 
 
 @pytest.mark.parametrize(
     ("word", "told"),
-    [("--epoch", "; did you mean --epochs?"), ("--ephocs=3", "; did you mean --epochs?"),
-     ("--batch", "did you mean --batch-size?"), ("--batch_siez", "did you mean --batch-size?"),
-     ("--freze", "did you mean --freeze?"), ("--warmup", "did you mean --warmup-epochs?"), ("--xyzzy", "--xyzzy 3 (see --help)")],
-)  # fmt: skip
+    [
+        ("--epoch", "; did you mean --epochs?"),
+        ("--ephocs=3", "; did you mean --epochs?"),
+        ("--batch", "did you mean --batch-size?"),
+        ("--batch_siez", "did you mean --batch-size?"),
+        ("--freze", "did you mean --freeze?"),
+        ("--warmup", "did you mean --warmup-epochs?"),
+        ("--xyzzy", "--xyzzy 3 (see --help)"),
+    ],
+)
 def test_a_misspelt_option_is_answered_with_the_one_meant(word: str, told: str) -> None:
     """(16: did you mean --epochs)"""
     with pytest.raises(UserError) as refusal:
@@ -436,10 +660,12 @@ def test_a_misspelt_option_is_answered_with_the_one_meant(word: str, told: str) 
 
 @pytest.mark.parametrize(
     ("words", "told"),
-    [(["--epochs", "0"], "0 is out of range: it must be at least 1 and at most 1,000,000"),
-     (["--lr", "0"], "0 is out of range: it must be above 0 and at most 1,000,000"),
-     (["--seed", "-1"], "it must be at least 0 and at most 9,223,372,036,854,775,807")],
-)  # fmt: skip
+    [
+        (["--epochs", "0"], "0 is out of range: it must be at least 1 and at most 1,000,000"),
+        (["--lr", "0"], "0 is out of range: it must be above 0 and at most 1,000,000"),
+        (["--seed", "-1"], "it must be at least 0 and at most 9,223,372,036,854,775,807"),
+    ],
+)
 def test_bounds_are_told_in_digits(words: list[str], told: str) -> None:
     """(16: --epochs 0 told without 1e+06)"""
     with pytest.raises(UserError) as refusal:
@@ -448,40 +674,83 @@ def test_bounds_are_told_in_digits(words: list[str], told: str) -> None:
 
 
 def test_where_no_member_is_right_the_weighted_mean_breaks_no_exact_tie() -> None:
-    """(16: all F1 = 0) Classes 0 and 1 get the same three probabilities from other members: the lowest class wins."""
+    """(16: all F1 = 0) Classes 0 and 1 get the same three probabilities from other members: the
+    lowest class wins.
+    """
     shares = np.array([[0.1, 0.7], [0.7, 0.2], [0.2, 0.1]], np.float32)
     for order in ([0, 1, 2], [2, 1, 0], [1, 2, 0], [1, 0, 2]):
         for flipped in (shares, shares[:, ::-1]):
             array = np.zeros((3, 1, 1, 3), np.float32)
             array[:, 0, 0, :2] = flipped[order]
             for weights in ([0.0] * 3, [0.3] * 3):
-                assert ensemble.vote("softvoting", "mask", array, weights)["weighted_mean"].tolist() == [0]
-                assert np.array_equal(ensemble.weighted_mean(array, weights), ensemble.arithmetic(array))
-    assert ensemble.weighted_mean(array, [1.0, 0.0, 3.0]) == pytest.approx((array[0, 0] + 3 * array[2, 0]) / 4)
+                assert ensemble.vote("softvoting", "mask", array, weights)[
+                    "weighted_mean"
+                ].tolist() == [0]
+                assert np.array_equal(
+                    ensemble.weighted_mean(array, weights), ensemble.arithmetic(array)
+                )
+    assert ensemble.weighted_mean(array, [1.0, 0.0, 3.0]) == pytest.approx(
+        (array[0, 0] + 3 * array[2, 0]) / 4
+    )
 
 
-# ------------------------------------------------------------------------------------------ a task that users register
+# --- a task that users register
 
-OVER = config.Task(lambda mask, gender, years: int(years >= 40), ("young", "older"), "under 40 or not")
+OVER = config.Task(
+    lambda mask, gender, years: int(years >= 40), ("young", "older"), "under 40 or not"
+)
 WORN = config.Task(
-    lambda mask, gender, years: int(mask == 2), ("on", "off"), "whether there is a mask", tuple(int(c > 11) for c in range(18))
+    lambda mask, gender, years: int(mask == 2),
+    ("on", "off"),
+    "whether there is a mask",
+    tuple(int(c > 11) for c in range(18)),
 )
 
 
 @pytest.mark.parametrize(("name", "task"), [("over40", OVER), ("worn", WORN)])
 def test_a_registered_task_trains_and_votes_in_several_trees(
-    small_root: Path, eval_root: Path, tmp_path: Path, name: str, task: config.Task, monkeypatch: pytest.MonkeyPatch,
+    small_root: Path,
+    eval_root: Path,
+    tmp_path: Path,
+    name: str,
+    task: config.Task,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     """(16: a new task breaks --root A B)"""
-    words = ["--train-root", str(small_root), "--save-path", str(tmp_path / "saved"), "--cv", "2", "--epochs", "1", "--quiet"]
+    words = [
+        "--train-root",
+        str(small_root),
+        "--save-path",
+        str(tmp_path / "saved"),
+        "--cv",
+        "2",
+        "--epochs",
+        "1",
+        "--quiet",
+    ]
     assert train.main([*words, "--run-name", "before", *support.FAST]) == 0
     monkeypatch.setitem(config.TASKS, name, task)
     for seed in ("1", "2"):
-        assert train.main([*words, "--task", name, "--seed", seed, "--run-name", seed, *support.FAST]) == 0
-    trees = {run: tmp_path / "saved" / f"kfold-ensemble-VanillaEfficientNet_{run}" for run in ("before", "1", "2")}
+        assert (
+            train.main([*words, "--task", name, "--seed", seed, "--run-name", seed, *support.FAST])
+            == 0
+        )
+    trees = {
+        run: tmp_path / "saved" / f"kfold-ensemble-VanillaEfficientNet_{run}"
+        for run in ("before", "1", "2")
+    }
     capsys.readouterr()
-    made = predict(submit_ensemble, eval_root, tmp_path / "p", "--task", name, "--root", str(trees["1"]), str(trees["2"]))
+    made = predict(
+        submit_ensemble,
+        eval_root,
+        tmp_path / "p",
+        "--task",
+        name,
+        "--root",
+        str(trees["1"]),
+        str(trees["2"]),
+    )
     told = capsys.readouterr().out
     assert f"  mixture: {name} macro F1 " in told
     assert submission.load(made).array.shape == (4, 1, 9, 2)
@@ -493,7 +762,14 @@ def test_a_registered_task_trains_and_votes_in_several_trees(
     assert held is not None
     assert older is not None
     assert held[0].set_index("file")[name].to_dict() == older[0].set_index("file")[name].to_dict()
-    assert set(pd.read_csv(trees["1"] / outoffold.FILE, nrows=1)) >= {"mask", "gender", "age", "ageg", "main", name}
+    assert set(pd.read_csv(trees["1"] / outoffold.FILE, nrows=1)) >= {
+        "mask",
+        "gender",
+        "age",
+        "ageg",
+        "main",
+        name,
+    }
     if task.from_main:
         both = ("--root", str(trees["1"]), str(trees["before"]))
         made = predict(submit_ensemble, eval_root, tmp_path / "p", "--task", name, *both)
@@ -503,16 +779,35 @@ def test_a_registered_task_trains_and_votes_in_several_trees(
 
 @pytest.mark.parametrize("model_type", ["Factorised", "MultiLabelTHANet"])
 def test_a_task_that_main_tells_is_answered_by_models_of_three_parts(
-    small_root: Path, eval_root: Path, tmp_path: Path, model_type: str, monkeypatch: pytest.MonkeyPatch
+    small_root: Path,
+    eval_root: Path,
+    tmp_path: Path,
+    model_type: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """(16: a new task) Training one was allowed, answering it was not."""
     monkeypatch.setitem(config.TASKS, "worn", WORN)
-    words = ["--train-root", str(small_root), "--save-path", str(tmp_path / "saved"), "--epochs", "1", "--model-type", model_type]
+    words = [
+        "--train-root",
+        str(small_root),
+        "--save-path",
+        str(tmp_path / "saved"),
+        "--epochs",
+        "1",
+        "--model-type",
+        model_type,
+    ]
     assert train.main([*words, *support.FAST]) == 0
     (tree,) = (tmp_path / "saved").iterdir()
-    worn, main = (submission.load(predict(submit_ensemble, eval_root, tmp_path / "p", "--task", task, "--root", str(tree))).array
-                  for task in ("worn", "main"))  # fmt: skip
-    assert worn == pytest.approx(np.stack([main[..., :12].sum(-1), main[..., 12:].sum(-1)], -1), abs=1e-6)
+    worn, main = (
+        submission.load(
+            predict(submit_ensemble, eval_root, tmp_path / "p", "--task", task, "--root", str(tree))
+        ).array
+        for task in ("worn", "main")
+    )
+    assert worn == pytest.approx(
+        np.stack([main[..., :12].sum(-1), main[..., 12:].sum(-1)], -1), abs=1e-6
+    )
 
 
 def test_columns_of_an_out_of_fold_table_are_in_their_old_order(tree: Path) -> None:
@@ -521,7 +816,9 @@ def test_columns_of_an_out_of_fold_table_are_in_their_old_order(tree: Path) -> N
 
 
 @pytest.mark.parametrize("change", [(",p0", ",q0"), ("file,", "person,"), ("gender", "sex")])
-def test_an_out_of_fold_table_without_a_column_is_refused(tree: Path, tmp_path: Path, change: tuple[str, str]) -> None:
+def test_an_out_of_fold_table_without_a_column_is_refused(
+    tree: Path, tmp_path: Path, change: tuple[str, str]
+) -> None:
     (tmp_path / outoffold.FILE).write_text((tree / outoffold.FILE).read_text().replace(*change, 1))
     with pytest.raises(UserError, match=r"oof\.csv: (no column|the column)"):
         outoffold.read(tmp_path, "main")
@@ -530,7 +827,14 @@ def test_an_out_of_fold_table_without_a_column_is_refused(tree: Path, tmp_path: 
 def test_probabilities_out_of_fold_that_are_none_are_refused(tree: Path, tmp_path: Path) -> None:
     """(16.7)"""
     whole = pd.read_csv(tree / outoffold.FILE)
-    for other in ({"p0": 1e300}, {"p0": -0.5}, {"p3": np.nan}, {"mask": 3}, {"age": 201.0}, {"fold": np.nan}):
+    for other in (
+        {"p0": 1e300},
+        {"p0": -0.5},
+        {"p3": np.nan},
+        {"mask": 3},
+        {"age": 201.0},
+        {"fold": np.nan},
+    ):
         whole.assign(**other).to_csv(tmp_path / outoffold.FILE, index=False)
         with pytest.raises(UserError, match=r"oof\.csv: .*--resume that run"):
             outoffold.read(tmp_path, "main")

@@ -35,20 +35,28 @@ def test_label_smoothing_spreads_over_the_other_classes() -> None:
     logits, labels = torch.randn(5, 18, dtype=torch.float64), torch.randint(0, 18, (5,))
     target = torch.full((5, 18), 0.2 / 17, dtype=torch.float64).scatter(1, labels[:, None], 0.8)
     expected = -(target * logits.log_softmax(1)).sum(1).mean()
-    assert float(loss.make_loss("labelsmoothingloss")(logits, labels)) == pytest.approx(float(expected), abs=1e-12)
+    assert float(loss.make_loss("labelsmoothingloss")(logits, labels)) == pytest.approx(
+        float(expected), abs=1e-12
+    )
 
 
 def test_focal_loss_weighs_each_sample_by_its_own_probability() -> None:
     logits, labels = torch.randn(7, 3, dtype=torch.float64), torch.randint(0, 3, (7,))
     p = logits.softmax(1)[torch.arange(7), labels]
     expected = (-((1 - p) ** 5) * p.log()).mean()
-    assert float(loss.make_loss("focalloss")(logits, labels)) == pytest.approx(float(expected), abs=1e-12)
+    assert float(loss.make_loss("focalloss")(logits, labels)) == pytest.approx(
+        float(expected), abs=1e-12
+    )
 
 
 def test_years_are_learned_softly_and_as_if_alike_frequent() -> None:
     labels = torch.tensor([20] * 90 + [65] * 10)
-    criterion = loss.make_loss("labelsmoothingloss", torch.bincount(labels, minlength=100) / 100, "year")
-    outputs = torch.zeros(1, 100, requires_grad=True)  # of a network that cannot tell the photographs apart
+    criterion = loss.make_loss(
+        "labelsmoothingloss", torch.bincount(labels, minlength=100) / 100, "year"
+    )
+    outputs = torch.zeros(
+        1, 100, requires_grad=True
+    )  # of a network that cannot tell the photographs apart
     optimizer = torch.optim.LBFGS([outputs], max_iter=300, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
@@ -59,13 +67,20 @@ def test_years_are_learned_softly_and_as_if_alike_frequent() -> None:
 
     optimizer.step(closure)
     told = outputs.detach().softmax(1)[0]
-    assert float(told[15:26].sum() / told[60:71].sum()) == pytest.approx(1, abs=0.1)  # as nine to one in the labels
+    assert float(told[15:26].sum() / told[60:71].sum()) == pytest.approx(
+        1, abs=0.1
+    )  # as nine to one in the labels
     near, far = (
-        criterion(torch.full((1, 100), -9.0).index_fill(1, torch.tensor([y]), 9.0), torch.tensor([40])) for y in (41, 50)
+        criterion(
+            torch.full((1, 100), -9.0).index_fill(1, torch.tensor([y]), 9.0), torch.tensor([40])
+        )
+        for y in (41, 50)
     )
     assert near < far
     groups = model.probabilities({"year": outputs.detach()}, "ageg")[0]
-    assert torch.allclose(groups, torch.stack([told[:30].sum(), told[30:60].sum(), told[60:].sum()]), atol=1e-6)
+    assert torch.allclose(
+        groups, torch.stack([told[:30].sum(), told[30:60].sum(), told[60:].sum()]), atol=1e-6
+    )
 
 
 def test_parts_and_years_answer_main_by_their_product() -> None:
@@ -74,7 +89,11 @@ def test_parts_and_years_answer_main_by_their_product() -> None:
     ages = outputs["year"].softmax(1)
     for c in range(18):
         group = ages[:, (0, 30, 60)[c % 3] : (30, 60, 100)[c % 3]].sum(1)
-        expected = outputs["mask"].softmax(1)[:, c // 6] * outputs["gender"].softmax(1)[:, c // 3 % 2] * group
+        expected = (
+            outputs["mask"].softmax(1)[:, c // 6]
+            * outputs["gender"].softmax(1)[:, c // 3 % 2]
+            * group
+        )
         assert torch.allclose(main[:, c], expected, atol=1e-6)
     assert model.can_answer(("mask", "gender", "year"), "main")
     assert model.can_answer(("mask", "gender", "year"), "ageg")
@@ -89,7 +108,9 @@ def test_the_loss_of_a_whole_validation_is_that_of_a_batch(name: str) -> None:
         outputs, labels = torch.rand(6, 1) * 60, torch.rand(6) * 60
     else:
         outputs, labels = torch.randn(6, 18), torch.randint(0, 18, (6,))
-    assert loss.loss_of_outputs(criterion, outputs, labels) == pytest.approx(float(criterion(outputs, labels)), rel=1e-5)
+    assert loss.loss_of_outputs(criterion, outputs, labels) == pytest.approx(
+        float(criterion(outputs, labels)), rel=1e-5
+    )
 
 
 def test_a_regression_loss_pairs_outputs_with_their_own_labels() -> None:
@@ -106,7 +127,9 @@ def test_cosine_anneals_to_zero_over_the_run_and_restarts_by_cycle() -> None:
     assert whole(39) < 0.002
     cycles = optim.schedule("cosine", 10, 4, 0, 2)
     assert [cycles(s) for s in range(20)] == [cycles(s) for s in range(20, 40)]
-    torch_own = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(torch.optim.SGD([nn.Parameter(torch.ones(1))], 1.0), 20)
+    torch_own = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(
+        torch.optim.SGD([nn.Parameter(torch.ones(1))], 1.0), 20
+    )
     for step in range(40):
         assert cycles(step) == pytest.approx(torch_own.get_last_lr()[0], abs=1e-12)
         torch_own.optimizer.step()
@@ -120,10 +143,15 @@ def test_cosine_anneals_to_zero_over_the_run_and_restarts_by_cycle() -> None:
 @pytest.mark.parametrize("name", config.OPTIMIZERS)
 def test_every_optimizer_learns_channels_last_weights(name: str) -> None:
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
+    )
     network = network.to(memory_format=torch.channels_last)
     entry = config.OPTIMIZERS[name]
-    groups = [{"params": list(network[:1].parameters()), "scale": 0.5}, {"params": list(network[1:].parameters()), "scale": 1.0}]
+    groups = [
+        {"params": list(network[:1].parameters()), "scale": 0.5},
+        {"params": list(network[1:].parameters()), "scale": 1.0},
+    ]
     optimizer = optim.make_optimizer(name, groups, entry.lr_scratch, entry.weight_decay)
     images, labels = torch.randn(16, 3, 8, 8), torch.arange(16) % 2
     images[labels == 1] += 1
@@ -138,7 +166,9 @@ def test_every_optimizer_learns_channels_last_weights(name: str) -> None:
 
 
 @pytest.mark.parametrize("along", ["nothing", "channels", "the whole"])
-def test_adamp_equals_the_packages_on_ordinary_weights(along: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adamp_equals_the_packages_on_ordinary_weights(
+    along: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from adamp import AdamP
 
     plain, projected = AdamP._projection, list[bool]()
@@ -151,18 +181,28 @@ def test_adamp_equals_the_packages_on_ordinary_weights(along: str, monkeypatch: 
     monkeypatch.setattr(AdamP, "_projection", watched)
 
     def turned(gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """The gradient without its part along the weights, by which the package decides whether to project."""
+        """The gradient without its part along the weights, by which the package decides whether to
+        project.
+        """
         rows = {"channels": len(weight), "the whole": 1}.get(along, 0)
         if not rows:
             return gradient + weight
         g, w = gradient.reshape(rows, -1), weight.reshape(rows, -1)
-        return (g - w * (g * w).sum(1, keepdim=True) / (w * w).sum(1, keepdim=True)).reshape(gradient.shape)
+        return (g - w * (g * w).sum(1, keepdim=True) / (w * w).sum(1, keepdim=True)).reshape(
+            gradient.shape
+        )
 
     torch.manual_seed(0)
     start, bias, gradient = torch.randn(4, 3, 3, 3), torch.randn(4), torch.randn(5, 4, 3, 3, 3)
     ends = []
-    for kind, layout in ((AdamP, torch.contiguous_format), (optim.AnyLayoutAdamP, torch.channels_last)):
-        weight, offset = nn.Parameter(start.clone().to(memory_format=layout)), nn.Parameter(bias.clone())
+    for kind, layout in (
+        (AdamP, torch.contiguous_format),
+        (optim.AnyLayoutAdamP, torch.channels_last),
+    ):
+        weight, offset = (
+            nn.Parameter(start.clone().to(memory_format=layout)),
+            nn.Parameter(bias.clone()),
+        )
         optimizer = kind([weight, offset], lr=0.01, betas=(0.9, 0.999), weight_decay=0.01)
         for g in gradient:
             weight.grad = turned(g, weight.detach()).to(memory_format=layout)
@@ -171,10 +211,14 @@ def test_adamp_equals_the_packages_on_ordinary_weights(along: str, monkeypatch: 
         ends.append((weight.detach(), offset.detach()))
     for ours, theirs in zip(*ends, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-6)
-    assert projected == [along != "nothing"] * len(gradient), "the gradients must be such that the package projects, or does not"
+    assert projected == [along != "nothing"] * len(gradient), (
+        "the gradients must be such that the package projects, or does not"
+    )
 
 
-def test_precision_auto_takes_bf16_only_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precision_auto_takes_bf16_only_where_the_processor_has_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for able in (True, False):
 
         def has(including_emulation: bool = True, able: bool = able) -> bool:
@@ -189,7 +233,10 @@ def test_views_are_made_one_at_a_time_and_each_once(
     train_root: Path, rows: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     view = augmentation.View(augmentation.forms("tta", 32).view, ("view", "x", 0))
-    views = [dataclasses.replace(view, key=("view", "x", n)) for n in range(max(max(row) for row in rows) + 1)]
+    views = [
+        dataclasses.replace(view, key=("view", "x", n))
+        for n in range(max(max(row) for row in rows) + 1)
+    ]
     table = tables.read_train(str(train_root))
     photos = dataset.Photos(table["file"].tolist(), table["path"].tolist(), views)
     plain, made = engine.Compute.to_network, list[int]()
@@ -214,8 +261,20 @@ def test_a_network_that_cannot_be_compiled_is_refused_in_a_line(
         raise RuntimeError("no C++ compiler found")
 
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=failing))
-    words = ["--train-root", str(train_root), "--save-path", str(tmp_path), "--epochs", "1", "--compile", *support.FAST]
-    with pytest.raises(UserError, match=r"--compile: the network cannot be compiled here \(.*\); leave --compile out"):
+    words = [
+        "--train-root",
+        str(train_root),
+        "--save-path",
+        str(tmp_path),
+        "--epochs",
+        "1",
+        "--compile",
+        *support.FAST,
+    ]
+    with pytest.raises(
+        UserError,
+        match=r"--compile: the network cannot be compiled here \(.*\); leave --compile out",
+    ):
         train.main(words)
 
 
@@ -224,28 +283,57 @@ def test_a_network_that_cannot_be_compiled_is_refused_in_a_line(
 def test_a_gpu_learns_what_the_cpu_does(train_root: Path, tmp_path: Path, compiled: bool) -> None:
     losses = []
     for device in ("cpu", "cuda"):
-        words = ["--train-root", str(train_root), "--save-path", str(tmp_path / device), "--epochs", "2", *support.FAST,
-                 "--device", device, "--precision", "fp32", "--workers", "2"]  # fmt: skip
+        words = [
+            "--train-root",
+            str(train_root),
+            "--save-path",
+            str(tmp_path / device),
+            "--epochs",
+            "2",
+            *support.FAST,
+            "--device",
+            device,
+            "--precision",
+            "fp32",
+            "--workers",
+            "2",
+        ]
         assert train.main([*words, "--compile"] if compiled and device == "cuda" else words) == 0
         (history,) = (tmp_path / device).glob("*/fold00/history.csv")
         losses.append(pd.read_csv(history)["train_loss"].to_numpy())
     np.testing.assert_allclose(losses[0], losses[1], rtol=0.1)  # dropout draws others on a GPU
 
 
-# ------------------------------------------------------------------------------------------------------- models
+# --- models
 
 
-@pytest.mark.parametrize(("name", "backbone"), [("VanillaEfficientNet", "efficientnet-lite0"), ("VanillaResNet", "resnet18")])
+@pytest.mark.parametrize(
+    ("name", "backbone"),
+    [("VanillaEfficientNet", "efficientnet-lite0"), ("VanillaResNet", "resnet18")],
+)
 @pytest.mark.parametrize("task", config.TASKS)
-def test_vanilla_models_have_the_contracts_modules_and_outputs(name: str, backbone: str, task: str) -> None:
+def test_vanilla_models_have_the_contracts_modules_and_outputs(
+    name: str, backbone: str, task: str
+) -> None:
     network = model.build(name, task, backbone, 64).eval()
     trunk = {"VanillaEfficientNet": "efficientnet", "VanillaResNet": "resnet"}[name]
-    assert [n for n, _ in network.named_children()] == [trunk, "batchnorm", "dropout", "relu", "linear"]
+    assert [n for n, _ in network.named_children()] == [
+        trunk,
+        "batchnorm",
+        "dropout",
+        "relu",
+        "linear",
+    ]
     assert isinstance(network.dropout, nn.Dropout)
     assert network.dropout.p == 0.5
     outputs = network(torch.randn(2, 3, 64, 64))
     assert {t: tuple(o.shape) for t, o in outputs.items()} == {
-        task: (2, {"main": 18, "mask": 3, "gender": 2, "ageg": 3, "age": 1}.get(task, config.TASKS[task].outputs))
+        task: (
+            2,
+            {"main": 18, "mask": 3, "gender": 2, "ageg": 3, "age": 1}.get(
+                task, config.TASKS[task].outputs
+            ),
+        )
     }
 
 
@@ -285,7 +373,10 @@ class Evil:
 
 @pytest.mark.parametrize("legacy", [True, False])
 def test_a_pickle_that_runs_code_is_refused_also_in_the_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], legacy: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    legacy: bool,
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     cache = tmp_path / "hub" / "checkpoints"
@@ -300,7 +391,9 @@ def test_a_pickle_that_runs_code_is_refused_also_in_the_cache(
     assert "the pickle ran" not in capsys.readouterr().out
 
 
-def test_a_failed_download_stops_with_the_ways_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_stops_with_the_ways_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object, **__: object) -> None:
         raise URLError("no route to host")
 
@@ -308,9 +401,17 @@ def test_a_failed_download_stops_with_the_ways_on(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
     with pytest.raises(UserError) as caught:
         model.backbone_weights("efficientnet-b3", "imagenet")
-    for way in ("no route to host", "--pretrained none", "--pretrained PATH", "--backbone efficientnet-lite0", str(tmp_path)):
+    for way in (
+        "no route to host",
+        "--pretrained none",
+        "--pretrained PATH",
+        "--backbone efficientnet-lite0",
+        str(tmp_path),
+    ):
         assert way in str(caught.value)
-    with pytest.raises(UserError, match="--model-type VanillaEfficientNet --backbone efficientnet-lite0 after"):
+    with pytest.raises(
+        UserError, match="--model-type VanillaEfficientNet --backbone efficientnet-lite0 after"
+    ):
         model.backbone_weights("resnet50", "imagenet")
 
 
@@ -332,15 +433,19 @@ def test_main_answers_the_parts_and_the_parts_answer_main() -> None:
     product = model.probabilities(parts, "main")
     assert torch.allclose(product.sum(1), torch.ones(4))
     p = {t: o.softmax(1) for t, o in parts.items()}
-    assert torch.allclose(product[:, 6 * 2 + 3 * 1 + 0], p["mask"][:, 2] * p["gender"][:, 1] * p["ageg"][:, 0])
+    assert torch.allclose(
+        product[:, 6 * 2 + 3 * 1 + 0], p["mask"][:, 2] * p["gender"][:, 1] * p["ageg"][:, 0]
+    )
     assert model.can_answer(("main",), "ageg")
     assert not model.can_answer(("main",), "age")
     assert not model.can_answer(("mask",), "main")
 
 
-# --------------------------------------------------------------------------------------------------- checkpoints
+# --- checkpoints
 
-INFO = checkpoint.Info("VanillaEfficientNet", "main", "random", "tiny", 32, 32, 0, 28, 0.83114, 0.0014, {}, ["p"])
+INFO = checkpoint.Info(
+    "VanillaEfficientNet", "main", "random", "tiny", 32, 32, 0, 28, 0.83114, 0.0014, {}, ["p"]
+)
 
 
 def test_the_name_is_the_contracts() -> None:
@@ -352,10 +457,18 @@ def test_the_name_is_the_contracts() -> None:
 
 
 def test_a_name_tells_what_was_written_into_it() -> None:
-    settings = config.parse(config.TrainSettings, ["--lr", "1e-05", "--optim-type", "adamp"], "train.py", "").completed()
+    settings = config.parse(
+        config.TrainSettings, ["--lr", "1e-05", "--optim-type", "adamp"], "train.py", ""
+    ).completed()
     read = checkpoint.info_from_name(checkpoint.file_name(INFO, settings))
     assert read is not None
-    assert (read.model, read.task, read.epoch, read.macro_f1, read.transform) == (INFO.model, "main", 28, 0.8311, "random")
+    assert (read.model, read.task, read.epoch, read.macro_f1, read.transform) == (
+        INFO.model,
+        "main",
+        28,
+        0.8311,
+        "random",
+    )
     assert (read.backbone, read.image_size, read.padding) == ("efficientnet-b3", 224, None)
 
 
@@ -374,7 +487,9 @@ def name_of(epoch: int) -> str:
     return checkpoint.file_name(dataclasses.replace(INFO, epoch=epoch), settings)
 
 
-@pytest.mark.parametrize("scores", [[0.1, 0.5, 0.3, 0.5, 0.2], [0.9, 0.1, 0.1, 0.1], [0.3, 0.3, 0.3]])
+@pytest.mark.parametrize(
+    "scores", [[0.1, 0.5, 0.3, 0.5, 0.2], [0.9, 0.1, 0.1, 0.1], [0.3, 0.3, 0.3]]
+)
 def test_the_best_n_stay_the_earlier_on_a_tie(tmp_path: Path, scores: list[float]) -> None:
     kept: list[checkpoint.Kept] = []
     for epoch, f1 in enumerate(scores, start=1):
@@ -387,21 +502,31 @@ def test_the_best_n_stay_the_earlier_on_a_tie(tmp_path: Path, scores: list[float
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(name_of(e + 1) for e in best)
 
 
-def test_a_failed_write_leaves_no_file_and_displaces_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_no_file_and_displaces_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept: list[checkpoint.Kept] = []
-    checkpoint.save_best(tmp_path, kept, checkpoint.Kept("a.pth", 1, 0.5), {"w": torch.ones(1)}, INFO, 1)
+    checkpoint.save_best(
+        tmp_path, kept, checkpoint.Kept("a.pth", 1, 0.5), {"w": torch.ones(1)}, INFO, 1
+    )
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(RunError, match=r"b\.pth: cannot be written \(No space left on device\); make room"):
-        checkpoint.save_best(tmp_path, kept, checkpoint.Kept("b.pth", 2, 0.9), {"w": torch.ones(1)}, INFO, 1)
+    with pytest.raises(
+        RunError, match=r"b\.pth: cannot be written \(No space left on device\); make room"
+    ):
+        checkpoint.save_best(
+            tmp_path, kept, checkpoint.Kept("b.pth", 2, 0.9), {"w": torch.ones(1)}, INFO, 1
+        )
     assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
     assert [k.file for k in kept] == ["a.pth"]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "text", "list", "no-weights", "lying", "unknown-model"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "text", "list", "no-weights", "lying", "unknown-model"]
+)
 def test_damaged_checkpoints_are_refused_by_name(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "x.pth"
     checkpoint.write(path, {"w": torch.randn(100)}, INFO)
@@ -423,7 +548,9 @@ def test_damaged_checkpoints_are_refused_by_name(tmp_path: Path, damage: str) ->
 
 
 def test_every_epochs_validation_comes_back(tmp_path: Path) -> None:
-    state = checkpoint.FoldState(0, probabilities={"mask": [np.full((2, 3), e / 10, np.float32) for e in range(3)]})
+    state = checkpoint.FoldState(
+        0, probabilities={"mask": [np.full((2, 3), e / 10, np.float32) for e in range(3)]}
+    )
     state.history = [{"epoch": 1.0, "valid_loss": 0.5}]
     checkpoint.write_validation(tmp_path, state, ["a", "b"])
     stored = checkpoint.read_validation(tmp_path, "mask")

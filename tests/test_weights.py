@@ -1,4 +1,6 @@
-"""Weights from other hands: read, recognised, or refused in one line (issue 16: 4, 10, 11, 16, 26, 28, 29, 31)."""
+"""Weights from other hands: read, recognised, or refused in one line (issue 16: 4, 10, 11, 16, 26,
+28, 29, 31).
+"""
 
 from __future__ import annotations
 
@@ -34,8 +36,13 @@ import train
 import utils
 from utils import UserError
 
-LONG = "task({})ep(3)f1({})bs(32)loss(0.5)lr(0.001)trans(random)optim(adam)crit(labelsmoothingloss)seed(42).pth"
-INFO = checkpoint.Info("VanillaEfficientNet", "main", "base", "efficientnet-b3", 224, None, 0, 1, 0.5, 1.0)
+LONG = (
+    "task({})ep(3)f1({})bs(32)loss(0.5)lr(0.001)trans(random)optim(adam)"
+    "crit(labelsmoothingloss)seed(42).pth"
+)
+INFO = checkpoint.Info(
+    "VanillaEfficientNet", "main", "base", "efficientnet-b3", 224, None, 0, 1, 0.5, 1.0
+)
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +52,9 @@ def _small_models(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(config.BACKBONES, name, support.TINY)
 
 
-def weights_of(name: str = "VanillaEfficientNet", task: str = "main", seed: int = 3) -> dict[str, Tensor]:
+def weights_of(
+    name: str = "VanillaEfficientNet", task: str = "main", seed: int = 3
+) -> dict[str, Tensor]:
     """A network's weights, such that its answers differ from photograph to photograph."""
     torch.manual_seed(seed)
     network = model.build(name, task, "efficientnet-b3", None)
@@ -63,7 +72,18 @@ def study_of(train_root: Path, *words: str) -> prepare.Study:
 
 def answers(script: Any, eval_root: Path, out: Path, *words: str) -> np.ndarray:
     """The probabilities [members, images, classes] of a submission."""
-    asked = ["--data-root", str(eval_root), "--save-path", str(out), "--workers", "0", "--threads", "1", "--device", "cpu"]
+    asked = [
+        "--data-root",
+        str(eval_root),
+        "--save-path",
+        str(out),
+        "--workers",
+        "0",
+        "--threads",
+        "1",
+        "--device",
+        "cpu",
+    ]
     assert script.main([*asked, *words]) == 0
     (made,) = out.iterdir()
     return submission.load(made).array[:, 0]
@@ -75,12 +95,16 @@ def saved(path: Path, content: object) -> Path:
     return path
 
 
-# ------------------------------------------------------------------------------------------ held through a whole run
+# --- held through a whole run
 
 
 @pytest.mark.parametrize("option", ["--load-state-dict", "--pretrained"])
-def test_a_file_changed_during_a_run_changes_nothing(train_root: Path, tmp_path: Path, option: str) -> None:
-    """(16.4) Mapped, the fold begun after that took the new bytes, and a file cut short ended the process."""
+def test_a_file_changed_during_a_run_changes_nothing(
+    train_root: Path, tmp_path: Path, option: str
+) -> None:
+    """(16.4) Mapped, the fold begun after that took the new bytes, and a file cut short ended the
+    process.
+    """
     whole = option == "--load-state-dict"
     weights = weights_of() if whole else support.tiny_weights("tiny")
     path = saved(tmp_path / "start.pth", weights)
@@ -92,7 +116,7 @@ def test_a_file_changed_during_a_run_changes_nothing(train_root: Path, tmp_path:
     assert all(torch.equal(value, weights[name]) for name, value in own.state_dict().items())
 
 
-# ---------------------------------------------------------------------------------------------------- foreign weights
+# --- foreign weights
 
 
 def renamed(prefix: str) -> Callable[[dict[str, Tensor]], object]:
@@ -109,16 +133,45 @@ OPTIONS = argparse.Namespace(lr=0.1, device="cuda", inner=argparse.Namespace(a=[
         (renamed("_orig_mod."), "begin with '_orig_mod.', which is dropped"),
         (renamed("module._orig_mod."), "begin with 'module._orig_mod.', which is dropped"),
         (lambda w: {"model": w, "epoch": 3}, "are those in 'model'"),
-        (lambda w: {"model_state_dict": w, "optimizer_state_dict": {"state": {}, "param_groups": []}}, "in 'model_state_dict'"),
-        (lambda w: {"state_dict": renamed("model.")(w), "pytorch-lightning_version": "2.4.0", "callbacks": {}}, "with 'model.'"),
-        (lambda w: {"epoch": 4, "arch": "x", "state_dict": w, "state_dict_ema": w, "args": OPTIONS, "metric": 76.5},
-         "are those in 'state_dict' (it holds 'state_dict', 'state_dict_ema')"),
-        (lambda w: {"model": w, "model_ema": renamed("module.")(w), "args": OPTIONS, "epoch": 1}, "are those in 'model' "),
+        (
+            lambda w: {
+                "model_state_dict": w,
+                "optimizer_state_dict": {"state": {}, "param_groups": []},
+            },
+            "in 'model_state_dict'",
+        ),
+        (
+            lambda w: {
+                "state_dict": renamed("model.")(w),
+                "pytorch-lightning_version": "2.4.0",
+                "callbacks": {},
+            },
+            "with 'model.'",
+        ),
+        (
+            lambda w: {
+                "epoch": 4,
+                "arch": "x",
+                "state_dict": w,
+                "state_dict_ema": w,
+                "args": OPTIONS,
+                "metric": 76.5,
+            },
+            "are those in 'state_dict' (it holds 'state_dict', 'state_dict_ema')",
+        ),
+        (
+            lambda w: {"model": w, "model_ema": renamed("module.")(w), "args": OPTIONS, "epoch": 1},
+            "are those in 'model' ",
+        ),
         (lambda w: {"net": w, "epoch": 1}, "are those in 'net'"),
     ],
-)  # fmt: skip
+)
 def test_weights_that_others_wrapped_are_taken_in_a_line(
-    train_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], wrap: Callable[[dict[str, Tensor]], object], told: str
+    train_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    wrap: Callable[[dict[str, Tensor]], object],
+    told: str,
 ) -> None:
     """(16.10)"""
     weights = weights_of()
@@ -131,7 +184,10 @@ def test_weights_that_others_wrapped_are_taken_in_a_line(
 def test_wrapped_weights_answer_as_the_plain_ones_do(eval_root: Path, tmp_path: Path) -> None:
     """(16.10)"""
     weights, found = weights_of(), []
-    for name, content in (("plain", weights), ("wrapped", {"model": renamed("module.")(weights), "args": OPTIONS})):
+    for name, content in (
+        ("plain", weights),
+        ("wrapped", {"model": renamed("module.")(weights), "args": OPTIONS}),
+    ):
         path = saved(tmp_path / f"{name}.pth", content)
         words = ("--load-state-dict", str(path), "--model-type", "VanillaEfficientNet")
         found.append(answers(submit_singular, eval_root, tmp_path / name, *words))
@@ -142,7 +198,9 @@ def test_wrapped_weights_answer_as_the_plain_ones_do(eval_root: Path, tmp_path: 
 def test_several_state_dicts_under_unknown_names_are_refused(tmp_path: Path) -> None:
     """(16.10)"""
     path = saved(tmp_path / "a.pth", {"generator": weights_of(), "judge": weights_of()})
-    with pytest.raises(UserError, match="holds 2 state dicts .'generator', 'judge'.; save the one you mean"):
+    with pytest.raises(
+        UserError, match="holds 2 state dicts .'generator', 'judge'.; save the one you mean"
+    ):
         checkpoint.read(path)
 
 
@@ -156,7 +214,10 @@ class Evil:
 
 def test_options_beside_the_weights_open_no_door_to_code(tmp_path: Path) -> None:
     """(16.10)"""
-    path = saved(tmp_path / "a.pth", {"model": weights_of(), "args": argparse.Namespace(run=Evil(tmp_path / "ran"))})
+    path = saved(
+        tmp_path / "a.pth",
+        {"model": weights_of(), "args": argparse.Namespace(run=Evil(tmp_path / "ran"))},
+    )
     with pytest.raises(UserError, match="holds more than tensors and plain types"):
         checkpoint.read(path)
     assert not (tmp_path / "ran").exists()
@@ -178,15 +239,33 @@ INNER = fuzz_readers.saved(lambda file: torch.save({"a": torch.zeros(1000)}, fil
 @pytest.mark.parametrize(
     ("data", "told"),
     [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:11\nsize 9\n", "a Git LFS pointer .*git lfs pull"),
-        (b"\xef\xbb\xbf\n <!DOCTYPE html><html><body>Sign in</body></html>", "a web page, not weights"),
-        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "a web page, not weights"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:11\nsize 9\n",
+            "a Git LFS pointer .*git lfs pull",
+        ),
+        (
+            b"\xef\xbb\xbf\n <!DOCTYPE html><html><body>Sign in</body></html>",
+            "a web page, not weights",
+        ),
+        (
+            b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>",
+            "a web page, not weights",
+        ),
         (zipped(("best.pth", INNER)), r"a zip file of other files .best\.pth.; unpack it"),
-        (zipped(("best.pth", INNER), how=zipfile.ZIP_DEFLATED), r"a zip file of other files .best\.pth.; unpack it"),
-        (zipped(("m/data.pkl", b""), ("m/constants.pkl", b"")), "a TorchScript program, not weights"),
+        (
+            zipped(("best.pth", INNER), how=zipfile.ZIP_DEFLATED),
+            r"a zip file of other files .best\.pth.; unpack it",
+        ),
+        (
+            zipped(("m/data.pkl", b""), ("m/constants.pkl", b"")),
+            "a TorchScript program, not weights",
+        ),
         (b"\x1f\x8b\x08" + b"\0" * 60, "a packed file; unpack it"),
         (b"\x89HDF\r\n\x1a\n" + b"\0" * 60, "an HDF5 file"),
-        (struct.pack("<Q", 20) + b'{"a": {"dtype": "F3"}' + b"\0" * 60, "a safetensors file; convert it"),
+        (
+            struct.pack("<Q", 20) + b'{"a": {"dtype": "F3"}' + b"\0" * 60,
+            "a safetensors file; convert it",
+        ),
     ],
 )
 def test_files_that_are_something_else_are_named_by_their_first_bytes(
@@ -196,22 +275,42 @@ def test_files_that_are_something_else_are_named_by_their_first_bytes(
     path = tmp_path / "a.pth"
     path.write_bytes(data)
     with pytest.raises(UserError, match=f"^{re.escape(str(path))}: {told}"):
-        train.main(["--train-root", str(train_root), "--save-path", str(tmp_path / "s"), *support.FAST, option, str(path)])
+        train.main(
+            [
+                "--train-root",
+                str(train_root),
+                "--save-path",
+                str(tmp_path / "s"),
+                *support.FAST,
+                option,
+                str(path),
+            ]
+        )
     assert not (tmp_path / "s").exists()
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda w: {**w, "fc.weight": torch.randn(10, 8), "fc.bias": torch.randn(10)}, "has 10 outputs for 1000 in the last"),
         (
-            lambda w: {"model": {f"module.{k}": v for k, v in w.items() if k[:2] != "fc"}, "epoch": 1},
+            lambda w: {**w, "fc.weight": torch.randn(10, 8), "fc.bias": torch.randn(10)},
+            "has 10 outputs for 1000 in the last",
+        ),
+        (
+            lambda w: {
+                "model": {f"module.{k}": v for k, v in w.items() if k[:2] != "fc"},
+                "epoch": 1,
+            },
             "has no weights in the last",
         ),
     ],
 )
 def test_a_backbone_of_other_outputs_gives_all_but_its_last_layer(
-    train_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Callable[[Any], object], told: str
+    train_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: Callable[[Any], object],
+    told: str,
 ) -> None:
     """(16.10)"""
     weights = support.tiny_weights("tiny")
@@ -221,14 +320,24 @@ def test_a_backbone_of_other_outputs_gives_all_but_its_last_layer(
     for name, value in model.trunk_of(network).state_dict().items():
         start = model.trunk_of(scratch).state_dict()[name]
         assert torch.equal(value, start if name.startswith("fc.") else weights[name])
-    assert capsys.readouterr().err.count(f"{told} layer (fc), which starts afresh; the rest is taken") == 1
+    assert (
+        capsys.readouterr().err.count(f"{told} layer (fc), which starts afresh; the rest is taken")
+        == 1
+    )
 
 
-def test_a_backbone_that_differs_elsewhere_is_still_refused(train_root: Path, tmp_path: Path) -> None:
+def test_a_backbone_that_differs_elsewhere_is_still_refused(
+    train_root: Path, tmp_path: Path
+) -> None:
     weights = support.tiny_weights("tiny")
     for other in (
         {**weights, "fc.weight": torch.randn(10, 9)},
-        {**weights, "fc.weight": torch.randn(10, 8), "fc.bias": torch.randn(10), "stem.weight": torch.randn(4, 3, 3, 3)},
+        {
+            **weights,
+            "fc.weight": torch.randn(10, 8),
+            "fc.bias": torch.randn(10),
+            "stem.weight": torch.randn(4, 3, 3, 3),
+        },
         {f"layer{k}.weight": torch.zeros(3) for k in range(3)},
     ):
         path = saved(tmp_path / "a.pth", other)
@@ -239,9 +348,19 @@ def test_a_backbone_that_differs_elsewhere_is_still_refused(train_root: Path, tm
 def test_published_resnets_lack_the_batch_norms_counts(tmp_path: Path) -> None:
     """Files older than torch 0.4.1, torchvision's first ResNets among them."""
     network = model.resnet("resnet18", None)
-    weights = {name: value + 1 for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")}
-    model.load_weights(network, checkpoint.read(saved(tmp_path / "a.pth", weights)).weights, "a.pth")
-    assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items() if name in weights)
+    weights = {
+        name: value + 1
+        for name, value in network.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    model.load_weights(
+        network, checkpoint.read(saved(tmp_path / "a.pth", weights)).weights, "a.pth"
+    )
+    assert all(
+        torch.equal(value, weights[name])
+        for name, value in network.state_dict().items()
+        if name in weights
+    )
 
 
 class Wrapped(nn.Module):
@@ -257,19 +376,25 @@ class Wrapped(nn.Module):
 
 
 @pytest.mark.parametrize("prefix", ["net.", "", "module.net."])
-def test_a_backbone_whose_own_names_all_begin_alike_takes_its_file(tmp_path: Path, prefix: str) -> None:
+def test_a_backbone_whose_own_names_all_begin_alike_takes_its_file(
+    tmp_path: Path, prefix: str
+) -> None:
     weights, network = support.tiny_weights("tiny"), Wrapped()
     path = saved(tmp_path / "a.pth", {prefix + name: value for name, value in weights.items()})
     found = model.backbone_weights("tiny", str(path))
     assert found is not None
     model.load_backbone(network, found, str(path))
-    assert all(torch.equal(value, weights[name]) for name, value in network.net.state_dict().items())
+    assert all(
+        torch.equal(value, weights[name]) for name, value in network.net.state_dict().items()
+    )
 
 
-# -------------------------------------------------------------------------------------------------------- older files
+# --- older files
 
 
-def test_names_without_a_fold_vote_in_the_fold_that_holds_them(eval_root: Path, tmp_path: Path) -> None:
+def test_names_without_a_fold_vote_in_the_fold_that_holds_them(
+    eval_root: Path, tmp_path: Path
+) -> None:
     """(16.11)"""
     tree = tmp_path / "kfold-ensemble-VanillaEfficientNet_20210407"
     weights = [weights_of(seed=seed) for seed in (1, 2)]
@@ -283,12 +408,17 @@ def test_names_without_a_fold_vote_in_the_fold_that_holds_them(eval_root: Path, 
     array = answers(submit_ensemble, eval_root, tmp_path / "p", "--root", str(tree), "--top-k", "1")
     assert array.shape == (2, 9, 18)
     alone = next((tree / "fold01").iterdir())
-    assert np.array_equal(answers(submit_singular, eval_root, tmp_path / "q", "--load-state-dict", str(alone)), array[1:])
+    assert np.array_equal(
+        answers(submit_singular, eval_root, tmp_path / "q", "--load-state-dict", str(alone)),
+        array[1:],
+    )
 
 
 def test_training_leaves_older_files_in_a_fold_alone(tmp_path: Path) -> None:
     """(16.11) They are read, but not by this toolkit's names, so nothing here deletes them."""
-    path = saved(tmp_path / "fold00" / f"VanillaEfficientNet_{LONG.format('main', 0.81)}", weights_of())
+    path = saved(
+        tmp_path / "fold00" / f"VanillaEfficientNet_{LONG.format('main', 0.81)}", weights_of()
+    )
     checkpoint.tidy(path.parent, [])
     assert path.exists()
 
@@ -296,9 +426,24 @@ def test_training_leaves_older_files_in_a_fold_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tree", "file", "task", "expected"),
     [
-        ("VanillaEfficientNet", "f1(0.8123).pth", "main", ("VanillaEfficientNet", "main", 0.8123, 0)),
-        ("VanillaEfficientNet_b", "epoch7_f1(0.8).pth", "gender", ("VanillaEfficientNet", "gender", 0.8, 0)),
-        ("VanillaEfficientNet-x", "ep(7)f1(0.8)task(ageg).pth", "ageg", ("VanillaEfficientNet", "ageg", 0.8, 7)),
+        (
+            "VanillaEfficientNet",
+            "f1(0.8123).pth",
+            "main",
+            ("VanillaEfficientNet", "main", 0.8123, 0),
+        ),
+        (
+            "VanillaEfficientNet_b",
+            "epoch7_f1(0.8).pth",
+            "gender",
+            ("VanillaEfficientNet", "gender", 0.8, 0),
+        ),
+        (
+            "VanillaEfficientNet-x",
+            "ep(7)f1(0.8)task(ageg).pth",
+            "ageg",
+            ("VanillaEfficientNet", "ageg", 0.8, 7),
+        ),
         ("THANet_2021", "best f1(0.8).pth", "main", ("THANet_MK1", "main", 0.8, 0)),
         ("THANet_MK1", "f1(0.8)trans(other).pth", "main", ("THANet_MK1", "main", 0.8, 0)),
     ],
@@ -311,7 +456,12 @@ def test_a_bare_file_is_known_by_its_f1_and_its_trees_name(
     path = saved(tmp_path / f"kfold-ensemble-{tree}" / "fold03" / file, weights_of(name, task))
     ((found, info),) = checkpoint.ranked_members(path.parent)
     assert (info.model, info.task, info.macro_f1, info.epoch) == expected
-    assert (info.fold, info.transform, info.backbone, info.padding) == (3, "base", "efficientnet-b3", None)
+    assert (info.fold, info.transform, info.backbone, info.padding) == (
+        3,
+        "base",
+        "efficientnet-b3",
+        None,
+    )
     model.rebuild(info, found.weights, file)
 
 
@@ -324,7 +474,9 @@ def test_a_bare_file_is_known_by_its_f1_and_its_trees_name(
         ("VanillaEfficientNet", "f1(0.8).pth", "mask"),  # or ageg: both have three classes
     ],
 )
-def test_a_bare_file_that_tells_too_little_is_still_refused(tmp_path: Path, tree: str, file: str, task: str) -> None:
+def test_a_bare_file_that_tells_too_little_is_still_refused(
+    tmp_path: Path, tree: str, file: str, task: str
+) -> None:
     path = saved(tmp_path / f"kfold-ensemble-{tree}" / "fold03" / file, weights_of(task=task))
     with pytest.raises(UserError, match="does not tell its model and task"):
         checkpoint.ranked_members(path.parent)
@@ -336,7 +488,12 @@ def test_bare_files_vote_by_their_trees_name(eval_root: Path, tmp_path: Path) ->
     for f1, seed in ((0.7, 1), (0.9, 2)):
         saved(tree / "fold00" / f"f1({f1}).pth", weights_of(seed=seed))
     best = answers(submit_ensemble, eval_root, tmp_path / "p", "--root", str(tree), "--top-k", "1")
-    words = ("--load-state-dict", str(saved(tmp_path / "x.pth", weights_of(seed=2))), "--model-type", "VanillaEfficientNet")
+    words = (
+        "--load-state-dict",
+        str(saved(tmp_path / "x.pth", weights_of(seed=2))),
+        "--model-type",
+        "VanillaEfficientNet",
+    )
     assert np.array_equal(best, answers(submit_singular, eval_root, tmp_path / "q", *words))
 
 
@@ -350,8 +507,23 @@ def test_the_original_entrys_mask_classes_are_put_in_order(
     folder = tmp_path / f"kfold-ensemble-{name}" / "fold00"
     for f1 in (0.81, 0.82):
         saved(folder / f"Fold00_{name}_{LONG.format(task, f1)}", weights)
-    old = answers(submit_ensemble, eval_root, tmp_path / "p", "--root", str(folder.parent), "--task", "mask", "--top-k", "2")
-    assert capsys.readouterr().err.count("its mask outputs incorrect, wear are taken as wear, incorrect") == 1
+    old = answers(
+        submit_ensemble,
+        eval_root,
+        tmp_path / "p",
+        "--root",
+        str(folder.parent),
+        "--task",
+        "mask",
+        "--top-k",
+        "2",
+    )
+    assert (
+        capsys.readouterr().err.count(
+            "its mask outputs incorrect, wear are taken as wear, incorrect"
+        )
+        == 1
+    )
     info = dataclasses.replace(INFO, model=name, task=task)
     checkpoint.write(tmp_path / "ours.pth", weights, info)
     words = ("--load-state-dict", str(tmp_path / "ours.pth"), "--task", "mask")
@@ -361,14 +533,20 @@ def test_the_original_entrys_mask_classes_are_put_in_order(
     assert np.allclose(old, ours[:, [1, 0, 2]], atol=1e-6)
 
 
-def test_training_goes_on_from_the_original_entrys_mask_in_order(train_root: Path, tmp_path: Path) -> None:
+def test_training_goes_on_from_the_original_entrys_mask_in_order(
+    train_root: Path, tmp_path: Path
+) -> None:
     """(16.11) Also where only the options tell what the file is."""
     weights = weights_of(task="mask")
     path = saved(tmp_path / "best.pth", weights)
-    network = prepare.make_model(study_of(train_root, "--task", "mask", "--load-state-dict", str(path)), 0)
+    network = prepare.make_model(
+        study_of(train_root, "--task", "mask", "--load-state-dict", str(path)), 0
+    )
     assert torch.equal(network.state_dict()["linear.bias"], weights["linear.bias"][[1, 0, 2]])
     assert torch.equal(network.state_dict()["linear.weight"], weights["linear.weight"][[1, 0, 2]])
-    assert torch.equal(network.state_dict()["efficientnet.fc.weight"], weights["efficientnet.fc.weight"])
+    assert torch.equal(
+        network.state_dict()["efficientnet.fc.weight"], weights["efficientnet.fc.weight"]
+    )
 
 
 @pytest.mark.parametrize("name", ["MultiClassTHANet", "MultiLabelTHANet"])
@@ -378,37 +556,54 @@ def test_the_original_entrys_attention_is_named_as_what_does_not_fit(
     """(16.11)"""
     trunk = {f"backbone.{key}": value for key, value in support.tiny_weights("tiny").items()}
     folder = tmp_path / f"kfold-ensemble-{name}" / "fold00"
-    other = {**trunk, "attention.query.weight": torch.zeros(64, 64), "linear_mask.weight": torch.zeros(3, 64)}
+    other = {
+        **trunk,
+        "attention.query.weight": torch.zeros(64, 64),
+        "linear_mask.weight": torch.zeros(3, 64),
+    }
     path = saved(folder / f"Fold00_{name}_{LONG.format('main', 0.8)}", other)
-    told = "one of the original entry cannot be loaded, as its attention differs by design; train the model anew"
+    told = (
+        "one of the original entry cannot be loaded, as its attention differs by design; train "
+        "the model anew"
+    )
     with pytest.raises(UserError, match=told):
         answers(submit_ensemble, eval_root, tmp_path / "p", "--root", str(folder.parent))
     with pytest.raises(UserError, match=told):
         study_of(train_root, "--model-type", name, "--load-state-dict", str(path))
 
 
-# ------------------------------------------------------------------------------------------------- a fold's checkpoints
+# --- a fold's checkpoints
 
 
 def test_macos_files_beside_checkpoints_are_passed_over_everywhere(
     tree: Path, eval_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """(16.16) `._x.pth` beside checkpoints, and folders `._kfold-ensemble-x` and `._fold00` of the same kind."""
+    """(16.16) `._x.pth` beside checkpoints, and folders `._kfold-ensemble-x` and `._fold00` of the
+    same kind.
+    """
     monkeypatch.chdir(tmp_path)
     copy = Path(shutil.copytree(tree, tmp_path / "saved_models" / tree.name))
     stray = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        "
-    for path in [p for folder in checkpoint.fold_folders(copy) for p in checkpoint.fold_checkpoints(folder)]:
+    for path in [
+        p for folder in checkpoint.fold_folders(copy) for p in checkpoint.fold_checkpoints(folder)
+    ]:
         path.with_name(f"._{path.name}").write_bytes(stray)
-    for folder in (f"._{tree.name}/fold00", f"{tree.name}/._fold01", "kfold-ensemble-VanillaEfficientNet_9/fold00"):
+    for folder in (
+        f"._{tree.name}/fold00",
+        f"{tree.name}/._fold01",
+        "kfold-ensemble-VanillaEfficientNet_9/fold00",
+    ):
         (tmp_path / "saved_models" / folder).mkdir(parents=True)
-        (tmp_path / "saved_models" / folder / "._Fold00_x.pth").write_bytes(stray)  # newer, and no tree at all
+        (tmp_path / "saved_models" / folder / "._Fold00_x.pth").write_bytes(
+            stray
+        )  # newer, and no tree at all
     assert [path.name for path in checkpoint.trees_below(Path("saved_models"))] == [tree.name]
     assert checkpoint.find_tree("saved_models").resolve() == copy.resolve()
     assert answers(submit_singular, eval_root, tmp_path / "p").shape == (1, 9, 18)
     assert answers(submit_ensemble, eval_root, tmp_path / "q").shape == (6, 9, 18)
 
 
-# ------------------------------------------------------------------------------------------------- hostile metadata
+# --- hostile metadata
 
 
 def nested(depth: int) -> list[Any]:
@@ -432,24 +627,40 @@ def endless() -> list[Any]:
     return found
 
 
-HOSTILE: dict[str, object] = {"nested": nested(150), "laughing": laughing(60), "endless": endless(), "text": "x" * 5_000_000,
-                              "digits": 10**600, "in a dict": {"a": laughing(60)}}  # fmt: skip
+HOSTILE: dict[str, object] = {
+    "nested": nested(150),
+    "laughing": laughing(60),
+    "endless": endless(),
+    "text": "x" * 5_000_000,
+    "digits": 10**600,
+    "in a dict": {"a": laughing(60)},
+}
 
 
 @pytest.mark.parametrize("kind", ["nested", "laughing", "endless", "in a dict"])
-@pytest.mark.parametrize("field", ["model", "image_size", "macro_f1", "padding", "scores", "held_out"])
+@pytest.mark.parametrize(
+    "field", ["model", "image_size", "macro_f1", "padding", "scores", "held_out"]
+)
 def test_metadata_is_never_printed_whole(tmp_path: Path, field: str, kind: str) -> None:
     """(16.26)"""
     value = [HOSTILE[kind]] if field == "held_out" else HOSTILE[kind]
-    content = {"info": {**dataclasses.asdict(INFO), field: value}, "state_dict": {"a": torch.zeros(1)}}
+    content = {
+        "info": {**dataclasses.asdict(INFO), field: value},
+        "state_dict": {"a": torch.zeros(1)},
+    }
     path = saved(tmp_path / "a.pth", content)
-    with pytest.raises(UserError, match=f"its metadata gives {field} as a (list|dict); use another file"):
+    with pytest.raises(
+        UserError, match=f"its metadata gives {field} as a (list|dict); use another file"
+    ):
         checkpoint.read(path)
 
 
 def test_a_deeply_nested_list_is_refused_in_a_line(tmp_path: Path) -> None:
     """(16.26) Written by hand: Python pickles and prints no list of this depth."""
-    content = {"info": {**dataclasses.asdict(INFO), "model": "MARK"}, "state_dict": {"a": torch.zeros(1)}}
+    content = {
+        "info": {**dataclasses.asdict(INFO), "model": "MARK"},
+        "state_dict": {"a": torch.zeros(1)},
+    }
     whole = fuzz_readers.saved(lambda file: torch.save(content, file))
     with zipfile.ZipFile(io.BytesIO(whole)) as old:
         parts = {name: old.read(name) for name in old.namelist()}
@@ -468,16 +679,25 @@ def test_a_deeply_nested_list_is_refused_in_a_line(tmp_path: Path) -> None:
     [
         ("model", "text", "model as a text of 5,000,000 characters"),
         ("backbone", "text", "backbone as a text of 5,000,000 characters"),
-        ("image_size", "digits", "out of range .image size a number of more than 20 digits, padding"),
+        (
+            "image_size",
+            "digits",
+            "out of range .image size a number of more than 20 digits, padding",
+        ),
         ("epoch", "digits", "out of range .*epoch a number of more than 20 digits"),
         ("macro_f1", "digits", "macro_f1 as a number of more than 20 digits"),
         ("held_out", "text", "held_out as a list"),
     ],
 )
-def test_metadata_of_absurd_length_is_refused_in_a_short_line(tmp_path: Path, field: str, kind: str, told: str) -> None:
+def test_metadata_of_absurd_length_is_refused_in_a_short_line(
+    tmp_path: Path, field: str, kind: str, told: str
+) -> None:
     """(16.31)"""
     value = [HOSTILE[kind]] if field == "held_out" else HOSTILE[kind]
-    path = saved(tmp_path / "a.pth", {"info": {**dataclasses.asdict(INFO), field: value}, "state_dict": {"a": torch.zeros(1)}})
+    path = saved(
+        tmp_path / "a.pth",
+        {"info": {**dataclasses.asdict(INFO), field: value}, "state_dict": {"a": torch.zeros(1)}},
+    )
     with pytest.raises(UserError, match=told) as caught:
         checkpoint.read(path)
     assert len(str(caught.value)) < 500
@@ -485,7 +705,9 @@ def test_metadata_of_absurd_length_is_refused_in_a_short_line(tmp_path: Path, fi
 
 @pytest.mark.parametrize("kind", ["endless", "laughing", "nested", "text"])
 @pytest.mark.parametrize("slot", ["exp_avg", "step"])
-def test_a_states_slots_are_looked_at_before_torch_walks_through_them(tmp_path: Path, slot: str, kind: str) -> None:
+def test_a_states_slots_are_looked_at_before_torch_walks_through_them(
+    tmp_path: Path, slot: str, kind: str
+) -> None:
     """(16.26) state.pt"""
     fuzz_readers.states(tmp_path)
     content = torch.load(tmp_path / checkpoint.STATE, weights_only=True)
@@ -493,11 +715,13 @@ def test_a_states_slots_are_looked_at_before_torch_walks_through_them(tmp_path: 
     torch.save(content, tmp_path / checkpoint.STATE)
     read = checkpoint.read_state(tmp_path)
     assert read is not None
-    with pytest.raises(UserError, match=r"state\.pt: holds another optimizer's state .it holds something else"):
+    with pytest.raises(
+        UserError, match=r"state\.pt: holds another optimizer's state .it holds something else"
+    ):
         fuzz_readers.learner().restore(read[1], str(tmp_path / checkpoint.STATE))
 
 
-# ------------------------------------------------------------------------------------------------------- timm's names
+# --- timm's names
 
 
 @pytest.mark.parametrize(
@@ -521,22 +745,38 @@ def test_only_plain_names_reach_timm(
     fake.create_model = lambda *_, **__: pytest.fail("timm was asked")  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "timm", fake)
     with pytest.raises(UserError, match="^--backbone timm:"):
-        train.main(["--train-root", str(train_root), "--save-path", str(tmp_path / "s"), *support.FAST, "--backbone", name])
+        train.main(
+            [
+                "--train-root",
+                str(train_root),
+                "--save-path",
+                str(tmp_path / "s"),
+                *support.FAST,
+                "--backbone",
+                name,
+            ]
+        )
     checkpoint.write(tmp_path / "a.pth", weights_of(), dataclasses.replace(INFO, backbone=name))
     with pytest.raises(UserError, match="names a backbone that is unknown here"):
-        answers(submit_singular, eval_root, tmp_path / "p", "--load-state-dict", str(tmp_path / "a.pth"))
+        answers(
+            submit_singular, eval_root, tmp_path / "p", "--load-state-dict", str(tmp_path / "a.pth")
+        )
 
 
-@pytest.mark.parametrize("name", ["resnet50", "tf_efficientnet_lite0.in1k", "vit_base_patch16_224.augreg2_in21k_ft_in1k"])
+@pytest.mark.parametrize(
+    "name", ["resnet50", "tf_efficientnet_lite0.in1k", "vit_base_patch16_224.augreg2_in21k_ft_in1k"]
+)
 def test_timms_own_names_stay_known(name: str) -> None:
     assert config.backbone_entry(f"timm:{name}").family == "timm"
 
 
-# -------------------------------------------------------------------------------------- zips of two directories
+# --- zips of two directories
 
 
 def two_directories(first: bytes, second: bytes) -> bytes:
-    """A zip file whose end record points at the first's directory, while the second's lies where Python looks for it."""
+    """A zip file whose end record points at the first's directory, while the second's lies where
+    Python looks for it.
+    """
     ends = [data.rindex(b"PK\5\6") for data in (first, second)]
     (length, start), (length2, start2) = (
         struct.unpack("<2L", d[e + 12 : e + 20]) for d, e in zip((first, second), ends, strict=True)
@@ -544,7 +784,9 @@ def two_directories(first: bytes, second: bytes) -> bytes:
     assert length == length2
     entries = bytearray(second[start2 : start2 + length2])
     at = 0
-    while at < len(entries):  # Python adds to each offset by how much the directory lies farther than the end record says
+    while at < len(
+        entries
+    ):  # Python adds to each offset by how much the directory lies farther than the end record says
         (offset,) = struct.unpack("<L", entries[at + 42 : at + 46])
         entries[at + 42 : at + 46] = struct.pack("<L", start + offset - start2)
         at += 46 + sum(struct.unpack("<3H", entries[at + 28 : at + 34]))
@@ -553,13 +795,21 @@ def two_directories(first: bytes, second: bytes) -> bytes:
 
 @pytest.fixture
 def bombs(tmp_path: Path) -> Path:
-    """a.pth and probs.npz that unpack to a thousand times their size through the directory that Python does not read."""
+    """a.pth and probs.npz that unpack to a thousand times their size through the directory that
+    Python does not read.
+    """
     pad = os.urandom(30_000)
     for name, parts in (
-        ("a.pth", ("a/data.pkl", "a/byteorder", "a/version", "a/data/0")), ("probs.npz", ("probabilities.npy", "names.npy"))
-    ):  # fmt: skip
-        huge = [(part, b"3\n" if part == "a/version" else b"\0" * 10_000_000 + pad) for part in parts]
-        bomb, plain = zipped(*huge, how=zipfile.ZIP_DEFLATED), zipped(*[(part, b"x") for part in parts])
+        ("a.pth", ("a/data.pkl", "a/byteorder", "a/version", "a/data/0")),
+        ("probs.npz", ("probabilities.npy", "names.npy")),
+    ):
+        huge = [
+            (part, b"3\n" if part == "a/version" else b"\0" * 10_000_000 + pad) for part in parts
+        ]
+        bomb, plain = (
+            zipped(*huge, how=zipfile.ZIP_DEFLATED),
+            zipped(*[(part, b"x") for part in parts]),
+        )
         (tmp_path / name).write_bytes(two_directories(bomb, plain))
     return tmp_path
 
@@ -569,12 +819,16 @@ def test_a_second_directory_hides_no_bomb(bombs: Path, monkeypatch: pytest.Monke
     with zipfile.ZipFile(bombs / "a.pth") as parts:
         assert [part.file_size for part in parts.infolist()] == [1] * 4
         assert parts.read("a/version") == b"x"
-    assert torch._C.PyTorchFileReader(str(bombs / "a.pth")).get_record("data.pkl")[:9] == b"\0" * 9, "torch reads the other"
+    assert (
+        torch._C.PyTorchFileReader(str(bombs / "a.pth")).get_record("data.pkl")[:9] == b"\0" * 9
+    ), "torch reads the other"
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("unpacked"))
     monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("unpacked"))
     with pytest.raises(UserError, match=r"a\.pth: .*directory is not where a zip file's is"):
         checkpoint.read(bombs / "a.pth")
-    with pytest.raises(UserError, match=r"probs\.npz: damaged .its directory is not where a zip file's is"):
+    with pytest.raises(
+        UserError, match=r"probs\.npz: damaged .its directory is not where a zip file's is"
+    ):
         utils.read_arrays(bombs / "probs.npz", "predict again")
 
 
@@ -592,7 +846,9 @@ def test_a_zip_that_readers_could_take_differently_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[bytes], bytes]
 ) -> None:
     """(16.29)"""
-    (tmp_path / "a.pth").write_bytes(change(zipped(("a/data.pkl", b"\0" * 10_000_000), how=zipfile.ZIP_DEFLATED)))
+    (tmp_path / "a.pth").write_bytes(
+        change(zipped(("a/data.pkl", b"\0" * 10_000_000), how=zipfile.ZIP_DEFLATED))
+    )
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("unpacked"))
     with pytest.raises(UserError, match=r"a\.pth: cannot be read safely"):
         checkpoint.read(tmp_path / "a.pth")
@@ -622,7 +878,7 @@ def test_whole_files_of_every_writer_are_read(tmp_path: Path) -> None:
         assert arrays["a"].tolist() == [0, 1, 2, 3, 4]
 
 
-# ------------------------------------------------------------------------------------- a regression's first answer
+# --- a regression's first answer
 
 
 class Years(nn.Module):
@@ -641,7 +897,9 @@ class Years(nn.Module):
         return {self.task: self.answer(self.neck(self.backbone(images)).relu())}
 
 
-@pytest.mark.parametrize(("name", "layer"), [("Years", "answer"), ("VanillaEfficientNet", "linear")])
+@pytest.mark.parametrize(
+    ("name", "layer"), [("Years", "answer"), ("VanillaEfficientNet", "linear")]
+)
 def test_a_regression_starts_at_the_mean_age_whatever_its_layer_is_called(
     train_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, layer: str
 ) -> None:
@@ -651,4 +909,9 @@ def test_a_regression_starts_at_the_mean_age_whatever_its_layer_is_called(
     mean = study.table.loc[study.table["fold"] != 0, "age"].mean()
     bias = prepare.make_model(study, 0).get_parameter(f"{layer}.bias")
     assert bias.item() == pytest.approx(mean)
-    assert train.main(["--train-root", str(train_root), "--save-path", str(tmp_path), *support.FAST, *words]) == 0
+    assert (
+        train.main(
+            ["--train-root", str(train_root), "--save-path", str(tmp_path), *support.FAST, *words]
+        )
+        == 0
+    )
