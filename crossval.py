@@ -21,7 +21,6 @@ import outoffold
 import prepare
 import processes
 import report
-import shift
 import suspects
 import tables
 import training
@@ -101,9 +100,7 @@ def close(study: Study, outside: pd.DataFrame | None, failed: dict[int, str]) ->
 
 
 def tell(study: Study, done: list[outoffold.Held]) -> None:
-    """What the out-of-fold answers tell beyond their score: tables, a decision rule, suspects, the
-    report.
-    """
+    """What the out-of-fold answers tell beyond their score: tables, suspects, the report."""
     task, tree = study.settings.task, study.tree
     rows, answers = outoffold.honest(done)
     table = outoffold.write(tree, task, rows, answers)
@@ -118,16 +115,6 @@ def tell(study: Study, done: list[outoffold.Held]) -> None:
             ("headline: each fold's epoch chosen by the others", f"{plain:.4f}"),
             ("optimism", f"{flattered - plain:+.4f}"),
         ]
-    by_years = any(
-        head in config.INNER_HEADS for head in study.settings.heads
-    )  # answers that hang on no group's frequency
-    if not config.TASKS[task].regression and not by_years:
-        alike = study.settings.oversample != "none"
-        shift.write(tree, shift.fit(task, answers, rows[task].to_numpy(), alike))
-    if len(done) > 1 and not config.TASKS[task].regression:
-        gain = outoffold.fit_decision(tree, task, rows, answers)
-        print(f"decision rule for macro F1 (submit with --decision macro-f1): {gain}")
-        extra["Decision rule for macro F1"] = [("submit with --decision macro-f1", str(gain))]
     if task == "main":
         found = suspects.label_suspects(rows, answers)
         suspects.write_suspects(tree / "suspects.csv", found)

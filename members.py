@@ -94,75 +94,42 @@ def part_known(member: Member, task: str) -> str:
     return info.task
 
 
-def answering_together(members: Sequence[Member], task: str) -> list[list[int]]:
-    """Who answers a task: each member that knows it alone, then those of several trees that know a
-    part of `main` in threes.
+def part_groups(members: Sequence[Member], task: str) -> list[list[int]]:
+    """Groups of three members, of trees for mask, gender and ageg, that multiply into one of
+    `main`; none where all know it.
 
     In each fold the k-th member for mask goes with the k-th for gender and the k-th for ageg.
     Raises UserError where a member knows too little, or has no partners.
     """
-    known = [part_known(member, task) for member in members]
+    several = len({member.found.path.parent.parent for member in members}) > 1
+    known = [part_known(member, task) if several else "" for member in members]
+    check_answers([member for member, part in zip(members, known, strict=True) if not part], task)
     parts = {part: [m for m, own in enumerate(known) if own == part] for part in config.PARTS}
-    there = [part for part, found in parts.items() if found]
-    alone = [m for m, own in enumerate(known) if not own]
-    if not there or len({member.found.path.parent.parent for member in members}) == 1:
-        check_answers(members, task)
-        return [[m] for m in alone]
-    check_answers([members[m] for m in alone], task)
-    if len(there) < len(parts):
-        missing = " and ".join(part for part in parts if part not in there)
-        raise UserError(
-            f"--root: trees trained for {' and '.join(there)} answer main only together with "
-            f"{missing}; name a tree "
-            f"of {missing} too, or leave theirs out"
+    missing = [part for part, own in parts.items() if not own]
+    if 0 < len(missing) < len(parts):
+        there, more = (
+            " and ".join(part for part in parts if (part in missing) == lacking)
+            for lacking in (False, True)
         )
-    together: list[list[int]] = []
-    for fold in sorted({members[m].info.fold for m, own in enumerate(known) if own}):
-        ranked = [[m for m in found if members[m].info.fold == fold] for found in parts.values()]
-        if len({len(found) for found in ranked}) > 1:
+        raise UserError(
+            f"--root: trees trained for {there} answer main only together with {more}; name a "
+            f"tree of {more} too, "
+            "or leave theirs out"
+        )
+    groups: list[list[int]] = []
+    for fold in sorted({members[m].info.fold for m, part in enumerate(known) if part}):
+        ranked = [[m for m in own if members[m].info.fold == fold] for own in parts.values()]
+        if len({len(own) for own in ranked}) > 1:
             counts = ", ".join(
-                f"{part} has {len(found)}" for part, found in zip(parts, ranked, strict=True)
+                f"{part} has {len(own)}" for part, own in zip(parts, ranked, strict=True)
             )
             raise UserError(
                 f"--root: members for fold {fold}: {counts}, and three multiply into one of main; "
                 "name trees of as "
                 "many folds, or use a lower --top-k"
             )
-        together += map(list, zip(*ranked, strict=True))
-    return [[m] for m in alone] + together
-
-
-def multiplied(
-    probs: ensemble.Probabilities, together: Sequence[Sequence[int]]
-) -> ensemble.Probabilities:
-    """Probabilities in which members that answer together are one, named after their parts.
-
-    Its validation F1 is taken to be the product of theirs, as if the parts erred independently: of
-    the size that one of `main` has, so that it weighs beside those.
-    """
-    if all(len(group) == 1 for group in together):
-        return probs
-    names: list[str] = []
-    arrays = []
-    for group in together:
-        one, fold, title = probs.array[group[0]], probs.folds[group[0]], " x ".join(config.PARTS)
-        if len(group) > 1:
-            known = zip(config.PARTS, group, strict=True)
-            one = ensemble.multiply(
-                {part: ensemble.answer_from_main(probs.array[m], part) for part, m in known}
-            )
-        rank = sum(name.startswith(f"{title}/fold{fold:02d}/") for name in names) + 1
-        arrays.append(one)
-        names.append(
-            probs.members[group[0]]
-            if len(group) == 1
-            else f"{title}/fold{fold:02d}/Fold{fold:02d}_rank{rank}"
-        )
-    folds = [probs.folds[group[0]] for group in together]
-    weights = [float(np.prod([probs.weights[m] for m in group])) for group in together]
-    return dataclasses.replace(
-        probs, array=np.stack(arrays), members=names, folds=folds, weights=weights
-    )
+        groups += map(list, zip(*ranked, strict=True))
+    return groups
 
 
 def newest_able(task: str, option: str, model_type: str | None = None) -> tuple[Path, list[Path]]:
@@ -243,16 +210,6 @@ def transforms_of(members: Sequence[Member], asked: str, views: int) -> list[str
     return used
 
 
-def as_validated(members: Sequence[Member], asked: str, views: int) -> bool:
-    """Whether every member looks where its validation did, in one view that is not random."""
-    if asked == config.AUTO:
-        return views == 1
-    entry = config.TRANSFORMS[asked]
-    return not entry.random_view and all(
-        config.TRANSFORMS[member.info.transform].sees == entry.sees for member in members
-    )
-
-
 def answer(
     members: Sequence[Member],
     settings: config.PredictSettings,
@@ -269,18 +226,8 @@ def answer(
     tree: the members' run, which tells how frequent the classes are. `who`: one of several
     processes that share the photographs. Raises UserError naming bad photographs otherwise.
     """
-    answering_together(members, settings.task)  # refused early, if it is to be refused
+    part_groups(members, settings.task)  # refused early, if it is to be refused
     check_writable(settings.save_path, "--save-path")  # not only when all is predicted
-    if (
-        settings.prior_shift == "em"
-        and not as_validated(members, transform, views)
-        and first_process()
-    ):
-        print(
-            "note: --prior-shift em was fitted on answers as validation gave them, and may "
-            "mislead with other views; "
-            f"--transform-type {config.AUTO} with --tta 1 answers as validation did"
-        )
     with processes.failures_told(settings.batch_size):
         compute = processes.compute_for(
             settings, settings.batch_size, who or processes.Processes(), shared=True
@@ -356,7 +303,7 @@ def run_members(
     boxes_csv: str | None = None,
 ) -> ensemble.Probabilities:
     """Probabilities of all members, views and photographs, each photograph decoded once."""
-    together = answering_together(members, task)
+    groups = part_groups(members, task)
     used = transforms_of(members, transform, views)
     sizes = [(m.name, t, m.info.image_size) for m, t in zip(members, used, strict=True)]
     distinct, plan = augmentation.view_plan(sizes, views, transform == config.AUTO)
@@ -396,4 +343,4 @@ def run_members(
         [m.info.macro_f1 for m in members],
         names,
     )
-    return multiplied(probs, together)
+    return probs.multiplied(groups)

@@ -4,7 +4,6 @@ flattering anybody.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,45 +29,6 @@ class Held:
     rows: pd.DataFrame  # those photographs, with their true labels
     answers: np.ndarray  # [epochs, images, classes]
     curve: np.ndarray  # macro F1 of each epoch
-
-
-@dataclass(frozen=True)
-class Gain:
-    """What another way to decide gains in macro F1 out of fold, with its 95 % interval by bootstrap
-    over people.
-    """
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def verdict(self) -> str:
-        return (
-            "worth trying"
-            if self.low > 0
-            else "not certain to help"
-            if self.high > 0
-            else "leave it alone"
-        )
-
-    def __str__(self) -> str:
-        return (
-            f"{self.value:+.4f} out of fold, nested (95 % {self.low:+.4f} to "
-            f"{self.high:+.4f}): {self.verdict}"
-        )
-
-
-def gain(task: str, rows: pd.DataFrame, plain: np.ndarray, other: np.ndarray) -> Gain:
-    """Of the classes `other` [images] over `plain` [images]; both answer the same rows."""
-    truth = rows[task].to_numpy()
-    draws = metrics.macro_f1s(bootstrap(task, rows, other)) - metrics.macro_f1s(
-        bootstrap(task, rows, plain)
-    )
-    value = metrics.score(task, other, truth).macro_f1 - metrics.score(task, plain, truth).macro_f1
-    return Gain(
-        value, *metrics.out_of_fold_interval(value, draws, rows["fold"].nunique(), least=-1.0)
-    )
 
 
 def held(task: str, fold: int, rows: pd.DataFrame, answers: np.ndarray) -> Held:
@@ -233,11 +193,7 @@ def intervals(task: str, rows: pd.DataFrame, answers: np.ndarray) -> list[str]:
     parts = [task, *(("mask", "gender", "ageg") if task == "main" else ())]
     for part in parts:
         told = answers if part == task else ensemble.answer_from_main(answers, part)
-        truth, decided = rows[part].to_numpy(), ensemble.decide(part, told)
-        draws = bootstrap(part, rows, decided)
-        score, folds = metrics.score(part, decided, truth), rows["fold"].nunique()
-        f1 = metrics.out_of_fold_interval(score.macro_f1, metrics.macro_f1s(draws), folds)
-        right = metrics.out_of_fold_interval(score.accuracy, metrics.accuracies(draws), folds)
+        score, f1, right = with_intervals(part, rows, told)
         lines.append(
             f"  {part:<8}  macro F1 {score.macro_f1:.4f} (95 % {f1[0]:.3f} to {f1[1]:.3f})  "
             f"accuracy {right[0]:.3f} to {right[1]:.3f}"
@@ -245,29 +201,19 @@ def intervals(task: str, rows: pd.DataFrame, answers: np.ndarray) -> list[str]:
     return lines
 
 
-def bootstrap(task: str, rows: pd.DataFrame, decided: np.ndarray) -> np.ndarray:
-    """Confusion matrices [draws, classes, classes] of people drawn again and again."""
-    truth, classes = (
-        metrics.to_classes(task, rows[task].to_numpy()),
-        len(config.TASKS[config.judged(task)].classes),
-    )
-    return metrics.bootstrap_people(
-        truth, metrics.to_classes(task, decided), rows["person"].to_numpy(), classes
-    )
-
-
-def fit_decision(tree: Path, task: str, rows: pd.DataFrame, answers: np.ndarray) -> Gain:
-    """Fit a decision rule for macro F1 on everything and keep it in the tree.
-
-    The gain is that of nested rules, each fitted without the fold that it decides on (whose people
-    still had a say in the epochs of the others' answers).
+def with_intervals(
+    task: str, rows: pd.DataFrame, answers: np.ndarray
+) -> tuple[metrics.Scores, tuple[float, float], tuple[float, float]]:
+    """(scores of answers [images, classes], the 95 % interval of macro F1, that of accuracy) by
+    bootstrap over people.
     """
-    truth = rows[task].to_numpy()
-    rule = ensemble.fit_rule(task, answers, truth)
-    with atomic_write(tree / ensemble.RULE, "w") as file:
-        json.dump({"task": task, "temperature": rule.temperature, "offsets": rule.offsets}, file)
-    plain, ruled = (
-        ensemble.decide(task, answers),
-        ensemble.nested(task, answers, truth, rows["fold"].to_numpy()),
+    truth, decided = rows[task].to_numpy(), ensemble.decide(task, answers)
+    score, folds = metrics.score(task, decided, truth), rows["fold"].nunique()
+    draws = metrics.bootstrap_people(
+        metrics.to_classes(task, truth),
+        metrics.to_classes(task, decided),
+        rows["person"].to_numpy(),
+        len(score.matrix),
     )
-    return gain(task, rows, plain, ruled)
+    f1 = metrics.out_of_fold_interval(score.macro_f1, metrics.macro_f1s(draws), folds)
+    return score, f1, metrics.out_of_fold_interval(score.accuracy, metrics.accuracies(draws), folds)

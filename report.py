@@ -348,7 +348,7 @@ def prediction_numbers(
     grouped = np.stack([metrics.to_classes(task, answers) for answers in members])
     methods = {method: metrics.to_classes(task, answers) for method, answers in voted.items()}
     first = next(iter(methods))
-    told = zip(probs.members, probs.folds, probs.validation_f1, grouped, members, strict=True)
+    told = zip(probs.members, probs.folds, probs.weights, grouped, members, strict=True)
     numbers: Numbers = {
         "kind": "prediction",
         "name": name,

@@ -14,7 +14,6 @@ import numpy as np
 import config
 import ensemble
 import metrics
-import shift
 from utils import (
     UserError,
     atomic_write,
@@ -26,7 +25,6 @@ from utils import (
     reason,
     timestamp,
     warn,
-    warn_counted,
 )
 
 PROBS = "probs.npz"
@@ -46,7 +44,6 @@ def save(folder: Path, probs: ensemble.Probabilities) -> None:
             folds=np.array(probs.folds),
             weights=np.array(probs.weights),
             images=np.array(probs.images),
-            f1=np.array(probs.f1, float),
         )
 
 
@@ -75,22 +72,18 @@ def _checked(arrays: dict[str, np.ndarray]) -> ensemble.Probabilities:
     spec = config.TASKS[task]
     array = _typed(arrays, "probabilities", "fiu", 4).astype(np.float32, copy=False)
     folds = _typed(arrays, "folds", "iu", 1).tolist()
-    weights = _typed(arrays, "weights", "fiu", 1).astype(np.float64).tolist()
-    f1 = (
-        _typed({"f1": np.empty(0), **arrays}, "f1", "fiu", 1).astype(np.float64).tolist()
-    )  # not in older files
+    fitted = (
+        "f1" in arrays and arrays["f1"].size > 0
+    )  # the weights of an older prediction; f1 is the validation F1 then
+    weights = _typed(arrays, "f1" if fitted else "weights", "fiu", 1).astype(np.float64).tolist()
     members, images = (_typed(arrays, axis, "U", 1).tolist() for axis in ("members", "images"))
     fits = (
         array.shape[:1] + array.shape[2:] == (len(members), len(images), spec.outputs)
         and array.size > 0
     )
-    if (
-        not fits
-        or not len(folds) == len(weights) == len(members)
-        or len(f1) not in (0, len(members))
-    ):
+    if not fits or not len(folds) == len(weights) == len(members):
         raise ValueError("its arrays do not fit each other")
-    if not np.isfinite([np.sum(weights), np.sum(f1)]).all() or min(folds) < 0:
+    if not np.isfinite(np.sum(weights)) or min(folds) < 0:
         raise ValueError("a weight or a fold is out of range")
     if not ensemble.plausible(task, array):
         raise ValueError(
@@ -99,7 +92,7 @@ def _checked(arrays: dict[str, np.ndarray]) -> ensemble.Probabilities:
             else "its probabilities are not within 0..1, their sum 1"
         )
     check_members(members)
-    return ensemble.Probabilities(task, array, members, folds, weights, images, f1)
+    return ensemble.Probabilities(task, array, members, folds, weights, images)
 
 
 def _typed(arrays: dict[str, np.ndarray], name: str, kinds: str, axes: int) -> np.ndarray:
@@ -171,61 +164,6 @@ def truth_of(settings: config.PredictSettings, names: Sequence[str]) -> np.ndarr
     import tables  # needs pandas, and a vote without answers does not
 
     return tables.read_answers(settings.answers, names, settings.task)
-
-
-def check_fitted(settings: config.PredictSettings, source: Path, trees: int = 1) -> None:
-    """Raise UserError where the tree (or the earlier prediction) lacks what --decision or
-    --prior-shift needs, and where several trees vote: nothing was fitted for their mixture.
-    """
-    for name, value, usual in (
-        ("decision", settings.decision, "argmax"),
-        ("prior-shift", settings.prior_shift, "none"),
-    ):
-        if trees > 1 and value != usual:
-            raise UserError(
-                f"--{name} {value}: what it needs was fitted for one tree; use it with a single "
-                "--root"
-            )
-    if settings.decision == "macro-f1":
-        ensemble.read_rule(source, settings.task)
-    if settings.prior_shift == "em":
-        shift.read(source, settings.task)
-
-
-def adjustments(
-    settings: config.PredictSettings, source: Path, probs: ensemble.Probabilities
-) -> tuple[list[ensemble.Adjustment], list[str]]:
-    """(what is done to the probabilities before the likeliest class is taken, what is said of it;
-    prints that).
-
-    First the photographs' own class frequencies, by --prior-shift; then the rule of --decision.
-    Raises UserError as `check_fitted` does.
-    """
-    steps: list[ensemble.Adjustment] = []
-    lines: list[str] = []
-    if settings.prior_shift == "em":
-        found = shift.estimate(shift.read(source, settings.task), probs.array)
-        steps, lines = [found], found.lines()
-        print(*lines, sep="\n", flush=True)
-        warn_counted(
-            found.vanished(),
-            "classes of which --prior-shift em finds next to nothing left; too few photographs, "
-            "or a "
-            "model unsure of them, make it guess: --prior-shift none does not",
-        )
-    if settings.decision == "macro-f1":
-        steps.append(ensemble.read_rule(source, settings.task))
-    return steps, lines
-
-
-def keep_fitted(folder: Path, source: Path) -> None:
-    """Keep a tree's decision rule and calibration (or an earlier prediction's) for other votes on a
-    prediction of that tree alone.
-    """
-    for name in (ensemble.RULE, shift.FILE):
-        if (source / name).is_file():
-            with atomic_write(folder / name) as file:
-                file.write((source / name).read_bytes())
 
 
 def training_counts(tree: Path, task: str) -> np.ndarray | None:

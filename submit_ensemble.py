@@ -5,7 +5,6 @@ asked for.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,13 +19,13 @@ if TYPE_CHECKING:
 def stored(
     settings: config.EnsembleSettings,
 ) -> tuple[str, ensemble.Probabilities, Path, list[str]]:
-    """(name of the earlier prediction, its probabilities for this task, --weights and --top-k, its
-    folder, no notes).
+    """(name of the earlier prediction, its probabilities for this task and --top-k, its folder, no
+    notes).
     """
     import submission
 
     folder = Path(settings.from_probs or "")
-    probs = submission.load(folder).answering(settings.task).weighted(settings.weights)
+    probs = submission.load(folder).answering(settings.task)
     return (
         f"{folder.resolve().name}_again",
         probs.top(settings.top_k) if settings.top_k else probs,
@@ -39,7 +38,7 @@ def predicted(
     settings: config.EnsembleSettings,
 ) -> tuple[str, ensemble.Probabilities, Path, list[str]] | None:
     """(name of the trees, probabilities of their members, the tree that knows the task, what was
-    said of trees and weights); of several processes that share the photographs, in the first.
+    said of the trees); of several processes that share the photographs, in the first.
     """
     import members
     import processes
@@ -60,19 +59,13 @@ def predicted(
     ]
     submission.truth_of(settings, names)  # refused before the long part, if it is to be refused
     home = next((tree for tree in found if tree.task in ("main", settings.task)), found[0])
-    submission.check_fitted(settings, home.path, len(found))
-    members.answering_together(voters, settings.task)
+    members.part_groups(voters, settings.task)
     lines += trees.mixture(found, settings.task) if len(found) > 1 else []
-    weights, told = (
-        trees.fitted_weights(found, settings.task) if settings.weights == "oof" else ([], [])
-    )
     with processes.joined() as who:
         if who.first:
-            print(*lines, *told, sep="\n", flush=True)
+            print(*lines, sep="\n", flush=True)
         probs = members.answer(voters, settings, transform, views, home.path, names, paths, who)
-    if weights:
-        probs = dataclasses.replace(probs, weights=weights, f1=probs.weights)
-    return (trees.title(found), probs, home.path, [*lines, *told]) if who.first else None
+    return (trees.title(found), probs, home.path, lines) if who.first else None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -88,12 +81,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     name, probs, source, notes = found
     truth = submission.truth_of(settings, probs.images)
-    steps, shifted = submission.adjustments(settings, source, probs)
-    voted = ensemble.vote(settings.method, probs.task, probs.array, probs.weights, steps)
+    voted = ensemble.vote(settings.method, probs.task, probs.array, probs.weights)
     folder = submission.output_folder(settings.save_path, name, settings.task)
-    if len(settings.root or ()) < 2:  # nothing was fitted for a mixture
-        submission.keep_fitted(folder, source)
-    submission.write_prediction(folder, voted, probs, truth, source, settings, [*notes, *shifted])
+    submission.write_prediction(folder, voted, probs, truth, source, settings, notes)
     return 0
 
 

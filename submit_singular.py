@@ -34,19 +34,12 @@ def main(argv: list[str] | None = None) -> int:
     names, paths = tables.read_eval(settings.data_root)
     truth = submission.truth_of(settings, names)
     tree = path.absolute().parent.parent
-    submission.check_fitted(settings, tree)
     probs = members.answer([member], settings, settings.transform_type, 1, tree, names, paths)
-    steps, notes = submission.adjustments(settings, tree, probs)
-    answers = ensemble.decide(
-        probs.task, ensemble.adjusted(ensemble.arithmetic(probs.array), steps)
-    )
+    answers = ensemble.decide(probs.task, ensemble.arithmetic(probs.array))
     folder = submission.output_folder(
         settings.save_path, f"{tree.name}_{path.absolute().parent.name}", settings.task
     )
-    submission.keep_fitted(folder, tree)
-    submission.write_prediction(
-        folder, {"submission": answers}, probs, truth, tree, settings, notes
-    )
+    submission.write_prediction(folder, {"submission": answers}, probs, truth, tree, settings)
     return 0
 
 

@@ -1,6 +1,4 @@
-"""Trees of checkpoints that vote together: their members, their mixture's out-of-fold score,
-weights fitted there.
-"""
+"""Trees of checkpoints that vote together: their members, their mixture's out-of-fold score."""
 
 from __future__ import annotations
 
@@ -16,12 +14,10 @@ import checkpoint
 import config
 import ensemble
 import members
-import metrics
 import outoffold
 import tables
-from utils import UserError, counted, printable
+from utils import UserError, printable
 
-ROUNDS = 20  # of greedy selection, after its start
 FACTS = ["person", "fold", *outoffold.BASE]  # what trees must agree on to be scored together
 
 
@@ -100,17 +96,6 @@ def folds_of(tree: Tree) -> dict[str, str] | None:
     return dict(zip(table["person"], table["fold"], strict=True))
 
 
-def in_task(answers: np.ndarray, trained: str, task: str) -> np.ndarray | None:
-    """Answers [..., outputs] of a tree for a task, None where they do not tell."""
-    if trained == task:
-        return answers
-    return (
-        ensemble.answer_from_main(answers, task)
-        if trained == "main" and config.TASKS[task].from_main
-        else None
-    )
-
-
 def mixture(trees: Sequence[Tree], task: str) -> list[str]:
     """Lines on the out-of-fold score of the trees' mean, and of each alone, with intervals; or why
     there is none.
@@ -133,146 +118,31 @@ def mixture(trees: Sequence[Tree], task: str) -> list[str]:
     rows = known[0].rows
     if any(not own.rows[FACTS].equals(rows[FACTS]) for own in known):
         return [f"{why}the trees were trained with other photographs or labels of the same people"]
-    pairs = list(zip(trees, known, strict=True))
-    part = {tree.name: members.part_known(tree.members[0], task) for tree in trees}
-    parts = [
-        [own.answers for tree, own in pairs if part[tree.name] == name] for name in config.PARTS
-    ]
     lines = [f"out of fold, {outoffold.of_people(rows)}, one epoch of each fold:"]
-    able = []
-    for tree, own in pairs:
-        judged_by = part[tree.name] or task
-        answers = in_task(own.answers, tree.task, judged_by)
-        if answers is None or len({len(found) for found in parts}) > 1:
+    whole: list[np.ndarray] = []
+    parts: dict[str, list[np.ndarray]] = {part: [] for part in config.PARTS}
+    for tree, own in zip(trees, known, strict=True):
+        part = members.part_known(tree.members[0], task)
+        answers = ensemble.answer_for(part or task, own.answers, tree.task)
+        if answers is None:
             return [f"{why}the {outoffold.FILE} of {tree.name} tells nothing of {task}"]
-        lines.append(f"  {tree.name}: {scored(judged_by, answers, rows)}")
-        able += [] if part[tree.name] else [answers]
-    able += [
+        lines.append(f"  {tree.name}: {scored(part or task, answers, rows)}")
+        (parts[part] if part else whole).append(answers)
+    if len({len(own) for own in parts.values()}) > 1:
+        return [f"{why}the {outoffold.FILE} of {trees[0].name} tells nothing of {task}"]
+    whole += [
         ensemble.multiply(dict(zip(config.PARTS, three, strict=True)))
-        for three in zip(*parts, strict=True)
+        for three in zip(*parts.values(), strict=True)
     ]
-    return [*lines, f"  mixture: {scored(task, np.mean(able, axis=0), rows)}"]
+    return [*lines, f"  mixture: {scored(task, np.mean(whole, axis=0), rows)}"]
 
 
 def scored(task: str, answers: np.ndarray, rows: pd.DataFrame) -> str:
     """Task, macro F1 and accuracy of answers [images, outputs], with their 95 % intervals by
     bootstrap over people.
     """
-    decided, truth = ensemble.decide(task, answers), rows[task].to_numpy()
-    scores = metrics.score(task, decided, truth)
-    draws = metrics.bootstrap_people(
-        metrics.to_classes(task, truth),
-        metrics.to_classes(task, decided),
-        rows["person"].to_numpy(),
-        len(scores.matrix),
-    )
-    folds = rows["fold"].nunique()
-    low, high = metrics.out_of_fold_interval(scores.macro_f1, metrics.macro_f1s(draws), folds)
-    least, most = metrics.out_of_fold_interval(scores.accuracy, metrics.accuracies(draws), folds)
+    scores, (low, high), (least, most) = outoffold.with_intervals(task, rows, answers)
     return (
         f"{task} macro F1 {scores.macro_f1:.4f} [{low:.4f}, {high:.4f}]  "
         f"accuracy {scores.accuracy:.4f} [{least:.4f}, {most:.4f}]"
     )
-
-
-def fitted_weights(trees: Sequence[Tree], task: str) -> tuple[list[float], list[str]]:
-    """(a weight for each member of all trees, in their order; a line for each fold).
-
-    Each fold's members are chosen by ensemble.greedy_weights on what they said of the fold's
-    held-out people, whom none of them has seen; the weights of a fold sum to 1 / folds. Raises
-    UserError where what is needed is missing.
-    """
-    voters = [(tree, member) for tree in trees for member in tree.members]
-    remedy = "use --weights f1"
-    held: dict[str, Told] = {}
-    for tree in trees:
-        if tree.task not in (task, "main"):
-            raise UserError(
-                f"--weights oof: {tree.path} was trained for {tree.task}, so nothing tells how "
-                "well its members "
-                f"alone answer {task}; {remedy}"
-            )
-        known = told(tree)
-        if known is None:
-            raise UserError(
-                f"--weights oof: {tree.path / outoffold.FILE} is missing; finish that training, "
-                f"or {remedy}"
-            )
-        held[tree.name] = known
-    folds = sorted({member.info.fold for _, member in voters})
-    weights, lines, halves = np.zeros(len(voters)), [], []
-    for fold in folds:
-        own = [v for v, (_, member) in enumerate(voters) if member.info.fold == fold]
-        views = [validated(*voters[v], held[voters[v][0].name], task) for v in own]
-        truth = views[0][0]
-        if any(not other.equals(truth) for other, _ in views):
-            raise UserError(
-                f"--weights oof: the trees' folds {fold} hold out other photographs or labels; "
-                "train them with one "
-                f"--split-seed and --cv, or {remedy}"
-            )
-        stacked = np.stack([answers for _, answers in views])
-        counts = ensemble.greedy_weights(stacked, truth.to_numpy(), ROUNDS)
-        weights[own] = counts / counts.sum() / len(folds)
-        f1 = [voters[v][1].info.macro_f1 for v in own]
-        rows = held[voters[own[0]][0].name].rows.loc[truth.index]
-        halves.append((rows, *in_halves(stacked, truth.to_numpy(), rows["person"].to_numpy(), f1)))
-        taken = [(weights[v], *voters[v]) for v in own if weights[v]]
-        shown = ", ".join(
-            f"{tree.name} ep {member.info.epoch} {weight:.3f}" for weight, tree, member in taken
-        )
-        lines.append(
-            f"weights, fold {fold}, chosen on its {counted(len(truth), 'held-out photograph')}: "
-            f"{shown}"
-        )
-    rows, plain, fitted = (
-        pd.concat(part) if isinstance(part[0], pd.DataFrame) else np.concatenate(part)
-        for part in zip(*halves, strict=True)
-    )
-    lines.append(
-        "weights oof against f1 within the folds, each half of a fold's people by weights chosen "
-        "on the other half: "
-        f"{outoffold.gain(task, rows, plain, fitted)}"
-    )
-    return weights.tolist(), lines
-
-
-def in_halves(
-    answers: np.ndarray, truth: np.ndarray, people: np.ndarray, f1: Sequence[float]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Classes [images] by the weights f1, and by weights that greedy selection chose on the other
-    half of the people.
-
-    answers: probabilities [members, images, classes] of a fold's members for its held-out
-    photographs.
-    """
-    second = np.unique(people, return_inverse=True)[1] % 2 == 1
-    fitted = np.empty(len(truth), np.int64)
-    for half in (second, ~second):
-        counts = ensemble.greedy_weights(answers[:, ~half], truth[~half], ROUNDS)
-        fitted[half] = ensemble.weighted_mean(answers[:, None, half], counts.tolist()).argmax(1)
-    return ensemble.weighted_mean(answers[:, None], f1).argmax(1), fitted
-
-
-def validated(
-    tree: Tree, member: members.Member, held: Told, task: str
-) -> tuple[pd.Series, np.ndarray]:
-    """(true classes by file, a member's probabilities [images, classes]) of its held-out
-    photographs. Raises UserError.
-    """
-    folder = member.found.path.parent
-    stored, epoch = checkpoint.read_validation(folder, tree.task), member.info.epoch - 1
-    if stored is None:
-        raise UserError(
-            f"--weights oof: {folder / checkpoint.VALIDATION} is missing; train the fold again, "
-            "or use --weights f1"
-        )
-    files, epochs = stored
-    rows = held.rows[held.rows["fold"] == member.info.fold]
-    if sorted(files) != rows.index.tolist() or not 0 <= epoch < len(epochs):
-        raise UserError(
-            f"--weights oof: {folder / checkpoint.VALIDATION} does not fit {outoffold.FILE} and "
-            f"{member.found.path.name}; use --weights f1"
-        )
-    answers = epochs[epoch][np.argsort(np.array(files), kind="stable")]
-    return rows[task], answers if tree.task == task else ensemble.answer_from_main(answers, task)

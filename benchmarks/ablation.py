@@ -39,7 +39,6 @@ import timing
 import checkpoint
 import ensemble
 import metrics
-import shift
 import submission
 import tables
 import utils
@@ -191,9 +190,8 @@ def child(args: argparse.Namespace) -> int:
         (made,) = (folder / file_name(view)).iterdir()
         (made / submission.PROBS).rename(folder / f"{file_name(view)}.npz")
         shutil.rmtree(folder / file_name(view))
-    for name in ("report.json", "oof.csv", shift.FILE):
-        if (tree / name).is_file():  # not every model has a calibration
-            (tree / name).rename(folder / name)
+    for name in ("report.json", "oof.csv"):
+        (tree / name).rename(folder / name)
     pd.concat(
         [
             pd.read_csv(file).assign(fold=file.parent.name)
@@ -259,7 +257,7 @@ class Results:
 
 
 def results(args: argparse.Namespace, setting: str, images: list[str]) -> Results:
-    """Read what is there of a setting; with prior shift where that is asked for."""
+    """Read what is there of a setting."""
     answers, held_out, seconds = {}, [], []
     for folder in sorted((args.folder / file_name(setting)).glob("seed*")):
         if not (folder / "history.csv").is_file():
@@ -283,12 +281,9 @@ def results(args: argparse.Namespace, setting: str, images: list[str]) -> Result
                 raise utils.UserError(
                     f"{folder}: answers other photographs than {args.data}; use another folder"
                 )
-            mean = ensemble.arithmetic(array)
-            seed = int(folder.name.removeprefix("seed"))
-            answers[view, seed] = mean.argmax(1)
-            if args.prior_shift and (folder / shift.FILE).is_file():
-                found = shift.estimate(shift.read(folder, "main"), array)
-                answers[f"{view}, prior shift", seed] = found.adjust(mean).argmax(1)
+            answers[view, int(folder.name.removeprefix("seed"))] = ensemble.arithmetic(
+                array
+            ).argmax(1)
     return Results(answers, held_out, seconds)
 
 
@@ -309,7 +304,7 @@ def table(args: argparse.Namespace) -> pd.DataFrame:
             scores.setdefault((setting, view), {})[seed] = metrics.macro_f1(
                 metrics.confusion(truth, classes, 18)
             )
-    own = [view for setting, view in scores if setting == args.base and "prior shift" not in view]
+    own = [view for setting, view in scores if setting == args.base]
     if not own:
         raise utils.UserError(
             f"{args.folder}: nothing of {args.base}, which the others are compared to; run it, or "
@@ -374,9 +369,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--base", choices=SETTINGS, default="seed", metavar="NAME")
     parser.add_argument(
         "--people", metavar="CSV", help="ImageID,person of the evaluation photographs"
-    )
-    parser.add_argument(
-        "--prior-shift", action="store_true", help="a row with --prior-shift em for each view, too"
     )
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--epochs", type=int, default=6)

@@ -44,7 +44,6 @@ import metrics
 import optim
 import outoffold
 import photographs
-import shift
 import submission
 import suspects
 import tables
@@ -378,7 +377,7 @@ def states(folder: Path) -> list[Reader]:
 
 
 def told_tables(folder: Path) -> list[Reader]:
-    """What users keep beside a run: oof.csv, decision.json, boxes, label fixes, answers."""
+    """What users write or keep beside a run: oof.csv, boxes, label fixes, answers."""
     files = [
         f"images/{person}/{shot}.jpg" for person in ("p1", "p2") for shot in ("mask1", "normal")
     ]
@@ -400,31 +399,12 @@ def told_tables(folder: Path) -> list[Reader]:
     boxes = "file,left,top,right,bottom\n" + "".join(f"{file},1,2.0,30,40\n" for file in files)
     fixes = "path,column,value\np1,gender,female\np2,age,30\nimages/p1/normal.jpg,mask,wear\n"
     answers = "ImageID,ans\n" + "".join(f"{file},{number}\n" for number, file in enumerate(files))
-    rule = json.dumps({"task": "main", "temperature": 1.5, "offsets": [0.1] * 18})
-    calibration = json.dumps(
-        {"task": "main", "temperature": 1.5, "biases": [0.1] * 18, "shares": [1 / 18] * 18}
-    )
 
     def check_oof(data: bytes) -> None:
         (folder / outoffold.FILE).write_bytes(data)
         found = trees.told(tree)
         assert found is not None
         trees.scored("main", found.answers, found.rows)
-
-    def check_rule(data: bytes) -> None:
-        (folder / ensemble.RULE).write_bytes(data)
-        with np.errstate(all="ignore"):
-            assert np.isfinite(
-                ensemble.read_rule(folder, "main").adjust(np.full((2, 18), 1 / 18))
-            ).all()
-
-    def check_calibration(data: bytes) -> None:
-        (folder / shift.FILE).write_bytes(data)
-        with np.errstate(all="ignore"):
-            array = np.eye(18)[None, None]
-            assert np.isfinite(
-                shift.estimate(shift.read(folder, "main"), array).adjust(array)
-            ).all()
 
     def check_boxes(data: bytes) -> None:
         (folder / "boxes.csv").write_bytes(data)
@@ -447,8 +427,6 @@ def told_tables(folder: Path) -> list[Reader]:
     short = "image,mask\nimages/p1/normal.jpg,wear\n"
     return [
         Reader("oof.csv", [(folder / outoffold.FILE).read_bytes()], check_oof),
-        Reader("decision.json", [rule.encode()], check_rule),
-        Reader("calibration.json", [calibration.encode()], check_calibration),
         Reader("boxes", [boxes.encode()], check_boxes),
         Reader("label fixes", [fixes.encode(), short.encode()], check_fixes),
         Reader("answers", [answers.encode()], check_answers),

@@ -808,25 +808,6 @@ def written(path: Path, text: str = "") -> Path:
                 '{"settings": 3}',
             )
         ],
-        *[
-            (
-                {
-                    "decision.json": json.dumps(
-                        {"task": "mask", "temperature": heat, "offsets": [0, 0, offset]}
-                    )
-                },
-                lambda r: ensemble.read_rule(r, "mask"),
-                "decision.json: damaged",
-            )
-            for heat, offset in (
-                (10**400, 0),
-                (1e-320, 0),
-                (1.0, 10**400),
-                (1.0, 1e308),
-                (0, 0),
-                (math.nan, 0),
-            )
-        ],
         (
             {"images/p_male_Asian_999/mask1.jpg": ""},
             lambda r: tables.read_train(r),
@@ -1002,7 +983,6 @@ def test_a_state_laid_out_otherwise_in_memory_is_copied_and_the_settings_stay_th
     ("name", "read"),
     [
         ("run.json", checkpoint.read_run),
-        ("decision.json", lambda r: ensemble.read_rule(r, "main")),
         ("probs.npz", submission.load),
         ("validation.npz", lambda r: checkpoint.read_validation(r, "main")),
         ("state.pt", checkpoint.read_state),

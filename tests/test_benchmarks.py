@@ -125,29 +125,19 @@ def test_settings_are_compared_on_the_same_people_and_not_run_twice(
     pd.DataFrame({"ImageID": names[::-1], "ans": 3}).to_csv(
         tmp_path / "data" / "eval" / "answers.csv", index=False
     )
-    words = [
-        str(tmp_path / "data"),
-        str(tmp_path / "runs"),
-        "--image-size",
-        "32",
-        "--epochs",
-        "1",
-        "--prior-shift",
-    ]
+    words = [str(tmp_path / "data"), str(tmp_path / "runs"), "--image-size", "32", "--epochs", "1"]
     assert run("ablation", (*words, "--settings", "seed", "strong", "facecrop"), monkeypatch) == 0
     told = capsys.readouterr().out
     assert told.count("done: ") == 3
     rows = [line.split() for line in told.splitlines() if re.search(r" +1 +[\d.]+ +[\d.]+ ", line)]
-    assert (
-        len(rows) == 2 * (3 + 1) + 2
-    )  # views, with and without prior shift, which strong does not have
+    assert len(rows) == 3 + 2 + 1  # views
     assert [row[:2] for row in rows[:1]] == [["seed", "wide"]]
     kept = sorted(path.name for path in (tmp_path / "runs").glob("*/seed1/*"))
     assert not [name for name in kept if name.endswith(".pth") or name == "models"]
     assert run("ablation", (*words, "--settings", "seed"), monkeypatch) == 0
     assert "done: " not in capsys.readouterr().out
     with pytest.raises(utils.UserError, match="use another DIR"):
-        run("ablation", (*words[:-1], "--cv", "2"), monkeypatch)
+        run("ablation", (*words, "--cv", "2"), monkeypatch)
 
 
 def test_face_finders_are_judged_by_the_true_boxes(

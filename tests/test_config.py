@@ -33,7 +33,8 @@ def test_help_is_free_of_torch_and_shows_choices_and_defaults(script: str) -> No
         f"import sys, runpy\nsys.argv = [{script!r}, '--help']\n"
         f"try:\n    runpy.run_path({script!r}, run_name='__main__')\nexcept SystemExit as end:\n"
         "    assert end.code in (0, None), end.code\n"
-        "assert not {'torch', 'pandas', 'numpy', 'torchvision'} & set(sys.modules), 'heavy imports'"
+        "assert not {'torch', 'pandas', 'numpy', 'torchvision'} & set(sys.modules), 'heavy "
+        "imports'"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
@@ -54,6 +55,19 @@ def test_help_is_free_of_torch_and_shows_choices_and_defaults(script: str) -> No
         (["--task", "hair"], "'hair' is not one of main, mask"),
         (["--batch-size", "0"], "--batch-size"),
         (["--threads", "x"], "--threads"),
+        (
+            ["--prior-shift", "em"],
+            "--prior-shift: was removed, because what it changed in macro F1 lay between -0.085 "
+            "and +0.09",
+        ),
+        (
+            ["--decision=macro-f1"],
+            "--decision: was removed, because the rule for macro F1 gained +0.003 out of fold",
+        ),
+        (
+            ["--weights"],
+            "--weights: was removed, because no gain of fitted weights over the validation F1",
+        ),
     ],
 )
 def test_bad_arguments_end_with_code_2_and_one_line(
@@ -82,6 +96,25 @@ def test_underscores_and_any_case_are_accepted() -> None:
     assert training("--pretrained", "NONE").pretrained == "none"
     assert training("--pretrained", "ImageNet").pretrained == "imagenet"
     assert config.backbone_name("TIMM:ResNet10t") == "timm:ResNet10t"
+
+
+@pytest.mark.parametrize("name", config.REMOVED)
+@pytest.mark.parametrize("settings", SCRIPTS.values())
+def test_a_removed_option_is_refused_however_it_is_spelled(
+    settings: type[config.MachineSettings], name: str
+) -> None:
+    assert name not in [f"--{field.replace('_', '-')}" for field in settings.__dataclass_fields__]
+    for spelled in (name, f"--{name[2:].replace('-', '_')}"):
+        for words in (
+            [spelled],
+            [spelled, "em"],
+            [f"{spelled}=em"],
+            ["--task", "mask", spelled, "em"],
+        ):
+            with pytest.raises(
+                UserError, match=rf"^{name}: was removed, because .*; leave it out$"
+            ):
+                config.parse(settings, words, "", "")
 
 
 def test_defaults_are_the_contracts() -> None:

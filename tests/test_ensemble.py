@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import ensemble
+import submission
+import submit_ensemble
 
 # Three members, one view, four photographs, three classes.
 MEMBERS = np.array(
@@ -130,3 +134,41 @@ def test_top_k_is_of_each_fold(capsys: pytest.CaptureFixture[str]) -> None:
     assert probs.top(2).members == ["m1", "m2", "m4", "m3"]
     assert probs.top(3).members == ["m1", "m2", "m0", "m4", "m3"]
     assert "fewer: 1 (the first: 'fold01')" in capsys.readouterr().err
+
+
+def test_an_older_prediction_with_fitted_weights_is_weighted_by_its_f1(tmp_path: Path) -> None:
+    names = [f"fold{fold:02d}/Fold{fold:02d}.pth" for fold in range(3)]
+    submission.save(
+        tmp_path,
+        ensemble.Probabilities(
+            "mask", MEMBERS.astype(np.float32), names, [0, 1, 2], WEIGHTS, list("abcd")
+        ),
+    )
+    with np.load(tmp_path / submission.PROBS) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    assert "f1" not in arrays
+    for f1, weights, expected in (
+        (WEIGHTS, [0.0, 0.0, 1.0], WEIGHTS),  # weights that --weights oof had fitted
+        ([], WEIGHTS, WEIGHTS),  # none were fitted
+    ):
+        older = {**arrays, "weights": np.array(weights), "f1": np.array(f1, float)}
+        np.savez(tmp_path / submission.PROBS, **older)
+        (tmp_path / "decision.json").write_text("{}")
+        (tmp_path / "calibration.json").write_text("{}")
+        assert submission.load(tmp_path).weights == expected
+        out = tmp_path / f"{len(f1)}"
+        words = [
+            "--from-probs",
+            str(tmp_path),
+            "--save-path",
+            str(out),
+            "--task",
+            "mask",
+            "--top-k",
+            "1",
+        ]
+        assert submit_ensemble.main(words) == 0
+        (folder,) = out.iterdir()
+        assert not list(folder.glob("*.json"))
+        lines = (folder / "weighted_mean.csv").read_text().splitlines()
+        assert lines == ["ImageID,ans", *(f"{name},0" for name in "abcd")]

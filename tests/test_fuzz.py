@@ -34,7 +34,6 @@ def test_what_the_fuzzer_found_stays_refused(tmp_path: Path) -> None:
     found = {reader.name: reader for reader in fuzz_readers.readers(tmp_path)}
     (oof,), long = found["oof.csv"].valid, b"[" * 100_000
     for name, data in (
-        ("decision.json", long),
         ("oof.csv", oof.replace(b",0.0555", b"," + long, 1)),
         ("oof.csv", oof.replace(b"p1,0,", b"p1,nan,", 1)),
         ("label fixes", b"path,column,value\n" + long + b",gender,male\n"),

@@ -133,9 +133,6 @@ def test_an_out_of_fold_interval_allows_for_the_folds_common_training_people() -
         pytest.approx(0.02 + 1.5 * (high - 0.6), abs=1e-3),
     )
     assert metrics.out_of_fold_interval(0.99, draws + 0.39, 5)[1] == 1
-    assert metrics.out_of_fold_interval(0.01, draws - 0.59, 5, least=-1.0)[0] == pytest.approx(
-        0.01 + 1.5 * (low - 0.6), abs=1e-3
-    )
     assert np.isnan(metrics.out_of_fold_interval(np.nan, np.array([np.nan]), 5)).all()
 
 

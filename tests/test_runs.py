@@ -65,8 +65,6 @@ def same(a: dict[str, dict[str, torch.Tensor]], b: dict[str, dict[str, torch.Ten
 
 def test_a_cross_validation_leaves_what_the_contract_says(tree: Path) -> None:
     assert sorted(p.name for p in tree.iterdir()) == [
-        "calibration.json",
-        "decision.json",
         "fold00",
         "fold01",
         "fold02",

@@ -1,6 +1,4 @@
-"""Several trees that vote together: members, products of parts, the mixture's out-of-fold score,
-fitted weights.
-"""
+"""Several trees that vote together: members, products of parts, the mixture's out-of-fold score."""
 
 from __future__ import annotations
 
@@ -14,7 +12,6 @@ import pytest
 import support
 from PIL import Image
 
-import checkpoint
 import config
 import ensemble
 import metrics
@@ -23,7 +20,6 @@ import photographs
 import submission
 import submit_ensemble
 import train
-import trees
 from utils import UserError
 
 
@@ -197,8 +193,6 @@ def test_trees_of_the_parts_multiply_into_main(
         np.prod([parts[part].weights for part in config.PARTS], axis=0)
     )
     (made,) = (tmp_path / "whole").iterdir()
-    with pytest.raises(UserError, match="one tree keep it"):  # a mixture has no rule
-        submit_ensemble.main(["--from-probs", str(made), "--decision", "macro-f1"])
     assert whole.members[3] == "mask x gender x ageg/fold01/Fold01_rank2"
     held = {part: outoffold.read(grown[part], part) for part in config.PARTS}
     answers = ensemble.multiply(
@@ -256,21 +250,6 @@ def test_what_does_not_go_together_is_refused(
     assert "for fold 1: mask has 1, gender has 0" in refused(
         mask, fewer, ageg, words=("--top-k", "1")
     )
-    oof = ("--weights", "oof")
-    assert f"{mask} was trained for mask" in refused(mask, gender, ageg, words=oof)
-    assert "hold out other photographs" in refused(tree, grown["elsewhere"], words=oof)
-    bare = shutil.copytree(tree, tmp_path / tree.name)
-    (bare / "fold01" / checkpoint.VALIDATION).unlink()
-    assert "fold01/validation.npz is missing; train the fold again, or use --weights f1" in refused(
-        bare, words=oof
-    )
-    (bare / outoffold.FILE).unlink()
-    assert "oof.csv is missing; finish that training, or use --weights f1" in refused(
-        bare, words=oof
-    )
-    assert "--method hardvoting has no use for it" in refused(
-        tree, words=(*oof, "--method", "hard")
-    )
     assert not (tmp_path / "p").exists()
 
 
@@ -288,104 +267,3 @@ def test_trees_of_other_folds_vote_without_a_score(
     out = capsys.readouterr().out
     assert out.count("the mixture has no score") == 1
     assert "mixture:" not in out
-
-
-def test_weights_are_chosen_on_what_each_member_said_of_its_held_out_people(
-    tree: Path,
-    grown: dict[str, Path],
-    eval_root: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    roots = [tree, grown["seed"]]
-    made = predict(eval_root, tmp_path, roots, "--top-k", "2", "--weights", "oof")
-    told = capsys.readouterr().out
-    lines = [line for line in told.splitlines() if line.startswith("weights, fold ")]
-    assert re.search(
-        r"weights chosen on the other half: [+-][\d.]+ out of fold, nested \(95 % .*\): \w+", told
-    )
-    probs = submission.load(made)
-    assert len(lines) == 2
-    for fold in range(2):
-        own = [m for m, f in enumerate(probs.folds) if f == fold]
-        answers: list[np.ndarray] = []
-        files: list[str] = []
-        for m in own:
-            stored = checkpoint.read_validation(tree.parent / Path(probs.members[m]).parent, "main")
-            epoch = re.search(r"ep\((\d+)\)", probs.members[m])
-            assert stored is not None
-            assert epoch is not None
-            files = stored[0]
-            answers.append(stored[1][int(epoch[1]) - 1])
-        held = outoffold.read(tree, "main")
-        assert held is not None
-        truth = held[0].set_index("file").loc[files, "main"].to_numpy()
-        counts = ensemble.greedy_weights(np.stack(answers), truth, 20)
-        assert [probs.weights[m] for m in own] == pytest.approx(counts / counts.sum() / 2)
-    named = [re.findall(r"f1\(([\d.]+)\)", name)[0] for name in probs.members]
-    assert probs.f1 == pytest.approx([float(value) for value in named], abs=1e-4)
-
-    # stored, they vote again; the validation F1 is there too
-    again = ["--from-probs", str(made), "--save-path"]
-    for number, words in enumerate(([], ["--weights", "oof"], ["--weights", "f1", "--top-k", "1"])):
-        assert submit_ensemble.main([*again, str(tmp_path / str(number)), *words]) == 0
-    for number in (0, 1):
-        (folder,) = (tmp_path / str(number)).iterdir()
-        assert (folder / "weighted_mean.csv").read_bytes() == (
-            made / "weighted_mean.csv"
-        ).read_bytes()
-    (plain,) = (tmp_path / "2").iterdir()
-    best = [
-        max(f1 for f1, own in zip(probs.f1, probs.folds, strict=True) if own == fold)
-        for fold in (0, 1)
-    ]
-    assert submission.load(plain).weights == best
-    with pytest.raises(UserError, match="add --weights f1"):
-        submit_ensemble.main([*again, str(tmp_path), "--top-k", "1"])
-    with pytest.raises(UserError, match="hold no such weights"):
-        submit_ensemble.main(
-            ["--from-probs", str(plain), "--save-path", str(tmp_path), "--weights", "oof"]
-        )
-
-
-def test_halves_are_decided_by_weights_that_never_saw_them() -> None:
-    truth, people = np.array([0, 1] * 4), np.array(list("aabbccdd"))
-    right, wrong = np.eye(2)[truth], np.eye(2)[1 - truth]
-    second = np.isin(people, ["b", "d"])[:, None]
-    half_right = np.where(second, wrong, right)  # on a and c, where nothing tells against it
-    plain, fitted = trees.in_halves(
-        np.stack([half_right, right * 0.6 + 0.2]), truth, people, [0.0, 1.0]
-    )
-    assert (plain == truth).all()
-    assert (fitted == truth).tolist() == (~second[:, 0]).tolist()
-
-
-def test_greedy_weights_on_hand_made_cases() -> None:
-    truth = np.array([0, 0, 1, 1, 2, 2])
-    right = np.eye(3)[truth] * 0.8 + 0.2 / 3
-    wrong = np.eye(3)[(truth + 1) % 3] * 0.8 + 0.2 / 3
-    assert ensemble.greedy_weights(np.stack([wrong, right, wrong]), truth, 10).tolist() == [0, 1, 0]
-    # Each is blind to one class and sure of another: only together, and the stronger one twice, are
-    # they right.
-    a, b = right.copy(), right.copy()
-    a[truth == 0], b[truth == 1] = [0.1, 0.5, 0.4], [0.85, 0.05, 0.1]
-    b[truth == 0] = [0.95, 0.03, 0.02]
-    a[truth == 1] = [0.02, 0.96, 0.02]
-    together = ensemble.greedy_weights(np.stack([a, b, wrong]), truth, 10)
-    assert metrics.score("mask", (a * together[0] + b * together[1]).argmax(1), truth).macro_f1 == 1
-    assert together[2] == 0
-    assert (together[:2] > 0).all()
-
-
-def test_greedy_weights_never_lose_to_the_best_member() -> None:
-    for seed in range(20):
-        draw = np.random.default_rng(seed)
-        truth = draw.integers(0, 4, 40)
-        members = draw.dirichlet(np.ones(4), (5, 40)) + 0.3 * np.eye(4)[truth]
-        counts = ensemble.greedy_weights(members, truth, 15)
-        scores = [metrics.macro_f1(metrics.confusion(truth, one.argmax(1), 4)) for one in members]
-        mixed = metrics.macro_f1(
-            metrics.confusion(truth, np.tensordot(counts, members, 1).argmax(1), 4)
-        )
-        assert mixed >= max(scores)
-        assert counts.min() >= 0
