@@ -1,5 +1,5 @@
-"""The reports' charts: numbers -> inline SVG that scales with the page. Needs matplotlib, which is
-optional: import it late.
+"""The reports' charts: numbers -> inline SVG that scales with the page. Import it late: matplotlib
+takes half a second.
 """
 
 from __future__ import annotations
@@ -176,26 +176,19 @@ def age_errors(ax: Axes, ages: Sequence[Mapping[str, Any]]) -> None:
 
 
 def mean_answers(ax: Axes, ages: Sequence[Mapping[str, Any]]) -> None:
-    """The mean answer in years by true age."""
+    """The mean prediction in years by true age."""
     years = [row["age"] for row in ages]
     ax.plot(years, years, color=SOFT, linewidth=1, linestyle=(0, (3, 2)), label="truth")
+    means = [row["mean_answer"] for row in ages]
     ax.plot(
-        years,
-        [row["mean_answer"] for row in ages],
-        "o-",
-        color=COLOURS[0],
-        linewidth=1.4,
-        markersize=3,
-        label="mean answer",
+        years, means, "o-", color=COLOURS[0], linewidth=1.4, markersize=3, label="mean prediction"
     )
     ax.set(xlabel="true age in years", ylabel="years")
     ax.legend(loc="upper left")
 
 
 def reliability(ax: Axes, bins: Sequence[Mapping[str, Any]]) -> None:
-    """How often answers of a confidence are right; a dot's area tells how many photographs it
-    stands for.
-    """
+    """The accuracy by confidence; a dot's area shows how many photographs it stands for."""
     sure, right, counts = (
         np.array([row[key] for row in bins], float)
         for key in ("confidence", "accuracy", "photographs")
@@ -205,17 +198,15 @@ def reliability(ax: Axes, bins: Sequence[Mapping[str, Any]]) -> None:
     ax.scatter(
         sure, right, s=12 + 160 * counts / counts.max(), color=COLOURS[0], alpha=0.75, linewidths=0
     )
-    ax.set(
-        xlim=(0, 1.02), ylim=(0, 1.02), xlabel="confidence of the answer", ylabel="answered rightly"
-    )
+    ax.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="confidence", ylabel="accuracy")
 
 
 def shares(
     ax: Axes, names: Sequence[str], answered: Sequence[float], others: Mapping[str, Sequence[float]]
 ) -> None:
-    """The share of each class among the answers as bars, elsewhere as marks."""
+    """The share of each class among the predictions as bars, elsewhere as marks."""
     places = np.arange(len(names))
-    ax.barh(places, answered, height=0.7, color=COLOURS[0], alpha=0.85, label="answered")
+    ax.barh(places, answered, height=0.7, color=COLOURS[0], alpha=0.85, label="predicted")
     for marker, colour, (label, values) in zip(
         "|x", (INK, COLOURS[3]), others.items(), strict=False
     ):

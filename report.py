@@ -7,7 +7,6 @@ is at hand.
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -21,8 +20,8 @@ import checkpoint
 import config
 import ensemble
 import metrics
-import pages
-from pages import Numbers, Picture, Rows
+from reporting import html
+from reporting.html import Numbers, Picture, Rows
 from utils import UserError, atomic_write, printable, read_file, reason
 
 MOST_WRONG = 12  # people shown
@@ -36,7 +35,7 @@ NEAR = 3  # years on either side of a boundary between age groups
 def training_report(
     tree: Path, table: pd.DataFrame, oof: pd.DataFrame, extra: Mapping[str, Rows]
 ) -> None:
-    """Write report.json and, where matplotlib is installed, report.html into a tree.
+    """Write report.json and report.html into a tree.
 
     table: a row per photograph as tables.read_train reads it. oof: file, person, fold, mask,
     gender, age (years), ageg, main and p0 ... p{C-1}, or value for a regression. extra: title ->
@@ -48,7 +47,7 @@ def training_report(
         for title, rows in extra.items()
     }
     paths = dict(zip(table["file"], table["path"], strict=True))
-    write(tree, numbers, lambda shown: pages.training_page(shown, paths, extra))
+    write(tree, numbers, lambda shown: html.training_page(shown, paths, extra))
 
 
 def training_numbers(tree: Path, oof: pd.DataFrame) -> Numbers:
@@ -320,7 +319,7 @@ def prediction_report(
     training_shares: Sequence[float] | np.ndarray | None = None,
     made: Mapping[str, object] | None = None,
 ) -> None:
-    """Write report.json and, where matplotlib is installed, report.html into a prediction's folder.
+    """Write report.json and report.html into a prediction's folder.
 
     voted: {method: answers [images]}; truth: the true answers, where they are known;
     training_shares: the share of each class (of `ageg` for years) among the training photographs;
@@ -329,7 +328,7 @@ def prediction_report(
     numbers = prediction_numbers(folder.name, probs, voted, truth, training_shares) | {
         "made": made or {}
     }
-    write(folder, numbers, pages.prediction_page)
+    write(folder, numbers, html.prediction_page)
 
 
 def prediction_numbers(
@@ -404,15 +403,9 @@ def scored(task: str, answers: np.ndarray, truth: np.ndarray | None) -> dict[str
 
 
 def write(folder: Path, numbers: Numbers, page: Callable[[Numbers], str]) -> None:
-    """report.json always; report.html where matplotlib is there, else one line that says so."""
+    """report.json first, then report.html: a page that fails leaves the numbers."""
     stored = plain(numbers)
     checkpoint.write_json(folder / "report.json", stored)
-    if importlib.util.find_spec("matplotlib") is None:
-        print(
-            f"{printable(folder / 'report.json')}  (pip install matplotlib, and there will be a "
-            "report.html to look at too)"
-        )
-        return
     with atomic_write(folder / "report.html", "w") as file:
         file.write(page(stored))
     print(f"report: {printable(folder / 'report.html')}")

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import functools
 import json
-import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import support
+from jinja2 import UndefinedError
 from sklearn.metrics import (
     accuracy_score,
     confusion_matrix,
@@ -24,11 +24,12 @@ from sklearn.metrics import (
     root_mean_squared_error,
 )
 
+import charts
 import config
 import ensemble
 import metrics
-import pages
 import report
+from reporting import html
 
 EVIL = '<script>alert(1)</script> & "quoted" \x07\u202e'
 VOID = {"img", "meta", "br", "link", "hr", "path", "use"}
@@ -298,17 +299,23 @@ def test_each_part_alone_is_reported(task: str, tmp_path: Path) -> None:
     assert "parts" not in numbers
 
 
-def test_without_matplotlib_the_numbers_are_written_and_one_line_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_page_that_fails_leaves_the_numbers_and_no_half_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    def broken(*_: object, **__: object) -> str:
+        raise RuntimeError("no chart")
+
+    monkeypatch.setattr(charts, "drawn", broken)
     tree = make_tree("main", tmp_path)
-    report.training_report(tree, *synthetic("main", tmp_path), {})
+    with pytest.raises(RuntimeError, match="no chart"):
+        report.training_report(tree, *synthetic("main", tmp_path), {})
     assert (tree / "report.json").is_file()
-    assert not (tree / "report.html").exists()
-    said = capsys.readouterr().out.splitlines()
-    assert len(said) == 1
-    assert "matplotlib" in said[0]
+    assert not list(tree.glob("*.html*"))
+
+
+def test_a_name_that_the_template_lacks_stops_the_page_and_is_not_shown_as_nothing() -> None:
+    with pytest.raises(UndefinedError, match="misspelt"):
+        html.environment().from_string("{{ report.misspelt }}").render(report={"name": "a"})
 
 
 def test_an_out_of_fold_table_without_a_column_is_refused_by_its_name(tmp_path: Path) -> None:
@@ -409,4 +416,5 @@ def test_values_that_json_does_not_know_are_mended() -> None:
         "name": "a?",
         "rows": [2, True, None],
     }
-    assert pages.text("a\udcff\n<") == "a\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}&lt;"
+    shown = html.environment().from_string("{{ value }}").render(value="a\udcff\n<")
+    assert shown == "a\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}&lt;"

@@ -17,12 +17,12 @@ import pytest
 import support
 
 import checkpoint
-import pages
 import processes
 import submit_singular
 import train
 import training
 import utils
+from reporting import html
 from utils import RunError, UserError
 
 HERE = Path(__file__).parent
@@ -112,7 +112,7 @@ def test_a_report_that_fails_is_one_warning_and_the_run_is_complete(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """(16.9) So is TensorBoard's."""
-    monkeypatch.setattr(pages, "training_page", broken)
+    monkeypatch.setattr(html, "training_page", broken)
     monkeypatch.setattr(training, "write_board", broken)
     assert train.main(train_words(train_root, tmp_path, "--tensorboard")) == 0
     warnings = [
@@ -135,7 +135,7 @@ def test_a_report_that_fails_leaves_a_submission_whole(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """(16.9)"""
-    monkeypatch.setattr(pages, "prediction_page", faulty)
+    monkeypatch.setattr(html, "prediction_page", faulty)
     assert submit_singular.main(submit_words(tree, eval_root, tmp_path)) == 0
     captured = capsys.readouterr()
     assert sum("cannot be written" in line for line in captured.err.splitlines()) == 1

@@ -1,0 +1,1 @@
+"""What a finished run or prediction is worth, shown to people."""
