@@ -1,21 +1,18 @@
 #!/usr/bin/env python3
-"""Loading: photographs a second and core of every transform, against decoding alone and
-torchvision's v1 pipeline.
+"""Loading: photographs a second and core of every transform, against decoding and torchvision's v1.
 
-    python benchmarks/loading_speed.py input/data/train
+    python -m benchmarks.loading_speed input/data/train
 
-One process, one thread; the files lie in the system's cache after a first pass over them. Sides, in
-turns over the same photographs (spread over the folder):
+One process, one thread; the files lie in the system's cache after a first pass over them. Sides,
+in turns over the same photographs (spread over the folder):
 
 - decode: Image.open(...).convert("RGB") of the whole photograph and nothing else (the limit where
   nothing can be left out);
 - v1: the same, then CenterCrop(384), RandomResizedCrop, RandAugment(2, 9), ToTensor, Normalize of
-  torchvision.transforms;
-  valid: CenterCrop(384), Resize in place of the random steps;
-- each --transform-type: dataset.Photos' item, in its training and its validation form, ready for
-  collation (uint8; the
-  normalisation is done on the device by engine.Compute.to_network); those that --cache ram takes
-  with its decoded squares too.
+  torchvision.transforms; valid: CenterCrop(384), Resize in place of the random steps;
+- each --transform-type: an item of the dataset, in its training and its validation form, ready for
+  collation (uint8; it is normalised on the device); those that --cache ram takes with its decoded
+  squares too.
 """
 
 from __future__ import annotations
@@ -24,33 +21,20 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import timing
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where it is run as a file
+from benchmarks import harness  # isort: skip  (before torch, whose threads it sets up)
+
 import torch
-from PIL import Image
 from torchvision import transforms
 
 import augmentation
 import config
 import dataset
 import tables
-import utils
+from benchmarks import plain
 
 
-def v1(size: int, training: bool) -> Callable[[str], object]:
-    """A photograph's path -> its normalised tensor, as a tutorial does it."""
-    random = [transforms.RandomResizedCrop(size), transforms.RandAugment(2, 9)]
-    steps = transforms.Compose(
-        [
-            transforms.CenterCrop(384),
-            *(random if training else [transforms.Resize((size, size))]),
-            transforms.ToTensor(),
-            transforms.Normalize(augmentation.IMAGENET_MEAN, augmentation.IMAGENET_DEVIATION),
-        ]
-    )
-    return lambda path: steps(Image.open(path).convert("RGB"))
-
-
-def over(paths: list[str], load: Callable[[str], object]) -> timing.Side:
+def every(paths: list[str], load: Callable[[str], object]) -> harness.Side:
     """A side that loads every photograph once."""
 
     def side() -> int:
@@ -61,8 +45,8 @@ def over(paths: list[str], load: Callable[[str], object]) -> timing.Side:
     return side
 
 
-def items(photos: dataset.Photos) -> timing.Side:
-    """A side that reads every photograph of the dataset once, each time with other draws."""
+def items(photos: dataset.Photos) -> harness.Side:
+    """A side that reads every item of the dataset once, with other random draws each time."""
     epoch = 0
 
     def side() -> int:
@@ -75,57 +59,57 @@ def items(photos: dataset.Photos) -> timing.Side:
     return side
 
 
-def against_v1(seconds: dict[str, float], how: str) -> str:
+def make_sides(paths: list[str], size: int) -> dict[str, harness.Side]:
+    """All sides at one image size; those that are cached have had their first turn."""
+    sides: dict[str, harness.Side] = {"decode": every(paths, plain.read)}
+    resize = plain.pipeline(transforms.Resize((size, size)))
+    for word, steps in (("train", plain.training_pipeline(size)), ("valid", resize)):
+        sides[f"v1 {word}"] = every(paths, lambda path, steps=steps: steps(plain.read(path)))  # type: ignore[misc]
+        for name in config.TRANSFORMS:
+            form = getattr(augmentation.forms(name, size), word)
+            view = augmentation.View(form, ("benchmark",))
+            sides[f"{name} {word}"] = items(dataset.Photos(paths, paths, [view]))
+            if isinstance(form, augmentation.Crop):
+                squares = dataset.Squares(len(paths))
+                cached = items(dataset.Photos(paths, paths, [view], squares=squares))
+                cached()
+                sides[f"{name} {word}, cached"] = cached
+    return sides
+
+
+def compare_with_v1(seconds: dict[str, float], suffix: str) -> str:
     """How many times as fast as v1 each transform type is, in training and validation."""
     return "   ".join(
-        f"{name} {seconds['v1 train'] / seconds[f'{name} train{how}']:.2f} "
-        f"{seconds['v1 valid'] / seconds[f'{name} valid{how}']:.2f}"
+        f"{name} {seconds['v1 train'] / seconds[f'{name} train{suffix}']:.2f} "
+        f"{seconds['v1 valid'] / seconds[f'{name} valid{suffix}']:.2f}"
         for name in config.TRANSFORMS
-        if f"{name} train{how}" in seconds
+        if f"{name} train{suffix}" in seconds
     )
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = timing.options(__doc__, rounds=5)
+    parser = harness.make_parser(__doc__, rounds=5)
     parser.add_argument("root", help="training root (train.csv and images/)")
     parser.add_argument("--image-size", type=int, nargs="+", default=[224, 96])
     parser.add_argument("--images", type=int, default=150, help="photographs of a turn")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    found = tables.read_train(args.root)["path"].tolist()
-    paths = found[:: max(1, len(found) // args.images)][: args.images]
+    print(harness.describe_machine())
+    paths = harness.spread(tables.read_train(args.root)["path"].tolist(), args.images)
     for size in args.image_size:
-        sides: dict[str, timing.Side] = {
-            "decode": over(paths, lambda path: Image.open(path).convert("RGB"))
-        }
-        for training in (True, False):
-            word = "train" if training else "valid"
-            sides[f"v1 {word}"] = over(paths, v1(size, training))
-            for name in config.TRANSFORMS:
-                forms = augmentation.forms(name, size)
-                view = augmentation.View(forms.train if training else forms.valid, ("benchmark",))
-                sides[f"{name} {word}"] = items(dataset.Photos(paths, paths, [view]))
-                if isinstance(view.form, augmentation.Crop):
-                    cached = dataset.Photos(
-                        paths, paths, [view], squares=dataset.Squares(len(paths))
-                    )
-                    sides[f"{name} {word}, cached"] = items(cached)
-                    sides[f"{name} {word}, cached"]()
+        sides = make_sides(paths, size)
         sides["decode"]()
-        seconds = timing.alternate(sides, args.rounds)
-        timing.show(
-            f"{len(paths)} photographs to {size} px on one core:", seconds, "images", "decode"
-        )
+        seconds = harness.median_seconds(sides, args.rounds)
+        title = f"{len(paths)} photographs to {size} px on one core:"
+        harness.print_rates(title, seconds, "images", "decode")
         print(
-            f"  times as fast as v1, training and validation: {against_v1(seconds, '')}   (aim: "
-            "1.5 for tta in training)"
+            f"  times as fast as v1, training and validation: {compare_with_v1(seconds, '')}"
+            "   (aim: 1.5 for tta in training)"
         )
-        print(
-            "  the same with --cache ram, from the second epoch on: "
-            f"{against_v1(seconds, ', cached')}"
-        )
+        cached = compare_with_v1(seconds, ", cached")
+        print(f"  the same with --cache ram, from the second epoch on: {cached}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(utils.run_script(main, Path(__file__).name))
+    harness.run_main(main, __file__)

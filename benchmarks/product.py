@@ -1,0 +1,167 @@
+"""The parts of the product that are timed: set up here, in one place, as its scripts do."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import augmentation
+import config
+import dataset
+import engine
+import loading
+import model as models
+import prepare
+import processes
+import training
+from benchmarks import harness
+
+FOLDS = 5
+
+
+def choose_compute(args: argparse.Namespace, batch_size: int) -> engine.Compute:
+    """Device, precision, threads and workers, by add_machine_options' arguments."""
+    names = ("device", "precision", "workers", "threads")
+    machine = config.MachineSettings(**{name: getattr(args, name) for name in names})
+    return processes.compute_for(machine, batch_size, prepare.ALONE, shared=False)
+
+
+def make_network(backbone: str, image_size: int, compute: engine.Compute) -> nn.Module:
+    """The network that train.py trains, on the device; random weights."""
+    network = models.build("VanillaEfficientNet", "main", backbone, image_size)
+    return models.place(network, compute.device)
+
+
+@dataclass(frozen=True)
+class FirstFold:
+    """Fold 0 of a run, ready to be trained."""
+
+    study: prepare.Study
+    fold: training.Fold
+
+    @property
+    def compute(self) -> engine.Compute:
+        return self.study.compute
+
+
+def prepare_fold(args: argparse.Namespace, **options: Any) -> FirstFold:
+    """Set up fold 0 as train.py does, with random weights; options: of TrainSettings."""
+    settings = config.TrainSettings(
+        train_root=args.root,
+        pretrained="none",
+        cv=FOLDS,
+        device=args.device,
+        precision=args.precision,
+        workers=args.workers,
+        threads=args.threads,
+        **options,
+    )
+    study, _ = prepare.set_up(settings.completed())
+    return FirstFold(study, training.prepare_fold(study, 0))
+
+
+class TimedLoader:
+    """A loader that counts the seconds spent waiting for its batches."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader, self.batch_sampler = loader, loader.batch_sampler
+        self.seconds = 0.0
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = iter(self.loader)
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            self.seconds += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
+
+class Training:
+    """A side: engine.train_epoch over photographs. A turn is an epoch; workers start in the first.
+
+    `seconds` and `waiting_seconds` add up over the turns.
+    """
+
+    def __init__(
+        self,
+        first: FirstFold,
+        photos: dataset.Photos,
+        indices: Sequence[int],
+        labels: Mapping[str, Tensor],
+    ) -> None:
+        self.fold, self.compute, self.labels = first.fold, first.compute, dict(labels)
+        size = self.compute.batch_size
+        self.batches = dataset.Batches(indices, size, ("benchmark",), least=2)
+        loader = loading.loader(photos, self.batches, self.compute.workers, self.compute.device)
+        self.loader, self.task = TimedLoader(loader), first.study.settings.task
+        self.seconds = 0.0
+
+    @property
+    def waiting_seconds(self) -> float:
+        """Of `seconds`, those without a batch."""
+        return self.loader.seconds
+
+    def reset(self) -> None:
+        """Forget the turns so far."""
+        self.seconds = self.loader.seconds = 0.0
+
+    def __call__(self) -> int:
+        start, fold = time.perf_counter(), self.fold
+        engine.train_epoch(
+            fold.learner, fold.recipe, self.loader, self.labels, self.task, self.compute, 0
+        )
+        self.batches.epoch += 1
+        self.seconds += time.perf_counter() - start
+        return len(self.batches.indices)
+
+
+def own_training(first: FirstFold, batches: int) -> Training:
+    """So many batches of the fold's own photographs, again and again where it has fewer."""
+    count, own = batches * first.compute.batch_size, first.fold.batches.indices
+    indices = (own * (count // len(own) + 1))[:count]
+    return Training(first, first.fold.training, indices, first.fold.labels)
+
+
+def repeated(first: FirstFold, count: int) -> tuple[dataset.Photos, dict[str, Tensor]]:
+    """`count` photographs, the same files again and again under other names, and their labels."""
+    form = augmentation.forms("random", first.study.settings.image_size).train
+    view = augmentation.View(form, ("benchmark",))
+    own = first.study.table["path"].tolist()
+    paths = [own[k % len(own)] for k in range(count)]
+    labels = {
+        task: values.repeat(count // len(values) + 1)[:count]
+        for task, values in first.fold.labels.items()
+    }
+    return dataset.Photos([str(k) for k in range(count)], paths, [view]), labels
+
+
+def prediction(
+    networks: Sequence[nn.Module],
+    plan: Sequence[Sequence[int]],
+    photos: dataset.Photos,
+    compute: engine.Compute,
+    indices: Sequence[int] | None = None,
+) -> harness.Side:
+    """A side: engine.predict over photographs (all, or `indices`); plan: see there."""
+
+    def side() -> int:
+        answers = engine.predict(networks, plan, photos, ["main"], compute, indices)
+        images: int = np.shape(answers["main"])[2]
+        return images
+
+    return side
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
