@@ -11,13 +11,13 @@ from PIL import Image
 import photographs
 from utils import UserError, progress, warn_counted
 
-NAMED = 5  # of the photographs that an error counts
+MAX_NAMED = 5  # of the photographs that an error counts
 
 
 def check_photos(
     names: Sequence[str],
     paths: Sequence[str],
-    look: Callable[[str], Image.Image] = photographs.open_photo,
+    look: Callable[[str], Image.Image] = photographs.open_image,
     workers: int = 4,
 ) -> list[tuple[str, str]]:
     """(name, problem) of every photograph that is no regular file, has no readable header, or whose
@@ -25,10 +25,10 @@ def check_photos(
 
     One warning counts those of another size than the competition's. Nothing is decoded, unless
     `look` does: about a tenth of a millisecond each where the disk is warm. `workers` threads wait
-    for a slow one. Raises as `photographs.blame_machine` does.
+    for a slow one. Raises as `photographs.raise_if_machine_failed` does.
     """
     with ThreadPoolExecutor(max(workers, 1)) as pool:
-        seen = pool.map(lambda path: photographs.look_over(path, look), paths)
+        seen = pool.map(lambda path: photographs.inspect_image(path, look), paths)
         looks = list(progress(seen, "checking photographs", len(paths)))
     warn_counted(
         [name for name, (_, other) in zip(names, looks, strict=True) if other],
@@ -37,15 +37,15 @@ def check_photos(
     return [(name, problem) for name, (problem, _) in zip(names, looks, strict=True) if problem]
 
 
-def unreadable(paths: Sequence[str], skip: bool) -> list[str]:
+def find_unreadable(paths: Sequence[str], skip: bool) -> list[str]:
     """The paths that cannot be read, in order. Raises UserError counting them, the first by name,
     unless they are to be skipped; and where none is left. Those to be skipped are found by decoding
     all, so that no later one stops the program.
     """
-    bad = check_photos(paths, paths, photographs.decoded if skip else photographs.open_photo)
+    bad = check_photos(paths, paths, photographs.decode_image if skip else photographs.open_image)
     if bad and (not skip or len(bad) == len(paths)):
-        first = "; ".join(f"{name!r} ({problem})" for name, problem in bad[:NAMED])
-        more = "; ..." if len(bad) > NAMED else ""
+        first = "; ".join(f"{name!r} ({problem})" for name, problem in bad[:MAX_NAMED])
+        more = "; ..." if len(bad) > MAX_NAMED else ""
         remedy = (
             "mend them"
             if skip
@@ -57,7 +57,7 @@ def unreadable(paths: Sequence[str], skip: bool) -> list[str]:
     return [path for path, _ in bad]
 
 
-def without_bad(tables: Sequence[pd.DataFrame], skip: bool) -> list[pd.DataFrame]:
+def drop_unreadable_rows(tables: Sequence[pd.DataFrame], skip: bool) -> list[pd.DataFrame]:
     """Tables of photographs (with `path`, `person`) without the rows that cannot be read, which is
     said with a count.
 
@@ -65,7 +65,7 @@ def without_bad(tables: Sequence[pd.DataFrame], skip: bool) -> list[pd.DataFrame
     `unreadable` does.
     """
     paths = [path for table in tables for path in table["path"]]
-    bad = unreadable(paths, skip)
+    bad = find_unreadable(paths, skip)
     kept = [table[~table["path"].isin(set(bad))].reset_index(drop=True) for table in tables]
     gone = [
         set(before["person"]) - set(after["person"])

@@ -206,7 +206,7 @@ def facerandom(size: int) -> Forms:
 
 def forms(name: str, size: int) -> Forms:
     """The forms of a registered transform type at the network's size."""
-    made: Forms = config.resolve(config.TRANSFORMS[name].target)(size)
+    made: Forms = config.import_target(config.TRANSFORMS[name].target)(size)
     return made
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 import config
-from utils import hidden_variable
+from utils import without_variable
 
-with hidden_variable(
+with without_variable(
     "MPLBACKEND"
 ):  # these charts need no backend, and one that is not installed would stop the import
     import matplotlib as mpl

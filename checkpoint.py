@@ -38,31 +38,31 @@ from utils import (
     RunError,
     UserError,
     atomic_write,
-    described,
-    first_process,
-    machine_failed,
-    make_folder,
-    new_folder,
+    create_folder,
+    create_new_folder,
+    is_machine_error,
+    is_rank_zero,
+    load_npz,
     printable,
-    read_arrays,
-    read_failure,
+    read_error,
     read_file,
     reason,
     refuse_irregular,
-    sweep,
+    remove_stale_writes,
+    short_repr,
     timestamp,
     warn,
     zip_members,
 )
 
 FORMAT = 1
-PREFIX = "kfold-ensemble-"
-VALIDATION = "validation.npz"  # every epoch's probabilities of the fold's held-out people
+RUN_DIR_PREFIX = "kfold-ensemble-"
+VALIDATION_FILE = "validation.npz"  # every epoch's probabilities of the fold's held-out people
 # a killed run's processes that read photographs hold its locks until they notice, for about 5
 # seconds
 LOCK_SECONDS = 15.0
-MOST_FOLDS = 1_000_000  # as --cv
-STATE = "state.pt"  # what an unfinished fold goes on from
+MAX_FOLDS = 1_000_000  # as --cv
+STATE_FILE = "state.pt"  # what an unfinished fold goes on from
 NO_LOCKS = {
     errno.ENOLCK,
     errno.ENOSYS,
@@ -70,13 +70,13 @@ NO_LOCKS = {
     errno.EOPNOTSUPP,
     errno.EINVAL,
 }  # the answers of drives without flock
-WRAPPED = (
+WRAPPER_KEYS = (
     "state_dict",
     "model_state_dict",
     "model",
 )  # where other programs put a model's weights, beside other things
-LONGEST_NAME = 300  # characters of a text in a checkpoint's metadata
-RUN_KINDS = {
+MAX_TEXT_CHARACTERS = 300  # characters of a text in a checkpoint's metadata
+RUN_JSON_TYPES = {
     "settings": dict,
     "data": dict,
     "chosen": dict,
@@ -85,14 +85,14 @@ RUN_KINDS = {
     "command": list,
     "resumed": list,
 }
-RUN_DEPTH = 8  # levels of run.json; a run writes 4
+MAX_RUN_JSON_DEPTH = 8  # levels of run.json; a run writes 4
 
 
 # --- names and contents
 
 
 @dataclass(frozen=True)
-class Info:
+class CheckpointInfo:
     """What is needed to use a checkpoint's weights alone."""
 
     model: str
@@ -119,20 +119,20 @@ class Checkpoint:
 
     path: Path
     weights: dict[str, Tensor]
-    info: Info | None
+    info: CheckpointInfo | None
     bare: bool = (
         False  # the file is a state dict and nothing else, as the original entry wrote them
     )
 
 
-NAME = re.compile(
+FILE_NAME = re.compile(
     r"Fold(?P<fold>\d+)_(?P<model>\w+?)_task\((?P<task>[^)]+)\)ep\((?P<epoch>\d+)\)f1\((?P<f1>[^)]+)\)"
     r"bs\((?P<batch_size>\d+)\)loss\((?P<loss>[^)]+)\)lr\((?P<lr>[^)]+)\)trans\((?P<transform>[^)]+)\)"
     r"optim\((?P<optim>[^)]+)\)crit\((?P<loss_type>[^)]+)\)seed\((?P<seed>\d+)\)\.pth"
 )
 
 
-def file_name(info: Info, settings: config.TrainSettings) -> str:
+def file_name(info: CheckpointInfo, settings: config.TrainSettings) -> str:
     """The long name that tells a checkpoint's story."""
     return (
         f"Fold{info.fold:02d}_{info.model}_task({info.task})ep({info.epoch})f1({info.macro_f1:.4f})"
@@ -141,11 +141,11 @@ def file_name(info: Info, settings: config.TrainSettings) -> str:
     )
 
 
-def info_from_name(file: str) -> Info | None:
+def info_from_name(file: str) -> CheckpointInfo | None:
     """What an older file's name tells; its backbone, size and padding are the recipe's. None for
     another name.
     """
-    match = NAME.fullmatch(file) or NAME.fullmatch(
+    match = FILE_NAME.fullmatch(file) or FILE_NAME.fullmatch(
         f"Fold00_{file}"
     )  # the original entry's single models have no fold
     name = model_names().get(match["model"], "") if match else ""
@@ -162,9 +162,9 @@ def info_from_name(file: str) -> Info | None:
         fold, epoch = int(match["fold"]), int(match["epoch"])
     except ValueError:
         return None
-    if not math.isfinite(f1) or fold > MOST_FOLDS:  # nothing could be ranked by it
+    if not math.isfinite(f1) or fold > MAX_FOLDS:  # nothing could be ranked by it
         return None
-    return Info(
+    return CheckpointInfo(
         name, match["task"], match["transform"], model.backbone, 224, None, fold, epoch, f1, loss
     )
 
@@ -179,16 +179,16 @@ def model_names() -> dict[str, str]:
     }
 
 
-def info_of_older(path: Path, weights: dict[str, Tensor]) -> Info | None:
+def info_of_older_file(path: Path, weights: dict[str, Tensor]) -> CheckpointInfo | None:
     """What is known of a file without metadata: by its name, or by `f1(0.81)` in it, the name of
     its tree (kfold-ensemble-<model>...) and the outputs of its last layer. None where that is not
     enough.
     """
     number = re.fullmatch(r"fold(\d{1,7})", path.absolute().parent.name)
-    fold = min(int(number[1]), MOST_FOLDS) if number else 0
+    fold = min(int(number[1]), MAX_FOLDS) if number else 0
     info = info_from_name(path.name)
     if info is not None:
-        return info if NAME.fullmatch(path.name) else dataclasses.replace(info, fold=fold)
+        return info if FILE_NAME.fullmatch(path.name) else dataclasses.replace(info, fold=fold)
     told = {
         name: re.search(rf"{name}\(([^)]+)\)", path.name) for name in ("f1", "ep", "task", "trans")
     }
@@ -197,7 +197,7 @@ def info_of_older(path: Path, weights: dict[str, Tensor]) -> Info | None:
     names = [
         name
         for name in model_names()
-        if re.match(rf"{PREFIX}{re.escape(name)}(?![A-Za-z0-9])", tree)
+        if re.match(rf"{RUN_DIR_PREFIX}{re.escape(name)}(?![A-Za-z0-9])", tree)
     ]
     if not number or not names or not re.fullmatch(r"\d{1,3}(\.\d{1,20})?", text["f1"]):
         return None
@@ -211,7 +211,7 @@ def info_of_older(path: Path, weights: dict[str, Tensor]) -> Info | None:
         return None
     transform = text["trans"] if text["trans"] in config.TRANSFORMS else "base"
     epoch = int(text["ep"]) if re.fullmatch(r"\d{1,7}", text["ep"]) else 0
-    return Info(
+    return CheckpointInfo(
         model,
         task,
         transform,
@@ -225,7 +225,7 @@ def info_of_older(path: Path, weights: dict[str, Tensor]) -> Info | None:
     )
 
 
-def write(path: Path, weights: dict[str, Tensor], info: Info) -> None:
+def save_checkpoint(path: Path, weights: dict[str, Tensor], info: CheckpointInfo) -> None:
     """Save weights and what is needed to use them, as plain types and tensors, under the final name
     at once.
     """
@@ -255,7 +255,7 @@ def safe_load(path: Path, mapped: bool = False) -> dict[str, Any]:
             except (RuntimeError, ValueError):  # the format before torch 1.6 cannot be mapped
                 loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # over damaged bytes the unpickler raises nearly every kind there is
-        known = "" if machine_failed(error) else something_else(path)
+        known = "" if is_machine_error(error) else describe_foreign_file(path)
         if known:
             raise UserError(f"{path}: {known}") from None
         # torch's own words advise to unpickle it all the same
@@ -264,7 +264,7 @@ def safe_load(path: Path, mapped: bool = False) -> dict[str, Any]:
             if isinstance(error, pickle.UnpicklingError)
             else reason(error)
         )
-        raise read_failure(
+        raise read_error(
             path, error, f"{path}: cannot be read safely as weights ({why}); use another file"
         ) from None
     if not isinstance(loaded, dict):
@@ -288,7 +288,7 @@ def refuse_packed(path: Path) -> None:
         raise ValueError(f"{size:,} bytes unpacked from {held:,}, and torch packs nothing")
 
 
-PACKED = (
+ARCHIVE_MAGIC = (
     b"\x1f\x8b",
     b"BZh",
     b"\xfd7zXZ",
@@ -298,7 +298,7 @@ PACKED = (
 )  # gzip, bzip2, xz, 7z, rar, zstandard
 
 
-def something_else(path: Path) -> str:
+def describe_foreign_file(path: Path) -> str:
     """What a file that torch cannot read is by its first bytes, and what to do; empty where they
     say nothing.
     """
@@ -327,7 +327,7 @@ def something_else(path: Path) -> str:
             f"a zip file of other files ({printable(names[0])[:100]}); unpack it, and name the "
             "one with the weights"
         )
-    if start.startswith(PACKED):
+    if start.startswith(ARCHIVE_MAGIC):
         return "a packed file; unpack it, and name the file inside"
     if start.startswith(b"\x89HDF"):
         return "an HDF5 file, of Keras perhaps; only files that torch.save wrote are read"
@@ -348,7 +348,7 @@ def sha256(path: Path) -> str:
         )
 
 
-def read(path: Path, mapped: bool = False) -> Checkpoint:
+def load_checkpoint(path: Path, mapped: bool = False) -> Checkpoint:
     """A checkpoint, or other weights described by their file's name where that tells enough. Raises
     UserError.
 
@@ -361,17 +361,17 @@ def read(path: Path, mapped: bool = False) -> Checkpoint:
         if not is_state_dict(weights):
             raise UserError(f"{path}: holds no state dict; use a checkpoint or a state dict")
         return Checkpoint(path, weights, info)
-    weights = unwrapped(loaded, path)
+    weights = find_state_dict(loaded, path)
     prefix = common_prefix(weights)
     if prefix:
-        note(path, f"all names of its weights begin with {prefix[:100]!r}, which is dropped")
+        note_once(path, f"all names of its weights begin with {prefix[:100]!r}, which is dropped")
         weights = {name.removeprefix(prefix): value for name, value in weights.items()}
-    return Checkpoint(path, weights, info_of_older(path, weights), bare=is_state_dict(loaded))
+    return Checkpoint(path, weights, info_of_older_file(path, weights), bare=is_state_dict(loaded))
 
 
-def note(path: Path, text: str) -> None:
+def note_once(path: Path, text: str) -> None:
     """One line on how a file was read; for the many of a tree it is the same one."""
-    if first_process():
+    if is_rank_zero():
         warn(
             f"{path.parent.parent if re.fullmatch(r'fold[0-9]+', path.parent.name) else path}: "
             f"{text}"
@@ -389,7 +389,7 @@ def is_state_dict(value: object) -> bool:
     )
 
 
-def unwrapped(loaded: dict[str, Any], path: Path) -> dict[str, Tensor]:
+def find_state_dict(loaded: dict[str, Any], path: Path) -> dict[str, Tensor]:
     """The state dict that a file is, or holds as one of its entries, which one line names. Raises
     UserError for none, and for several under unknown names.
     """
@@ -398,18 +398,18 @@ def unwrapped(loaded: dict[str, Any], path: Path) -> dict[str, Tensor]:
     parts = [
         name for name, value in loaded.items() if isinstance(name, str) and is_state_dict(value)
     ]
-    known = [name for name in WRAPPED if name in parts] or parts
-    shown = ", ".join(described(name) for name in parts[:5])
+    known = [name for name in WRAPPER_KEYS if name in parts] or parts
+    shown = ", ".join(short_repr(name) for name in parts[:5])
     if not known:
         raise UserError(f"{path}: holds no state dict; use a checkpoint or a state dict")
-    if len(known) > 1 and known[0] not in WRAPPED:
+    if len(known) > 1 and known[0] not in WRAPPER_KEYS:
         raise UserError(
             f"{path}: holds {len(parts)} state dicts ({shown}); save the one you mean in a file "
             "of its own"
         )
-    note(
+    note_once(
         path,
-        f"its weights are those in {described(known[0])}"
+        f"its weights are those in {short_repr(known[0])}"
         + (f" (it holds {shown})" if len(parts) > 1 else ""),
     )
     weights: dict[str, Tensor] = loaded[known[0]]
@@ -433,22 +433,24 @@ def common_prefix(names: Iterable[str]) -> str:
     return "".join(f"{part}." for part in shared)
 
 
-def _checked_info(plain: Any, path: Path) -> Info:
+def _checked_info(plain: Any, path: Path) -> CheckpointInfo:
     if not isinstance(plain, dict):
         raise UserError(f"{path}: its metadata is missing; use another file")
-    for member in dataclasses.fields(Info):
+    for member in dataclasses.fields(CheckpointInfo):
         value = plain.get(member.name)
         if member.name not in plain or not is_plain(value, str(member.type)):
             raise UserError(
-                f"{path}: its metadata gives {member.name} as {described(value)}; use another file"
+                f"{path}: its metadata gives {member.name} as {short_repr(value)}; use another file"
             )
-    info = Info(**{member.name: plain[member.name] for member in dataclasses.fields(Info)})
+    info = CheckpointInfo(
+        **{member.name: plain[member.name] for member in dataclasses.fields(CheckpointInfo)}
+    )
     low, high = 16, 2048  # as --image-size
     sizes = low <= info.image_size <= high and (info.padding is None or low <= info.padding <= high)
-    counts = all(0 <= count <= MOST_FOLDS for count in (info.fold, info.epoch))
+    counts = all(0 <= count <= MAX_FOLDS for count in (info.fold, info.epoch))
     if not sizes or not 0 <= info.macro_f1 <= 1 or not counts:
         shown = ", ".join(
-            f"{name.replace('_', ' ')} {described(getattr(info, name))}"
+            f"{name.replace('_', ' ')} {short_repr(getattr(info, name))}"
             for name in ("image_size", "padding", "macro_f1", "fold", "epoch")
         )
         raise UserError(f"{path}: its metadata is out of range ({shown}); use another file")
@@ -456,7 +458,7 @@ def _checked_info(plain: Any, path: Path) -> Info:
     for name, registry in known:
         if getattr(info, name) not in registry:
             raise UserError(
-                f"{path}: its {name} {described(getattr(info, name))} is unknown here; add it to "
+                f"{path}: its {name} {short_repr(getattr(info, name))} is unknown here; add it to "
                 "config.py"
             )
     try:
@@ -479,7 +481,7 @@ def is_plain(value: object, kind: str) -> bool:
             is_plain(k, "str") and isinstance(v, float) for k, v in value.items()
         )
     if kind == "str":
-        return isinstance(value, str) and len(value) <= LONGEST_NAME
+        return isinstance(value, str) and len(value) <= MAX_TEXT_CHARACTERS
     return type(value).__name__ in kind.replace("None", "NoneType").split(" | ")
 
 
@@ -487,7 +489,7 @@ def is_plain(value: object, kind: str) -> bool:
 
 
 @dataclass
-class Kept:
+class KeptCheckpoint:
     """One of a fold's best checkpoints."""
 
     file: str
@@ -510,26 +512,31 @@ class FoldState:
     sums: list[float] = field(
         default_factory=list
     )  # what metrics.RunningLoss has counted in those steps
-    kept: list[Kept] = field(default_factory=list)
+    kept: list[KeptCheckpoint] = field(default_factory=list)
     history: list[dict[str, float]] = field(default_factory=list)  # a row per epoch
     probabilities: dict[str, list[np.ndarray]] = field(
         default_factory=dict
     )  # task -> [images, classes] per epoch
 
 
-def save_best(
-    folder: Path, kept: list[Kept], new: Kept, weights: dict[str, Tensor], info: Info, top: int
+def save_if_best(
+    folder: Path,
+    kept: list[KeptCheckpoint],
+    new: KeptCheckpoint,
+    weights: dict[str, Tensor],
+    info: CheckpointInfo,
+    top: int,
 ) -> None:
     """Save the new checkpoint if it is among the `top` best; updates `kept`. What it displaces
     stays (see `tidy`).
     """
     ranked = sorted([*kept, new], key=lambda k: k.rank)
     if new not in ranked[top:]:
-        write(folder / new.file, weights, info)
+        save_checkpoint(folder / new.file, weights, info)
         kept[:] = ranked[:top]
 
 
-def tidy(folder: Path, kept: list[Kept]) -> None:
+def delete_displaced(folder: Path, kept: list[KeptCheckpoint]) -> None:
     """Delete the checkpoints of a fold that are not among its best.
 
     Called after the state that lists `kept` is safe on the disk, so that every file which a state
@@ -537,24 +544,24 @@ def tidy(folder: Path, kept: list[Kept]) -> None:
     """
     files = {best.file for best in kept}
     for path in folder.glob("*.pth"):
-        if path.name not in files and NAME.fullmatch(path.name):
+        if path.name not in files and FILE_NAME.fullmatch(path.name):
             path.unlink(missing_ok=True)
 
 
-def write_state(folder: Path, state: FoldState, learner: dict[str, Any]) -> None:
+def save_fold_state(folder: Path, state: FoldState, learner: dict[str, Any]) -> None:
     """Keep what a fold goes on from; learner: state dicts of model, optimizer and scaler. The
     probabilities of complete epochs are not repeated here: `write_validation` comes first.
     """
     plain = dataclasses.asdict(dataclasses.replace(state, probabilities={}))
-    with atomic_write(folder / STATE) as file:
+    with atomic_write(folder / STATE_FILE) as file:
         torch.save({"format": FORMAT, "state": plain, "learner": learner}, file)
 
 
-def read_state(folder: Path) -> tuple[FoldState, dict[str, Any]] | None:
+def load_fold_state(folder: Path) -> tuple[FoldState, dict[str, Any]] | None:
     """(state, state dicts) of a fold that was begun, None where nothing was kept. Raises UserError
     for a damaged file.
     """
-    path = folder / STATE
+    path = folder / STATE_FILE
     if not path.exists():
         return None
     loaded = safe_load(path, mapped=False)
@@ -562,18 +569,22 @@ def read_state(folder: Path) -> tuple[FoldState, dict[str, Any]] | None:
     try:
         plain, learner = loaded["state"], loaded["learner"]
         state = FoldState(
-            **{**plain, "kept": [Kept(**kept) for kept in plain["kept"]], "probabilities": {}}
+            **{
+                **plain,
+                "kept": [KeptCheckpoint(**kept) for kept in plain["kept"]],
+                "probabilities": {},
+            }
         )
         ({**learner["model"]}, {**learner["optimizer"]}, {**learner["scaler"]})
-        if not plausible(state):
+        if not is_plausible(state):
             raise TypeError("its counts are none")
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: holds no state of a fold ({reason(error)}); {remedy}") from None
-    with_probabilities(folder, state)
+    add_probabilities(folder, state)
     return state, learner
 
 
-def plausible(state: FoldState) -> bool:
+def is_plausible(state: FoldState) -> bool:
     """Whether a state that was read holds what `write_state` writes: plain types of the right
     kinds, in their ranges.
     """
@@ -604,13 +615,13 @@ def plausible(state: FoldState) -> bool:
     return sums and kept and rows
 
 
-def with_probabilities(folder: Path, state: FoldState) -> None:
+def add_probabilities(folder: Path, state: FoldState) -> None:
     """Fill a state's probabilities of the epochs it counts from the fold's own file. Raises
     UserError where they lack.
     """
     if not state.epoch:
         return
-    arrays = read_arrays(folder / VALIDATION, f"remove {folder} to train it again") or {}
+    arrays = load_npz(folder / VALIDATION_FILE, f"remove {folder} to train it again") or {}
     told = {
         name.removeprefix("probs_"): array
         for name, array in arrays.items()
@@ -622,18 +633,20 @@ def with_probabilities(folder: Path, state: FoldState) -> None:
     )
     if not told or len(state.history) != state.epoch or not all(whole):
         raise UserError(
-            f"{folder / STATE}: counts epochs that {VALIDATION} lacks; remove {folder} to train "
+            f"{folder / STATE_FILE}: counts epochs that {VALIDATION_FILE} lacks; remove {folder} "
+            "to train "
             "the fold again"
         )
     if not all(np.isfinite(array).all() for array in told.values()):
         raise UserError(
-            f"{folder / VALIDATION}: damaged (it holds what is no number); remove {folder} to "
+            f"{folder / VALIDATION_FILE}: damaged (it holds what is no number); remove {folder} "
+            "to "
             "train the fold again"
         )
     state.probabilities = {task: list(array[: state.epoch]) for task, array in told.items()}
 
 
-def write_validation(folder: Path, state: FoldState, files: list[str]) -> None:
+def save_validation(folder: Path, state: FoldState, files: list[str]) -> None:
     """Keep every epoch's validation probabilities: one array [epochs, images, classes] per task,
     and the file names.
     """
@@ -644,14 +657,14 @@ def write_validation(folder: Path, state: FoldState, files: list[str]) -> None:
             ",".join(f"{row.get(c, math.nan):.8g}" for c in columns) + "\n" for row in state.history
         )
     arrays = {f"probs_{task}": np.stack(rows) for task, rows in state.probabilities.items()}
-    with atomic_write(folder / VALIDATION) as file:
+    with atomic_write(folder / VALIDATION_FILE) as file:
         np.savez_compressed(file, files=np.array(files), **arrays)  # type: ignore[arg-type]
 
 
-def read_validation(folder: Path, task: str) -> tuple[list[str], np.ndarray] | None:
+def load_validation(folder: Path, task: str) -> tuple[list[str], np.ndarray] | None:
     """(file names, [epochs, images, classes]) of a fold, None where it has none."""
-    path = folder / VALIDATION
-    arrays = read_arrays(path, f"remove {folder} to train it again")
+    path = folder / VALIDATION_FILE
+    arrays = load_npz(path, f"remove {folder} to train it again")
     if arrays is None:
         return None
     files, probabilities = arrays.get("files"), arrays.get(f"probs_{task}")
@@ -677,31 +690,35 @@ def read_validation(folder: Path, task: str) -> tuple[list[str], np.ndarray] | N
 # --- the tree
 
 
-def open_tree(settings: config.TrainSettings) -> Path:
+def open_run_dir(settings: config.TrainSettings) -> Path:
     """The folder of a run: new, or that of --run-name or --resume, whose settings must agree.
     Raises UserError.
     """
-    parent, name = Path(settings.save_path), PREFIX + settings.model_type
+    parent, name = Path(settings.save_path), RUN_DIR_PREFIX + settings.model_type
     if settings.resume is not None:
-        return unfinished_tree(settings)
+        return find_unfinished_run(settings)
     if settings.run_name is None:
-        return new_folder(parent, name if not (parent / name).exists() else f"{name}_{timestamp()}")
+        return create_new_folder(
+            parent, name if not (parent / name).exists() else f"{name}_{timestamp()}"
+        )
     if not re.fullmatch(r"[\w.-]+", settings.run_name):
         raise UserError(
             f"--run-name {settings.run_name!r}: use letters, digits, dots, hyphens and underscores"
         )
     tree = parent / f"{name}_{settings.run_name}"
-    make_folder(tree)
-    if read_run(tree) or fold_folders(tree):
-        check_agrees(settings, tree, f"--run-name {settings.run_name}", "choose another --run-name")
+    create_folder(tree)
+    if read_run_json(tree) or fold_dirs(tree):
+        check_same_settings(
+            settings, tree, f"--run-name {settings.run_name}", "choose another --run-name"
+        )
     return tree
 
 
-def unfinished_tree(settings: config.TrainSettings) -> Path:
+def find_unfinished_run(settings: config.TrainSettings) -> Path:
     """The tree that --resume means: the newest unfinished one of the same settings, or the one
     named. Raises UserError.
     """
-    parent, name = Path(settings.save_path), PREFIX + settings.model_type
+    parent, name = Path(settings.save_path), RUN_DIR_PREFIX + settings.model_type
     if settings.resume != config.NEWEST:
         named = [parent / str(settings.resume), parent / f"{name}_{settings.resume}"]
         tree = next((p for p in named if (p / "run.json").is_file()), None)
@@ -709,34 +726,34 @@ def unfinished_tree(settings: config.TrainSettings) -> Path:
             raise UserError(
                 f"--resume {settings.resume}: no such run in {parent}; name a folder that is there"
             )
-        check_agrees(settings, tree, "--resume", "give the settings it began with")
+        check_same_settings(settings, tree, "--resume", "give the settings it began with")
         return tree
     runs = [
         p
-        for p in parent.glob(f"{PREFIX}*")
-        if (p / "run.json").is_file() and not complete(read_run(p))
+        for p in parent.glob(f"{RUN_DIR_PREFIX}*")
+        if (p / "run.json").is_file() and not is_complete(read_run_json(p))
     ]
-    runs.sort(key=lambda p: (started(p), p.name), reverse=True)
+    runs.sort(key=lambda p: (start_time(p), p.name), reverse=True)
     if not runs:
         raise UserError(f"--resume: no unfinished run in {parent}; leave --resume out to start one")
-    same = next((p for p in runs if not disagreements(settings, p)), None)
+    same = next((p for p in runs if not differing_settings(settings, p)), None)
     if same is None:
-        check_agrees(settings, runs[0], "--resume", "give the settings it began with")
+        check_same_settings(settings, runs[0], "--resume", "give the settings it began with")
     return same or runs[0]
 
 
-def complete(run: dict[str, Any]) -> bool:
+def is_complete(run: dict[str, Any]) -> bool:
     """Whether a run.json tells of a run that ended with all its folds; a fold that failed is tried
     again.
     """
     return "finished" in run and not run.get("failed")
 
 
-def disagreements(settings: config.TrainSettings, tree: Path) -> list[str]:
+def differing_settings(settings: config.TrainSettings, tree: Path) -> list[str]:
     """`--lr 0.001 (now 0.01)`: the settings that a result hangs on and a tree's run had otherwise.
     Raises UserError.
     """
-    before = read_run(tree).get("settings")
+    before = read_run_json(tree).get("settings")
     if not isinstance(before, dict):
         raise UserError(f"{tree}: has no run.json with settings; start a new run")
     now = json.loads(json.dumps(result_settings(settings)))
@@ -747,9 +764,11 @@ def disagreements(settings: config.TrainSettings, tree: Path) -> list[str]:
     ]
 
 
-def check_agrees(settings: config.TrainSettings, tree: Path, option: str, remedy: str) -> None:
+def check_same_settings(
+    settings: config.TrainSettings, tree: Path, option: str, remedy: str
+) -> None:
     """Raise UserError naming the settings that a tree's run had otherwise."""
-    differ = disagreements(settings, tree)
+    differ = differing_settings(settings, tree)
     if differ:
         raise UserError(f"{option}: {tree} was trained with {', '.join(differ)}; {remedy}")
 
@@ -779,7 +798,7 @@ def _try_lock(handle: int, folder: Path) -> bool | None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, needed: bool = True) -> Iterator[None]:
+def fold_lock(folder: Path, needed: bool = True) -> Iterator[None]:
     """Make a fold's folder, keep other processes on this machine out of it, and delete what a
     killed one was writing there.
 
@@ -799,7 +818,7 @@ def locked(folder: Path, needed: bool = True) -> Iterator[None]:
                     "--run-name"
                 )
             time.sleep(0.1)
-        sweep(folder, of_living=bool(exclusive))
+        remove_stale_writes(folder, of_living=bool(exclusive))
         yield
     finally:
         if handle >= 0:
@@ -831,7 +850,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         file.write("\n")
 
 
-def read_run(tree: Path) -> dict[str, Any]:
+def read_run_json(tree: Path) -> dict[str, Any]:
     """run.json of a tree; empty where there is none (older trees). Raises UserError for a damaged
     one: what it holds is of the kinds that a run writes, and no deeper.
     """
@@ -841,33 +860,34 @@ def read_run(tree: Path) -> dict[str, Any]:
         return {}
     except (OSError, ValueError, RecursionError) as error:
         path = tree / "run.json"
-        raise read_failure(
+        raise read_error(
             path, error, f"{path}: damaged ({reason(error)}); restore or remove it"
         ) from None
     if not isinstance(content, dict):
         raise UserError(f"{tree / 'run.json'}: holds no settings; restore or remove it")
-    for name, kind in RUN_KINDS.items():
+    for name, kind in RUN_JSON_TYPES.items():
         if name in content and not isinstance(content[name], kind):
             raise UserError(
                 f"{tree / 'run.json'}: its {name!r} is no {kind.__name__}; restore or remove it"
             )
-    if deeper(content, RUN_DEPTH):
+    if is_nested_deeper(content, MAX_RUN_JSON_DEPTH):
         raise UserError(
-            f"{tree / 'run.json'}: damaged (more than {RUN_DEPTH} levels deep); restore or remove "
+            f"{tree / 'run.json'}: damaged (more than {MAX_RUN_JSON_DEPTH} levels deep); restore "
+            "or remove "
             "it"
         )
     return content
 
 
-def deeper(value: object, levels: int) -> bool:
+def is_nested_deeper(value: object, levels: int) -> bool:
     """Whether lists and dictionaries lie within each other deeper than so many levels."""
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return isinstance(value, (dict, list)) and (
-        levels == 0 or any(deeper(part, levels - 1) for part in inside)
+        levels == 0 or any(is_nested_deeper(part, levels - 1) for part in inside)
     )
 
 
-def fold_folders(tree: Path) -> list[Path]:
+def fold_dirs(tree: Path) -> list[Path]:
     """fold00, fold01 ... of a tree."""
     return sorted(p for p in tree.glob("fold*") if p.is_dir() and re.fullmatch(r"fold\d+", p.name))
 
@@ -877,36 +897,37 @@ def fold_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.pth") if not path.name.startswith("."))
 
 
-def started(tree: Path) -> float:
+def start_time(tree: Path) -> float:
     """When a tree's run began, in seconds since 1970; of older trees their folder's time."""
-    when = read_run(tree).get("started")
+    when = read_run_json(tree).get("started")
     try:
         return time.mktime(time.strptime(str(when)[:19], "%Y-%m-%dT%H:%M:%S"))
     except (ValueError, OverflowError):
         return tree.stat().st_mtime
 
 
-def trees_below(parent: Path) -> list[Path]:
+def list_run_dirs(parent: Path) -> list[Path]:
     """The kfold trees in a folder that hold a checkpoint, the newest first."""
     trees = [
         p
-        for p in parent.glob(f"{PREFIX}*")
-        if p.is_dir() and any(map(fold_checkpoints, fold_folders(p)))
+        for p in parent.glob(f"{RUN_DIR_PREFIX}*")
+        if p.is_dir() and any(map(fold_checkpoints, fold_dirs(p)))
     ]
-    return sorted(trees, key=lambda p: (started(p), p.name), reverse=True)
+    return sorted(trees, key=lambda p: (start_time(p), p.name), reverse=True)
 
 
-def find_tree(root: str) -> Path:
+def find_run_dir(root: str) -> Path:
     """The tree that a folder is or holds. Raises UserError."""
     parent = Path(root)
     if not parent.is_dir():
         raise UserError(f"--root {root}: no such folder; name a kfold-ensemble-* folder")
-    if fold_folders(parent):
+    if fold_dirs(parent):
         return parent
-    trees = trees_below(parent)
+    trees = list_run_dirs(parent)
     if not trees:
         raise UserError(
-            f"--root {root}: no {PREFIX}*/fold00 with a checkpoint in it; train first, or name a "
+            f"--root {root}: no {RUN_DIR_PREFIX}*/fold00 with a checkpoint in it; train first, or "
+            "name a "
             "tree"
         )
     if len(trees) > 1:
@@ -917,16 +938,16 @@ def find_tree(root: str) -> Path:
     return trees[0]
 
 
-def read_described(
+def load_described(
     path: Path, model: str | None = None, task: str = "main", mapped: bool = True
-) -> tuple[Checkpoint, Info]:
+) -> tuple[Checkpoint, CheckpointInfo]:
     """A checkpoint that tells what it is; of a bare state dict, model and task may do so. Raises
     UserError for another.
     """
-    found = read(path, mapped)
+    found = load_checkpoint(path, mapped)
     info = found.info
     if info is None and model is not None:
-        info = Info(
+        info = CheckpointInfo(
             model,
             task,
             "base",
@@ -945,13 +966,15 @@ def read_described(
             "tell both to submit_singular.py (--model-type, --task)"
         )
     return (
-        dataclasses.replace(found, weights=mask_as_here(found.weights, info, path))
+        dataclasses.replace(found, weights=reorder_mask_outputs(found.weights, info, path))
         if found.bare
         else found
     ), info
 
 
-def mask_as_here(weights: dict[str, Tensor], info: Info, path: Path) -> dict[str, Tensor]:
+def reorder_mask_outputs(
+    weights: dict[str, Tensor], info: CheckpointInfo, path: Path
+) -> dict[str, Tensor]:
     """A bare file's weights with the mask head's outputs in today's order: the original entry,
     whose files had no metadata, numbered a mask worn incorrectly 0 and one worn rightly 1. One line
     says so.
@@ -972,7 +995,7 @@ def mask_as_here(weights: dict[str, Tensor], info: Info, path: Path) -> dict[str
         and weights[name].is_floating_point()
     }
     if swapped:
-        note(
+        note_once(
             path,
             "without metadata, so by the original entry: its mask outputs incorrect, wear are "
             "taken as wear, incorrect",
@@ -980,9 +1003,9 @@ def mask_as_here(weights: dict[str, Tensor], info: Info, path: Path) -> dict[str
     return {**weights, **swapped}
 
 
-def ranked_members(folder: Path) -> list[tuple[Checkpoint, Info]]:
+def load_ranked(folder: Path) -> list[tuple[Checkpoint, CheckpointInfo]]:
     """A fold's checkpoints, the best by validation macro F1 first."""
-    found = [read_described(path) for path in fold_checkpoints(folder)]
+    found = [load_described(path) for path in fold_checkpoints(folder)]
     return sorted(found, key=lambda pair: (-pair[1].macro_f1, pair[1].epoch, pair[0].path.name))
 
 
@@ -999,7 +1022,7 @@ def member_name(path: Path, tree: Path) -> str:
     return inside.with_name(own).as_posix()
 
 
-def disk_free(path: Path) -> int:
+def free_disk_bytes(path: Path) -> int:
     """Bytes free where `path` is or will be."""
     there = next(p for p in (path, *path.absolute().parents) if p.exists())
     return shutil.disk_usage(there).free

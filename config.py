@@ -121,7 +121,7 @@ def head(name: str) -> Task | InnerHead:
     return INNER_HEADS[name] if name in INNER_HEADS else TASKS[name]
 
 
-def answered(head: str) -> tuple[str, ...]:
+def tasks_answered_by(head: str) -> tuple[str, ...]:
     """The tasks that a head answers by itself."""
     return tuple(INNER_HEADS[head].answers) if head in INNER_HEADS else (head,)
 
@@ -129,7 +129,7 @@ def answered(head: str) -> tuple[str, ...]:
 PARTS = ("mask", "gender", "ageg")  # what the 18 classes are made of
 
 
-def judged(task: str) -> str:
+def scoring_task(task: str) -> str:
     """The task whose classes the macro F1 of `task` is counted in: itself, or a regression's
     groups.
     """
@@ -206,7 +206,7 @@ class Transform:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Preset:
     """Settings of train.py under one name, {field: value}; an option that is given itself goes
     before.
     """
@@ -321,12 +321,12 @@ TRANSFORMS: dict[str, Transform] = {
     ),
 }
 
-RECIPES: dict[str, Recipe] = {
-    "seed": Recipe(
+PRESETS: dict[str, Preset] = {
+    "seed": Preset(
         {"cv": 5, "transform_type": "tta", "lr": 0.001},
         "the winning line of the recipe that this toolkit grew from",
     ),
-    "strong": Recipe(
+    "strong": Preset(
         {
             "cv": 5,
             "model_type": "Factorised",
@@ -359,9 +359,9 @@ METHOD_ALIASES = {"soft": "softvoting", "hard": "hardvoting"}
 TIMM = "timm:"  # before the names of timm's backbones
 NEWEST = "newest"  # --resume without a name
 AUTO = "auto"  # --transform-type: the form that the checkpoint's own validation used
-MOST_VIEWS = 1000  # of --tta
+MAX_VIEWS = 1000  # of --tta
 
-REMOVED = {  # option of earlier versions: why it is gone
+REMOVED_OPTIONS = {  # option of earlier versions: why it is gone
     "--prior-shift": "what it changed in macro F1 lay between -0.085 and +0.09",
     "--decision": "the rule for macro F1 gained +0.003 out of fold (-0.007 to +0.013)",
     "--weights": (
@@ -370,7 +370,7 @@ REMOVED = {  # option of earlier versions: why it is gone
 }
 
 
-def resolve(target: str) -> Any:
+def import_target(target: str) -> Any:
     """Import "module:attribute"."""
     module, _, attribute = target.partition(":")
     return getattr(importlib.import_module(module), attribute)
@@ -401,7 +401,7 @@ def backbone_entry(name: str) -> Backbone:
     raise UserError(f"--backbone {name}: unknown; choose from {', '.join(BACKBONES)}")
 
 
-def for_views(transform: str, views: int) -> str:
+def random_form_of(transform: str, views: int) -> str:
     """The transform to take for so many views: itself, or for several of a fixed one the one with
     random views.
     """
@@ -448,14 +448,14 @@ class Range:
             ) from None
         if not self.low <= value <= self.high or (self.above and value == self.low):
             bounds = (
-                f"{'above' if self.above else 'at least'} {in_digits(self.low)} and at most "
-                f"{in_digits(self.high)}"
+                f"{'above' if self.above else 'at least'} {plain_number(self.low)} and at most "
+                f"{plain_number(self.high)}"
             )
             raise argparse.ArgumentTypeError(f"{text[:40]} is out of range: it must be {bounds}")
         return value
 
 
-def in_digits(number: float) -> str:
+def plain_number(number: float) -> str:
     """A bound as people write it: 0.5, 1,000,000."""
     return f"{int(number):,}" if number == int(number) else f"{number:g}"
 
@@ -486,7 +486,7 @@ class Choice:
         return known[text.casefold()]
 
 
-def whole_numbers(text: str) -> tuple[int, ...]:
+def parse_fold_numbers(text: str) -> tuple[int, ...]:
     """`0,3` -> (0, 3)."""
     if not re.fullmatch(r"\d{1,7}(,\d{1,7})*", text, re.ASCII):
         raise argparse.ArgumentTypeError(
@@ -495,7 +495,7 @@ def whole_numbers(text: str) -> tuple[int, ...]:
     return tuple(sorted({int(part) for part in text.split(",")}))
 
 
-def schedule_name(text: str) -> str:
+def parse_schedule(text: str) -> str:
     """`cosine`, `none`, or `cosine:10`: restarting every 10 epochs."""
     name, colon, cycle = text.casefold().partition(":")
     if colon and name == "cosine":
@@ -503,7 +503,7 @@ def schedule_name(text: str) -> str:
     return Choice(SCHEDULES)(text)
 
 
-def weights_source(text: str) -> str:
+def parse_weights_source(text: str) -> str:
     """`imagenet` and `none` in any case; a path as it is."""
     return text.casefold() if text.casefold() in ("imagenet", "none") else text
 
@@ -549,7 +549,9 @@ BESIDE = ""  # what few need: told below the groups of --help
 class MachineSettings:
     """Where and how fast; nothing here changes what is computed beyond rounding."""
 
-    again: ClassVar[str] = "start it again"  # the remedy once what stopped the command is mended
+    retry_remedy: ClassVar[str] = (
+        "start it again"  # the remedy once what stopped the command is mended
+    )
 
     device: str = option(MACHINE, "auto, cpu, cuda, cuda:1, mps ...", "auto", metavar="NAME")
     workers: int | None = option(
@@ -565,7 +567,7 @@ class MachineSettings:
 class TrainSettings(MachineSettings):
     """Everything `train.py` is asked for; `completed()` fills what depends on other options."""
 
-    again: ClassVar[str] = "go on with --resume"
+    retry_remedy: ClassVar[str] = "go on with --resume"
 
     task: str = option(DATA, "what to learn", "main", Choice(TASKS))
     train_root: str = option(
@@ -621,7 +623,7 @@ class TrainSettings(MachineSettings):
         MODEL,
         "where the backbone's weights come from: imagenet, none, or a state dict's PATH",
         "imagenet",
-        weights_source,
+        parse_weights_source,
         metavar="SOURCE",
     )
     load_state_dict: str | None = option(MODEL, "train on from this checkpoint", metavar="PATH")
@@ -642,7 +644,7 @@ class TrainSettings(MachineSettings):
         TRAINING,
         "learning rate over time; cosine:E restarts every E epochs",
         "cosine",
-        schedule_name,
+        parse_schedule,
         metavar="{cosine,cosine:E,none}",
     )
     warmup_epochs: float = option(TRAINING, "epochs of linear warm-up", 0.0, Range(float, 0))
@@ -687,7 +689,7 @@ class TrainSettings(MachineSettings):
         FOLDS,
         "train only these of the --cv folds, like 0,3; runs of one --run-name share a tree",
         None,
-        whole_numbers,
+        parse_fold_numbers,
         "all",
         "N,N",
     )
@@ -704,9 +706,9 @@ class TrainSettings(MachineSettings):
     recipe: str | None = option(
         BESIDE,
         "settings by one name, which options given besides override: "
-        + "; ".join(f"{name} ({recipe.help}) is {recipe}" for name, recipe in RECIPES.items()),
+        + "; ".join(f"{name} ({recipe.help}) is {recipe}" for name, recipe in PRESETS.items()),
         None,
-        Choice(RECIPES),
+        Choice(PRESETS),
     )
     cache: str = option(
         BESIDE,
@@ -758,7 +760,7 @@ class TrainSettings(MachineSettings):
         """The error in the user's words: where what it names was set by --recipe, with that and how
         to override it.
         """
-        options = RECIPES[self.recipe].options if self.recipe else {}
+        options = PRESETS[self.recipe].options if self.recipe else {}
         named = {
             n: v
             for n, v in options.items()
@@ -771,7 +773,7 @@ class TrainSettings(MachineSettings):
             " and ".join(f"--{name.replace('_', '-')}" for name in named),
         )
         return UserError(
-            f"{wrong}, and --recipe {self.recipe} sets {Recipe(named, '')}; leave --recipe out, "
+            f"{wrong}, and --recipe {self.recipe} sets {Preset(named, '')}; leave --recipe out, "
             "or give another "
             f"{others}"
         )
@@ -782,16 +784,16 @@ class TrainSettings(MachineSettings):
         besides go before.
         """
         options = (
-            {name: getattr(self, name) for name in RECIPES[self.recipe].options}
+            {name: getattr(self, name) for name in PRESETS[self.recipe].options}
             if self.recipe
             else {}
         )
-        return f"recipe {self.recipe}: {Recipe(options, '')}"
+        return f"recipe {self.recipe}: {Preset(options, '')}"
 
     def explain_lr(self, given: float | None) -> str:
         """Which learning rate the run takes, and why."""
         if given is not None:
-            by_recipe = self.recipe is not None and RECIPES[self.recipe].options.get("lr") == given
+            by_recipe = self.recipe is not None and PRESETS[self.recipe].options.get("lr") == given
             return f"learning rate {given:g} ({f'--recipe {self.recipe}' if by_recipe else '--lr'})"
         completed = self.completed()
         start = (
@@ -975,7 +977,7 @@ class EnsembleSettings(PredictSettings):
         VOTING, "best checkpoints OF EACH FOLD that vote", None, Range(int, 1), "3"
     )
     tta: int | None = option(
-        VOTING, "views of each photograph, each another crop", None, Range(int, 1, MOST_VIEWS), "1"
+        VOTING, "views of each photograph, each another crop", None, Range(int, 1, MAX_VIEWS), "1"
     )
     method: str = option(
         VOTING, "how to vote (soft, hard)", "softvoting", Choice(METHODS, METHOD_ALIASES)
@@ -1060,22 +1062,22 @@ def parse(settings: type[S], argv: Sequence[str] | None, prog: str, description:
     Raises UserError for an unknown option, a shortened one, one that was removed, or a value out of
     range.
     """
-    utils.again = settings.again
-    words = [hyphenated(word) for word in (sys.argv[1:] if argv is None else argv)]
+    utils.retry_remedy = settings.retry_remedy
+    words = [with_hyphens(word) for word in (sys.argv[1:] if argv is None else argv)]
     for name in (word.partition("=")[0] for word in words):
-        if name in REMOVED:
-            raise UserError(f"{name}: was removed, because {REMOVED[name]}; leave it out")
+        if name in REMOVED_OPTIONS:
+            raise UserError(f"{name}: was removed, because {REMOVED_OPTIONS[name]}; leave it out")
     os.environ.setdefault("COLUMNS", "120")
     parser = build_parser(settings, prog, description)
     known, unknown = parser.parse_known_args(words)
     given = vars(known)
     if unknown:
         raise UserError(
-            f"unrecognized arguments: {' '.join(unknown)}{did_you_mean(unknown, parser)} (see "
+            f"unrecognized arguments: {' '.join(unknown)}{suggest_option(unknown, parser)} (see "
             "--help)"
         )
     if given.get("recipe"):
-        parser.set_defaults(**RECIPES[given["recipe"]].options)
+        parser.set_defaults(**PRESETS[given["recipe"]].options)
         given = vars(parser.parse_args(words))
     for name, value in given.items():
         if "" in (value if isinstance(value, list) else [value]):
@@ -1088,7 +1090,7 @@ def parse(settings: type[S], argv: Sequence[str] | None, prog: str, description:
     return settings(**given | several)
 
 
-def did_you_mean(unknown: Sequence[str], parser: argparse.ArgumentParser) -> str:
+def suggest_option(unknown: Sequence[str], parser: argparse.ArgumentParser) -> str:
     """`; did you mean --epochs?` for the first unknown option that begins an option or is like one;
     else nothing.
     """
@@ -1102,7 +1104,7 @@ def did_you_mean(unknown: Sequence[str], parser: argparse.ArgumentParser) -> str
     return ""
 
 
-def hyphenated(word: str) -> str:
+def with_hyphens(word: str) -> str:
     """`--model_type=X` -> `--model-type=X`; values are left alone."""
     if not word.startswith("--"):
         return word

@@ -16,7 +16,7 @@ import engine
 import ensemble
 import loading
 import metrics
-import model as models
+import model
 import outoffold
 import prepare
 import processes
@@ -25,51 +25,53 @@ import suspects
 import tables
 import training
 import utils
-from prepare import Study
-from utils import StopSignal, counted, duration, printable, warn
+from prepare import RunContext
+from reporting import html
+from utils import StopSignal, duration, plural, printable, warn
 
-SHOWN = 24  # suspects with pictures in the report
+MAX_LABEL_ISSUES_SHOWN = 24  # suspects with pictures in the report
 
 
-def run(settings: config.TrainSettings) -> int:
+def train_all_folds(settings: config.TrainSettings) -> int:
     """Train all folds. Returns the exit code: 0, or 1 where a fold failed."""
     utils.quiet = settings.quiet
     remedy = " in a new run (--resume takes no other batch size)"
     with (
-        processes.joined() as who,
-        processes.failures_told(settings.batch_size, remedy, "; go on with --resume"),
+        processes.distributed() as who,
+        processes.explain_failures(settings.batch_size, remedy, "; go on with --resume"),
     ):
-        return run_folds(settings, who)
+        return train_folds(settings, who)
 
 
-def run_folds(settings: config.TrainSettings, who: processes.Processes) -> int:
+def train_folds(settings: config.TrainSettings, who: utils.DistInfo) -> int:
     """What `run` does, as one of these processes."""
-    study, outside = processes.agreed(who, lambda: prepare.set_up(settings, who))
+    study, outside = processes.on_all_ranks(who, lambda: prepare.prepare_run(settings, who))
     if who.first:
-        print(*prepare.opening(study), sep="\n", flush=True)
+        print(*prepare.banner(study), sep="\n", flush=True)
     if settings.dry_run:
         if who.first:
-            print(*estimate(study), sep="\n")
+            print(*estimate_cost(study), sep="\n")
         return 0
     study = dataclasses.replace(
-        study, tree=processes.told_by_first(who, lambda: prepare.begin(study, outside))
+        study,
+        tree=processes.broadcast_from_rank0(who, lambda: prepare.create_run_dir(study, outside)),
     )
-    clock = training.Clock(settings.epochs * len(study.own_folds))
+    clock = training.RemainingTime(settings.epochs * len(study.own_folds))
     failed: dict[int, str] = {}
     with StopSignal() as stop:
         for number in study.own_folds:
             try:
-                with processes.workers_told(
+                with processes.explain_lost_processes(
                     stop, f"; the same command with --resume goes on ({study.tree})"
                 ):
                     training.train_fold(study, number, clock, stop)
             except training.Diverged as error:
                 failed[number] = str(error)
                 warn(str(error))
-    return close(study, outside, failed) if study.writes else 1 if failed else 0
+    return finish_run(study, outside, failed) if study.writes else 1 if failed else 0
 
 
-def close(study: Study, outside: pd.DataFrame | None, failed: dict[int, str]) -> int:
+def finish_run(study: RunContext, outside: pd.DataFrame | None, failed: dict[int, str]) -> int:
     """The tables of a tree that is complete; whichever process completes it writes them."""
     answers = {
         number: training.finished(study, number) for number in study.folds if number not in failed
@@ -77,38 +79,38 @@ def close(study: Study, outside: pd.DataFrame | None, failed: dict[int, str]) ->
     missing = [number for number, found in answers.items() if found is None]
     if missing:
         print(
-            f"{counted(len(missing), 'fold is', 'folds are')} not complete yet "
+            f"{plural(len(missing), 'fold is', 'folds are')} not complete yet "
             f"({', '.join(map(str, missing))}); the run that "
             "completes the tree writes its table"
         )
         return 1 if failed else 0
     task = study.settings.task
     done = [
-        outoffold.held(task, number, study.table.iloc[study.held_out(number)], found)
+        outoffold.fold_predictions(task, number, study.table.iloc[study.held_out(number)], found)
         for number, found in answers.items()
         if found is not None
     ]
     if done:
         print(*outoffold.summary(task, done, failed), sep="\n")
-        tell(study, done)
+        analyze_out_of_fold(study, done)
     if outside is not None and done:
-        print(score_outside(study, outside))
-    content = checkpoint.read_run(study.tree)
+        print(score_holdout(study, outside))
+    content = checkpoint.read_run_json(study.tree)
     content |= {"finished": time.strftime("%Y-%m-%dT%H:%M:%S"), "failed": failed}
     checkpoint.write_json(study.tree / "run.json", content)
     return 1 if failed else 0
 
 
-def tell(study: Study, done: list[outoffold.Held]) -> None:
+def analyze_out_of_fold(study: RunContext, done: list[outoffold.FoldPredictions]) -> None:
     """What the out-of-fold answers tell beyond their score: tables, suspects, the report."""
     task, tree = study.settings.task, study.tree
-    rows, answers = outoffold.honest(done)
-    table = outoffold.write(tree, task, rows, answers)
+    rows, answers = outoffold.nested_epoch_predictions(done)
+    table = outoffold.write_oof(tree, task, rows, answers)
     extra: dict[str, list[tuple[str, object]]] = {}
     if len(done) > 1:
         flattered, plain = (
             outoffold.selected_scores(task, done).macro_f1,
-            outoffold.scored(task, rows, answers).macro_f1,
+            outoffold.score_rows(task, rows, answers).macro_f1,
         )
         extra["What choosing epochs flatters"] = [
             ("macro F1 with each fold's own best epoch", f"{flattered:.4f}"),
@@ -116,38 +118,40 @@ def tell(study: Study, done: list[outoffold.Held]) -> None:
             ("optimism", f"{flattered - plain:+.4f}"),
         ]
     if task == "main":
-        found = suspects.label_suspects(rows, answers)
+        found = suspects.find_label_issues(rows, answers)
         suspects.write_suspects(tree / "suspects.csv", found)
         print(
-            f"{counted(len(found), 'label')} to look at, the most suspicious first: "
+            f"{plural(len(found), 'label')} to look at, the most suspicious first: "
             f"{printable(tree / 'suspects.csv')}"
         )
         paths = dict(zip(study.table["file"], study.table["path"], strict=True))
         extra["Labels to look at"] = [
             (
                 row.file,
-                report.Picture(paths[row.file], f"{row.kind}: {row.given}? looks {row.suggested}"),
+                html.Picture(paths[row.file], f"{row.kind}: {row.given}? looks {row.suggested}"),
             )
-            for row in found.head(SHOWN).itertuples()
+            for row in found.head(MAX_LABEL_ISSUES_SHOWN).itertuples()
         ]
-    with utils.dispensable(f"report of {tree}"):
+    with utils.warn_on_failure(f"report of {tree}"):
         report.training_report(tree, study.table, table, extra)
 
 
-def score_outside(study: Study, outside: pd.DataFrame) -> str:
+def score_holdout(study: RunContext, outside: pd.DataFrame) -> str:
     """The final ensemble, all kept checkpoints of all folds, on people whom no choice has seen."""
     s = study.settings
     members = [
         pair
-        for folder in checkpoint.fold_folders(study.tree)
-        for pair in checkpoint.ranked_members(folder)
+        for folder in checkpoint.fold_dirs(study.tree)
+        for pair in checkpoint.load_ranked(folder)
     ]
-    rebuilt = [models.rebuild(info, found.weights, str(found.path)) for found, info in members]
-    networks = [models.place(network, study.compute.device) for network in rebuilt]
+    rebuilt = [
+        model.build_from_checkpoint(info, found.weights, str(found.path)) for found, info in members
+    ]
+    networks = [model.to_device(network, study.compute.device) for network in rebuilt]
     view = augmentation.View(augmentation.forms(s.transform_type, s.image_size).valid)
     names, paths = outside["file"].tolist(), outside["path"].tolist()
     boxes = tables.read_boxes(s.boxes, names, paths) if s.boxes else None
-    photos = dataset.Photos(names, paths, [view], boxes)
+    photos = dataset.ImageDataset(names, paths, [view], boxes)
     training.warn_of_absent(s.task, outside[s.task].to_numpy(), f"--valid-root {s.valid_root}")
     answers = engine.predict(networks, [[0]] * len(networks), photos, [s.task], study.compute)[
         s.task
@@ -155,39 +159,39 @@ def score_outside(study: Study, outside: pd.DataFrame) -> str:
     decided = ensemble.decide(s.task, ensemble.arithmetic(answers))
     scores = metrics.score(s.task, decided, outside[s.task].to_numpy())
     return (
-        f"--valid-root, scored once by the ensemble of {counted(len(networks), 'checkpoint')}: "
+        f"--valid-root, scored once by the ensemble of {plural(len(networks), 'checkpoint')}: "
         f"{scores.line()}"
     )
 
 
-def estimate(study: Study) -> list[str]:
+def estimate_cost(study: RunContext) -> list[str]:
     """One batch of training, and what it says of the whole run's time and disk."""
     s = study.settings
     fold = training.prepare_fold(study, 0)
     own = s.batch_size // study.compute.world
-    batches = dataset.Batches(fold.batches.indices[:own], own)
+    batches = dataset.EpochBatchSampler(fold.batches.indices[:own], own)
     alone = dataclasses.replace(study.compute, rank=0, world=1)
     seconds = 0.0
     for _ in range(2):  # the first batch pays for what happens once
         before = time.monotonic()
-        loader = loading.loader(fold.training, batches, 0, study.compute.device)
-        engine.train_epoch(fold.learner, fold.recipe, loader, fold.labels, s.task, alone, 0)
+        loader = loading.make_loader(fold.training, batches, 0, study.compute.device)
+        engine.train_one_epoch(fold.learner, fold.recipe, loader, fold.labels, s.task, alone, 0)
         seconds = time.monotonic() - before
     per_photo = seconds / len(batches.indices)
     people = (
         len(study.table) - len(fold.rows) + len(fold.rows) / 3
     )  # a validation pass has no backward
     asked, folds = len(s.folds or study.folds), len(study.own_folds)
-    told = counted(asked, "fold") + (
+    told = plural(asked, "fold") + (
         f" ({folds} after another in each process)" if folds < asked else ""
     )
     size = sum(t.numel() * t.element_size() for t in fold.learner.model.state_dict().values())
     disk = size * s.save_top * s.cv / 2**30
-    free = checkpoint.disk_free(Path(s.save_path)) / 2**30
+    free = checkpoint.free_disk_bytes(Path(s.save_path)) / 2**30
     return [
         f"dry run: one batch of {len(batches.indices)} took {seconds:.2f} s ({1 / per_photo:.1f} "
         "images/s)",
         f"the run: about {duration(per_photo * people * s.epochs * folds / study.compute.world)} "
-        f"for {told} x {counted(s.epochs, 'epoch')}",
+        f"for {told} x {plural(s.epochs, 'epoch')}",
         f"disk: about {disk:.2f} GiB of checkpoints, {free:.1f} GiB free",
     ]

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, Sampler
 
 import augmentation
 import config
+import facecrop
 import photographs
 import tables
 from utils import UserError, derive_seed, seeded, warn_counted
@@ -70,7 +71,7 @@ def label_tensors(
 
 
 @dataclass(frozen=True)
-class Blending:
+class MixupPartners:
     """For oversampling by mixup: with whom a photograph may be blended."""
 
     seed: tuple[Hashable, ...]
@@ -79,7 +80,7 @@ class Blending:
     ]  # photograph -> photographs of other people with the same labels
 
 
-class Squares:
+class CropCache:
     """The middle squares of so many photographs, decoded once each, in memory that all reading
     processes share.
 
@@ -102,7 +103,7 @@ class Squares:
         return Image.fromarray(self.pixels[i])
 
 
-class Photos(Dataset[tuple[torch.Tensor, list[torch.Tensor]]]):
+class ImageDataset(Dataset[tuple[torch.Tensor, list[torch.Tensor]]]):
     """Item (epoch, i, copy) -> ((i, j), one uint8 [height, width, 3] per view).
 
     Each photograph is decoded once, whatever the number of views; with `squares` once in all, for
@@ -117,9 +118,9 @@ class Photos(Dataset[tuple[torch.Tensor, list[torch.Tensor]]]):
         names: Sequence[str],
         paths: Sequence[str],
         views: Sequence[augmentation.View],
-        boxes: Mapping[str, augmentation.Box] | None = None,
-        blending: Blending | None = None,
-        squares: Squares | None = None,
+        boxes: Mapping[str, facecrop.Box] | None = None,
+        blending: MixupPartners | None = None,
+        squares: CropCache | None = None,
     ) -> None:
         self.names, self.paths, self.views = list(names), list(paths), list(views)
         self.boxes, self.blending, self.squares = boxes or {}, blending, squares
@@ -143,8 +144,8 @@ class Photos(Dataset[tuple[torch.Tensor, list[torch.Tensor]]]):
         """Photograph i, decoded; its middle square where squares are kept."""
         crop = self.views[0].form
         if self.squares is not None and isinstance(crop, augmentation.Crop):
-            return self.squares.get(i, lambda: crop.square(photographs.read_photo(self.paths[i])))
-        return photographs.read_photo(self.paths[i])
+            return self.squares.get(i, lambda: crop.square(photographs.read_image(self.paths[i])))
+        return photographs.read_image(self.paths[i])
 
     def __getitem__(self, key: tuple[int, int, int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         epoch, i, copy = key
@@ -166,7 +167,7 @@ class Photos(Dataset[tuple[torch.Tensor, list[torch.Tensor]]]):
         ]
 
 
-class Batches(Sampler[list[tuple[int, int, int]]]):
+class EpochBatchSampler(Sampler[list[tuple[int, int, int]]]):
     """Batches of (epoch, index, copy): the epoch travels with the index, for persistent workers
     never hear of a new one.
 
@@ -242,7 +243,7 @@ class Batches(Sampler[list[tuple[int, int, int]]]):
             yield keys[start:end][self.rank % sharing :: sharing]
 
 
-def oversampled(rows: Sequence[int], classes: np.ndarray, seed: Hashable) -> list[int]:
+def oversample_rows(rows: Sequence[int], classes: np.ndarray, seed: Hashable) -> list[int]:
     """Row numbers with the rarer classes' repeated, as evenly as can be, until each has as many as
     the largest.
 
@@ -259,9 +260,9 @@ def oversampled(rows: Sequence[int], classes: np.ndarray, seed: Hashable) -> lis
     return extended
 
 
-def blending(
+def find_mixup_partners(
     table: pd.DataFrame, rows: Sequence[int], heads: Sequence[str], seed: tuple[Hashable, ...]
-) -> Blending:
+) -> MixupPartners:
     """For each of the rows those of other people with the same labels in all heads (a regression's:
     its groups).
 
@@ -269,7 +270,7 @@ def blending(
     """
     part = table.iloc[list(rows)]
     keys = part[
-        [name if name in config.INNER_HEADS else config.judged(name) for name in heads]
+        [name if name in config.INNER_HEADS else config.scoring_task(name) for name in heads]
     ].apply(tuple, axis=1)
     people = part["person"].to_numpy()
     partners: dict[int, np.ndarray] = {}
@@ -286,4 +287,4 @@ def blending(
         "classes of a single person have nobody to blend with, their photographs are repeated "
         "instead",
     )
-    return Blending(seed, partners)
+    return MixupPartners(seed, partners)

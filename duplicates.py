@@ -13,12 +13,12 @@ import numpy as np
 from PIL import Image
 
 import photographs
-from utils import UserError, atomic_write, cell, progress, usable_processors, warn_counted
+from utils import UserError, atomic_write, csv_cell, progress, usable_processors, warn_counted
 
 WIDTH, HEIGHT = 72, 96  # of the thumbnails
 FREQUENCIES = 12  # in each direction of the perceptual hash
-HASH_LIMIT = 0.23  # part of the hash's bits in which candidates may differ
-LIMIT = 0.15  # 1 - correlation up to which aligned candidates are the same photograph
+MAX_HASH_BITS = 0.23  # part of the hash's bits in which candidates may differ
+MAX_DISTANCE = 0.15  # 1 - correlation up to which aligned candidates are the same photograph
 BLOCK = 1024  # photographs compared with all others at once
 MIDDLE = np.array(
     [0.06 * WIDTH, 0.06 * HEIGHT, 0.94 * WIDTH, 0.94 * HEIGHT]
@@ -56,7 +56,7 @@ def find_duplicates(paths: Sequence[str], people: Sequence[str]) -> list[Pair]:
     measured = list(progress(apart, "comparing look-alikes", len(pairs)))
     nearest: dict[tuple[int, int], float] = {}
     for (i, j, _), found in zip(pairs, measured, strict=True):
-        if found <= LIMIT:
+        if found <= MAX_DISTANCE:
             nearest[i, j] = min(found, nearest.get((i, j), found))
     return sorted(
         ((paths[kept[i]], paths[kept[j]], found) for (i, j), found in nearest.items()),
@@ -70,7 +70,7 @@ def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["first", "second", "distance"])
         rows.writerows(
-            [cell(first), cell(second), f"{apart:.4f}"] for first, second, apart in pairs
+            [csv_cell(first), csv_cell(second), f"{apart:.4f}"] for first, second, apart in pairs
         )
 
 
@@ -79,7 +79,7 @@ def read_thumbnails(paths: Sequence[str]) -> list[np.ndarray | None]:
 
     def read(path: str) -> np.ndarray | None:
         try:
-            photo = photographs.read_photo(path, 4)
+            photo = photographs.read_image(path, 4)
         except UserError:
             return None
         return np.asarray(photo.convert("L").resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
@@ -124,7 +124,7 @@ def candidates(hashed: np.ndarray, codes: np.ndarray) -> list[tuple[int, int, bo
         for mirrored, against in ((False, straight), (True, turned)):
             differing = (bits - block @ against[start:].T) / 2
             differing[~others] = bits
-            i, j = np.nonzero(differing <= HASH_LIMIT * bits)
+            i, j = np.nonzero(differing <= MAX_HASH_BITS * bits)
             nearest = np.argsort(differing[i, j], kind="stable")[: CANDIDATES * BLOCK]
             pairs += [
                 (start + int(a), start + int(b), mirrored)
@@ -133,7 +133,7 @@ def candidates(hashed: np.ndarray, codes: np.ndarray) -> list[tuple[int, int, bo
     return pairs
 
 
-def part(photo: Image.Image, box: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def crop_gray(photo: Image.Image, box: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A part of a thumbnail, float32 [height, width] of `size`."""
     left, top, right, bottom = box
     return np.asarray(photo.resize(size, Image.Resampling.BILINEAR, (left, top, right, bottom)))
@@ -147,11 +147,11 @@ def align(first: Image.Image, second: Image.Image) -> np.ndarray:
     more).
     """
     size = (WIDTH // 2, HEIGHT // 2)
-    sought, box = part(first, MIDDLE, size).ravel(), MIDDLE.copy()
+    sought, box = crop_gray(first, MIDDLE, size).ravel(), MIDDLE.copy()
     places = (np.linspace(-0.5, 0.5, n, dtype=np.float32) for n in size[::-1])
     y, x = (grid.ravel() for grid in np.meshgrid(*places, indexing="ij"))
     for _ in range(STEPS):
-        shown = part(second, box, size)
+        shown = crop_gray(second, box, size)
         down, across = (gradient.ravel() for gradient in np.gradient(shown))
         columns = np.stack([across, across * x, down, down * y, shown.ravel(), np.ones_like(x)])
         shift, wider, fall, taller = np.linalg.lstsq(
@@ -170,7 +170,7 @@ def detail(photo: Image.Image, box: np.ndarray) -> np.ndarray:
     """The fine structure of a part of a thumbnail (less the mean of the four pixels beside it), a
     unit vector.
     """
-    shown = part(photo, box, (WIDTH, HEIGHT))
+    shown = crop_gray(photo, box, (WIDTH, HEIGHT))
     around = sum(np.roll(shown, shift, axis) for shift in (-SPAN, SPAN) for axis in (0, 1)) / 4
     fine = (shown - around)[SPAN:-SPAN, SPAN:-SPAN].ravel()
     fine = fine - fine.mean()

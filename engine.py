@@ -22,11 +22,11 @@ import config
 import dataset
 import loading
 import metrics
-import model as models
+import model
 import optim
 from utils import UserError, derive_seed, progress, reason
 
-HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Compute:
         """torch's mixed precision, where one is asked for."""
         if self.precision == "fp32":
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=HALF[self.precision])
+        return torch.autocast(self.device.type, dtype=AUTOCAST_DTYPES[self.precision])
 
     def to_device(self, values: Tensor) -> Tensor:
         """A loader's tensor where the network runs. On a GPU the copy has a stream of its own: it
@@ -92,7 +92,7 @@ def imagenet_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
     return mean, deviation
 
 
-def halfway(labels: Tensor, partners: Tensor) -> Tensor:
+def blend_labels(labels: Tensor, partners: Tensor) -> Tensor:
     """Labels of half-and-half blends: partners share the class; of values the mean."""
     return (labels + partners) / 2 if labels.is_floating_point() else labels
 
@@ -132,10 +132,10 @@ class Learner:
 
     def restore(self, state: dict[str, dict[str, Any]], source: str) -> None:
         """Take up a kept state. Raises UserError for another network's, or for none at all."""
-        models.load_weights(self.model, state["model"], source)
-        models.check_finite(self.model, source)
+        model.load_weights(self.model, state["model"], source)
+        model.check_finite(self.model, source)
         try:
-            optim.take_up(self.optimizer, state["optimizer"])
+            optim.load_optimizer_state(self.optimizer, state["optimizer"])
             if not all(
                 type(value) in (int, float) and 0 <= value < math.inf
                 for value in state["scaler"].values()
@@ -169,7 +169,7 @@ class Recipe:
     seed: tuple[object, ...]  # what dropout's draws derive from, with the step and the process
 
 
-def train_epoch(
+def train_one_epoch(
     learner: Learner,
     recipe: Recipe,
     loader: Any,
@@ -188,7 +188,7 @@ def train_epoch(
     after_step: called with the number of the next step after each. Nothing here waits for the
     device.
     """
-    models.train_mode(learner.model)
+    model.train_mode(learner.model)
     running = running or metrics.RunningLoss(compute.device)
     total = torch.distributed.all_reduce if compute.world > 1 else None
     seen, start = 0, time.perf_counter()
@@ -206,12 +206,14 @@ def train_epoch(
         )  # before the forward pass: CUDA graphs write over the old ones
         with compute.autocast():
             outputs = learner.forward(images)
-        truth = {head: halfway(labels[head][index], labels[head][partner]) for head in recipe.heads}
+        truth = {
+            head: blend_labels(labels[head][index], labels[head][partner]) for head in recipe.heads
+        }
         losses = [
             recipe.criteria[head](outputs[head].float(), truth[head]) for head in recipe.heads
         ]
         loss = torch.stack(losses).sum()
-        optim.set_rate(learner.optimizer, recipe.rate(step))
+        optim.set_lr(learner.optimizer, recipe.rate(step))
         weight = loader.batch_sampler.weight(step)
         learner.scaler.scale(loss * weight).backward()
         if recipe.clip_grad is not None:
@@ -235,15 +237,17 @@ def train_epoch(
     return running, seen * compute.world / (time.perf_counter() - start)
 
 
-def make_reader(photos: dataset.Photos, indices: Sequence[int], compute: Compute) -> loading.Loader:
+def make_eval_loader(
+    photos: dataset.ImageDataset, indices: Sequence[int], compute: Compute
+) -> loading.Loader:
     """The loader by which this process reads its part of the photographs in a `forward_pass`;
     `with` ends its workers.
     """
-    batches = dataset.Batches(indices[compute.rank :: compute.world], compute.batch_size)
-    return loading.loader(photos, batches, compute.workers, compute.device)
+    batches = dataset.EpochBatchSampler(indices[compute.rank :: compute.world], compute.batch_size)
+    return loading.make_loader(photos, batches, compute.workers, compute.device)
 
 
-def forward_pass(
+def forward_batches(
     networks: Sequence[nn.Module],
     plan: Sequence[Sequence[int]],
     reader: loading.Loader,
@@ -278,7 +282,7 @@ def forward_pass(
 def predict(
     networks: Sequence[nn.Module],
     plan: Sequence[Sequence[int]],
-    photos: dataset.Photos,
+    photos: dataset.ImageDataset,
     tasks: Sequence[str],
     compute: Compute,
     indices: Sequence[int] | None = None,
@@ -292,11 +296,11 @@ def predict(
     indices = range(len(photos)) if indices is None else indices
     shape = (len(networks), len(plan[0]), len(indices[compute.rank :: compute.world]))
     answers = {t: torch.zeros(*shape, config.head(t).outputs, device=compute.device) for t in tasks}
-    with make_reader(photos, indices, compute) as reader:
-        for m, v, part, outputs in forward_pass(networks, plan, reader, compute, "predicting"):
+    with make_eval_loader(photos, indices, compute) as reader:
+        for m, v, part, outputs in forward_batches(networks, plan, reader, compute, "predicting"):
             for task, array in answers.items():
-                array[m, v, part] = models.probabilities(outputs, task)
-    return gathered(
+                array[m, v, part] = model.probabilities(outputs, task)
+    return gather_predictions(
         {task: array.cpu().numpy() for task, array in answers.items()}, len(indices), compute.world
     )
 
@@ -321,16 +325,18 @@ def validate(
         head: torch.zeros(1, 1, own, config.head(head).outputs, device=compute.device)
         for head in heads
     }
-    for m, v, part, outputs in forward_pass([network], [[0]], reader, compute, label):
+    for m, v, part, outputs in forward_batches([network], [[0]], reader, compute, label):
         for head, array in kept.items():
             array[m, v, part] = outputs[head]
-    whole = gathered(
+    whole = gather_predictions(
         {head: array.cpu().numpy() for head, array in kept.items()}, images, compute.world
     )
     return {head: torch.from_numpy(array[0, 0]) for head, array in whole.items()}
 
 
-def gathered(parts: dict[str, np.ndarray], images: int, world: int) -> dict[str, np.ndarray]:
+def gather_predictions(
+    parts: dict[str, np.ndarray], images: int, world: int
+) -> dict[str, np.ndarray]:
     """Put together what `world` processes have of every world-th image: each image once. The same
     in all of them.
     """

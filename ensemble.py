@@ -15,7 +15,9 @@ import numpy as np
 import config
 from utils import UserError, warn_counted
 
-FLOOR = 1e-12  # a probability of 0 from one member must not veto all others in a geometric mean
+PROBABILITY_FLOOR = (
+    1e-12  # a probability of 0 from one member must not veto all others in a geometric mean
+)
 SUM_ERROR = (
     1e-3  # of a photograph's probabilities: far more than float32 sums and products are off by
 )
@@ -64,9 +66,9 @@ class Probabilities:
         if not groups:
             return self
         products = [
-            multiply(
+            multiply_parts(
                 {
-                    part: answer_from_main(self.array[m], part)
+                    part: marginalize_main(self.array[m], part)
                     for part, m in zip(config.PARTS, group, strict=True)
                 }
             )
@@ -132,7 +134,7 @@ def geometric(probabilities: np.ndarray) -> np.ndarray:
     """Geometric mean over members and views, in log space with a floor; normalised where there are
     classes.
     """
-    mean = np.exp(np.log(np.maximum(_passes(probabilities), FLOOR)).mean(0))
+    mean = np.exp(np.log(np.maximum(_passes(probabilities), PROBABILITY_FLOOR)).mean(0))
     return mean if mean.shape[1] == 1 else mean / mean.sum(1, keepdims=True)
 
 
@@ -189,7 +191,7 @@ def vote(
     return {name: decide(task, mean()) for name, mean in means.items()}
 
 
-def multiply(parts: Mapping[str, np.ndarray]) -> np.ndarray:
+def multiply_parts(parts: Mapping[str, np.ndarray]) -> np.ndarray:
     """{mask, gender, ageg: probabilities [..., classes]} -> [..., 18] of `main`, as if they were
     independent.
     """
@@ -200,7 +202,7 @@ def multiply(parts: Mapping[str, np.ndarray]) -> np.ndarray:
     return product
 
 
-def answer_from_main(probabilities: np.ndarray, task: str) -> np.ndarray:
+def marginalize_main(probabilities: np.ndarray, task: str) -> np.ndarray:
     """[..., 18] probabilities of `main` -> [..., classes] of a task that `main` knows."""
     index = np.array(config.TASKS[task].from_main)
     columns = [probabilities[..., index == c].sum(-1) for c in range(config.TASKS[task].outputs)]
@@ -214,7 +216,7 @@ def answer_for(task: str, probabilities: np.ndarray, trained: str) -> np.ndarray
     if trained == task:
         return probabilities
     return (
-        answer_from_main(probabilities, task)
+        marginalize_main(probabilities, task)
         if trained == "main" and config.TASKS[task].from_main
         else None
     )

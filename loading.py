@@ -16,15 +16,15 @@ import torch
 from torch.utils.data import DataLoader
 
 import dataset
-from utils import RunError, first_process, reason, usable_processors, warn
+from utils import RunError, is_rank_zero, reason, usable_processors, warn
 
 try:
     import resource
 except ImportError:  # Windows has none
     resource = None  # type: ignore[assignment]
 
-PREFETCH = 4  # batches that each worker reads ahead, where a photograph has one view
-SHARED = Path("/dev/shm")  # through which Linux hands tensors from process to process
+PREFETCH_BATCHES = 4  # batches that each worker reads ahead, where a photograph has one view
+SHARED_MEMORY = Path("/dev/shm")  # through which Linux hands tensors from process to process
 MORE_SHARED_MEMORY = "--workers 0, or a larger /dev/shm (docker run --shm-size=2g, or --ipc=host)"
 
 
@@ -37,8 +37,8 @@ class Loader(DataLoader[Any]):
     def __iter__(self) -> Any:
         batches = super().__iter__()
         if self.num_workers:
-            atexit.unregister(end_workers)
-            atexit.register(end_workers)
+            atexit.unregister(kill_workers)
+            atexit.register(kill_workers)
         if (
             self.num_workers
             and hasattr(signal, "SIGCHLD")
@@ -60,14 +60,14 @@ class Loader(DataLoader[Any]):
             batches._shutdown_workers()  # type: ignore[attr-defined]
 
 
-def ahead(views: int) -> int:
+def prefetch_batches(views: int) -> int:
     """Batches that each worker reads ahead: fewer of many views, or an ensemble's memory would grow
     with its members.
     """
-    return max(1, PREFETCH // views)
+    return max(1, PREFETCH_BATCHES // views)
 
 
-def allow_open_files(workers: int, views: int) -> None:
+def raise_open_file_limit(workers: int, views: int) -> None:
     """Raise the limit of open files to what batches of so many views need: each tensor is a file on
     its way from a worker.
 
@@ -75,7 +75,7 @@ def allow_open_files(workers: int, views: int) -> None:
     """
     if resource is None or not workers:
         return
-    needed = 64 + workers * (8 + ahead(views) * (2 + views))
+    needed = 64 + workers * (8 + prefetch_batches(views) * (2 + views))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < needed and hard != resource.RLIM_INFINITY:
         raise RunError(
@@ -87,26 +87,29 @@ def allow_open_files(workers: int, views: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-def loader(
-    photos: dataset.Photos, batches: dataset.Batches, workers: int, device: torch.device
+def make_loader(
+    photos: dataset.ImageDataset,
+    batches: dataset.EpochBatchSampler,
+    workers: int,
+    device: torch.device,
 ) -> Loader:
     """A DataLoader over those batches, in their order; `with` ends its workers. Its own generator
     spares torch's global one.
     """
-    allow_open_files(workers, len(photos.views))
+    raise_open_file_limit(workers, len(photos.views))
     return Loader(
         photos,
         batch_sampler=batches,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
-        prefetch_factor=ahead(len(photos.views)) if workers else None,
+        prefetch_factor=prefetch_batches(len(photos.views)) if workers else None,
         generator=torch.Generator(),
-        worker_init_fn=start_worker,
+        worker_init_fn=init_worker,
     )
 
 
-def end_workers() -> None:
+def kill_workers() -> None:
     """At the program's end: workers that are still there do not heed the SIGTERM by which
     multiprocessing would end them, and it would wait for them for ever.
     """
@@ -115,16 +118,16 @@ def end_workers() -> None:
             process.kill()
 
 
-def start_worker(worker: int) -> None:
+def init_worker(worker: int) -> None:
     """Ctrl-C and SIGTERM may reach workers too; how to stop is for the main process to say. A batch
     that cannot be sent ends the worker, or the main process would wait for it for ever.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(give_up)  # type: ignore[attr-defined]
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(exit_worker)  # type: ignore[attr-defined]
 
 
-def give_up(error: BaseException, batch: object) -> None:
+def exit_worker(error: BaseException, batch: object) -> None:
     """End a worker that could not send a batch."""
     warn(f"a process that reads photographs cannot send them: {reason(error)}")
     os._exit(1)
@@ -142,7 +145,7 @@ def choose_workers(asked: int | None, device: torch.device, sharing: int = 1) ->
     return min(16, max(1, processors - 1)) if device.type != "cpu" else min(2, processors)
 
 
-def fit_shared_memory(
+def workers_that_fit_shared_memory(
     workers: int, batch_size: int, side: int, views: int = 1, sharing: int = 1
 ) -> int:
     """As many of the worker processes as shared memory has room for; where those are fewer, a line
@@ -152,11 +155,12 @@ def fit_shared_memory(
     side: of a photograph's views in pixels; sharing: processes like this one on this machine.
     """
     batch, free = batch_size * views * side * side * 3, free_shared_memory() / sharing
-    able = max(0, min(workers, int(min(free / batch, 1e9) - 2) // ahead(views)))
-    if able < workers and first_process():
-        needed = (workers * ahead(views) + 2) * batch * sharing
+    able = max(0, min(workers, int(min(free / batch, 1e9) - 2) // prefetch_batches(views)))
+    if able < workers and is_rank_zero():
+        needed = (workers * prefetch_batches(views) + 2) * batch * sharing
         warn(
-            f"--workers {able} instead of {workers}: {SHARED} has {free * sharing / 2**20:.0f} "
+            f"--workers {able} instead of {workers}: {SHARED_MEMORY} has "
+            f"{free * sharing / 2**20:.0f} "
             "MiB free, their batches take "
             f"{needed / 2**20:.0f} MiB; ways on: {MORE_SHARED_MEMORY}"
         )
@@ -168,6 +172,6 @@ def free_shared_memory() -> float:
     bounds them.
     """
     try:
-        return float(shutil.disk_usage(SHARED).free)
+        return float(shutil.disk_usage(SHARED_MEMORY).free)
     except OSError:
         return math.inf

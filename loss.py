@@ -99,9 +99,9 @@ def make_loss(name: str, shares: Tensor | None = None, head: str = "") -> nn.Mod
     """
     inner = config.INNER_HEADS.get(head)
     made: nn.Module = (
-        config.resolve(config.LOSSES[name].target)()
+        config.import_target(config.LOSSES[name].target)()
         if inner is None
-        else config.resolve(inner.loss)(shares)
+        else config.import_target(inner.loss)(shares)
     )
     return made
 

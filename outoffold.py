@@ -15,14 +15,14 @@ import config
 import ensemble
 import metrics
 import tables
-from utils import UserError, atomic_write, cell, counted
+from utils import UserError, atomic_write, csv_cell, plural
 
-FILE = "oof.csv"
-BASE = ["mask", "gender", "age"]  # the true labels that the others are worked out of
+OOF_FILE = "oof.csv"
+LABEL_COLUMNS = ["mask", "gender", "age"]  # the true labels that the others are worked out of
 
 
 @dataclass(frozen=True)
-class Held:
+class FoldPredictions:
     """What one fold said of its held-out people in every epoch."""
 
     fold: int
@@ -31,14 +31,16 @@ class Held:
     curve: np.ndarray  # macro F1 of each epoch
 
 
-def held(task: str, fold: int, rows: pd.DataFrame, answers: np.ndarray) -> Held:
+def fold_predictions(
+    task: str, fold: int, rows: pd.DataFrame, answers: np.ndarray
+) -> FoldPredictions:
     """A fold's answers [epochs, images, classes] with their curve."""
     truth = rows[task].to_numpy()
     curve = [metrics.score(task, ensemble.decide(task, epoch), truth).macro_f1 for epoch in answers]
-    return Held(fold, rows, answers, np.array(curve))
+    return FoldPredictions(fold, rows, answers, np.array(curve))
 
 
-def others_best(curves: np.ndarray) -> list[int]:
+def epochs_chosen_by_others(curves: np.ndarray) -> list[int]:
     """For each fold the epoch (from 0) at which the mean curve of the OTHER folds [folds, epochs]
     is best.
 
@@ -51,7 +53,9 @@ def others_best(curves: np.ndarray) -> list[int]:
     return [int(np.argmax(total - own)) for own in curves]
 
 
-def table(folds: Sequence[Held], epochs: Sequence[int]) -> tuple[pd.DataFrame, np.ndarray]:
+def stack_folds(
+    folds: Sequence[FoldPredictions], epochs: Sequence[int]
+) -> tuple[pd.DataFrame, np.ndarray]:
     """(rows of all held-out photographs together, their probabilities [images, classes]), fold k's
     from epochs[k].
     """
@@ -59,46 +63,48 @@ def table(folds: Sequence[Held], epochs: Sequence[int]) -> tuple[pd.DataFrame, n
     return pd.concat([f.rows for f in folds], ignore_index=True), answers
 
 
-def scored(task: str, rows: pd.DataFrame, answers: np.ndarray) -> metrics.Scores:
+def score_rows(task: str, rows: pd.DataFrame, answers: np.ndarray) -> metrics.Scores:
     """Scores of answers [images, classes] to those rows."""
     return metrics.score(task, ensemble.decide(task, answers), rows[task].to_numpy())
 
 
-def pooled(task: str, folds: Sequence[Held], epochs: Sequence[int]) -> metrics.Scores:
+def score_epochs(
+    task: str, folds: Sequence[FoldPredictions], epochs: Sequence[int]
+) -> metrics.Scores:
     """Scores of all held-out people together, each fold's answers taken from the given epoch."""
-    return scored(task, *table(folds, epochs))
+    return score_rows(task, *stack_folds(folds, epochs))
 
 
-def honest(folds: Sequence[Held]) -> tuple[pd.DataFrame, np.ndarray]:
+def nested_epoch_predictions(folds: Sequence[FoldPredictions]) -> tuple[pd.DataFrame, np.ndarray]:
     """(rows, probabilities) of all held-out photographs, each fold's epoch the one that the other
     folds chose.
     """
-    return table(folds, others_best(np.stack([f.curve for f in folds])))
+    return stack_folds(folds, epochs_chosen_by_others(np.stack([f.curve for f in folds])))
 
 
-def of_people(rows: pd.DataFrame) -> str:
+def score_people(rows: pd.DataFrame) -> str:
     """`7 photographs of 1 person`."""
     return (
-        f"{counted(len(rows), 'photograph')} of "
-        f"{counted(rows['person'].nunique(), 'person', 'people')}"
+        f"{plural(len(rows), 'photograph')} of "
+        f"{plural(rows['person'].nunique(), 'person', 'people')}"
     )
 
 
-def write(tree: Path, task: str, rows: pd.DataFrame, answers: np.ndarray) -> pd.DataFrame:
+def write_oof(tree: Path, task: str, rows: pd.DataFrame, answers: np.ndarray) -> pd.DataFrame:
     """oof.csv: file, person, fold, the true labels and p0, p1 ... of every held-out photograph
     (`value` for a regression).
 
     Returns the table.
     """
     told = rows[["file", "person", "fold", *label_columns()]]
-    whole = pd.concat([told, pd.DataFrame(answers, columns=columns(task))], axis=1)
-    with atomic_write(tree / FILE, "w") as file:
-        named = whole.assign(file=whole["file"].map(cell), person=whole["person"].map(cell))
+    whole = pd.concat([told, pd.DataFrame(answers, columns=probability_columns(task))], axis=1)
+    with atomic_write(tree / OOF_FILE, "w") as file:
+        named = whole.assign(file=whole["file"].map(csv_cell), person=whole["person"].map(csv_cell))
         named.to_csv(file, index=False, float_format="%.7g")
     return whole
 
 
-def columns(task: str) -> list[str]:
+def probability_columns(task: str) -> list[str]:
     """Names of the columns of probabilities."""
     spec = config.TASKS[task]
     return ["value"] if spec.regression else [f"p{number}" for number in range(spec.outputs)]
@@ -108,24 +114,28 @@ def label_columns() -> list[str]:
     """The columns of true labels: the three that a photograph has, and the tasks that are worked
     out of them.
     """
-    return list(dict.fromkeys([*BASE, "ageg", "main", *config.TASKS]))
+    return list(dict.fromkeys([*LABEL_COLUMNS, "ageg", "main", *config.TASKS]))
 
 
-def read(tree: Path, task: str) -> tuple[pd.DataFrame, np.ndarray] | None:
+def read_oof(tree: Path, task: str) -> tuple[pd.DataFrame, np.ndarray] | None:
     """(rows with the true labels of all tasks, probabilities [images, classes]) of a tree, None
     where it has no oof.csv.
 
     The labels follow from mask, gender and age, so that a table from before a task was registered
     has them too. Raises UserError.
     """
-    path, remedy = tree / FILE, "--resume that run to have it written again"
+    path, remedy = tree / OOF_FILE, "--resume that run to have it written again"
     if not path.is_file():
         return None
-    whole = tables.read_csv(path, ["file", "person", "fold", *BASE, *columns(task)])
+    whole = tables.read_csv(
+        path, ["file", "person", "fold", *LABEL_COLUMNS, *probability_columns(task)]
+    )
     try:
-        answers = whole[columns(task)].astype(float).to_numpy()
+        answers = whole[probability_columns(task)].astype(float).to_numpy()
         numbers = (
-            whole[["fold", *BASE]].astype(float).astype({"fold": int, "mask": int, "gender": int})
+            whole[["fold", *LABEL_COLUMNS]]
+            .astype(float)
+            .astype({"fold": int, "mask": int, "gender": int})
         )
     except ValueError as error:
         raise UserError(f"{path}: {str(error)[:100]!r}; {remedy}") from None
@@ -138,12 +148,12 @@ def read(tree: Path, task: str) -> tuple[pd.DataFrame, np.ndarray] | None:
     return tables.with_labels(rows.assign(years=rows["age"])), answers
 
 
-def selected_scores(task: str, folds: Sequence[Held]) -> metrics.Scores:
+def selected_scores(task: str, folds: Sequence[FoldPredictions]) -> metrics.Scores:
     """Each fold by its own best epoch: optimistic by construction."""
-    return pooled(task, folds, [int(np.argmax(f.curve)) for f in folds])
+    return score_epochs(task, folds, [int(np.argmax(f.curve)) for f in folds])
 
 
-def summary(task: str, folds: Sequence[Held], failed: dict[int, str]) -> list[str]:
+def summary(task: str, folds: Sequence[FoldPredictions], failed: dict[int, str]) -> list[str]:
     """The closing table of a run, with the out-of-fold scores."""
     lines = [
         "",
@@ -152,7 +162,7 @@ def summary(task: str, folds: Sequence[Held], failed: dict[int, str]) -> list[st
     ]
     best = [int(np.argmax(f.curve)) for f in folds]
     for f, epoch in zip(folds, best, strict=True):
-        scores = pooled(task, [f], [epoch])
+        scores = score_epochs(task, [f], [epoch])
         lines.append(
             f"{f.fold:>4}  {f.rows['person'].nunique():>6}  {epoch + 1:>10}  "
             f"{scores.macro_f1:>8.4f}  "
@@ -171,9 +181,9 @@ def summary(task: str, folds: Sequence[Held], failed: dict[int, str]) -> list[st
             f"mean macro F1 of the folds' best epochs {top.mean():.4f}, standard deviation "
             f"{top.std(ddof=1):.4f}"
         )
-        rows, answers = honest(folds)
-        headline, selected = scored(task, rows, answers), selected_scores(task, folds)
-        lines.append(f"out-of-fold, {of_people(rows)}:")
+        rows, answers = nested_epoch_predictions(folds)
+        headline, selected = score_rows(task, rows, answers), selected_scores(task, folds)
+        lines.append(f"out-of-fold, {score_people(rows)}:")
         lines.append(
             f"  headline  {headline.line()}  (each fold's epoch chosen by the other folds)"
         )
@@ -192,7 +202,7 @@ def intervals(task: str, rows: pd.DataFrame, answers: np.ndarray) -> list[str]:
     lines = []
     parts = [task, *(("mask", "gender", "ageg") if task == "main" else ())]
     for part in parts:
-        told = answers if part == task else ensemble.answer_from_main(answers, part)
+        told = answers if part == task else ensemble.marginalize_main(answers, part)
         score, f1, right = with_intervals(part, rows, told)
         lines.append(
             f"  {part:<8}  macro F1 {score.macro_f1:.4f} (95 % {f1[0]:.3f} to {f1[1]:.3f})  "

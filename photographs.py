@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 import config
-from utils import NO_FILE, UserError, read_file, reason, refused
+from utils import MISSING_FILE_ERRNOS, UserError, path_error, read_file, reason
 
 # What the installed Pillow reads of these: its name for the format of each. Readers of other
 # formats are not let near files.
@@ -39,13 +39,13 @@ HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"
 HEIC_REMEDY = (
     "HEIC is not read here, save it as JPEG (a telephone: camera settings, most compatible)"
 )
-MOST_BYTES = 1 << 28  # of one photograph
-MOST_PIXELS = 210_000_000  # telephones take 108 and 200 million
-MOST_TEXT = 1 << 20  # bytes, unpacked, of a PNG's text that is looked at
-LONGEST_SHAPE = (
+MAX_BYTES = 1 << 28  # of one photograph
+MAX_PIXELS = 210_000_000  # telephones take 108 and 200 million
+MAX_PNG_TEXT_BYTES = 1 << 20  # bytes, unpacked, of a PNG's text that is looked at
+MAX_ASPECT_RATIO = (
     20  # long side over short side: scaled to cover the crop, a strip would fill the memory
 )
-TURNS = {
+EXIF_TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -54,14 +54,14 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # EXIF's orientation -> what makes the picture upright
-PNG = b"\x89PNG\r\n\x1a\n"  # the first bytes of one
-TEXTS = (b"tEXt", b"zTXt", b"iTXt")  # a PNG's chunks of text
-ORIENTED = (
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"  # the first bytes of one
+PNG_TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")  # a PNG's chunks of text
+ORIENTATION_KEYWORDS = (
     b"Raw profile type exif",
     b"XML:com.adobe.xmp",
 )  # the keywords of those that may tell the orientation
-LYING = {
-    TURNS[orientation] for orientation in (5, 6, 7, 8)
+SIDEWAYS = {
+    EXIF_TRANSPOSE[orientation] for orientation in (5, 6, 7, 8)
 }  # those by which width and height change places
 Image.MAX_IMAGE_PIXELS = None  # open_photo has a limit of its own, which tells the size
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
@@ -77,11 +77,11 @@ def is_photo(name: str) -> bool:
     return not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS
 
 
-def open_photo(path: str) -> Image.Image:
+def open_image(path: str) -> Image.Image:
     """A photograph whose header and end are in order, not decoded yet. Raises OSError or
     ValueError, or whatever else Pillow's readers stumble into over damaged bytes.
     """
-    data = picture_chunks(read_file(path, MOST_BYTES))
+    data = strip_ancillary_chunks(read_file(path, MAX_BYTES))
     try:
         photo = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
@@ -90,23 +90,23 @@ def open_photo(path: str) -> Image.Image:
             HEIC_REMEDY if heic else "no picture of a known format" if data else "empty"
         ) from None
     width, height = photo.size
-    if width * height > MOST_PIXELS or max(photo.size) > LONGEST_SHAPE * min(photo.size):
+    if width * height > MAX_PIXELS or max(photo.size) > MAX_ASPECT_RATIO * min(photo.size):
         raise ValueError(f"{width}x{height} pixels, which is no photograph's size")
-    if not is_whole(photo.format or "", data):
+    if not is_complete(photo.format or "", data):
         raise ValueError("cut off: its end is missing")
     return photo
 
 
-def picture_chunks(data: bytes) -> bytes:
+def strip_ancillary_chunks(data: bytes) -> bytes:
     """A PNG without the chunks that its pixels do not need, and over which Pillow would refuse it:
     those with a wrong checksum (libpng passes over them too), and text, profiles and the like. What
     may tell the orientation stays.
 
     Other formats, and what comes after the first chunk that is none, are left as they are.
     """
-    if not data.startswith(PNG):
+    if not data.startswith(PNG_MAGIC):
         return data
-    kept, at, seen = [PNG], len(PNG), set[bytes]()
+    kept, at, seen = [PNG_MAGIC], len(PNG_MAGIC), set[bytes]()
     while data[at + 4 : at + 8].isalpha():
         kind, body = data[at + 4 : at + 8], at + 8
         end = body + int.from_bytes(data[at : at + 4], "big") + 4
@@ -122,18 +122,18 @@ def picture_chunks(data: bytes) -> bytes:
             kept.append(data[at:end])
         elif (
             whole
-            and kind in TEXTS
-            and (keyword := data[body:end].partition(b"\0")[0]) in ORIENTED
+            and kind in PNG_TEXT_CHUNKS
+            and (keyword := data[body:end].partition(b"\0")[0]) in ORIENTATION_KEYWORDS
             and keyword not in seen
         ):
             seen.add(keyword)  # each is unpacked once, however many there are
-            if is_short(kind, data[body + len(keyword) + 1 : end - 4]):
+            if is_short_text(kind, data[body + len(keyword) + 1 : end - 4]):
                 kept.append(data[at:end])
         at = end
     return b"".join([*kept, data[at:]])
 
 
-def is_short(kind: bytes, text: bytes) -> bool:
+def is_short_text(kind: bytes, text: bytes) -> bool:
     """Whether what follows the keyword in a PNG's chunk of text takes at most MOST_TEXT bytes, also
     unpacked.
     """
@@ -141,13 +141,13 @@ def is_short(kind: bytes, text: bytes) -> bool:
     packed = b"" if flat else text[1:] if kind == b"zTXt" else text[2:].split(b"\0", 2)[-1]
     unpacking = zlib.decompressobj()
     try:
-        unpacking.decompress(packed, MOST_TEXT)
+        unpacking.decompress(packed, MAX_PNG_TEXT_BYTES)
     except zlib.error:
         return False
-    return len(text) <= MOST_TEXT and not unpacking.unconsumed_tail
+    return len(text) <= MAX_PNG_TEXT_BYTES and not unpacking.unconsumed_tail
 
 
-def is_whole(kind: str, data: bytes) -> bool:
+def is_complete(kind: str, data: bytes) -> bool:
     """Whether a JPEG's end marker comes after its first scan (thumbnails end before), or a PNG has
     its last chunk.
 
@@ -170,23 +170,23 @@ def is_whole(kind: str, data: bytes) -> bool:
     return data.rfind(b"\xff\xd9", at) > 0  # from the end, where it nearly always is
 
 
-def look_over(path: str, look: Callable[[str], Image.Image] = open_photo) -> tuple[str, bool]:
+def inspect_image(path: str, look: Callable[[str], Image.Image] = open_image) -> tuple[str, bool]:
     """(why a photograph cannot be read, as far as `look` sees, empty where all is in order; whether
     it is of another size than the competition's). By default only its header and end are looked at.
     Raises as `blame_machine` does.
     """
     try:
-        with open_photo(path) as photo:
-            size = photo.size[::-1] if turn_of(photo) in LYING else photo.size
-        if look is not open_photo:
+        with open_image(path) as photo:
+            size = photo.size[::-1] if exif_transpose(photo) in SIDEWAYS else photo.size
+        if look is not open_image:
             look(path).close()
         return "", size != config.PHOTO_SIZE
     except Exception as error:  # as in read_photo
-        blame_machine(path, error)
+        raise_if_machine_failed(path, error)
         return reason(error), False
 
 
-def read_photo(path: str, shrink: int = 1) -> Image.Image:
+def read_image(path: str, shrink: int = 1) -> Image.Image:
     """An upright RGB image, whatever the file's format, mode or EXIF orientation; what is
     transparent, on white.
 
@@ -195,11 +195,11 @@ def read_photo(path: str, shrink: int = 1) -> Image.Image:
     file, or as `blame_machine` does.
     """
     try:
-        return decoded(path, shrink)
+        return decode_image(path, shrink)
     except (
         Exception
     ) as error:  # over damaged bytes Pillow's readers raise nearly every kind there is
-        blame_machine(path, error)
+        raise_if_machine_failed(path, error)
         raise UserError(
             f"{path}: cannot be read as a photograph ({reason(error)}); mend or remove it, or go "
             "on without it by "
@@ -207,30 +207,30 @@ def read_photo(path: str, shrink: int = 1) -> Image.Image:
         ) from None
 
 
-def blame_machine(path: str, error: Exception) -> None:
+def raise_if_machine_failed(path: str, error: Exception) -> None:
     """Raise where an error says nothing of the photograph. Its own fault is what decoding finds,
     and a file that is missing or no regular one; a full memory, a drive that fails and a file that
     may not be read are no reason to go on without it.
     """
     if isinstance(error, MemoryError):
         raise error
-    if isinstance(error, OSError) and error.errno not in (None, *NO_FILE):
-        raise refused(path, error, "check its permissions") from None
+    if isinstance(error, OSError) and error.errno not in (None, *MISSING_FILE_ERRNOS):
+        raise path_error(path, error, "check its permissions") from None
 
 
-def decoded(path: str, shrink: int = 1) -> Image.Image:
+def decode_image(path: str, shrink: int = 1) -> Image.Image:
     """What `read_photo` gives. Raises what `open_photo` and Pillow's decoders do."""
-    with open_photo(path) as photo:
+    with open_image(path) as photo:
         if shrink > 1 and photo.size == config.PHOTO_SIZE:
             photo.draft(None, (photo.width // shrink, photo.height // shrink))
         photo.load()
         return upright_rgb(photo)
 
 
-def turn_of(photo: Image.Image) -> Image.Transpose | None:
+def exif_transpose(photo: Image.Image) -> Image.Transpose | None:
     """What makes a photograph upright, None for nothing."""
     try:
-        return TURNS.get(photo.getexif().get(0x0112, 1))
+        return EXIF_TRANSPOSE.get(photo.getexif().get(0x0112, 1))
     except Exception:  # damaged metadata tells no orientation, and the pixels are whole
         return None
 
@@ -239,7 +239,7 @@ def upright_rgb(photo: Image.Image) -> Image.Image:
     """A decoded image as upright RGB. Raises ValueError for pixels of a kind that has no one
     reading.
     """
-    turn = turn_of(photo)
+    turn = exif_transpose(photo)
     if photo.mode.startswith("I"):  # 16 bits: Pillow's own conversion would clip them to white
         photo = Image.fromarray(
             np.clip(np.asarray(photo).astype(np.int64) >> 8, 0, 255).astype(np.uint8)

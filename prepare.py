@@ -27,32 +27,34 @@ import config
 import dataset
 import duplicates
 import engine
+import facecrop
 import loading
-import model as models
+import model
 import processes
 import suspects
 import tables
+import utils
 from utils import (
     RunError,
     UserError,
     atomic_write,
-    cell,
-    counted,
+    csv_cell,
     derive_seed,
+    plural,
     printable,
-    sweep,
+    remove_stale_writes,
     usable_processors,
     warn,
     warn_counted,
 )
 
-ROOM = 0.7  # of the free memory that --cache ram may take
-SPLIT_OF = 10  # a single split holds out one fold of so many
-ALONE = processes.Processes()
+MAX_CACHE_FRACTION = 0.7  # of the free memory that --cache ram may take
+SINGLE_SPLIT_FOLDS = 10  # a single split holds out one fold of so many
+SINGLE_PROCESS = utils.DistInfo()
 
 
 @dataclass(frozen=True)
-class Study:
+class RunContext:
     """What all folds of a run share."""
 
     settings: config.TrainSettings
@@ -60,10 +62,10 @@ class Study:
     compute: engine.Compute
     weights: dict[str, torch.Tensor] | None  # of the pretrained backbone
     start: checkpoint.Checkpoint | None  # trained on from here
-    boxes: dict[str, augmentation.Box]  # of the faces, where a file tells them
+    boxes: dict[str, facecrop.Box]  # of the faces, where a file tells them
     tree: Path
-    who: processes.Processes
-    squares: dataset.Squares | None = None  # decoded, with --cache ram
+    who: utils.DistInfo
+    squares: dataset.CropCache | None = None  # decoded, with --cache ram
 
     @property
     def folds(self) -> list[int]:
@@ -100,28 +102,31 @@ def load_table(s: config.TrainSettings) -> tuple[pd.DataFrame, pd.DataFrame | No
     if outside is not None:
         both = sorted(set(table["person"]) & set(outside["person"]))
         if both:
-            many = counted(len(both), "person is", "people are")
+            many = plural(len(both), "person is", "people are")
             raise UserError(
                 f"--valid-root {s.valid_root}: {many} in --train-root too ({both[0]}); part them"
             )
         if s.cv == 1:
             return pd.concat(
-                [fix_labels(s, table).assign(fold=-1), outside.assign(fold=0)], ignore_index=True
+                [apply_label_fixes(s, table).assign(fold=-1), outside.assign(fold=0)],
+                ignore_index=True,
             ), None
     people = table["person"].nunique()
     if people < 2:
         raise UserError(
-            f"{s.train_root}: holds {counted(people, 'person', 'people')}; a split needs at least "
+            f"{s.train_root}: holds {plural(people, 'person', 'people')}; a split needs at least "
             "two"
         )
-    folds = dataset.assign_folds(table, s.cv if s.cv > 1 else min(SPLIT_OF, people), s.split_seed)
+    folds = dataset.assign_folds(
+        table, s.cv if s.cv > 1 else min(SINGLE_SPLIT_FOLDS, people), s.split_seed
+    )
     fold = table["person"].map(folds)
-    return fix_labels(s, table).assign(
+    return apply_label_fixes(s, table).assign(
         fold=fold if s.cv > 1 else fold.where(fold == 0, -1)
     ), outside
 
 
-def fix_labels(s: config.TrainSettings, table: pd.DataFrame) -> pd.DataFrame:
+def apply_label_fixes(s: config.TrainSettings, table: pd.DataFrame) -> pd.DataFrame:
     """The photographs of --train-root with the labels of --label-fixes; after the split, so that no
     fix moves a fold.
     """
@@ -134,18 +139,20 @@ def fix_labels(s: config.TrainSettings, table: pd.DataFrame) -> pd.DataFrame:
     print(
         f"--label-fixes {printable(s.label_fixes)}: corrected "
         f"{', '.join(f'{column} {n}' for column, n in counts.items())} "
-        f"({counted(relabelled, 'photograph')})"
+        f"({plural(relabelled, 'photograph')})"
     )
     return fixed
 
 
-def readable(
+def drop_unreadable(
     s: config.TrainSettings, table: pd.DataFrame, outside: pd.DataFrame | None
 ) -> tuple[pd.DataFrame, pd.DataFrame | None]:
     """Both tables without the photographs that cannot be read, folds as they were. Raises UserError
     (see audit).
     """
-    kept = audit.without_bad([table] if outside is None else [table, outside], s.skip_bad_images)
+    kept = audit.drop_unreadable_rows(
+        [table] if outside is None else [table, outside], s.skip_bad_images
+    )
     for fold in range(s.cv):
         if not 0 < (kept[0]["fold"] == fold).sum() < len(kept[0]):
             raise UserError(
@@ -160,12 +167,12 @@ def readable(
     return kept[0], kept[1] if outside is not None else None
 
 
-def set_up(
-    s: config.TrainSettings, who: processes.Processes = ALONE
-) -> tuple[Study, pd.DataFrame | None]:
+def prepare_run(
+    s: config.TrainSettings, who: utils.DistInfo = SINGLE_PROCESS
+) -> tuple[RunContext, pd.DataFrame | None]:
     """Read, check and split everything, before the first folder is made."""
-    compute = processes.compute_for(s, s.batch_size, who, shared=s.cv == 1)
-    workers = loading.fit_shared_memory(
+    compute = processes.make_compute(s, s.batch_size, who, shared=s.cv == 1)
+    workers = loading.workers_that_fit_shared_memory(
         compute.workers, s.batch_size, s.image_size, sharing=who.local_world
     )
     compute = dataclasses.replace(compute, workers=workers)
@@ -176,28 +183,36 @@ def set_up(
             f"--batch-size {s.batch_size}: shared by {compute.world} processes; use at least "
             f"{2 * compute.world}"
         )
-    table, outside = readable(s, *load_table(s))
+    table, outside = drop_unreadable(s, *load_table(s))
     start = None
     if s.load_state_dict:
-        start, _ = checkpoint.read_described(
+        start, _ = checkpoint.load_described(
             Path(s.load_state_dict), s.model_type, s.task, mapped=False
         )
-    weights = models.backbone_weights(s.backbone or "", s.pretrained) if start is None else None
+    weights = model.backbone_weights(s.backbone or "", s.pretrained) if start is None else None
     boxes = (
         tables.read_boxes(s.boxes, table["file"].tolist(), table["path"].tolist())
         if s.boxes
         else {}
     )
-    study = Study(
-        s, table, compute, weights, start, boxes, Path(), who, squares_for(s, table, compute, who)
+    study = RunContext(
+        s,
+        table,
+        compute,
+        weights,
+        start,
+        boxes,
+        Path(),
+        who,
+        make_crop_cache(s, table, compute, who),
     )
     make_model(study, 0)  # weights that do not fit are refused before a folder is made
     return study, outside
 
 
-def squares_for(
-    s: config.TrainSettings, table: pd.DataFrame, compute: engine.Compute, who: processes.Processes
-) -> dataset.Squares | None:
+def make_crop_cache(
+    s: config.TrainSettings, table: pd.DataFrame, compute: engine.Compute, who: utils.DistInfo
+) -> dataset.CropCache | None:
     """Room for the decoded middle squares with --cache ram. Raises UserError where it is not there,
     or of no use.
     """
@@ -215,23 +230,23 @@ def squares_for(
             "leave it out"
         )
     needed, free = (
-        len(table) * dataset.Squares.SIZE * who.local_world / 2**30,
+        len(table) * dataset.CropCache.SIZE * who.local_world / 2**30,
         processes.free_memory() / 2**30,
     )
-    if needed > ROOM * free:
+    if needed > MAX_CACHE_FRACTION * free:
         raise UserError(
             f"--cache {s.cache}: {len(table)} photographs take {needed:.1f} GiB, and {free:.1f} "
             "GiB are free; leave "
             "it out, or use a larger machine"
         )
-    return dataset.Squares(len(table))
+    return dataset.CropCache(len(table))
 
 
-def describe(study: Study) -> dict[str, Any]:
+def describe_data(study: RunContext) -> dict[str, Any]:
     """Counts of the data, for run.json and the first lines."""
     table, task = study.table, config.TASKS[study.settings.task]
-    counts = table[config.judged(study.settings.task)].value_counts()
-    names = config.TASKS[config.judged(study.settings.task)].classes
+    counts = table[config.scoring_task(study.settings.task)].value_counts()
+    names = config.TASKS[config.scoring_task(study.settings.task)].classes
     return {
         "photographs": len(table),
         "people": int(table["person"].nunique()),
@@ -253,7 +268,7 @@ def digest(table: pd.DataFrame) -> str:
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
-def chosen(study: Study) -> dict[str, Any]:
+def resolved_machine(study: RunContext) -> dict[str, Any]:
     """What was left to the machine, as it was chosen."""
     return {
         "device": study.compute.device.type,
@@ -264,33 +279,33 @@ def chosen(study: Study) -> dict[str, Any]:
     }
 
 
-def opening(study: Study) -> list[str]:
+def banner(study: RunContext) -> list[str]:
     """The first lines of a run."""
-    s, data = study.settings, describe(study)
+    s, data = study.settings, describe_data(study)
     *others, last = data["people_per_fold"].values()
     several = f", {study.who.world} processes" if study.who.world > 1 else ""
     return [
         f"{data['photographs']} photographs of {data['people']} people; held out per fold: "
-        f"{''.join(f'{count}, ' for count in others)}{counted(last, 'person', 'people')}",
+        f"{''.join(f'{count}, ' for count in others)}{plural(last, 'person', 'people')}",
         f"{s.model_type} on {s.backbone}, {s.image_size} px, {study.compute.precision} on "
         f"{study.compute.device}, "
-        f"{counted(torch.get_num_threads(), 'thread')}, "
-        f"{counted(study.compute.workers, 'worker')}{several}",
+        f"{plural(torch.get_num_threads(), 'thread')}, "
+        f"{plural(study.compute.workers, 'worker')}{several}",
     ]
 
 
-def begin(study: Study, outside: pd.DataFrame | None = None) -> Path:
+def create_run_dir(study: RunContext, outside: pd.DataFrame | None = None) -> Path:
     """The run's tree: a new one, or that of the run to go on with. outside: photographs that are
     only scored at the end.
     """
-    tree = checkpoint.open_tree(study.settings)
+    tree = checkpoint.open_run_dir(study.settings)
     study = dataclasses.replace(study, tree=tree)
     if (tree / "run.json").is_file():
-        take_up(study)
+        note_resume(study)
     else:
         try:
             warn_of_duplicates(tree, [study.table] if outside is None else [study.table, outside])
-            write_start(study)
+            write_run_start(study)
         except RunError:  # nothing is there to go on with
             with contextlib.suppress(OSError):
                 for name in ("duplicates.csv", "folds.csv"):
@@ -321,7 +336,7 @@ def warn_of_duplicates(tree: Path, parts: Sequence[pd.DataFrame]) -> None:
     )
 
 
-def write_start(study: Study) -> None:
+def write_run_start(study: RunContext) -> None:
     """run.json and folds.csv of a run that begins."""
     versions = {
         name: __import__(name).__version__
@@ -338,23 +353,23 @@ def write_start(study: Study) -> None:
         "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
         "command": sys.argv,
         "settings": dataclasses.asdict(study.settings),
-        "chosen": chosen(study),
+        "chosen": resolved_machine(study),
         "versions": {"python": platform.python_version(), **versions},
         "machine": machine,
-        "data": describe(study),
+        "data": describe_data(study),
     }
     people = study.table.drop_duplicates("person")[["person", "gender", "ageg", "fold"]]
     shown = people.assign(
-        person=people["person"].map(cell), fold=people["fold"].map(lambda f: "" if f < 0 else f)
+        person=people["person"].map(csv_cell), fold=people["fold"].map(lambda f: "" if f < 0 else f)
     )
     with atomic_write(study.tree / "folds.csv", "w") as file:
         shown.to_csv(file, index=False)
     checkpoint.write_json(study.tree / "run.json", content)
 
 
-def take_up(study: Study) -> None:
+def note_resume(study: RunContext) -> None:
     """Note in run.json that a run goes on. Raises UserError where its data are others now."""
-    content = checkpoint.read_run(study.tree)
+    content = checkpoint.read_run_json(study.tree)
     before = content.get("data", {}).get("digest")
     if before not in (None, digest(study.table)):
         raise UserError(
@@ -362,7 +377,7 @@ def take_up(study: Study) -> None:
             "than when the run "
             "began; restore them, or start a new run"
         )
-    now, then = chosen(study), content.get("chosen", {})
+    now, then = resolved_machine(study), content.get("chosen", {})
     began = then.get("processes", 1)
     if (
         study.settings.cv == 1 and began != now["processes"]
@@ -382,26 +397,26 @@ def take_up(study: Study) -> None:
         {"at": time.strftime("%Y-%m-%dT%H:%M:%S"), "command": sys.argv, "chosen": now}
     )
     content = {key: value for key, value in content.items() if key not in ("finished", "failed")}
-    for folder in (study.tree, *checkpoint.fold_folders(study.tree)):
-        sweep(folder)
+    for folder in (study.tree, *checkpoint.fold_dirs(study.tree)):
+        remove_stale_writes(folder)
     checkpoint.write_json(study.tree / "run.json", content)
 
 
-def make_model(study: Study, fold: int) -> torch.nn.Module:
+def make_model(study: RunContext, fold: int) -> torch.nn.Module:
     """A fold's network before its first step."""
     s = study.settings
     torch.manual_seed(derive_seed("weights", s.seed, fold))
-    network = models.build(s.model_type, s.task, s.backbone or "", s.image_size)
+    network = model.build(s.model_type, s.task, s.backbone or "", s.image_size)
     if study.weights is not None:
         source = f"--pretrained {s.pretrained}"
-        models.load_backbone(models.trunk_of(network), study.weights, source)
-        models.check_finite(models.trunk_of(network), source)
+        model.load_backbone(model.trunk_of(network), study.weights, source)
+        model.check_finite(model.trunk_of(network), source)
     if config.TASKS[s.task].regression:
         training = study.table.loc[study.table["fold"] != fold, s.task]
-        models.start_at(network, float(training.mean()))
+        model.set_output_bias(network, float(training.mean()))
     if study.start is not None:
-        fresh = models.train_on(network, study.start, s.model_type, s.task)
-        models.check_finite(network, f"--load-state-dict {s.load_state_dict}")
+        fresh = model.load_for_training(network, study.start, s.model_type, s.task)
+        model.check_finite(network, f"--load-state-dict {s.load_state_dict}")
         if fresh:
             warn(
                 f"--load-state-dict: the backbone is taken; for --task {s.task} these start "

@@ -26,50 +26,52 @@ import config
 import engine
 import loading
 from utils import (
-    Processes,
+    CliError,
+    DistInfo,
     RunError,
     Stopped,
     StopSignal,
-    Told,
     UserError,
     choose_device,
     control_groups,
-    counted,
-    from_torchrun,
+    dist_info_from_environment,
+    plural,
+    read_system_file,
     reason,
     set_threads,
-    system_text,
     usable_processors,
 )
 
 T = TypeVar("T")
-JOINING = timedelta(minutes=10)  # for all processes to come together
-PATIENCE = timedelta(days=7)  # after that a process may wait for another's whole epoch, or longer
+JOIN_TIMEOUT = timedelta(minutes=10)  # for all processes to come together
+COLLECTIVE_TIMEOUT = timedelta(
+    days=7
+)  # after that a process may wait for another's whole epoch, or longer
 
 
-def from_environment() -> Processes:
+def init_distributed() -> DistInfo:
     """Who torchrun says this process is; it joins the others. Call `leave` at the end."""
-    who = from_torchrun()
+    who = dist_info_from_environment()
     if who.world == 1:
         return who
     if torch.cuda.is_available() and who.local_rank < torch.cuda.device_count():
         torch.cuda.set_device(who.local_rank)
     if not dist.is_initialized():
-        join(who.world)
+        join_group(who.world)
     return who
 
 
-def join(world: int) -> None:
+def join_group(world: int) -> None:
     """Come together with the other processes. Raises RunError where some of them do not come."""
     try:
-        with ended_by_signals():
-            store, rank, world = next(rendezvous("env://", timeout=JOINING))
+        with default_signals():
+            store, rank, world = next(rendezvous("env://", timeout=JOIN_TIMEOUT))
             store.set(f"came/{rank}", "")
-            store.wait([f"came/{number}" for number in range(world)], JOINING)
-            store.set_timeout(PATIENCE)
+            store.wait([f"came/{number}" for number in range(world)], JOIN_TIMEOUT)
+            store.set_timeout(COLLECTIVE_TIMEOUT)
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             dist.init_process_group(
-                backend, store=store, rank=rank, world_size=world, timeout=PATIENCE
+                backend, store=store, rank=rank, world_size=world, timeout=COLLECTIVE_TIMEOUT
             )
     except (RuntimeError, ValueError) as error:
         address, port = (os.environ.get(name, "not set") for name in ("MASTER_ADDR", "MASTER_PORT"))
@@ -81,7 +83,7 @@ def join(world: int) -> None:
 
 
 @contextlib.contextmanager
-def ended_by_signals() -> Iterator[None]:
+def default_signals() -> Iterator[None]:
     """Within the block SIGINT and SIGTERM end the program at once: Python's own handlers would wait
     for the end of one long call into the system.
     """
@@ -99,16 +101,16 @@ def ended_by_signals() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[Processes]:
+def distributed() -> Iterator[DistInfo]:
     """This process among all that torchrun started; at the end it parts from the others."""
-    who = from_environment()
+    who = init_distributed()
     try:
         yield who
     finally:
-        leave(who)
+        leave_group(who)
 
 
-def agreed(who: Processes, work: Callable[[], T]) -> T:
+def on_all_ranks(who: DistInfo, work: Callable[[], T]) -> T:
     """What `work` gives here, once it is done in all processes.
 
     Where it is refused in some, the first of them raises that, and the others end with its exit
@@ -117,10 +119,10 @@ def agreed(who: Processes, work: Callable[[], T]) -> T:
     if who.world == 1:
         return work()
     value: T | None = None
-    error: Told | OSError | None = None
+    error: CliError | OSError | None = None
     try:
         value = work()
-    except (Told, OSError) as refused:
+    except (CliError, OSError) as refused:
         error = refused
     codes = [0] * who.world
     dist.all_gather_object(codes, 0 if error is None else getattr(error, "code", 1))
@@ -132,18 +134,18 @@ def agreed(who: Processes, work: Callable[[], T]) -> T:
     return cast("T", value)
 
 
-def told_by_first(who: Processes, work: Callable[[], T]) -> T:
+def broadcast_from_rank0(who: DistInfo, work: Callable[[], T]) -> T:
     """What `work`, done by the first process alone, gives: in all of them. Refused there, all end
     (see `agreed`).
     """
-    box = [agreed(who, work if who.first else lambda: cast("T", None))]
+    box = [on_all_ranks(who, work if who.first else lambda: cast("T", None))]
     if who.world > 1:
         dist.broadcast_object_list(box, src=0)
     return box[0]
 
 
-def compute_for(
-    s: config.MachineSettings, batch_size: int, who: Processes, shared: bool
+def make_compute(
+    s: config.MachineSettings, batch_size: int, who: DistInfo, shared: bool
 ) -> engine.Compute:
     """Where and how this process computes. shared: whether the processes take part in the same
     batches.
@@ -152,7 +154,7 @@ def compute_for(
     """
     device = choose_device(s.device)
     if device.type == "cuda":
-        device = own_gpu(device, who)
+        device = select_gpu(device, who)
     set_threads(s.threads or max(1, usable_processors() // who.local_world))
     workers = loading.choose_workers(s.workers, device, who.local_world)
     together = (who.rank, who.world) if shared else (0, 1)
@@ -161,7 +163,7 @@ def compute_for(
     )
 
 
-def own_gpu(device: torch.device, who: Processes) -> torch.device:
+def select_gpu(device: torch.device, who: DistInfo) -> torch.device:
     """The GPU of this process, made torch's current one. Raises UserError where processes would
     share one.
     """
@@ -174,7 +176,7 @@ def own_gpu(device: torch.device, who: Processes) -> torch.device:
         if who.local_world > there:
             raise UserError(
                 f"--nproc-per-node {who.local_world}: more processes than the "
-                f"{counted(there, 'GPU')} here; start at "
+                f"{plural(there, 'GPU')} here; start at "
                 f"most {there}, or use --device cpu"
             )
         device = torch.device("cuda", who.local_rank)
@@ -184,21 +186,21 @@ def own_gpu(device: torch.device, who: Processes) -> torch.device:
     return device
 
 
-def share_statistics(model: nn.Module) -> None:
+def broadcast_buffers(model: nn.Module) -> None:
     """Let all processes have the first one's BatchNorm statistics."""
     for buffer in model.buffers():
         dist.broadcast(buffer, 0)
 
 
-FULL = re.compile(
+OUT_OF_MEMORY = re.compile(
     r"out of memory|can't allocate memory|not enough memory|ALLOC_FAILED|Cannot allocate memory"
 )
-LOST = re.compile(r"DataLoader worker \(pid|Too many open files|shared memory|</torch_")
-PARTED = re.compile(r"gloo|NCCL|Connection (reset|closed)|TCPStore|Broken pipe")
+LOST_WORKER = re.compile(r"DataLoader worker \(pid|Too many open files|shared memory|</torch_")
+LOST_RANK = re.compile(r"gloo|NCCL|Connection (reset|closed)|TCPStore|Broken pipe")
 
 
 @contextlib.contextmanager
-def failures_told(
+def explain_failures(
     batch_size: int, remedy: str = "", go_on: str = "; start it again"
 ) -> Iterator[None]:
     """Turn a full memory, a missing compiler and killed processes into one line. Raises RunError,
@@ -207,21 +209,21 @@ def failures_told(
     remedy: what a smaller --batch-size takes; go_on: what to do after a process was killed.
     """
     try:
-        with workers_told(StopSignal(), go_on):
+        with explain_lost_processes(StopSignal(), go_on):
             yield
     except (MemoryError, RuntimeError) as error:
-        if uncompiled(error):
+        if is_compile_error(error):
             raise UserError(
                 f"--compile: the network cannot be compiled here ({reason(error)}); leave "
                 "--compile out"
             ) from None
-        if not isinstance(error, MemoryError) and not FULL.search(str(error)):
+        if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
             raise
         raise RunError(out_of_memory(batch_size, error) + remedy) from None
 
 
 @contextlib.contextmanager
-def workers_told(stop: StopSignal, go_on: str = "") -> Iterator[None]:
+def explain_lost_processes(stop: StopSignal, go_on: str = "") -> Iterator[None]:
     """Turn a killed process, one that reads photographs or another of torchrun's, into one line
     that ends in `go_on`. Raises RunError, or Stopped where `stop` noted a signal.
     """
@@ -236,10 +238,12 @@ def workers_told(stop: StopSignal, go_on: str = "") -> Iterator[None]:
         if isinstance(error, OSError) and not in_worker and not isinstance(error, ConnectionError):
             raise
         parted = (
-            isinstance(error, RuntimeError) and dist.is_initialized() and PARTED.search(str(error))
+            isinstance(error, RuntimeError)
+            and dist.is_initialized()
+            and LOST_RANK.search(str(error))
         )
         if isinstance(error, RuntimeError) and (
-            FULL.search(str(error)) or not (parted or LOST.search(str(error)))
+            OUT_OF_MEMORY.search(str(error)) or not (parted or LOST_WORKER.search(str(error)))
         ):
             raise
         if stop.number:
@@ -255,19 +259,19 @@ def workers_told(stop: StopSignal, go_on: str = "") -> Iterator[None]:
             ) from None
         raise RunError(
             f"a process that reads photographs was lost ({last}); often the memory or "
-            f"{loading.SHARED} is full, or "
+            f"{loading.SHARED_MEMORY} is full, or "
             "too few files may be open (ulimit -n): use fewer --workers, "
             f"{loading.MORE_SHARED_MEMORY}{go_on}"
         ) from None
 
 
-def uncompiled(error: BaseException) -> bool:
+def is_compile_error(error: BaseException) -> bool:
     """Whether torch.compile itself failed: no compiler, or something it cannot translate."""
     compiling = sys.modules.get("torch._dynamo.exc")  # not imported for this: it takes seconds
     return (
         compiling is not None
         and isinstance(error, compiling.TorchDynamoException)
-        and not FULL.search(str(error))
+        and not OUT_OF_MEMORY.search(str(error))
     )
 
 
@@ -304,12 +308,12 @@ def free_memory(root: Path = Path("/")) -> float:
     """Bytes of memory that this process can still have, of the machine's and of its control
     groups'; root: of the files.
     """
-    machine = system_text(root / "proc/meminfo")
+    machine = read_system_file(root / "proc/meminfo")
     if machine:
         return min(
             [
-                number_after("MemAvailable:", machine) * 1024,
-                *map(group_memory, control_groups("memory", root)),
+                parse_number_after("MemAvailable:", machine) * 1024,
+                *map(free_group_memory, control_groups("memory", root)),
             ]
         )
     names = getattr(os, "sysconf_names", {})
@@ -320,7 +324,7 @@ def free_memory(root: Path = Path("/")) -> float:
     )
 
 
-def group_memory(group: Path) -> float:
+def free_group_memory(group: Path) -> float:
     """Bytes that a control group's limit leaves, files that nobody uses counting as free; infinite
     without a limit.
     """
@@ -328,24 +332,24 @@ def group_memory(group: Path) -> float:
         ("memory.max", "memory.current", "inactive_file"),
         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ):
-        numbers = [system_text(group / name).strip() for name in (limit, used)]
+        numbers = [read_system_file(group / name).strip() for name in (limit, used)]
         if all(number.isdigit() for number in numbers):  # else max
             return max(
                 0.0,
                 float(numbers[0])
                 - float(numbers[1])
-                + number_after(cached, system_text(group / "memory.stat")),
+                + parse_number_after(cached, read_system_file(group / "memory.stat")),
             )
     return math.inf
 
 
-def number_after(name: str, text: str) -> float:
+def parse_number_after(name: str, text: str) -> float:
     """The number that follows a name at the start of a line; 0 where there is none."""
     found = re.search(rf"^{name}\s+(\d+)", text, re.MULTILINE)
     return float(found[1]) if found else 0.0
 
 
-def leave(who: Processes) -> None:
+def leave_group(who: DistInfo) -> None:
     """Part from the others."""
     if who.world > 1 and dist.is_initialized():
         time.sleep(

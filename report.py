@@ -26,7 +26,7 @@ from utils import UserError, atomic_write, printable, read_file, reason
 
 MOST_WRONG = 12  # people shown
 PARTS = config.PARTS
-NEAR = 3  # years on either side of a boundary between age groups
+BOUNDARY_YEARS = 3  # years on either side of a boundary between age groups
 
 
 # --- what a run is worth
@@ -52,7 +52,7 @@ def training_report(
 
 def training_numbers(tree: Path, oof: pd.DataFrame) -> Numbers:
     """Everything report.json holds, but the extra rows."""
-    run = checkpoint.read_run(tree)
+    run = checkpoint.read_run_json(tree)
     task = str(run.get("settings", {}).get("task", "main"))
     answers = answers_of(task, oof)
     decided = ensemble.decide(task, answers)
@@ -62,12 +62,12 @@ def training_numbers(tree: Path, oof: pd.DataFrame) -> Numbers:
         "kind": "training",
         "name": tree.name,
         "task": task,
-        **judged(task, decided, truth, people, folds),
+        **score_with_interval(task, decided, truth, people, folds),
     }
     numbers["headline"]["people"] = int(oof["person"].nunique())
     if task == "main":
-        parts = {part: ensemble.answer_from_main(answers, part).argmax(1) for part in PARTS}
-        numbers |= judged_parts(parts, decided, truth, people, folds)
+        parts = {part: ensemble.marginalize_main(answers, part).argmax(1) for part in PARTS}
+        numbers |= score_parts(parts, decided, truth, people, folds)
     numbers["folds"] = [
         fold_numbers(tree, int(fold), task, decided[rows], oof.iloc[rows])
         for fold, rows in oof.groupby("fold").indices.items()
@@ -116,7 +116,7 @@ def answers_of(task: str, oof: pd.DataFrame) -> np.ndarray:
     return oof[columns].to_numpy(float)
 
 
-def judged(
+def score_with_interval(
     task: str, decided: np.ndarray, truth: np.ndarray, people: np.ndarray | None, folds: int = 0
 ) -> Numbers:
     """Scores with 95 % intervals over people (None: over photographs), per class too, and the
@@ -124,7 +124,7 @@ def judged(
 
     folds: how many the answers come from, out of fold; 0 where they do not.
     """
-    names = config.TASKS[config.judged(task)].classes
+    names = config.TASKS[config.scoring_task(task)].classes
     scores = metrics.score(task, decided, truth)
     if people is None:
         draws = metrics.bootstrap_photographs(scores.matrix)
@@ -133,14 +133,14 @@ def judged(
         draws = metrics.bootstrap_people(true, mine, people, len(names))
     each, spread = metrics.class_f1(scores.matrix), metrics.class_f1(draws)
     headline = {
-        "macro_f1": ranged(scores.macro_f1, metrics.macro_f1s(draws), folds),
-        "accuracy": ranged(scores.accuracy, metrics.accuracies(draws), folds),
+        "macro_f1": with_interval(scores.macro_f1, metrics.macro_f1s(draws), folds),
+        "accuracy": with_interval(scores.accuracy, metrics.accuracies(draws), folds),
         "photographs": len(truth),
     }
     years = {"rmse": scores.rmse, "mae": scores.mae} if scores.rmse is not None else {}
     rows = []
     for number, name in enumerate(names):
-        span = ranged(float(each[number]), spread[:, number], folds)
+        span = with_interval(float(each[number]), spread[:, number], folds)
         counted = {
             "photographs": int(scores.matrix[number].sum()),
             "answered": int(scores.matrix[:, number].sum()),
@@ -159,7 +159,7 @@ def judged(
     }
 
 
-def ranged(value: float, draws: np.ndarray, folds: int) -> dict[str, float]:
+def with_interval(value: float, draws: np.ndarray, folds: int) -> dict[str, float]:
     """A value with its 95 % interval."""
     low, high = (
         metrics.out_of_fold_interval(value, draws, folds) if folds else metrics.interval(draws)
@@ -167,7 +167,7 @@ def ranged(value: float, draws: np.ndarray, folds: int) -> dict[str, float]:
     return {"value": value, "low": low, "high": high}
 
 
-def judged_parts(
+def score_parts(
     parts: Mapping[str, np.ndarray],
     decided: np.ndarray,
     truth: np.ndarray,
@@ -180,7 +180,7 @@ def judged_parts(
     index = {part: np.array(config.TASKS[part].from_main) for part in PARTS}
     scores, would = {}, {}
     for part in PARTS:
-        scores[part] = judged(part, parts[part], index[part][truth], people, folds)
+        scores[part] = score_with_interval(part, parts[part], index[part][truth], people, folds)
         mask, gender, group = (index[other][truth if other == part else decided] for other in PARTS)
         would[part] = metrics.macro_f1(metrics.confusion(truth, 6 * mask + 3 * gender + group, 18))
     return {"parts": scores, "if_right": would}
@@ -190,7 +190,7 @@ def fold_numbers(
     tree: Path, fold: int, task: str, decided: np.ndarray, oof: pd.DataFrame
 ) -> Numbers:
     """One fold's people, photographs per class, out-of-fold scores and learning curves."""
-    own = judged(task, decided, oof[task].to_numpy(), oof["person"].to_numpy(), 1)
+    own = score_with_interval(task, decided, oof[task].to_numpy(), oof["person"].to_numpy(), 1)
     path = tree / f"fold{fold:02d}" / "history.csv"
     try:
         history = {
@@ -246,8 +246,8 @@ def boundaries(ages: Sequence[Numbers]) -> list[Numbers]:
     """
     found = []
     for start in config.GROUP_STARTS:
-        below = [row for row in ages if start - NEAR <= row["age"] < start]
-        above = [row for row in ages if start <= row["age"] < start + NEAR]
+        below = [row for row in ages if start - BOUNDARY_YEARS <= row["age"] < start]
+        above = [row for row in ages if start <= row["age"] < start + BOUNDARY_YEARS]
         sides = {
             "below": sum(row["photographs"] for row in below),
             "below_called_older": sum(row["too_old"] for row in below),
@@ -273,7 +273,7 @@ def most_wrong(
         np.abs(answers[:, 0] - truth) if regression else 1 - answers[np.arange(len(truth)), truth]
     )
     classes, true = metrics.to_classes(task, decided), metrics.to_classes(task, truth)
-    names = config.TASKS[config.judged(task)].classes
+    names = config.TASKS[config.scoring_task(task)].classes
     found = []
     for person, rows in oof.groupby("person").indices.items():
         wrong = rows[classes[rows] != true[rows]]
@@ -302,8 +302,8 @@ def elapsed(tree: Path) -> float | None:
     """Seconds from the run's start to its last epoch; None where the tree does not tell."""
     ends = [path.stat().st_mtime for path in tree.glob("fold*/history.csv")]
     return (
-        max(0.0, max(ends) - checkpoint.started(tree))
-        if ends and checkpoint.read_run(tree)
+        max(0.0, max(ends) - checkpoint.start_time(tree))
+        if ends and checkpoint.read_run_json(tree)
         else None
     )
 
@@ -339,7 +339,7 @@ def prediction_numbers(
     training_shares: Sequence[float] | np.ndarray | None,
 ) -> Numbers:
     """Everything a prediction's report.json holds."""
-    task, classes = probs.task, len(config.TASKS[config.judged(probs.task)].classes)
+    task, classes = probs.task, len(config.TASKS[config.scoring_task(probs.task)].classes)
     members = [
         ensemble.decide(task, ensemble.arithmetic(probs.array[m : m + 1]))
         for m in range(len(probs.members))
@@ -373,7 +373,7 @@ def prediction_numbers(
             }
             for method, answers in methods.items()
         ],
-        "class_names": list(config.TASKS[config.judged(task)].classes),
+        "class_names": list(config.TASKS[config.scoring_task(task)].classes),
         "class_shares": (
             np.bincount(methods[first], minlength=classes) / max(len(probs.images), 1)
         ).tolist(),
@@ -384,10 +384,10 @@ def prediction_numbers(
     if not config.TASKS[task].regression:
         numbers["confidence"] = float(ensemble.arithmetic(probs.array).max(1).mean())
     if truth is not None:
-        numbers |= judged(task, voted[first], truth, None)
+        numbers |= score_with_interval(task, voted[first], truth, None)
         if task == "main":
             parts = {part: np.array(config.TASKS[part].from_main)[methods[first]] for part in PARTS}
-            numbers |= judged_parts(parts, methods[first], truth, None)
+            numbers |= score_parts(parts, methods[first], truth, None)
     return numbers
 
 
@@ -404,25 +404,25 @@ def scored(task: str, answers: np.ndarray, truth: np.ndarray | None) -> dict[str
 
 def write(folder: Path, numbers: Numbers, page: Callable[[Numbers], str]) -> None:
     """report.json first, then report.html: a page that fails leaves the numbers."""
-    stored = plain(numbers)
+    stored = to_json(numbers)
     checkpoint.write_json(folder / "report.json", stored)
     with atomic_write(folder / "report.html", "w") as file:
         file.write(page(stored))
     print(f"report: {printable(folder / 'report.html')}")
 
 
-def plain(value: object) -> Any:
+def to_json(value: object) -> Any:
     """JSON's own types: numbers that are none become null, names that are no Unicode are mended."""
     if isinstance(value, Mapping):
-        return {str(plain(key)): plain(part) for key, part in value.items()}
+        return {str(to_json(key)): to_json(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(part) for part in value]
+        return [to_json(part) for part in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Picture):
-        return plain({"file": value.path, "note": value.note})
+        return to_json({"file": value.path, "note": value.note})
     if value is None or isinstance(value, (bool, int)):
         return value
     return str(value).encode("utf-8", "replace").decode()

@@ -17,21 +17,21 @@ import metrics
 from utils import (
     UserError,
     atomic_write,
-    counted,
-    dispensable,
-    new_folder,
+    create_new_folder,
+    load_npz,
+    plural,
     printable,
-    read_arrays,
     reason,
     timestamp,
     warn,
+    warn_on_failure,
 )
 
 PROBS = "probs.npz"
-LONGEST_NAME = 255  # bytes of a file's name
+MAX_NAME_BYTES = 255  # bytes of a file's name
 
 
-def save(folder: Path, probs: ensemble.Probabilities) -> None:
+def save_probabilities(folder: Path, probs: ensemble.Probabilities) -> None:
     """probs.npz: plain arrays, read without unpickling; not compressed, which saves a tenth and
     takes most of a vote's time.
     """
@@ -47,36 +47,40 @@ def save(folder: Path, probs: ensemble.Probabilities) -> None:
         )
 
 
-def load(folder: Path) -> ensemble.Probabilities:
+def load_probabilities(folder: Path) -> ensemble.Probabilities:
     """Stored probabilities. Raises UserError for a file that is missing, damaged or not what it
     should be.
     """
     path = folder / PROBS
-    arrays = read_arrays(path, "predict again")
+    arrays = load_npz(path, "predict again")
     if arrays is None:
         raise UserError(
             f"{path}: no such file; name the folder of an earlier prediction with --from-probs"
         )
     try:
         with np.errstate(all="ignore"):  # what overflows is refused, not warned of
-            return _checked(arrays)
+            return _check_arrays(arrays)
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise UserError(f"{path}: damaged ({reason(error)}); predict again") from None
 
 
-def _checked(arrays: dict[str, np.ndarray]) -> ensemble.Probabilities:
+def _check_arrays(arrays: dict[str, np.ndarray]) -> ensemble.Probabilities:
     """The arrays of probs.npz as they are used. Raises ValueError and its like where they are not
     what `save` writes.
     """
     task = str(arrays["task"])
     spec = config.TASKS[task]
-    array = _typed(arrays, "probabilities", "fiu", 4).astype(np.float32, copy=False)
-    folds = _typed(arrays, "folds", "iu", 1).tolist()
+    array = _check_types(arrays, "probabilities", "fiu", 4).astype(np.float32, copy=False)
+    folds = _check_types(arrays, "folds", "iu", 1).tolist()
     fitted = (
         "f1" in arrays and arrays["f1"].size > 0
     )  # the weights of an older prediction; f1 is the validation F1 then
-    weights = _typed(arrays, "f1" if fitted else "weights", "fiu", 1).astype(np.float64).tolist()
-    members, images = (_typed(arrays, axis, "U", 1).tolist() for axis in ("members", "images"))
+    weights = (
+        _check_types(arrays, "f1" if fitted else "weights", "fiu", 1).astype(np.float64).tolist()
+    )
+    members, images = (
+        _check_types(arrays, axis, "U", 1).tolist() for axis in ("members", "images")
+    )
     fits = (
         array.shape[:1] + array.shape[2:] == (len(members), len(images), spec.outputs)
         and array.size > 0
@@ -95,7 +99,7 @@ def _checked(arrays: dict[str, np.ndarray]) -> ensemble.Probabilities:
     return ensemble.Probabilities(task, array, members, folds, weights, images)
 
 
-def _typed(arrays: dict[str, np.ndarray], name: str, kinds: str, axes: int) -> np.ndarray:
+def _check_types(arrays: dict[str, np.ndarray], name: str, kinds: str, axes: int) -> np.ndarray:
     """One of the arrays, of one of numpy's kinds. Raises ValueError for another kind or shape,
     KeyError for none.
     """
@@ -112,7 +116,7 @@ def check_members(names: Sequence[str]) -> None:
     if not all(name.isprintable() for name in names):
         raise ValueError("a member's name is no text")
     paths = [member_csv(name) for name in names]
-    if any(len(part.encode()) > LONGEST_NAME for path in paths for part in path.parts):
+    if any(len(part.encode()) > MAX_NAME_BYTES for path in paths for part in path.parts):
         raise ValueError("a member's name is too long for a file")
     if len(set(paths)) < len(paths) or not set(paths).isdisjoint(path.parent for path in paths):
         raise ValueError("its members' names are not distinct")
@@ -133,7 +137,7 @@ def member_file(name: str) -> Path:
     return Path("" if tree == ".." else tree) / path.stem
 
 
-def write_answers(path: Path, task: str, images: Sequence[str], answers: np.ndarray) -> None:
+def write_predictions(path: Path, task: str, images: Sequence[str], answers: np.ndarray) -> None:
     """A submission: ImageID,ans in the order of the images; years with two decimals."""
     with atomic_write(path, "w") as file:
         rows = csv.writer(file, lineterminator="\n")
@@ -148,7 +152,7 @@ def write_answers(path: Path, task: str, images: Sequence[str], answers: np.ndar
 
 def write_confusion(path: Path, task: str, scores: metrics.Scores) -> None:
     """The confusion matrix as a table: a row per true class, a column per predicted."""
-    names = config.TASKS[config.judged(task)].classes
+    names = config.TASKS[config.scoring_task(task)].classes
     with atomic_write(path, "w") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["true / predicted", *names])
@@ -157,13 +161,13 @@ def write_confusion(path: Path, task: str, scores: metrics.Scores) -> None:
         )
 
 
-def truth_of(settings: config.PredictSettings, names: Sequence[str]) -> np.ndarray | None:
+def read_truth(settings: config.PredictSettings, names: Sequence[str]) -> np.ndarray | None:
     """The true answers of these photographs where --answers names them."""
     if settings.answers is None:
         return None
     import tables  # needs pandas, and a vote without answers does not
 
-    return tables.read_answers(settings.answers, names, settings.task)
+    return tables.read_labels(settings.answers, names, settings.task)
 
 
 def training_counts(tree: Path, task: str) -> np.ndarray | None:
@@ -174,9 +178,9 @@ def training_counts(tree: Path, task: str) -> np.ndarray | None:
     import outoffold
 
     try:
-        run = checkpoint.read_run(tree)
+        run = checkpoint.read_run_json(tree)
         trained, told = run["settings"]["task"], run["data"]["photographs_per_class"]
-        counts = [told[name] for name in config.TASKS[config.judged(trained)].classes]
+        counts = [told[name] for name in config.TASKS[config.scoring_task(trained)].classes]
         if not all(type(count) is int and 0 <= count < 1 << 53 for count in counts):
             return None
         if trained == task:
@@ -185,7 +189,7 @@ def training_counts(tree: Path, task: str) -> np.ndarray | None:
             return np.bincount(config.TASKS[task].from_main, counts, config.TASKS[task].outputs)
         if config.TASKS[trained].regression or config.TASKS[task].regression:
             return None
-        held_out = outoffold.read(tree, trained)  # trees of parts, multiplied
+        held_out = outoffold.read_oof(tree, trained)  # trees of parts, multiplied
         return (
             None
             if held_out is None
@@ -204,8 +208,10 @@ def training_shares(tree: Path, task: str) -> list[float] | None:
 def output_folder(save_path: str, tree: str, task: str) -> Path:
     """A new folder for a prediction, named after tree, task and time."""
     end = f"_{task}_{timestamp()}"
-    start = tree.encode()[: LONGEST_NAME - len(end.encode()) - len("-999")].decode(errors="ignore")
-    return new_folder(Path(save_path), start + end)
+    start = tree.encode()[: MAX_NAME_BYTES - len(end.encode()) - len("-999")].decode(
+        errors="ignore"
+    )
+    return create_new_folder(Path(save_path), start + end)
 
 
 def write_prediction(
@@ -221,14 +227,14 @@ def write_prediction(
     scores; prints where everything is. source: the tree, or the earlier prediction. notes: what was
     said on the way, for the report.
     """
-    save(folder, probs)
+    save_probabilities(folder, probs)
     if len(probs.members) > 1:
         for name, alone in zip(probs.members, member_answers(probs), strict=True):
             path = folder / "members" / member_csv(name)
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_answers(path, probs.task, probs.images, alone)
+            write_predictions(path, probs.task, probs.images, alone)
     for name, decided in voted.items():
-        write_answers(folder / f"{name}.csv", probs.task, probs.images, decided)
+        write_predictions(folder / f"{name}.csv", probs.task, probs.images, decided)
         note = ""
         if truth is not None:
             scores = metrics.score(probs.task, decided, truth)
@@ -236,7 +242,7 @@ def write_prediction(
             note = f"  {scores.line()}"
         print(f"{printable(folder / f'{name}.csv')}{note}")
     if not (source / PROBS).is_file():  # another vote on stored probabilities is to be quick
-        with dispensable(f"report of {folder}"):
+        with warn_on_failure(f"report of {folder}"):
             import report
 
             made = {"settings": dataclasses.asdict(settings), "notes": list(notes)}
@@ -248,7 +254,7 @@ def write_prediction(
         absent = metrics.absent_classes(probs.task, truth)
         if absent:
             warn(
-                f"--answers: {counted(len(absent), 'class is', 'classes are')} not in it (the "
+                f"--answers: {plural(len(absent), 'class is', 'classes are')} not in it (the "
                 f"first: {absent[0]}): macro F1 "
                 "leaves out such a class unless it is predicted"
             )

@@ -25,7 +25,7 @@ def stored(
     import submission
 
     folder = Path(settings.from_probs or "")
-    probs = submission.load(folder).answering(settings.task)
+    probs = submission.load_probabilities(folder).answering(settings.task)
     return (
         f"{folder.resolve().name}_again",
         probs.top(settings.top_k) if settings.top_k else probs,
@@ -46,26 +46,28 @@ def predicted(
     import tables
     import trees
 
-    found = trees.find(settings.root, settings.top_k or 3, settings.task)
+    found = trees.find_runs(settings.root, settings.top_k or 3, settings.task)
     views, transform = settings.tta or 1, settings.transform_type or "base"
     voters = [member for tree in found for member in tree.members]
     names, paths = tables.read_eval(settings.data_root)
     work = (
-        f"{utils.counted(views, 'view')} ({transform}) of {utils.counted(len(names), 'photograph')}"
+        f"{utils.plural(views, 'view')} ({transform}) of {utils.plural(len(names), 'photograph')}"
     )
     lines = [
-        f"tree: {utils.printable(tree.path)}: {utils.counted(len(tree.members), 'member')} x {work}"
+        f"tree: {utils.printable(tree.path)}: {utils.plural(len(tree.members), 'member')} x {work}"
         for tree in found
     ]
-    submission.truth_of(settings, names)  # refused before the long part, if it is to be refused
+    submission.read_truth(settings, names)  # refused before the long part, if it is to be refused
     home = next((tree for tree in found if tree.task in ("main", settings.task)), found[0])
     members.part_groups(voters, settings.task)
     lines += trees.mixture(found, settings.task) if len(found) > 1 else []
-    with processes.joined() as who:
+    with processes.distributed() as who:
         if who.first:
             print(*lines, sep="\n", flush=True)
-        probs = members.answer(voters, settings, transform, views, home.path, names, paths, who)
-    return (trees.title(found), probs, home.path, lines) if who.first else None
+        probs = members.predict_images(
+            voters, settings, transform, views, home.path, names, paths, who
+        )
+    return (trees.runs_title(found), probs, home.path, lines) if who.first else None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -80,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     if found is None:
         return 0
     name, probs, source, notes = found
-    truth = submission.truth_of(settings, probs.images)
+    truth = submission.read_truth(settings, probs.images)
     voted = ensemble.vote(settings.method, probs.task, probs.array, probs.weights)
     folder = submission.output_folder(settings.save_path, name, settings.task)
     submission.write_prediction(folder, voted, probs, truth, source, settings, notes)

@@ -22,19 +22,21 @@ def main(argv: list[str] | None = None) -> int:
     import tables
 
     path = Path(
-        settings.load_state_dict or members.best_checkpoint(settings.task, settings.model_type)
+        settings.load_state_dict or members.find_best_checkpoint(settings.task, settings.model_type)
     )
     print(f"checkpoint: {utils.printable(path)}", flush=True)
-    found, info = checkpoint.read_described(path, settings.model_type, settings.task, mapped=False)
+    found, info = checkpoint.load_described(path, settings.model_type, settings.task, mapped=False)
     if settings.model_type not in (None, info.model):
         raise utils.UserError(
             f"--model-type {settings.model_type}: {path} holds a {info.model}; leave the option out"
         )
     member = members.Member(path.name, info, found)
     names, paths = tables.read_eval(settings.data_root)
-    truth = submission.truth_of(settings, names)
+    truth = submission.read_truth(settings, names)
     tree = path.absolute().parent.parent
-    probs = members.answer([member], settings, settings.transform_type, 1, tree, names, paths)
+    probs = members.predict_images(
+        [member], settings, settings.transform_type, 1, tree, names, paths
+    )
     answers = ensemble.decide(probs.task, ensemble.arithmetic(probs.array))
     folder = submission.output_folder(
         settings.save_path, f"{tree.name}_{path.absolute().parent.name}", settings.task

@@ -14,20 +14,20 @@ import pandas as pd
 
 import config
 import tables
-from utils import UserError, atomic_write, cell
+from utils import UserError, atomic_write, csv_cell
 
 PARTS = ("mask", "gender", "ageg")  # the axes of 18 probabilities as [3, 2, 3]
 COLUMNS = ["kind", "person", "file", "given", "suggested", "evidence"]
 # nats against one wrong file alone: people have all their shots, so files are swapped rather than
 # lost
-LONE = 3.0
-DOUBT = 0.05  # weight of answers that contradict a label while another is judged
+SINGLE_WEIGHT = 3.0
+MIN_LOG_ODDS = 0.05  # weight of answers that contradict a label while another is judged
 BLUR = 5.0  # years, the standard deviation of how old people of one age look
 
 # --- suspects
 
 
-def label_suspects(table: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
+def find_label_issues(table: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFrame:
     """Suspected labels, the best evidence first: kind (gender, age, mask), person, file, given,
     suggested, evidence.
 
@@ -49,7 +49,9 @@ def label_suspects(table: pd.DataFrame, probabilities: np.ndarray) -> pd.DataFra
     )
 
 
-def conditional(table: pd.DataFrame, probabilities: np.ndarray, part: str) -> np.ndarray:
+def conditional_probabilities(
+    table: pd.DataFrame, probabilities: np.ndarray, part: str
+) -> np.ndarray:
     """[photographs, classes of the part] centred log-probabilities, its two other labels as good as
     taken for given.
 
@@ -59,7 +61,9 @@ def conditional(table: pd.DataFrame, probabilities: np.ndarray, part: str) -> np
     joint = np.maximum(probabilities, 1e-9).reshape(-1, 3, 2, 3)
     for axis, other in enumerate(PARTS, start=1):
         if other != part:
-            believed = np.where(np.eye(joint.shape[axis], dtype=bool)[table[other]], 1, DOUBT)
+            believed = np.where(
+                np.eye(joint.shape[axis], dtype=bool)[table[other]], 1, MIN_LOG_ODDS
+            )
             joint = (joint * np.expand_dims(believed, tuple({1, 2, 3} - {axis}))).sum(
                 axis, keepdims=True
             )
@@ -87,7 +91,7 @@ def calibrator(scores: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray],
     return calibrated
 
 
-def against(given: np.ndarray, logs: np.ndarray) -> np.ndarray:
+def log_odds_against_label(given: np.ndarray, logs: np.ndarray) -> np.ndarray:
     """[n, classes] log odds of each class against the given one."""
     return logs - logs[np.arange(len(given)), given][:, None]
 
@@ -100,13 +104,16 @@ def person_suspects(
     """
     codes, people = pd.factorize(table["person"])
     counts = np.bincount(codes)
-    scores = conditional(table, probabilities, part)
+    scores = conditional_probabilities(table, probabilities, part)
     means = np.stack([np.bincount(codes, column) / counts for column in scores.T], axis=1)
     first = np.unique(codes, return_index=True)[1]
     given = table[part].to_numpy()[first]
     calibrate = calibrator(means, given)
     logs = calibrate(means)
-    odds, each = against(given, logs), against(given[codes], calibrate(scores))
+    odds, each = (
+        log_odds_against_label(given, logs),
+        log_odds_against_label(given[codes], calibrate(scores)),
+    )
     suggested = odds.argmax(1)
     evidence = odds.max(1)
     if part == "ageg":  # somebody of 59 who looks sixty is hardly a suspect
@@ -138,10 +145,10 @@ def photo_suspects(table: pd.DataFrame, probabilities: np.ndarray) -> list[tuple
     alone has to say more.
     """
     given = table["mask"].to_numpy()
-    scores = conditional(table, probabilities, "mask")
-    odds = against(given, calibrator(scores, given)(scores))
+    scores = conditional_probabilities(table, probabilities, "mask")
+    odds = log_odds_against_label(given, calibrator(scores, given)(scores))
     odds[np.arange(len(given)), given] = -np.inf
-    suggested, evidence = odds.argmax(1), odds.max(1) - LONE
+    suggested, evidence = odds.argmax(1), odds.max(1) - SINGLE_WEIGHT
     for own in table.groupby("person", sort=False).indices.values():
         pairs = odds[own][:, given[own]]
         pairs = pairs + pairs.T  # both files of a swap
@@ -162,7 +169,7 @@ def write_suspects(path: Path, suspects: pd.DataFrame) -> None:
     """suspects.csv, whole or not at all; evidence in nats with two decimals."""
     with atomic_write(path, "w") as file:
         named = suspects.assign(
-            person=suspects["person"].map(cell), file=suspects["file"].map(cell)
+            person=suspects["person"].map(csv_cell), file=suspects["file"].map(csv_cell)
         )
         named.to_csv(file, index=False, float_format="%.2f")
 

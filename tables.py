@@ -19,19 +19,19 @@ import pandas as pd
 import config
 import photographs
 from photographs import is_photo
-from utils import UserError, counted, read_file, reason, refused, warn, warn_counted
+from utils import UserError, path_error, plural, read_file, reason, warn, warn_counted
 
 if TYPE_CHECKING:
     from augmentation import Box
 
-MOST_BYTES = 1 << 29  # of a table
-MOST_ROWS = 4_000_000
-LONGEST_HEADER = 1 << 16  # bytes in which the separator is looked for
-LONGEST_LINE = 1_000_000  # characters of a table's line
+MAX_TABLE_BYTES = 1 << 29  # of a table
+MAX_ROWS = 4_000_000
+MAX_HEADER_BYTES = 1 << 16  # bytes in which the separator is looked for
+MAX_LINE_CHARACTERS = 1_000_000  # characters of a table's line
 SEPARATOR = re.compile(
     r'[ \t]*"?sep=(.)\1*"?[ ,;\t]*(\r\n?|\n)', re.IGNORECASE
 )  # what Excel may have as a first line
-BESIDE = {
+IGNORED_FILES = {
     "thumbs.db",
     "desktop.ini",
     "train.csv",
@@ -53,7 +53,7 @@ def nfc(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def is_there(path: Path) -> bool:
+def exists(path: Path) -> bool:
     """Whether there is anything of this name. Raises UserError or RunError where the system cannot
     say.
     """
@@ -62,7 +62,7 @@ def is_there(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
-        raise refused(path, error, "check its permissions") from None
+        raise path_error(path, error, "check its permissions") from None
     return True
 
 
@@ -71,7 +71,7 @@ def parent_of(folder: Path) -> Path:
     return folder.parent if folder.name not in ("", "..") else folder / ".."
 
 
-def hint(root: Path, kind: str) -> str:
+def suggest_root(root: Path, kind: str) -> str:
     """A question, where a folder of the usual layout (train, eval) lies below the one that was
     named.
     """
@@ -86,7 +86,7 @@ def warn_left_out(names: Sequence[str]) -> None:
     missed = [
         name
         for name in names
-        if not Path(name).name.startswith(".") and Path(name).name.lower() not in BESIDE
+        if not Path(name).name.startswith(".") and Path(name).name.lower() not in IGNORED_FILES
     ]
     heic = [name for name in missed if Path(name).suffix.lower() in photographs.HEIC]
     warn_counted(heic, f"photographs left out, {photographs.HEIC_REMEDY}")
@@ -116,7 +116,7 @@ def read_train(root: str | Path) -> pd.DataFrame:
         root / "train.csv",
         *([parent_of(root) / "train.csv"] if root.absolute().name == "images" else []),
     ]
-    table_path = next((p for p in tables if is_there(p)), None)
+    table_path = next((p for p in tables if exists(p)), None)
     found = list_photos(root, images)
     labels = label_people(found["person"].unique(), table_path, images, root)
     rows = found.merge(labels, on="person", how="inner")
@@ -196,10 +196,14 @@ def list_photos(root: Path, images: Path) -> pd.DataFrame:
                     )
                 )
     except OSError as error:
-        raise refused(error.filename or images, error, "check its permissions", "listed") from None
+        raise path_error(
+            error.filename or images, error, "check its permissions", "listed"
+        ) from None
     warn_left_out(others)
     if not rows:
-        meant = hint(root, "train") or "expected folders like 000001_female_Asian_45/mask1.jpg"
+        meant = (
+            suggest_root(root, "train") or "expected folders like 000001_female_Asian_45/mask1.jpg"
+        )
         raise UserError(f"{images}: no photographs in it; {meant}")
     check_names([row[2] for row in rows], [row[3] for row in rows])
     warn_counted(
@@ -233,7 +237,7 @@ def label_people(
     if table is None:
         warn(
             f"{root}: no train.csv; gender and age are read from the names of "
-            f"{counted(len(people), 'person', 'people')}"
+            f"{plural(len(people), 'person', 'people')}"
         )
         nameless = [
             person for person, match in named.items() if match is None or float(match["age"]) > 120
@@ -296,7 +300,7 @@ def read_people(table: Path) -> pd.DataFrame:
             raise UserError(f"{table}: row {number}: {problem}; write the plain name of a folder")
         seen[person] = number
         try:
-            rows.append((person, gender_code(gender), years_of(age)))
+            rows.append((person, gender_code(gender), parse_years(age)))
         except ValueError:
             raise UserError(
                 f"{table}: row {number}: gender {gender[:40]!r}, age {age[:40]!r}: expected male "
@@ -306,7 +310,7 @@ def read_people(table: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["person", "gender", "years"], index=raw.index)
 
 
-def years_of(text: str) -> float:
+def parse_years(text: str) -> float:
     """An age in years, from 0 to 120. Raises ValueError for anything else."""
     if not YEARS.fullmatch(text.strip()) or float(text) > 120:
         raise ValueError(f"{text!r} is no age")
@@ -324,10 +328,10 @@ def read_csv(path: Path, *choices: Sequence[str]) -> pd.DataFrame:
     UserError naming file and row.
     """
     try:
-        data = read_file(path, MOST_BYTES)
+        data = read_file(path, MAX_TABLE_BYTES)
     except OSError as error:
-        raise refused(path, error, "mend or remove the file", "read") from None
-    start = data[:LONGEST_HEADER].decode("utf-8-sig", errors="replace")
+        raise path_error(path, error, "mend or remove the file", "read") from None
+    start = data[:MAX_HEADER_BYTES].decode("utf-8-sig", errors="replace")
     declared = SEPARATOR.match(start)
     below = io.StringIO(start[declared.end() if declared else 0 :], newline="")
     first = next((line for line in below if line.strip(" ,;\t\r\n")), "")
@@ -358,13 +362,13 @@ def read_csv(path: Path, *choices: Sequence[str]) -> pd.DataFrame:
         # A filled cell right behind the last column may as well come from a comma without quotes,
         # by which all have moved.
         if len(record) <= max(where) or "".join(record[len(header) : len(header) + 1]).strip():
-            fields = counted(len(record), "field")
+            fields = plural(len(record), "field")
             raise UserError(
                 f"{path}: row {number}: {fields}, the header has {len(header)}; correct the row"
             )
-        if len(records) == MOST_ROWS:
+        if len(records) == MAX_ROWS:
             raise UserError(
-                f"{path}: row {number}: more than {MOST_ROWS:,} rows, which no table here has; "
+                f"{path}: row {number}: more than {MAX_ROWS:,} rows, which no table here has; "
                 "name another file"
             )
         numbers.append(number)
@@ -378,7 +382,7 @@ def csv_rows(path: Path, data: bytes, delimiter: str, skip: int) -> Iterator[tup
     """(number, fields) of a CSV's rows that are not blank, after `skip` lines. Raises UserError for
     bad quotes, endless lines and bytes that are no text.
     """
-    lines = itertools.islice(lines_of(data), skip, None)
+    lines = itertools.islice(iter_lines(data), skip, None)
     reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
     for number in itertools.count(1):
         try:
@@ -399,14 +403,14 @@ def csv_rows(path: Path, data: bytes, delimiter: str, skip: int) -> Iterator[tup
             yield number, record
 
 
-def lines_of(data: bytes) -> Iterator[str]:
+def iter_lines(data: bytes) -> Iterator[str]:
     """A table's lines with their ends, one at a time: all at once would take ten times the memory.
     Raises csv.Error for one of absurd length.
     """
     stream = io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", "replace", newline="")
-    while line := stream.readline(LONGEST_LINE + 1):
-        if len(line) > LONGEST_LINE:
-            raise csv.Error(f"a line of more than {LONGEST_LINE:,} characters")
+    while line := stream.readline(MAX_LINE_CHARACTERS + 1):
+        if len(line) > MAX_LINE_CHARACTERS:
+            raise csv.Error(f"a line of more than {MAX_LINE_CHARACTERS:,} characters")
         yield line.replace("\0", "\ufffd")  # at NUL csv stops before Python 3.11
 
 
@@ -421,11 +425,11 @@ def read_eval(data_root: str | None) -> tuple[list[str], list[str]]:
             f"{root}: no such folder; name the evaluation folder or its images with --data-root"
         )
     images = root / "images" if (root / "images").is_dir() else root
-    info = next((p for p in (root / "info.csv", parent_of(root) / "info.csv") if is_there(p)), None)
+    info = next((p for p in (root / "info.csv", parent_of(root) / "info.csv") if exists(p)), None)
     try:
         entries = [p for p in sorted(images.iterdir()) if not p.name.startswith(".")]
     except OSError as error:
-        raise refused(images, error, "check its permissions", "listed") from None
+        raise path_error(images, error, "check its permissions", "listed") from None
     photos = [p for p in entries if is_photo(p.name)]
     check_names([nfc(p.name) for p in photos], [str(p) for p in photos])
     there = {nfc(p.name): str(p) for p in photos}
@@ -433,7 +437,7 @@ def read_eval(data_root: str | None) -> tuple[list[str], list[str]]:
     if info is None:
         warn_left_out(list(others))
         if not there:
-            meant = hint(root, "eval") or "name the folder with --data-root"
+            meant = suggest_root(root, "eval") or "name the folder with --data-root"
             raise UserError(f"{images}: no photographs in it, and no info.csv; {meant}")
         warn(
             f"{root}: no info.csv; its {len(there)} photographs are answered in the order of "
@@ -485,7 +489,7 @@ def read_boxes(path: str, names: Sequence[str], paths: Sequence[str]) -> dict[st
         file = nfc(fields[0]).strip().replace("\\", "/").removeprefix("./")
         try:
             left, top, right, bottom = (round(float(value)) for value in fields[1:])
-            if max(map(abs, (left, top, right, bottom))) > photographs.MOST_PIXELS:
+            if max(map(abs, (left, top, right, bottom))) > photographs.MAX_PIXELS:
                 raise ValueError
         except (ValueError, OverflowError):
             raise UserError(
@@ -513,7 +517,7 @@ def read_boxes(path: str, names: Sequence[str], paths: Sequence[str]) -> dict[st
         taken[end] = name
         boxes[name] = told[end][1]
     if not boxes:
-        many = counted(len(names), "photograph")
+        many = plural(len(names), "photograph")
         raise UserError(
             f"{path}: none of its rows names one of the {many} ({names[0]} ...); check `file`"
         )
@@ -524,7 +528,7 @@ def read_boxes(path: str, names: Sequence[str], paths: Sequence[str]) -> dict[st
     return boxes
 
 
-def read_answers(path: str, names: Sequence[str], task: str) -> np.ndarray:
+def read_labels(path: str, names: Sequence[str], task: str) -> np.ndarray:
     """True labels of `names` for a task from a CSV (ImageID,ans; ans is the 18-class answer; age
     needs a column `age`).
     """
@@ -543,7 +547,7 @@ def read_answers(path: str, names: Sequence[str], task: str) -> np.ndarray:
     answers: dict[str, float] = {}
     for number, name, text in zip(table.index, table["ImageID"], table[column], strict=True):
         try:
-            value = years_of(text) if spec.regression else answer_of(text, spec)
+            value = parse_years(text) if spec.regression else parse_label(text, spec)
         except ValueError:
             expected = "years" if spec.regression else "a class's number"
             raise UserError(
@@ -565,7 +569,7 @@ def read_answers(path: str, names: Sequence[str], task: str) -> np.ndarray:
     return np.array([answers[key] for key in keys], float if spec.regression else np.int64)
 
 
-def answer_of(text: str, spec: config.Task) -> int:
+def parse_label(text: str, spec: config.Task) -> int:
     """An answer (one of the 18 classes where the task is a part of them) -> the task's class.
     Raises ValueError.
     """

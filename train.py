@@ -15,15 +15,15 @@ def main(argv: list[str] | None = None) -> int:
     asked = config.parse(config.TrainSettings, argv, "train.py", __doc__ or "")
     settings = asked.completed()
     if settings.dry_run:
-        utils.end_with_reader()
-    if utils.first_process():
+        utils.exit_when_reader_is_gone()
+    if utils.is_rank_zero():
         if settings.recipe:
             print(settings.recipe_line)
         print(settings.explain_lr(asked.lr), flush=True)
 
     import crossval  # torch is loaded only once the settings are known to be good
 
-    return crossval.run(settings)
+    return crossval.train_all_folds(settings)
 
 
 if __name__ == "__main__":

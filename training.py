@@ -22,21 +22,22 @@ import ensemble
 import loading
 import loss
 import metrics
-import model as models
+import model
 import optim
 import prepare
 import processes
-from prepare import Study
-from utils import Stopped, StopSignal, UserError, counted, dispensable, duration, warn
+import utils
+from prepare import RunContext
+from utils import Stopped, StopSignal, UserError, duration, plural, warn, warn_on_failure
 
-SAVE_SECONDS = 60.0  # a kill inside an epoch costs no more than this
+SAVE_INTERVAL_SECONDS = 60.0  # a kill inside an epoch costs no more than this
 
 
 class Diverged(Exception):
     """A loss that is no number any more; ends its fold."""
 
 
-class Clock:
+class RemainingTime:
     """How long the rest of a run will take, from the epochs that it has seen."""
 
     def __init__(self, epochs: int) -> None:
@@ -59,20 +60,20 @@ class Fold:
     number: int
     learner: engine.Learner
     recipe: engine.Recipe
-    training: dataset.Photos
-    batches: dataset.Batches
-    validation: dataset.Photos
+    training: dataset.ImageDataset
+    batches: dataset.EpochBatchSampler
+    validation: dataset.ImageDataset
     rows: np.ndarray  # held-out photographs
     labels: dict[str, torch.Tensor]
 
 
-def prepare_fold(study: Study, number: int) -> Fold:
+def prepare_fold(study: RunContext, number: int) -> Fold:
     """Network, optimizer, schedule, photographs and labels of a fold."""
     s, table, device = study.settings, study.table, study.compute.device
-    network = models.place(prepare.make_model(study, number), device)
+    network = model.to_device(prepare.make_model(study, number), device)
     optimizer = optim.make_optimizer(
         s.optim_type,
-        models.parameter_groups(network, s.backbone_lr_scale),
+        model.parameter_groups(network, s.backbone_lr_scale),
         s.lr or 0.0,
         s.weight_decay or 0.0,
     )
@@ -81,7 +82,7 @@ def prepare_fold(study: Study, number: int) -> Fold:
     rest = np.flatnonzero(table["fold"] != number).tolist()
     labels = dataset.label_tensors(table, s.heads, s.age_filter)
     indices, blending = oversample(study, number, rest)
-    batches = dataset.Batches(
+    batches = dataset.EpochBatchSampler(
         indices,
         s.batch_size,
         ("fold", s.seed, number),
@@ -108,12 +109,12 @@ def prepare_fold(study: Study, number: int) -> Fold:
             network,
             optimizer,
             scaler,
-            models.compiled(network, study.compute.world == 1) if s.compile else network,
+            model.compile_model(network, study.compute.world == 1) if s.compile else network,
         ),
         recipe,
-        dataset.Photos(names, paths, [training], study.boxes, blending, study.squares),
+        dataset.ImageDataset(names, paths, [training], study.boxes, blending, study.squares),
         batches,
-        dataset.Photos(
+        dataset.ImageDataset(
             names, paths, [augmentation.View(made.valid)], study.boxes, squares=study.squares
         ),
         rows,
@@ -128,17 +129,17 @@ def shares_of(head: str, labels: torch.Tensor) -> torch.Tensor | None:
 
 
 def oversample(
-    study: Study, number: int, rows: list[int]
-) -> tuple[list[int], dataset.Blending | None]:
+    study: RunContext, number: int, rows: list[int]
+) -> tuple[list[int], dataset.MixupPartners | None]:
     """A fold's training photographs with the rarer classes' repeated, and with whom the repeated
     ones are blended.
     """
     s = study.settings
     if s.oversample == "none":
         return rows, None
-    judged = config.judged(s.task)
+    judged = config.scoring_task(s.task)
     labels = dataset.label_tensors(study.table, (judged, *s.heads), s.age_filter)
-    indices = dataset.oversampled(rows, labels[judged].numpy()[rows], f"{s.seed}/{number}")
+    indices = dataset.oversample_rows(rows, labels[judged].numpy()[rows], f"{s.seed}/{number}")
     print(
         f"fold {number}: {len(indices)} photographs an epoch, {len(rows)} before --oversample "
         f"{s.oversample}"
@@ -146,7 +147,7 @@ def oversample(
     if s.oversample == "repeat":
         return indices, None
     relabelled = study.table.assign(**{task: values.numpy() for task, values in labels.items()})
-    return indices, dataset.blending(
+    return indices, dataset.find_mixup_partners(
         relabelled, rows, (judged, *s.heads), ("mixup", s.seed, number)
     )
 
@@ -157,7 +158,12 @@ class Keeper:
     """
 
     def __init__(
-        self, study: Study, fold: Fold, state: checkpoint.FoldState, folder: Path, stop: StopSignal
+        self,
+        study: RunContext,
+        fold: Fold,
+        state: checkpoint.FoldState,
+        folder: Path,
+        stop: StopSignal,
     ) -> None:
         self.study, self.fold, self.state, self.folder, self.stop = study, fold, state, folder, stop
         self.saved = time.monotonic()
@@ -165,14 +171,14 @@ class Keeper:
     def save(self) -> None:
         """Write the state, then delete the checkpoints that it does not list."""
         if self.study.writes:
-            checkpoint.write_state(self.folder, self.state, self.fold.learner.state())
-            checkpoint.tidy(self.folder, self.state.kept)
+            checkpoint.save_fold_state(self.folder, self.state, self.fold.learner.state())
+            checkpoint.delete_displaced(self.folder, self.state.kept)
         self.saved = time.monotonic()
 
     def after_step(self, running: metrics.RunningLoss, done: int) -> None:
         """done: steps of this epoch that are complete. Raises Stopped where that was asked for."""
         if not self.stop.number and (
-            time.monotonic() - self.saved < SAVE_SECONDS or not self.study.writes
+            time.monotonic() - self.saved < SAVE_INTERVAL_SECONDS or not self.study.writes
         ):
             return
         if (
@@ -183,8 +189,10 @@ class Keeper:
             # told at the epoch's end, when no other process waits for this one's part of a batch
             return
         check_finite(self.fold, running)
-        if models.not_finite(self.fold.learner.model):  # kept, they would be refused by --resume
-            raise diverged(
+        if model.first_non_finite(
+            self.fold.learner.model
+        ):  # kept, they would be refused by --resume
+            raise divergence(
                 self.fold,
                 self.state.epoch * len(self.fold.batches) + done - 1,
                 "the weights are no numbers any more",
@@ -203,10 +211,10 @@ def check_finite(fold: Fold, running: metrics.RunningLoss) -> None:
     """Raise Diverged where a loss was no number."""
     step = running.first_bad()
     if step is not None:
-        raise diverged(fold, step, "the loss is no number any more")
+        raise divergence(fold, step, "the loss is no number any more")
 
 
-def diverged(fold: Fold, step: int, what: str) -> Diverged:
+def divergence(fold: Fold, step: int, what: str) -> Diverged:
     """What is said of a fold that went wrong in a step, counted over the whole run."""
     epoch, inside = divmod(step, len(fold.batches))
     return Diverged(
@@ -216,7 +224,7 @@ def diverged(fold: Fold, step: int, what: str) -> Diverged:
     )
 
 
-def finished(study: Study, number: int) -> np.ndarray | None:
+def finished(study: RunContext, number: int) -> np.ndarray | None:
     """The answers [epochs, images, classes] of a fold that is complete, by this process or another;
     else None.
 
@@ -225,9 +233,9 @@ def finished(study: Study, number: int) -> np.ndarray | None:
     other photographs.
     """
     folder = study.tree / f"fold{number:02d}"
-    stored = checkpoint.read_validation(folder, study.settings.task)
+    stored = checkpoint.load_validation(folder, study.settings.task)
     files = study.table["file"].iloc[study.held_out(number)].tolist()
-    if (folder / checkpoint.STATE).exists() or not checkpoint.fold_checkpoints(folder):
+    if (folder / checkpoint.STATE_FILE).exists() or not checkpoint.fold_checkpoints(folder):
         return None  # killed before its last epoch was tidied up, or robbed of its checkpoints
     if stored is not None and len(stored[1]) == study.settings.epochs:
         if stored[0] != files:
@@ -238,41 +246,43 @@ def finished(study: Study, number: int) -> np.ndarray | None:
     return None
 
 
-def train_fold(study: Study, number: int, clock: Clock, stop: StopSignal) -> None:
+def train_fold(study: RunContext, number: int, clock: RemainingTime, stop: StopSignal) -> None:
     """All epochs of a fold that are left, its best checkpoints kept; a complete fold is left as it
     is. Raises Diverged, the best so far staying where they are.
     """
     s = study.settings
     folder = study.tree / f"fold{number:02d}"
-    with checkpoint.locked(folder, study.writes):
+    with checkpoint.fold_lock(folder, study.writes):
         # Decided under the lock: another process may have completed the fold while this one waited.
         # Processes that share the fold take the word of the first, which has the lock.
-        shared = study.who if study.compute.world > 1 else processes.Processes()
-        if processes.told_by_first(shared, lambda: finished(study, number) is not None):
+        shared = study.who if study.compute.world > 1 else utils.DistInfo()
+        if processes.broadcast_from_rank0(shared, lambda: finished(study, number) is not None):
             clock.fold_over(s.epochs)
-            say(study, f"fold {number}: complete already")
+            print_once(study, f"fold {number}: complete already")
             return
-        begun = checkpoint.read_state(folder)
+        begun = checkpoint.load_fold_state(folder)
         fold = prepare_fold(study, number)
         state = checkpoint.FoldState(number)
         if begun is not None:
             state = begun[0]
             check_fits(study, fold, state, folder)
-            fold.learner.restore(begun[1], str(folder / checkpoint.STATE))
+            fold.learner.restore(begun[1], str(folder / checkpoint.STATE_FILE))
             clock.fold_over(state.epoch)
-            done = f"{counted(state.epoch, 'epoch')} and {state.step} of {len(fold.batches)} steps"
-            say(study, f"fold {number}: goes on after {done}")
+            done = f"{plural(state.epoch, 'epoch')} and {state.step} of {len(fold.batches)} steps"
+            print_once(study, f"fold {number}: goes on after {done}")
         elif study.writes:
-            if (folder / checkpoint.VALIDATION).exists() and not checkpoint.fold_checkpoints(
+            if (folder / checkpoint.VALIDATION_FILE).exists() and not checkpoint.fold_checkpoints(
                 folder
             ):
                 warn(f"{folder}: its checkpoints are missing, so the fold is trained again")
-            checkpoint.tidy(folder, [])  # of a process that was killed before it had kept a state
+            checkpoint.delete_displaced(
+                folder, []
+            )  # of a process that was killed before it had kept a state
         warn_of_absent(s.task, study.truth(fold.rows), f"fold {number}")
         keeper = Keeper(study, fold, state, folder, stop)
-        reader = engine.make_reader(fold.validation, fold.rows.tolist(), study.compute)
+        reader = engine.make_eval_loader(fold.validation, fold.rows.tolist(), study.compute)
         with (
-            loading.loader(
+            loading.make_loader(
                 fold.training, fold.batches, study.compute.workers, study.compute.device
             ) as loader,
             reader,
@@ -281,10 +291,10 @@ def train_fold(study: Study, number: int, clock: Clock, stop: StopSignal) -> Non
                 trained = train_epoch(study, fold, state, loader, keeper)
                 finish_epoch(study, fold, state, trained, keeper, clock, reader)
         if study.writes:
-            checkpoint.tidy(
+            checkpoint.delete_displaced(
                 folder, state.kept
             )  # a killed process may have come to its last state and no further
-            (folder / checkpoint.STATE).unlink(missing_ok=True)
+            (folder / checkpoint.STATE_FILE).unlink(missing_ok=True)
 
 
 def warn_of_absent(task: str, truth: np.ndarray, where: str) -> None:
@@ -298,7 +308,7 @@ def warn_of_absent(task: str, truth: np.ndarray, where: str) -> None:
         )
 
 
-def check_fits(study: Study, fold: Fold, state: checkpoint.FoldState, folder: Path) -> None:
+def check_fits(study: RunContext, fold: Fold, state: checkpoint.FoldState, folder: Path) -> None:
     """Raise UserError where a kept state is not one of this fold: another number, or counts that it
     never reaches.
     """
@@ -310,17 +320,17 @@ def check_fits(study: Study, fold: Fold, state: checkpoint.FoldState, folder: Pa
     }
     if not fits or any(row.shape != shapes[task] for task, rows in told.items() for row in rows):
         raise UserError(
-            f"{folder / checkpoint.STATE}: is not of this fold (fold {state.fold}, epoch "
+            f"{folder / checkpoint.STATE_FILE}: is not of this fold (fold {state.fold}, epoch "
             f"{state.epoch}, step "
             f"{state.step}); remove {folder} to train it again"
         )
 
 
 def train_epoch(
-    study: Study, fold: Fold, state: checkpoint.FoldState, loader: Any, keeper: Keeper
+    study: RunContext, fold: Fold, state: checkpoint.FoldState, loader: Any, keeper: Keeper
 ) -> tuple[float, float, float]:
     """What is left of the epoch under way. Returns (mean loss, accuracy, photographs a second)."""
-    models.freeze(fold.learner.model, state.epoch < study.settings.freeze)
+    model.freeze(fold.learner.model, state.epoch < study.settings.freeze)
     fold.batches.epoch, fold.batches.start = state.epoch, state.step
     first = state.epoch * len(fold.batches)
     running = metrics.RunningLoss(study.compute.device, state.sums)
@@ -328,7 +338,7 @@ def train_epoch(
     if study.compute.world > 1:  # made anew for each epoch: it must know which parameters learn
         shared = torch.nn.parallel.DistributedDataParallel(learner.forward)
         learner = dataclasses.replace(learner, forward=shared)
-    _, speed = engine.train_epoch(
+    _, speed = engine.train_one_epoch(
         learner,
         fold.recipe,
         loader,
@@ -340,19 +350,19 @@ def train_epoch(
         lambda step: keeper.after_step(running, step - first),
     )
     if study.compute.world > 1:
-        processes.share_statistics(learner.model)
+        processes.broadcast_buffers(learner.model)
     check_finite(fold, running)
     mean, accuracy, _ = running.read()
     return mean, accuracy, speed
 
 
 def finish_epoch(
-    study: Study,
+    study: RunContext,
     fold: Fold,
     state: checkpoint.FoldState,
     trained: tuple[float, float, float],
     keeper: Keeper,
-    clock: Clock,
+    clock: RemainingTime,
     reader: loading.Loader,
 ) -> None:
     """Validate, keep what the epoch gave, and say so."""
@@ -365,12 +375,12 @@ def finish_epoch(
         study.compute,
         f"validating fold {number}",
     )
-    if not all(torch.isfinite(array).all() for array in outputs.values()) or models.not_finite(
+    if not all(torch.isfinite(array).all() for array in outputs.values()) or model.first_non_finite(
         fold.learner.model
     ):
         step = (state.epoch + 1) * len(fold.batches) - 1
-        raise diverged(fold, step, "the network's weights or answers are no numbers any more")
-    answers = {task: models.probabilities(outputs, task).numpy() for task in validated_tasks(s)}
+        raise divergence(fold, step, "the network's weights or answers are no numbers any more")
+    answers = {task: model.probabilities(outputs, task).numpy() for task in validated_tasks(s)}
     scores, mean_loss = judge_epoch(study, fold, answers), validation_loss(study, fold, outputs)
     rate = fold.recipe.rate(state.epoch * len(fold.batches))
     state.epoch, state.step, state.sums = state.epoch + 1, 0, []
@@ -380,7 +390,7 @@ def finish_epoch(
     state.history.append(epoch_row(state.epoch, trained, scores, mean_loss, rate, s.task))
     if study.writes:
         held_out = sorted(set(study.table["person"].iloc[fold.rows]))
-        info = checkpoint.Info(
+        info = checkpoint.CheckpointInfo(
             s.model_type,
             s.task,
             s.transform_type,
@@ -394,19 +404,19 @@ def finish_epoch(
             score_dict(mine),
             held_out,
         )
-        new = checkpoint.Kept(checkpoint.file_name(info, s), state.epoch, mine.macro_f1)
-        checkpoint.save_best(
+        new = checkpoint.KeptCheckpoint(checkpoint.file_name(info, s), state.epoch, mine.macro_f1)
+        checkpoint.save_if_best(
             keeper.folder, state.kept, new, fold.learner.model.state_dict(), info, s.save_top
         )
-        checkpoint.write_validation(
+        checkpoint.save_validation(
             keeper.folder, state, study.table["file"].iloc[fold.rows].tolist()
         )
     keeper.save()
     if s.tensorboard and study.writes:
-        with dispensable("--tensorboard"):
+        with warn_on_failure("--tensorboard"):
             write_board(keeper.folder, state.history[-1])
     if not s.quiet:
-        say(study, epoch_line(state, s, scores, clock.epoch_over()))
+        print_once(study, epoch_line(state, s, scores, clock.epoch_over()))
 
 
 def write_board(folder: Path, row: Mapping[str, float]) -> None:
@@ -422,7 +432,7 @@ def write_board(folder: Path, row: Mapping[str, float]) -> None:
                 board.add_scalar(name, value, epoch)
 
 
-def say(study: Study, line: str) -> None:
+def print_once(study: RunContext, line: str) -> None:
     """Print a line of a fold; of several processes that share one, the first."""
     if study.writes:
         print(line, flush=True)
@@ -430,11 +440,14 @@ def say(study: Study, line: str) -> None:
 
 def validated_tasks(s: config.TrainSettings) -> list[str]:
     """The task trained for first, then what the model's other heads answer."""
-    return [s.task, *(task for head in s.heads for task in config.answered(head) if task != s.task)]
+    return [
+        s.task,
+        *(task for head in s.heads for task in config.tasks_answered_by(head) if task != s.task),
+    ]
 
 
 def judge_epoch(
-    study: Study, fold: Fold, answers: dict[str, np.ndarray]
+    study: RunContext, fold: Fold, answers: dict[str, np.ndarray]
 ) -> dict[str, metrics.Scores]:
     """Scores of every task's answers [images, classes], on unaltered labels."""
     decided = {task: ensemble.decide(task, array) for task, array in answers.items()}
@@ -444,7 +457,7 @@ def judge_epoch(
     }
 
 
-def validation_loss(study: Study, fold: Fold, outputs: dict[str, torch.Tensor]) -> float:
+def validation_loss(study: RunContext, fold: Fold, outputs: dict[str, torch.Tensor]) -> float:
     """The sum of the heads' losses, of their outputs [images, classes] on unaltered labels."""
     labels = dataset.label_tensors(study.table.iloc[fold.rows], fold.recipe.heads)
     return sum(

@@ -18,11 +18,15 @@ import outoffold
 import tables
 from utils import UserError, printable
 
-FACTS = ["person", "fold", *outoffold.BASE]  # what trees must agree on to be scored together
+LABEL_COLUMNS = [
+    "person",
+    "fold",
+    *outoffold.LABEL_COLUMNS,
+]  # what trees must agree on to be scored together
 
 
 @dataclass(frozen=True)
-class Tree:
+class Run:
     """A run's checkpoints that vote."""
 
     path: Path
@@ -32,7 +36,7 @@ class Tree:
 
 
 @dataclass(frozen=True)
-class Told:
+class RunOutOfFold:
     """What a tree said of the people it had not seen, and what is true of them; photographs in the
     order of their names.
     """
@@ -41,22 +45,22 @@ class Told:
     answers: np.ndarray  # [images, outputs] of the tree's own task
 
 
-def find(roots: Sequence[str] | None, top_k: int, task: str) -> list[Tree]:
+def find_runs(roots: Sequence[str] | None, top_k: int, task: str) -> list[Run]:
     """The trees to use (where none is named the newest that answers the task), the k best
     checkpoints of each fold as members; their names begin with the tree's where there are several.
 
     Raises UserError for a tree named twice and for one without checkpoints.
     """
-    found: dict[str, Tree] = {}
+    found: dict[str, Run] = {}
     paths = (
-        [checkpoint.find_tree(root) for root in roots]
+        [checkpoint.find_run_dir(root) for root in roots]
         if roots
-        else [members.newest_able(task, "--root")[0]]
+        else [members.newest_able_run(task, "--root")[0]]
     )
     for number, path in enumerate(paths):
         if path.resolve() in [other.resolve() for other in paths[:number]]:
             raise UserError(f"--root {path}: named twice; name each tree once")
-        own = members.members_of(path, top_k)
+        own = members.load_members(path, top_k)
         plain = printable(path.resolve().name)
         name = next(
             n
@@ -65,27 +69,27 @@ def find(roots: Sequence[str] | None, top_k: int, task: str) -> list[Tree]:
         )
         if len(paths) > 1:
             own = [dataclasses.replace(member, name=f"{name}/{member.name}") for member in own]
-        found[name] = Tree(path, name, own[0].info.task, own)
+        found[name] = Run(path, name, own[0].info.task, own)
     return list(found.values())
 
 
-def title(trees: Sequence[Tree]) -> str:
+def runs_title(trees: Sequence[Run]) -> str:
     """What a prediction's folder is named after."""
     first = trees[0].path.resolve().name
     return f"{first}-and-{len(trees) - 1}-more" if len(trees) > 1 else first
 
 
-def told(tree: Tree) -> Told | None:
+def read_out_of_fold(tree: Run) -> RunOutOfFold | None:
     """A tree's oof.csv, None where it has none. Raises UserError for a damaged one."""
-    read = outoffold.read(tree.path, tree.task)
+    read = outoffold.read_oof(tree.path, tree.task)
     if read is None:
         return None
     rows, answers = read
     order = rows["file"].argsort(kind="stable").to_numpy()
-    return Told(rows.iloc[order].set_index("file"), answers[order])
+    return RunOutOfFold(rows.iloc[order].set_index("file"), answers[order])
 
 
-def folds_of(tree: Tree) -> dict[str, str] | None:
+def folds_of(tree: Run) -> dict[str, str] | None:
     """Person -> fold, both as folds.csv writes them; None where there is none. Raises UserError for
     a damaged file.
     """
@@ -96,7 +100,7 @@ def folds_of(tree: Tree) -> dict[str, str] | None:
     return dict(zip(table["person"], table["fold"], strict=True))
 
 
-def mixture(trees: Sequence[Tree], task: str) -> list[str]:
+def mixture(trees: Sequence[Run], task: str) -> list[str]:
     """Lines on the out-of-fold score of the trees' mean, and of each alone, with intervals; or why
     there is none.
 
@@ -111,27 +115,29 @@ def mixture(trees: Sequence[Tree], task: str) -> list[str]:
                 f"{why}{tree.name} has other folds than {trees[0].name} (same people, --cv and "
                 "--split-seed share them)"
             ]
-    held = [told(tree) for tree in trees]
+    held = [read_out_of_fold(tree) for tree in trees]
     known = [own for own in held if own is not None]
     if len(known) < len(trees):
-        return [f"{why}{trees[held.index(None)].name} has no {outoffold.FILE}; finish its training"]
+        return [
+            f"{why}{trees[held.index(None)].name} has no {outoffold.OOF_FILE}; finish its training"
+        ]
     rows = known[0].rows
-    if any(not own.rows[FACTS].equals(rows[FACTS]) for own in known):
+    if any(not own.rows[LABEL_COLUMNS].equals(rows[LABEL_COLUMNS]) for own in known):
         return [f"{why}the trees were trained with other photographs or labels of the same people"]
-    lines = [f"out of fold, {outoffold.of_people(rows)}, one epoch of each fold:"]
+    lines = [f"out of fold, {outoffold.score_people(rows)}, one epoch of each fold:"]
     whole: list[np.ndarray] = []
     parts: dict[str, list[np.ndarray]] = {part: [] for part in config.PARTS}
     for tree, own in zip(trees, known, strict=True):
-        part = members.part_known(tree.members[0], task)
+        part = members.known_part(tree.members[0], task)
         answers = ensemble.answer_for(part or task, own.answers, tree.task)
         if answers is None:
-            return [f"{why}the {outoffold.FILE} of {tree.name} tells nothing of {task}"]
+            return [f"{why}the {outoffold.OOF_FILE} of {tree.name} tells nothing of {task}"]
         lines.append(f"  {tree.name}: {scored(part or task, answers, rows)}")
         (parts[part] if part else whole).append(answers)
     if len({len(own) for own in parts.values()}) > 1:
-        return [f"{why}the {outoffold.FILE} of {trees[0].name} tells nothing of {task}"]
+        return [f"{why}the {outoffold.OOF_FILE} of {trees[0].name} tells nothing of {task}"]
     whole += [
-        ensemble.multiply(dict(zip(config.PARTS, three, strict=True)))
+        ensemble.multiply_parts(dict(zip(config.PARTS, three, strict=True)))
         for three in zip(*parts.values(), strict=True)
     ]
     return [*lines, f"  mixture: {scored(task, np.mean(whole, axis=0), rows)}"]

@@ -30,16 +30,16 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
-MOST_BYTES = 1 << 33  # unpacked, of an .npz
-LINE_SECONDS = (
+MAX_NPZ_BYTES = 1 << 33  # unpacked, of an .npz
+PROGRESS_LINE_SECONDS = (
     60.0  # between two lines on how far something long has come, where no bar can be drawn
 )
 quiet = False  # set by --quiet: neither bars nor such lines
 # what to do once a failure is mended; set by each script as it reads its options
-again = "start it again"
-LONGEST_LINE = 2000  # of an error; its end says what to do
-DEVICES = ("cpu", "cuda", "mps", "xpu")
-NO_FILE = (
+retry_remedy = "start it again"
+MAX_ERROR_CHARACTERS = 2000  # of an error; its end says what to do
+DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
+MISSING_FILE_ERRNOS = (
     errno.ENOENT,
     errno.ENOTDIR,
     errno.EISDIR,
@@ -47,14 +47,14 @@ NO_FILE = (
     errno.ENAMETOOLONG,
     errno.ENXIO,
 )  # missing, or no regular one
-REFUSED = (
+REFUSED_PATH_ERRNOS = (
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,
     errno.EEXIST,
     errno.EINVAL,
 )  # of a path that may not be had so
-NOT_SUPPORTED = (
+UNSUPPORTED_ERRNOS = (
     errno.EINVAL,
     errno.ENOSYS,
     errno.EPERM,
@@ -62,7 +62,7 @@ NOT_SUPPORTED = (
     errno.EOPNOTSUPP,
 )  # says a file system that lacks it
 # its size; probabilities hardly shrink when they are packed, a zip bomb's zeros do a thousandfold
-MOST_TIMES = 100
+MAX_UNPACKED_RATIO = 100
 
 # Read when torch loads. By default a thread that waits for the others spins for milliseconds, and
 # where anything else runs, the loader's processes or other people's, it takes the processor from
@@ -70,7 +70,7 @@ MOST_TIMES = 100
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
-class Told(Exception):
+class CliError(Exception):
     """What ends a program with one line on stderr and the exit code `code`."""
 
     code = 1
@@ -82,12 +82,12 @@ class Told(Exception):
         line = printable(" ".join(own.splitlines()))
         super().__init__(
             line
-            if len(line) <= LONGEST_LINE
-            else (f"{line[: LONGEST_LINE - 300]} ... {line[-300:]}")
+            if len(line) <= MAX_ERROR_CHARACTERS
+            else (f"{line[: MAX_ERROR_CHARACTERS - 300]} ... {line[-300:]}")
         )
 
 
-class UserError(Told):
+class UserError(CliError):
     """Bad input: ends the program with exit code 2 and this one line on stderr (file or option,
     what is wrong, what to do).
     """
@@ -95,7 +95,7 @@ class UserError(Told):
     code = 2
 
 
-class RunError(Told):
+class RunError(CliError):
     """Something outside the program's power went wrong (a full disk, a killed worker): one line on
     stderr, exit code 1.
     """
@@ -120,7 +120,7 @@ def _terminated(number: int, frame: object) -> None:
 
 
 @dataclass(frozen=True)
-class Processes:
+class DistInfo:
     """This process among all of the run. One alone is rank 0 of a world of 1."""
 
     rank: int = 0
@@ -133,7 +133,7 @@ class Processes:
         return self.rank == 0
 
 
-def from_torchrun() -> Processes:
+def dist_info_from_environment() -> DistInfo:
     """This process among those that torchrun started; alone where one of its variables is missing
     or WORLD_SIZE is 1, as where a platform has left a RANK of its own. Raises UserError for values
     that torchrun never sets.
@@ -141,16 +141,16 @@ def from_torchrun() -> Processes:
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     values = {name: os.environ.get(name, "") for name in names}
     if not all(values.values()):
-        return Processes()
+        return DistInfo()
     remedy = "start with torchrun, or unset RANK and WORLD_SIZE"
     for name, value in values.items():
         if not re.fullmatch("[0-9]{1,9}", value):
             raise UserError(
                 f"environment variable {name}={value[:40]}: is no whole number; {remedy}"
             )
-    all_of_them = Processes(*(int(values[name]) for name in names))
+    all_of_them = DistInfo(*(int(values[name]) for name in names))
     if all_of_them.world == 1:
-        return Processes()
+        return DistInfo()
     if not (
         all_of_them.rank < all_of_them.world
         and all_of_them.local_rank < all_of_them.local_world <= all_of_them.world
@@ -160,11 +160,11 @@ def from_torchrun() -> Processes:
     return all_of_them
 
 
-def first_process() -> bool:
+def is_rank_zero() -> bool:
     """Whether this is the first of the processes that torchrun started: it prints what all of them
     know.
     """
-    return from_torchrun().first
+    return dist_info_from_environment().first
 
 
 class LastingStream:
@@ -223,7 +223,7 @@ class LastingStream:
                 os.close(nowhere)
 
 
-def make_streams_last() -> None:
+def wrap_streams() -> None:
     """Make stdout and stderr LastingStreams that spell out what they cannot encode; closed ones
     lead nowhere.
     """
@@ -243,7 +243,7 @@ def make_streams_last() -> None:
         setattr(sys, name, stream if isinstance(stream, LastingStream) else LastingStream(stream))
 
 
-def end_with_reader() -> None:
+def exit_when_reader_is_gone() -> None:
     """End the program quietly once nobody reads its stdout: for a command whose output is its
     purpose.
     """
@@ -258,37 +258,39 @@ def run_script(main: Callable[[list[str] | None], int], name: str) -> int:
     2 bad input, 1 a failure of the machine, 130 and 143 stopped by SIGINT and SIGTERM. A line that
     cannot be printed is none.
     """
-    make_streams_last()
+    wrap_streams()
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        from_torchrun()  # refused at once, if it is to be refused
+        dist_info_from_environment()  # refused at once, if it is to be refused
         return main(None)
-    except Told as error:
-        return _tell(name, f"error: {error}", error.code)
+    except CliError as error:
+        return _print_line(name, f"error: {error}", error.code)
     except Stopped as stopped:
-        return _tell(name, str(stopped), 128 + stopped.number)
+        return _print_line(name, str(stopped), 128 + stopped.number)
     except Terminated:
-        return _tell(
+        return _print_line(
             name, "stopped: the system asked for it (SIGTERM); start it again", 128 + signal.SIGTERM
         )
     except KeyboardInterrupt:
-        return _tell(name, "interrupted", 130)
+        return _print_line(name, "interrupted", 130)
     except OSError as error:
         if error.filename:
-            ended = refused(
+            ended = path_error(
                 str(error.filename)[:500], error, "name another, or check its permissions", "used"
             )
-            return _tell(name, f"error: {ended}", ended.code)
-        return _tell(name, f"error: {error.strerror or error}; mend that, then {again}", 1)
+            return _print_line(name, f"error: {ended}", ended.code)
+        return _print_line(
+            name, f"error: {error.strerror or error}; mend that, then {retry_remedy}", 1
+        )
     finally:
         for stream in (sys.stdout, sys.stderr):
             cast("LastingStream", stream).finish()
 
 
-def _tell(name: str, message: str, code: int) -> int:
+def _print_line(name: str, message: str, code: int) -> int:
     rank = 0
     with contextlib.suppress(UserError):
-        rank = from_torchrun().rank
+        rank = dist_info_from_environment().rank
     line = printable(" ".join(message.split()))
     print(f"{name}{f' (process {rank})' if rank else ''}: {line}", file=sys.stderr, flush=True)
     return code
@@ -331,7 +333,7 @@ def printable(text: object) -> str:
     )
 
 
-def cell(text: str) -> str:
+def csv_cell(text: str) -> str:
     """A name for a CSV that people open: one that a spreadsheet would run as a formula gets an
     apostrophe before it.
     """
@@ -369,34 +371,38 @@ def reason(error: BaseException) -> str:
     return printable(" ".join(str(said).split()))[:200]
 
 
-def refused(path: str | Path, error: OSError, remedy: str, done: str = "opened") -> Told:
+def path_error(path: str | Path, error: OSError, remedy: str, done: str = "opened") -> CliError:
     """What ends the program where the system refused a path that the user named: a UserError with
     the remedy where it is missing, forbidden or of another kind, a RunError where the machine
     failed (the drive, the network, a limit).
 
     done: what could not be done with it.
     """
-    if not machine_failed(error):
+    if not is_machine_error(error):
         return UserError(f"{path}: cannot be {done} ({reason(error)}); {remedy}")
     return RunError(
         f"{path}: cannot be {done} ({reason(error)}); the machine failed, not the file: mend "
-        f"that, then {again}"
+        f"that, then {retry_remedy}"
     )
 
 
-def machine_failed(error: BaseException) -> bool:
+def is_machine_error(error: BaseException) -> bool:
     """Whether the system says of the machine (its drive, network, limits), not of the file, that it
     cannot be used.
     """
-    return isinstance(error, OSError) and error.errno not in (None, *REFUSED, *NO_FILE)
+    return isinstance(error, OSError) and error.errno not in (
+        None,
+        *REFUSED_PATH_ERRNOS,
+        *MISSING_FILE_ERRNOS,
+    )
 
 
-def read_failure(path: Path, error: Exception, message: str) -> Told:
+def read_error(path: Path, error: Exception, message: str) -> CliError:
     """What ends the program where reading a file raised an error: a RunError where the machine
     failed, else a UserError with this message.
     """
-    if isinstance(error, OSError) and machine_failed(error):
-        return refused(path, error, "", "read")
+    if isinstance(error, OSError) and is_machine_error(error):
+        return path_error(path, error, "", "read")
     return UserError(message)
 
 
@@ -411,7 +417,7 @@ def check_writable(folder: str, option: str) -> None:
         raise UserError(f"{option} {folder}: {there} cannot be written to; name another folder")
 
 
-def described(value: object) -> str:
+def short_repr(value: object) -> str:
     """A value that came from a file, for a message: short text and numbers as they are, all else by
     its type, since a list may be endless, deeper than Python prints, or hold itself.
     """
@@ -450,7 +456,7 @@ def zip_members(path: Path) -> list[zipfile.ZipInfo]:
     return members
 
 
-def read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray] | None:
+def load_npz(path: Path, remedy: str) -> dict[str, np.ndarray] | None:
     """All arrays of an .npz, nothing unpickled; None where there is none. Raises UserError for
     anything else.
     """
@@ -459,7 +465,7 @@ def read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray] | None:
     try:
         refuse_irregular(path)
         size = sum(part.file_size for part in zip_members(path))
-        most = min(MOST_BYTES, max(MOST_TIMES * path.stat().st_size, 1 << 24))
+        most = min(MAX_NPZ_BYTES, max(MAX_UNPACKED_RATIO * path.stat().st_size, 1 << 24))
         if size > most:
             raise ValueError(f"{size:,} bytes unpacked, at most {most:,} are read")
         with np.load(path, allow_pickle=False) as arrays:
@@ -481,7 +487,7 @@ def read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray] | None:
     except (
         Exception
     ) as error:  # over damaged bytes zipfile and numpy raise nearly every kind there is
-        raise read_failure(path, error, f"{path}: damaged ({reason(error)}); {remedy}") from None
+        raise read_error(path, error, f"{path}: damaged ({reason(error)}); {remedy}") from None
 
 
 _warned: set[str] = set()
@@ -494,7 +500,7 @@ def warn(message: str) -> None:
         print(f"warning: {printable(' '.join(message.split()))}", file=sys.stderr, flush=True)
 
 
-def counted(count: int, one: str, many: str = "") -> str:
+def plural(count: int, one: str, many: str = "") -> str:
     """`1 view`, `2 views`, `3 people`: a number and the word that goes with it."""
     return f"{count} {one if count == 1 else many or one + 's'}"
 
@@ -503,12 +509,12 @@ def warn_counted(names: list[str], message: str) -> None:
     """One warning for many cases of one kind: how many, what, and the first by name. Silent for
     none, and in all processes of torchrun's but the first: they read the same table.
     """
-    if names and first_process():
+    if names and is_rank_zero():
         warn(f"{message}: {len(names)} (the first: {names[0]!r})")
 
 
 @contextlib.contextmanager
-def dispensable(what: str) -> Iterator[None]:
+def warn_on_failure(what: str) -> Iterator[None]:
     """Make one warning of whatever goes wrong with something that no result hangs on: a report, a
     picture, a logger.
     """
@@ -525,19 +531,19 @@ def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterab
     if quiet:
         return items
     if not sys.stderr.isatty():
-        return _lines(items, label, total)
+        return _progress_lines(items, label, total)
     from tqdm import tqdm
 
     return tqdm(items, desc=label, total=total, leave=False, dynamic_ncols=True)
 
 
-def _lines(items: Iterable[T], label: str, total: int | None) -> Iterator[T]:
+def _progress_lines(items: Iterable[T], label: str, total: int | None) -> Iterator[T]:
     """`items`, and on stderr now and then how many are done and how long the rest will take."""
     total = len(items) if total is None and isinstance(items, Sized) else total
     start = told = time.monotonic()
     for done, item in enumerate(items):
         now = time.monotonic()
-        if now - told >= LINE_SECONDS and done:
+        if now - told >= PROGRESS_LINE_SECONDS and done:
             of = (
                 f" of {total}, about {duration((now - start) / done * (total - done))} left"
                 if total
@@ -581,7 +587,7 @@ def seeded(*parts: object) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def hidden_variable(name: str) -> Iterator[None]:
+def without_variable(name: str) -> Iterator[None]:
     """The block without an environment variable."""
     value = os.environ.pop(name, None)
     try:
@@ -605,8 +611,8 @@ def choose_device(name: str) -> torch.device:
         )
     try:
         device = torch.device(name)
-        if device.type not in DEVICES:
-            raise RuntimeError(f"neither of {', '.join(DEVICES)}")
+        if device.type not in DEVICE_TYPES:
+            raise RuntimeError(f"neither of {', '.join(DEVICE_TYPES)}")
         torch.ones(1, device=device).add_(
             1
         ).item()  # a GPU may be there that this torch has no kernels for
@@ -652,7 +658,7 @@ def usable_processors(root: Path = Path("/")) -> int:
     )
     for group in control_groups("cpu", root):
         names = ("cpu.max", "cpu.cfs_quota_us", "cpu.cfs_period_us")  # of version 2; of version 1
-        limit = [word for name in names for word in system_text(group / name).split()]
+        limit = [word for name in names for word in read_system_file(group / name).split()]
         if len(limit) == 2 and all(word.isdigit() for word in limit):  # else max or -1
             quota, period = map(int, limit)
             count = min(count, -(-quota // max(1, period)))
@@ -664,7 +670,7 @@ def control_groups(controller: str, root: Path) -> list[Path]:
     a controller in both versions; some of them may not be there.
     """
     folders: list[Path] = []
-    for line in system_text(root / "proc/self/cgroup").splitlines():
+    for line in read_system_file(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
@@ -677,7 +683,7 @@ def control_groups(controller: str, root: Path) -> list[Path]:
     return folders
 
 
-def system_text(path: Path) -> str:
+def read_system_file(path: Path) -> str:
     """What one of the system's small files says; nothing where it cannot be read."""
     try:
         return path.read_text(errors="replace")
@@ -705,65 +711,67 @@ def atomic_write(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[An
         )
     except OSError as error:
         raise RunError(
-            f"{path}: cannot be written ({error.strerror}); mend that, then {again}"
+            f"{path}: cannot be written ({error.strerror}); mend that, then {retry_remedy}"
         ) from None
     try:
         with os.fdopen(handle, mode, **options) as file:
             yield file
             file.flush()
-            with where_supported():
+            with ignore_unsupported():
                 os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        with where_supported():
+        with ignore_unsupported():
             os.chmod(name, 0o666 & ~umask)  # mkstemp makes private files; results are for sharing
         os.replace(name, path)
-        flush_folder(path.parent)
+        fsync_folder(path.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(name)
         # torch.save wraps what the system said, and its archive writer raises once more when it is
         # closed
-        full = next((e for e in _chain(error) if isinstance(e, OSError)), None)
+        full = next((e for e in _causes(error) if isinstance(e, OSError)), None)
         if full is not None:
             why = f"{full.strerror or full}"
             raise RunError(
-                f"{path}: cannot be written ({why}); make room or mend that, then {again}"
+                f"{path}: cannot be written ({why}); make room or mend that, then {retry_remedy}"
             ) from None
         raise
 
 
 @contextlib.contextmanager
-def where_supported() -> Iterator[None]:
+def ignore_unsupported() -> Iterator[None]:
     """Go on where the file system does not know the operation (another system's drive, a
     network's); other failures count.
     """
     try:
         yield
     except OSError as error:
-        if error.errno not in NOT_SUPPORTED:
+        if error.errno not in UNSUPPORTED_ERRNOS:
             raise
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
-def sweep(folder: Path, of_living: bool = False) -> None:
+def remove_stale_writes(folder: Path, of_living: bool = False) -> None:
     """Delete what killed processes of this machine were writing in a folder; those of living ones
     and of other machines only where `of_living`: the folder is locked, so none of them is writing.
     """
     mine = f".writing-{socket.gethostname()}-"
     for path in folder.glob(".writing-*"):
         pid = path.name.removeprefix(mine).partition("-")[0]
-        if of_living or (path.name.startswith(mine) and pid.isdigit() and not _alive(int(pid))):
+        if of_living or (
+            path.name.startswith(mine) and pid.isdigit() and not _is_running(int(pid))
+        ):
             with contextlib.suppress(PermissionError):  # on Windows: it is open in a living process
                 path.unlink(missing_ok=True)
 
 
-def _alive(pid: int) -> bool:
+def _is_running(pid: int) -> bool:
     """Whether a process lives; on Windows, where asking by a signal would end it, False: there open
     files cannot be deleted.
     """
@@ -778,7 +786,7 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def flush_folder(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
     """Have a folder's own entries written to the disk: a rename is only safe from a power cut after
     that.
     """
@@ -787,7 +795,7 @@ def flush_folder(folder: Path) -> None:
     except OSError:  # some systems cannot open a folder
         return
     try:
-        with where_supported():
+        with ignore_unsupported():
             os.fsync(handle)
     finally:
         os.close(handle)
@@ -798,19 +806,19 @@ def timestamp() -> str:
     return time.strftime("%Y%m%d-%H%M%S")
 
 
-def make_folder(path: Path) -> None:
+def create_folder(path: Path) -> None:
     """Make a folder, and those above it, where it is not there yet. Raises UserError."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise no_folder(path, error) from None
+        raise folder_error(path, error) from None
 
 
-def new_folder(parent: Path, name: str) -> Path:
+def create_new_folder(parent: Path, name: str) -> Path:
     """Make `parent/name`, or `parent/name-2`, `-3` ... where that exists; never a folder that was
     there.
     """
-    make_folder(parent)
+    create_folder(parent)
     for attempt in range(1, 1000):
         path = parent / (name if attempt == 1 else f"{name}-{attempt}")
         try:
@@ -819,14 +827,14 @@ def new_folder(parent: Path, name: str) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise no_folder(path, error) from None
+            raise folder_error(path, error) from None
     raise UserError(f"{parent / name}: 999 folders of this name exist already; clear some away")
 
 
-def no_folder(path: Path, error: OSError) -> Told:
+def folder_error(path: Path, error: OSError) -> CliError:
     """The error that a folder cannot be made, with what stands in its way."""
-    if machine_failed(error):
-        return refused(path, error, "", "made")
+    if is_machine_error(error):
+        return path_error(path, error, "", "made")
     nearest = next((p for p in (path, *path.absolute().parents) if os.path.lexists(p)), path)
     dangling = nearest.is_symlink() and not nearest.exists()
     why = f"{nearest} is a link to nothing" if dangling else reason(error)

@@ -4,10 +4,10 @@
     python -m benchmarks.growth input/data/train                     lite0 at 32 px, about 3 minutes
 
 - Photographs, 1x, 4x and 16x as many (the same few files again and again under other names): an
-  epoch of training and a prediction by engine.train_epoch and engine.predict, in turns, per
+  epoch of training and a prediction by engine.train_one_epoch and engine.predict, in turns, per
   photograph. The start of the reading processes counts, so small numbers look a little dearer than
   they are.
-- Before training: the check of the photographs' headers and ends (audit.unreadable) and the search
+- Before training: the check of the photographs' headers and ends (audit.find_unreadable) and the search
   for near-duplicates (duplicates.find_duplicates, which compares all with all), over 1/16, 1/4 and
   all of the folder's photographs.
 - Tables: tables.read_train, dataset.assign_folds and the labels. Of 18,900 rows both the listing
@@ -99,7 +99,7 @@ def check_sides(paths: list[str], people: list[str]) -> dict[str, harness.Side]:
     """The check of the files and the search for near-duplicates."""
 
     def check() -> int:
-        audit.unreadable(paths, skip=False)
+        audit.find_unreadable(paths, skip=False)
         return len(paths)
 
     def search() -> int:

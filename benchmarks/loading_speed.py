@@ -45,7 +45,7 @@ def every(paths: list[str], load: Callable[[str], object]) -> harness.Side:
     return side
 
 
-def items(photos: dataset.Photos) -> harness.Side:
+def items(photos: dataset.ImageDataset) -> harness.Side:
     """A side that reads every item of the dataset once, with other random draws each time."""
     epoch = 0
 
@@ -68,10 +68,10 @@ def make_sides(paths: list[str], size: int) -> dict[str, harness.Side]:
         for name in config.TRANSFORMS:
             form = getattr(augmentation.forms(name, size), word)
             view = augmentation.View(form, ("benchmark",))
-            sides[f"{name} {word}"] = items(dataset.Photos(paths, paths, [view]))
+            sides[f"{name} {word}"] = items(dataset.ImageDataset(paths, paths, [view]))
             if isinstance(form, augmentation.Crop):
-                squares = dataset.Squares(len(paths))
-                cached = items(dataset.Photos(paths, paths, [view], squares=squares))
+                squares = dataset.CropCache(len(paths))
+                cached = items(dataset.ImageDataset(paths, paths, [view], squares=squares))
                 cached()
                 sides[f"{name} {word}, cached"] = cached
     return sides

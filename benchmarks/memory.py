@@ -26,7 +26,7 @@ import torch
 
 import checkpoint
 import config
-import model as models
+import model
 import tables
 
 CHILD = """
@@ -73,9 +73,9 @@ def write_run(run_dir: Path, members: int, backbone: str, size: int) -> tuple[li
     settings = config.TrainSettings(backbone=backbone, image_size=size, pretrained="none")
     settings = settings.completed()
     folds = 5 if members % 5 == 0 else 1
-    weights = models.build(settings.model_type, settings.task, backbone, size).state_dict()
+    weights = model.build(settings.model_type, settings.task, backbone, size).state_dict()
     for number in range(members):
-        info = checkpoint.Info(
+        info = checkpoint.CheckpointInfo(
             model=settings.model_type,
             task=settings.task,
             transform=settings.transform_type,
@@ -89,7 +89,7 @@ def write_run(run_dir: Path, members: int, backbone: str, size: int) -> tuple[li
         )
         folder = run_dir / f"fold{info.fold:02d}"
         folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.write(folder / checkpoint.file_name(info, settings), weights, info)
+        checkpoint.save_checkpoint(folder / checkpoint.file_name(info, settings), weights, info)
     mib = sum(t.numel() * t.element_size() for t in weights.values()) / 2**20
     return ["--root", str(run_dir), "--top-k", str(members // folds)], mib
 

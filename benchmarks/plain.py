@@ -57,5 +57,5 @@ def make_network(backbone: str, image_size: int, device: torch.device) -> Any:
     if backbone in VALID_MODELS:
         network = EfficientNet.from_name(backbone, num_classes=18)
     else:
-        network = config.resolve(config.backbone_entry(backbone).target)(backbone, image_size)
+        network = config.import_target(config.backbone_entry(backbone).target)(backbone, image_size)
     return network.to(device)

@@ -17,7 +17,7 @@ import config
 import dataset
 import engine
 import loading
-import model as models
+import model
 import prepare
 import processes
 import training
@@ -30,20 +30,20 @@ def choose_compute(args: argparse.Namespace, batch_size: int) -> engine.Compute:
     """Device, precision, threads and workers, by add_machine_options' arguments."""
     names = ("device", "precision", "workers", "threads")
     machine = config.MachineSettings(**{name: getattr(args, name) for name in names})
-    return processes.compute_for(machine, batch_size, prepare.ALONE, shared=False)
+    return processes.make_compute(machine, batch_size, prepare.SINGLE_PROCESS, shared=False)
 
 
 def make_network(backbone: str, image_size: int, compute: engine.Compute) -> nn.Module:
     """The network that train.py trains, on the device; random weights."""
-    network = models.build("VanillaEfficientNet", "main", backbone, image_size)
-    return models.place(network, compute.device)
+    network = model.build("VanillaEfficientNet", "main", backbone, image_size)
+    return model.to_device(network, compute.device)
 
 
 @dataclass(frozen=True)
 class FirstFold:
     """Fold 0 of a run, ready to be trained."""
 
-    study: prepare.Study
+    study: prepare.RunContext
     fold: training.Fold
 
     @property
@@ -63,7 +63,7 @@ def prepare_fold(args: argparse.Namespace, **options: Any) -> FirstFold:
         threads=args.threads,
         **options,
     )
-    study, _ = prepare.set_up(settings.completed())
+    study, _ = prepare.prepare_run(settings.completed())
     return FirstFold(study, training.prepare_fold(study, 0))
 
 
@@ -86,7 +86,7 @@ class TimedLoader:
 
 
 class Training:
-    """A side: engine.train_epoch over photographs. A turn is an epoch; workers start in the first.
+    """A side: engine.train_one_epoch over photographs. A turn is an epoch; workers start in the first.
 
     `seconds` and `waiting_seconds` add up over the turns.
     """
@@ -94,14 +94,16 @@ class Training:
     def __init__(
         self,
         first: FirstFold,
-        photos: dataset.Photos,
+        photos: dataset.ImageDataset,
         indices: Sequence[int],
         labels: Mapping[str, Tensor],
     ) -> None:
         self.fold, self.compute, self.labels = first.fold, first.compute, dict(labels)
         size = self.compute.batch_size
-        self.batches = dataset.Batches(indices, size, ("benchmark",), least=2)
-        loader = loading.loader(photos, self.batches, self.compute.workers, self.compute.device)
+        self.batches = dataset.EpochBatchSampler(indices, size, ("benchmark",), least=2)
+        loader = loading.make_loader(
+            photos, self.batches, self.compute.workers, self.compute.device
+        )
         self.loader, self.task = TimedLoader(loader), first.study.settings.task
         self.seconds = 0.0
 
@@ -116,7 +118,7 @@ class Training:
 
     def __call__(self) -> int:
         start, fold = time.perf_counter(), self.fold
-        engine.train_epoch(
+        engine.train_one_epoch(
             fold.learner, fold.recipe, self.loader, self.labels, self.task, self.compute, 0
         )
         self.batches.epoch += 1
@@ -131,7 +133,7 @@ def own_training(first: FirstFold, batches: int) -> Training:
     return Training(first, first.fold.training, indices, first.fold.labels)
 
 
-def repeated(first: FirstFold, count: int) -> tuple[dataset.Photos, dict[str, Tensor]]:
+def repeated(first: FirstFold, count: int) -> tuple[dataset.ImageDataset, dict[str, Tensor]]:
     """`count` photographs, the same files again and again under other names, and their labels."""
     form = augmentation.forms("random", first.study.settings.image_size).train
     view = augmentation.View(form, ("benchmark",))
@@ -141,13 +143,13 @@ def repeated(first: FirstFold, count: int) -> tuple[dataset.Photos, dict[str, Te
         task: values.repeat(count // len(values) + 1)[:count]
         for task, values in first.fold.labels.items()
     }
-    return dataset.Photos([str(k) for k in range(count)], paths, [view]), labels
+    return dataset.ImageDataset([str(k) for k in range(count)], paths, [view]), labels
 
 
 def prediction(
     networks: Sequence[nn.Module],
     plan: Sequence[Sequence[int]],
-    photos: dataset.Photos,
+    photos: dataset.ImageDataset,
     compute: engine.Compute,
     indices: Sequence[int] | None = None,
 ) -> harness.Side:

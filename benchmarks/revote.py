@@ -37,7 +37,7 @@ def write_probs(folder: Path, members: int, views: int, images: int) -> None:
         [0.5 + m / 1000 for m in range(members)],
         [f"{number:040x}.jpg" for number in range(images)],
     )
-    submission.save(folder, probabilities)
+    submission.save_probabilities(folder, probabilities)
 
 
 def main(argv: list[str] | None = None) -> int:

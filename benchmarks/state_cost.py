@@ -4,9 +4,9 @@
     python -m benchmarks.state_cost                                                       a minute
 
 A network as train.py has it (VanillaEfficientNet on --backbone, Adam after one step on random
-pixels, so that the optimizer's state is there) is written by checkpoint.write_state, flush to the
+pixels, so that the optimizer's state is there) is written by checkpoint.save_fold_state, flush to the
 disk included, --rounds times, into a folder below the current one. Inside an epoch that happens
-every training.SAVE_SECONDS at most; training waits for it. Printed: the median and the slowest.
+every training.SAVE_INTERVAL_SECONDS at most; training waits for it. Printed: the median and the slowest.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ import torch
 
 import checkpoint
 import engine
-import model as models
+import model
 import optim
 import training
 
 
 def make_learner(backbone: str, image_size: int) -> engine.Learner:
     """A network and Adam's state after a step."""
-    network = models.build("VanillaEfficientNet", "main", backbone, image_size)
-    optimizer = optim.make_optimizer("adam", models.parameter_groups(network, 1.0), 1e-3, 0.0)
+    network = model.build("VanillaEfficientNet", "main", backbone, image_size)
+    optimizer = optim.make_optimizer("adam", model.parameter_groups(network, 1.0), 1e-3, 0.0)
     network(torch.rand(2, 3, image_size, image_size))["main"].sum().backward()
     optimizer.step()
     scaler = torch.amp.GradScaler("cpu", enabled=False)
@@ -52,11 +52,11 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(dir=".") as name:
         for _ in range(args.rounds):
             start = time.perf_counter()
-            checkpoint.write_state(Path(name), state, learner.state())
+            checkpoint.save_fold_state(Path(name), state, learner.state())
             seconds.append(time.perf_counter() - start)
-        mib = (Path(name) / checkpoint.STATE).stat().st_size / 2**20
+        mib = (Path(name) / checkpoint.STATE_FILE).stat().st_size / 2**20
     each, slowest = statistics.median(seconds), max(seconds)
-    between = training.SAVE_SECONDS
+    between = training.SAVE_INTERVAL_SECONDS
     print(
         f"state of {args.backbone}: {mib:.0f} MiB, {each:.2f} s a write (slowest {slowest:.2f} s): "
         f"{each / between:.2%} of {between:.0f} s (slowest {slowest / between:.2%})"

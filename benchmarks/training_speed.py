@@ -6,7 +6,7 @@
 
 Sides, taking turns in one run (after a first turn or step that does not count):
 
-- real: engine.train_epoch over the loader as train.py sets them up, over --batches batches of
+- real: engine.train_one_epoch over the loader as train.py sets them up, over --batches batches of
   files. Every turn is an epoch of its own, so that filling the pipeline counts in full, though a
   real epoch is far longer.
 - limit: forward, loss, backward, step on one batch that lies on the device, channels last, native
@@ -41,7 +41,7 @@ from torch.utils.data import DataLoader
 
 import engine
 import loss
-import model as models
+import model
 import optim
 import tables
 from benchmarks import plain, product
@@ -54,14 +54,14 @@ CACHED_BELOW = 224  # pixels of the image: above, the network takes far longer t
 def bare_step(backbone: str, size: int, compute: engine.Compute, kind: str) -> Callable[[], object]:
     """One training step on a resident batch: eager, compiled or as a CUDA graph."""
     network = product.make_network(backbone, size, compute).train()
-    groups = models.parameter_groups(network, 1.0)
+    groups = model.parameter_groups(network, 1.0)
     optimizer = optim.make_optimizer("adam", groups, 0.001, 0.0)
     if kind == "graph":
         for group in optimizer.param_groups:
             group["capturable"] = True
     forward: Callable[[Tensor], dict[str, Tensor]] = network
     if kind == "compiled":
-        forward = models.compiled(network)
+        forward = model.compile_model(network)
     criterion = loss.make_loss("labelsmoothingloss")
     images = torch.randn(compute.batch_size, 3, size, size, device=compute.device)
     images = images.to(memory_format=torch.channels_last)

@@ -267,7 +267,7 @@ def draw_models() -> Figure:
         model.THANet: (draw_heads, 218),
         model.Factorised: (draw_factors, 196),
     }
-    resolved = {name: config.resolve(entry.target) for name, entry in config.MODELS.items()}
+    resolved = {name: config.import_target(entry.target) for name, entry in config.MODELS.items()}
     targets = {name: target for name, target in resolved.items() if target in kinds}
     top = 78
     figure, ax = sheet(900, top + sum(kinds[target][1] for target in targets.values()) - 4)
@@ -470,7 +470,7 @@ def portrait(table: pd.DataFrame) -> Image.Image:
     """The first person without a mask, or the first photograph, in the frame. Raises UserError."""
     bare = table[table["shot"] == "normal"]
     row = (table if bare.empty else bare).iloc[0]
-    return ImageOps.fit(photographs.read_photo(row["path"]), config.PHOTO_SIZE)
+    return ImageOps.fit(photographs.read_image(row["path"]), config.PHOTO_SIZE)
 
 
 def centred(side: float, about: Square) -> Square:
@@ -807,11 +807,11 @@ def read_result(tree: Path, table: pd.DataFrame) -> Result:
     """The out-of-fold result of a tree, each fold's epoch chosen by the other folds. Raises
     UserError.
     """
-    settings = checkpoint.read_run(tree).get("settings")
+    settings = checkpoint.read_run_json(tree).get("settings")
     task = settings.get("task") if isinstance(settings, dict) else None
     if task not in (None, "main"):
         raise UserError(f"{tree}: was trained for {task}; the picture shows a run of --task main")
-    folders = checkpoint.fold_folders(tree)
+    folders = checkpoint.fold_dirs(tree)
     if len(folders) < 2:
         raise UserError(
             f"{tree}: holds {len(folders)} fold; the picture shows a run of --cv 2 or more"
@@ -819,9 +819,9 @@ def read_result(tree: Path, table: pd.DataFrame) -> Result:
     curves, answers, truths = [], [], []
     truth = dict(zip(table["file"], table["main"], strict=True))
     for folder in folders:
-        stored = checkpoint.read_validation(folder, "main")
+        stored = checkpoint.load_validation(folder, "main")
         if stored is None:
-            raise UserError(f"{folder}: holds no {checkpoint.VALIDATION}; finish its training")
+            raise UserError(f"{folder}: holds no {checkpoint.VALIDATION_FILE}; finish its training")
         files, probs = stored
         strange = [name for name in files if name not in truth]
         if strange:
@@ -835,7 +835,7 @@ def read_result(tree: Path, table: pd.DataFrame) -> Result:
     if len({len(c) for c in curves} | {len(a) for a in answers}) != 1:
         raise UserError(f"{tree}: its folds have unlike numbers of epochs; finish its training")
     stacked = np.stack(curves)
-    chosen = outoffold.others_best(stacked)
+    chosen = outoffold.epochs_chosen_by_others(stacked)
     pooled = np.concatenate([probs[epoch] for probs, epoch in zip(answers, chosen, strict=True)])
     scores = metrics.score("main", ensemble.decide("main", pooled), np.concatenate(truths))
     return Result([folder.name for folder in folders], stacked, chosen, scores)
@@ -1025,7 +1025,7 @@ def chosen(text: str) -> list[str]:
 def find_tree(asked: str) -> Path:
     """The tree that the option names. Raises UserError in this script's words."""
     try:
-        return checkpoint.find_tree(asked)
+        return checkpoint.find_run_dir(asked)
     except UserError as error:
         raise UserError(str(error).replace("--root", "--tree")) from None
 

@@ -1,3 +1,1 @@
 """Quality and honesty of scores. `python -m experiments.NAME --help` from the project's root."""
-
-import utils  # noqa: F401  (before torch, whose threads it sets up)

@@ -211,7 +211,7 @@ def make_table(args: argparse.Namespace) -> pd.DataFrame:
     """A row per setting and view, with the difference to the base in its own best view."""
     images, _ = tables.read_eval(str(Path(args.data) / "eval"))
     answers = str(Path(args.data) / "eval" / "answers.csv")
-    truth = tables.read_answers(answers, images, "main")
+    truth = tables.read_labels(answers, images, "main")
     people = read_people(args.people, images)
 
     def score(classes: np.ndarray) -> float:

@@ -56,7 +56,7 @@ def read_photos(data: Path) -> pd.DataFrame:
     """A row per photograph: side, path, file (below `data`), person, mask, its true box or NaN."""
     train = tables.read_train(data / "train").assign(side="train")
     names, paths = tables.read_eval(str(data / "eval"))
-    masks = tables.read_answers(str(data / "eval" / "answers.csv"), names, "mask")
+    masks = tables.read_labels(str(data / "eval" / "answers.csv"), names, "mask")
     columns = {"side": "eval", "path": paths, "person": names, "mask": masks}
     rows = pd.concat([train[list(columns)], pd.DataFrame(columns)], ignore_index=True)
     rows["file"] = [tables.nfc(Path(path).relative_to(data).as_posix()) for path in rows["path"]]
@@ -73,7 +73,7 @@ def find_boxes(
     boxes = {name: np.full((len(paths), 4), np.nan) for name in detectors}
     seconds: dict[str, list[float]] = {name: [] for name in detectors}
     for row, path in enumerate(utils.progress(paths, "looking")):
-        photo = photographs.read_photo(path)
+        photo = photographs.read_image(path)
         for name, detect in detectors.items():
             start = time.process_time()
             faces = list(detect(photo))

@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-import model as models
+import model
 from benchmarks import harness
 from experiments import peers
 
@@ -38,9 +38,9 @@ class Body(nn.Module):
 
     def __init__(self, image_size: int) -> None:
         super().__init__()
-        network: Any = models.efficientnet_lite0(peers.BACKBONE, image_size)
-        weights = models.efficientnet_lite0_weights(peers.BACKBONE)
-        models.load_weights(network, weights, peers.BACKBONE)
+        network: Any = model.efficientnet_lite0(peers.BACKBONE, image_size)
+        weights = model.efficientnet_lite0_weights(peers.BACKBONE)
+        model.load_weights(network, weights, peers.BACKBONE)
         network._fc = nn.Identity()
         self.network = network
 

@@ -116,7 +116,7 @@ def read_result(args: argparse.Namespace, images: list[str]) -> Result | None:
 
     Raises UserError for a file of other arguments or photographs.
     """
-    arrays = utils.read_arrays(args.out, "remove it")
+    arrays = utils.load_npz(args.out, "remove it")
     if arrays is None:
         return None
     same = str(arrays.get("arguments")) == arguments_of(args)
@@ -147,7 +147,7 @@ def run(args: argparse.Namespace, peer: Peer) -> int:
     """Train and answer where that was not done yet; print the score."""
     data = read_data(args)
     answers = str(Path(args.data) / "eval" / "answers.csv")
-    truth = tables.read_answers(answers, data.images, TASK)
+    truth = tables.read_labels(answers, data.images, TASK)
     result = read_result(args, data.images)
     if result is None:
         utils.set_threads(1)

@@ -56,7 +56,7 @@ def plant(table: pd.DataFrame, folder: Path, seed: int) -> tuple[list[str], Pair
         ]
         copy = draw.choice(fit)
         target = folder / f"copy{number}.jpg"
-        photo = disguise(photographs.read_photo(os.path.realpath(paths[source])), number, draw)
+        photo = disguise(photographs.read_image(os.path.realpath(paths[source])), number, draw)
         photo.save(target, quality=draw.randint(40, 90))
         copies[copy] = source
         paths[copy] = str(target)

@@ -43,8 +43,8 @@ Fix = tuple[str, str, str]  # person or file, column, value: a row of --label-fi
 def read_run(run_dir: Path, train_root: Path) -> pd.DataFrame:
     """The root's table with the last epoch's out-of-fold probabilities of the run's folds."""
     parts = []
-    for folder in checkpoint.fold_folders(run_dir):
-        stored = checkpoint.read_validation(folder, "main")
+    for folder in checkpoint.fold_dirs(run_dir):
+        stored = checkpoint.load_validation(folder, "main")
         if stored is not None:
             files, epochs = stored[:2]
             parts.append(pd.DataFrame(epochs[-1], columns=COLUMNS).assign(file=files))
@@ -74,7 +74,7 @@ def write_fixes(path: Path, fixes: list[Fix]) -> None:
 
 def our_ranking(table: pd.DataFrame, kind: str) -> list[str]:
     """People for gender, files for masks, the most suspect first."""
-    issues = suspects.label_suspects(table, table[COLUMNS].to_numpy())
+    issues = suspects.find_label_issues(table, table[COLUMNS].to_numpy())
     return issues.loc[issues["kind"] == kind, UNITS[kind]].tolist()
 
 

@@ -23,7 +23,7 @@ from markupsafe import Markup
 
 import config
 import photographs
-from utils import Told, counted
+from utils import CliError, plural
 
 THUMBNAIL_WIDTH = 96  # pixels
 PART_NAMES = {"mask": "mask state", "gender": "gender", "ageg": "age group"}
@@ -104,7 +104,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     formats = (best_epoch, decimals, duration, interval, percent, short_member, signed)
-    filters = (*formats, with_interval, words, counted)
+    filters = (*formats, with_interval, words, plural)
     result.filters |= {function.__name__: function for function in filters}
     return result
 
@@ -239,7 +239,7 @@ def confusion_matrices(numbers: Numbers) -> list[Numbers]:
     """The task's confusion matrix and those of its parts; none where the truth is unknown."""
     if "confusion" not in numbers:
         return []
-    task = config.judged(numbers["task"])
+    task = config.scoring_task(numbers["task"])
     caption = "Rows: true class; columns: predicted class; shaded by share of the row."
     matrices = [confusion_matrix(task, numbers["confusion"], caption)]
     for part, own in numbers.get("parts", {}).items():
@@ -326,7 +326,7 @@ def boundary_sentence(row: Numbers) -> str:
     start, sides = row["age"], []
     if row["below"]:
         share = percent(row["below_called_older"] / row["below"])
-        below = counted(row["below"], "photograph is", "photographs are")
+        below = plural(row["below"], "photograph is", "photographs are")
         years = f"at {start - 3} to {start - 1} years"
         sides.append(f"{years} {share} of {below} called {start} and over")
     if row["above"]:
@@ -367,8 +367,8 @@ def options(settings: Mapping[str, object]) -> list[tuple[str, object]]:
 def thumbnail(path: str | None) -> str | None:
     """A photograph as a small JPEG in base64; None where it cannot be read any more."""
     try:
-        photo = photographs.read_photo(path or "")
-    except Told:
+        photo = photographs.read_image(path or "")
+    except CliError:
         return None
     photo.thumbnail((THUMBNAIL_WIDTH, 2 * THUMBNAIL_WIDTH))
     buffer = io.BytesIO()

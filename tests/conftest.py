@@ -29,7 +29,7 @@ def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     that a test counts.
     """
     monkeypatch.setattr(checkpoint, "LOCK_SECONDS", float(support.LIMIT))
-    monkeypatch.setattr(utils, "LINE_SECONDS", float(support.LIMIT))
+    monkeypatch.setattr(utils, "PROGRESS_LINE_SECONDS", float(support.LIMIT))
 
 
 @pytest.fixture(autouse=True)

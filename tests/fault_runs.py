@@ -81,17 +81,17 @@ def watch(stage: Any, owner: Any, name: str, inside: int, after: int) -> None:
 def child(words: list[str], stage: Any, save_seconds: float) -> None:
     """A training process: silent, its stage told to the parent."""
     config.BACKBONES["tiny"] = support.TINY
-    training.SAVE_SECONDS = save_seconds
+    training.SAVE_INTERVAL_SECONDS = save_seconds
     checkpoint.LOCK_SECONDS = support.LIMIT  # the killed one's readers keep it until they notice
     charts.drawn = lambda *_, **__: (
         "<svg></svg>"
     )  # else most kills would fall while the report's charts are drawn
     watch(stage, engine, "validate", 2, 1)
-    watch(stage, checkpoint, "write", 3, 1)
-    watch(stage, checkpoint, "write_validation", 4, 1)
-    watch(stage, checkpoint, "write_state", 5, 1)
-    watch(stage, checkpoint, "tidy", 6, 1)
-    watch(stage, crossval, "close", 7, 7)
+    watch(stage, checkpoint, "save_checkpoint", 3, 1)
+    watch(stage, checkpoint, "save_validation", 4, 1)
+    watch(stage, checkpoint, "save_fold_state", 5, 1)
+    watch(stage, checkpoint, "delete_displaced", 6, 1)
+    watch(stage, crossval, "finish_run", 7, 7)
     with (
         open(os.devnull, "w") as nothing,
         contextlib.redirect_stdout(nothing),
@@ -116,7 +116,7 @@ def result(saved: Path) -> dict[str, object]:
     }
     for path in tree.rglob("*.pth"):
         found[path.name] = {
-            k: v.numpy().tobytes() for k, v in checkpoint.read(path).weights.items()
+            k: v.numpy().tobytes() for k, v in checkpoint.load_checkpoint(path).weights.items()
         }
     for path in tree.rglob("validation.npz"):
         with np.load(path) as arrays:
@@ -134,7 +134,7 @@ def one_round(
     words = ["--train-root", str(root), "--save-path", str(saved), *RUN, *support.FAST]
     while True:
         begun = list(saved.glob("*/run.json")) if saved.is_dir() else []
-        if begun and "finished" in checkpoint.read_run(begun[0].parent):
+        if begun and "finished" in checkpoint.read_run_json(begun[0].parent):
             return kills  # killed after its last file was written
         more = ["--resume"] if begun else []
         if not begun and saved.is_dir():  # killed before run.json was there: nothing to go on with

@@ -218,8 +218,8 @@ def images(folder: Path) -> list[Reader]:
 
     def check(data: bytes) -> None:
         (folder / "a.jpg").write_bytes(data)
-        problem = photographs.look_over(str(folder / "a.jpg"))[0]
-        photo = photographs.read_photo(str(folder / "a.jpg"))
+        problem = photographs.inspect_image(str(folder / "a.jpg"))[0]
+        photo = photographs.read_image(str(folder / "a.jpg"))
         assert not problem, "the quick check refuses what the reader takes"
         assert photo.mode == "RGB"
         assert len(photo.tobytes()) == 3 * photo.width * photo.height > 0
@@ -234,7 +234,7 @@ def checkpoints(folder: Path) -> list[Reader]:
         "linear.weight": torch.arange(12.0).reshape(3, 4),
         "batchnorm.num_batches_tracked": torch.tensor(3),
     }
-    info = checkpoint.Info(
+    info = checkpoint.CheckpointInfo(
         "VanillaResNet",
         "main",
         "base",
@@ -248,7 +248,7 @@ def checkpoints(folder: Path) -> list[Reader]:
         {"macro_f1": 0.5},
         ["p1"],
     )
-    checkpoint.write(folder / "whole.pth", weights, info)
+    checkpoint.save_checkpoint(folder / "whole.pth", weights, info)
     whole = (folder / "whole.pth").read_bytes()
     bare = saved(lambda f: torch.save(weights, f))
     old = saved(lambda f: torch.save(weights, f, _use_new_zipfile_serialization=False))
@@ -271,7 +271,7 @@ def checkpoints(folder: Path) -> list[Reader]:
 
     def check_file(data: bytes) -> None:
         (folder / name).write_bytes(data)
-        found = checkpoint.read(folder / name)
+        found = checkpoint.load_checkpoint(folder / name)
         assert found.weights
         for tensor in found.weights.values():
             if tensor.layout == torch.strided:
@@ -285,13 +285,13 @@ def checkpoints(folder: Path) -> list[Reader]:
 
     def check_run(data: bytes) -> None:
         (folder / "run.json").write_bytes(data)
-        assert isinstance(checkpoint.read_run(folder), dict)
-        assert np.isfinite(checkpoint.started(folder))
-        assert 0 <= members.usual_answer(one, folder)[0] < 18
+        assert isinstance(checkpoint.read_run_json(folder), dict)
+        assert np.isfinite(checkpoint.start_time(folder))
+        assert 0 <= members.most_frequent_class(one, folder)[0] < 18
 
     def check_validation(data: bytes) -> None:
-        (folder / checkpoint.VALIDATION).write_bytes(data)
-        read = checkpoint.read_validation(folder, "main")
+        (folder / checkpoint.VALIDATION_FILE).write_bytes(data)
+        read = checkpoint.load_validation(folder, "main")
         assert read is not None
         assert read[1].shape[1:] == (len(read[0]), 18)
 
@@ -321,12 +321,12 @@ def predictions(folder: Path) -> list[Reader]:
         probs = ensemble.Probabilities(
             task, array, ["fold00/a.pth", "fold01/b.pth"], [0, 1], [0.5, 0.6], ["x", "y", "z"]
         )
-        submission.save(folder, probs)
+        submission.save_probabilities(folder, probs)
         made.append((folder / submission.PROBS).read_bytes())
 
     def check(data: bytes) -> None:
         (folder / submission.PROBS).write_bytes(data)
-        probs = submission.load(folder)
+        probs = submission.load_probabilities(folder)
         with np.errstate(all="ignore"):
             voted = ensemble.vote("softvoting", probs.task, probs.array, probs.weights)
         assert {len(answers) for answers in voted.values()} == {len(probs.images)}
@@ -354,18 +354,18 @@ def step(made: engine.Learner) -> None:
 
 def states(folder: Path) -> list[Reader]:
     """state.pt, beside the validation.npz that belongs to it."""
-    kept, history = [checkpoint.Kept("a.pth", 2, 0.4)], [{"epoch": 1.0}, {"epoch": 2.0}]
+    kept, history = [checkpoint.KeptCheckpoint("a.pth", 2, 0.4)], [{"epoch": 1.0}, {"epoch": 2.0}]
     state = checkpoint.FoldState(1, 2, 3, [0.5, 1.0, 0.0, 1.0, -1.0], kept, history)
     state.probabilities = {"main": [np.full((2, 18), 1 / 18, np.float32)] * 2}
-    checkpoint.write_validation(folder, state, ["a.jpg", "b.jpg"])
-    checkpoint.write_state(folder, state, learner().state())
+    checkpoint.save_validation(folder, state, ["a.jpg", "b.jpg"])
+    checkpoint.save_fold_state(folder, state, learner().state())
 
     def check(data: bytes) -> None:
-        (folder / checkpoint.STATE).write_bytes(data)
-        read = checkpoint.read_state(folder)
+        (folder / checkpoint.STATE_FILE).write_bytes(data)
+        read = checkpoint.load_fold_state(folder)
         assert read is not None
         taken = learner()
-        taken.restore(read[1], str(folder / checkpoint.STATE))
+        taken.restore(read[1], str(folder / checkpoint.STATE_FILE))
         step(taken)
         found = read[0]
         assert min(found.fold, found.epoch, found.step) >= 0
@@ -373,7 +373,7 @@ def states(folder: Path) -> list[Reader]:
         assert all(len(rows) == found.epoch for rows in found.probabilities.values())
         assert metrics.RunningLoss(torch.device("cpu"), found.sums).kept() is not None
 
-    return [Reader("state", [(folder / checkpoint.STATE).read_bytes()], check)]
+    return [Reader("state", [(folder / checkpoint.STATE_FILE).read_bytes()], check)]
 
 
 def told_tables(folder: Path) -> list[Reader]:
@@ -394,15 +394,15 @@ def told_tables(folder: Path) -> list[Reader]:
             }
         )
     )
-    outoffold.write(folder, "main", table, np.full((4, 18), 1 / 18))
-    tree = trees.Tree(folder, "tree", "main", [])
+    outoffold.write_oof(folder, "main", table, np.full((4, 18), 1 / 18))
+    tree = trees.Run(folder, "tree", "main", [])
     boxes = "file,left,top,right,bottom\n" + "".join(f"{file},1,2.0,30,40\n" for file in files)
     fixes = "path,column,value\np1,gender,female\np2,age,30\nimages/p1/normal.jpg,mask,wear\n"
     answers = "ImageID,ans\n" + "".join(f"{file},{number}\n" for number, file in enumerate(files))
 
     def check_oof(data: bytes) -> None:
-        (folder / outoffold.FILE).write_bytes(data)
-        found = trees.told(tree)
+        (folder / outoffold.OOF_FILE).write_bytes(data)
+        found = trees.read_out_of_fold(tree)
         assert found is not None
         trees.scored("main", found.answers, found.rows)
 
@@ -420,13 +420,11 @@ def told_tables(folder: Path) -> list[Reader]:
 
     def check_answers(data: bytes) -> None:
         (folder / "answers.csv").write_bytes(data)
-        assert set(tables.read_answers(str(folder / "answers.csv"), files, "main")) <= set(
-            range(18)
-        )
+        assert set(tables.read_labels(str(folder / "answers.csv"), files, "main")) <= set(range(18))
 
     short = "image,mask\nimages/p1/normal.jpg,wear\n"
     return [
-        Reader("oof.csv", [(folder / outoffold.FILE).read_bytes()], check_oof),
+        Reader("oof.csv", [(folder / outoffold.OOF_FILE).read_bytes()], check_oof),
         Reader("boxes", [boxes.encode()], check_boxes),
         Reader("label fixes", [fixes.encode(), short.encode()], check_fixes),
         Reader("answers", [answers.encode()], check_answers),

@@ -50,6 +50,8 @@ def register() -> None:
 if __name__ == "__main__":
     register()
     torch.set_num_threads(1)
-    training.SAVE_SECONDS = float(os.environ.get("SAVE_SECONDS", training.SAVE_SECONDS))
+    training.SAVE_INTERVAL_SECONDS = float(
+        os.environ.get("SAVE_SECONDS", training.SAVE_INTERVAL_SECONDS)
+    )
     script = {"train.py": train, "submit_ensemble.py": submit_ensemble}[sys.argv.pop(1)]
     sys.exit(utils.run_script(script.main, "train.py"))

@@ -64,12 +64,12 @@ def photo(size: tuple[int, int] = (40, 56)) -> Image.Image:
 def read(path: Path, data: bytes | None = None) -> Image.Image:
     if data is not None:
         path.write_bytes(data)
-    return photographs.read_photo(str(path))
+    return photographs.read_image(str(path))
 
 
 def refused(path: Path, match: str = "cannot be read as a photograph") -> str:
     with pytest.raises(UserError, match=match) as caught:
-        photographs.read_photo(str(path))
+        photographs.read_image(str(path))
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -95,9 +95,9 @@ def test_a_photograph_cut_off_anywhere_is_refused(
         path.write_bytes(whole[:length])
         refused(path)
         if length > len(whole) - 30:
-            assert photographs.look_over(str(path))[0], "the quick check must see it too"
+            assert photographs.inspect_image(str(path))[0], "the quick check must see it too"
     assert read(path, whole).size == (16, 24)
-    assert not photographs.look_over(str(path))[0]
+    assert not photographs.inspect_image(str(path))[0]
 
 
 def test_a_cut_jpeg_filled_up_with_zeros_or_holding_a_whole_thumbnail_is_refused(
@@ -111,7 +111,7 @@ def test_a_cut_jpeg_filled_up_with_zeros_or_holding_a_whole_thumbnail_is_refused
     for data in (whole[:-2], whole[: len(whole) * 2 // 3] + bytes(len(whole) // 3)):
         path.write_bytes(data)
         refused(path)
-        assert photographs.look_over(str(path))[0]
+        assert photographs.inspect_image(str(path))[0]
     assert read(path, whole + b"\0\0 what a telephone appends").size == (40, 56)
 
 
@@ -321,7 +321,7 @@ def test_skipping_keeps_everybodys_fold_and_drops_who_has_none_left(
     )[1:]
     assert {row[0]: int(row[3]) for row in rows} == before.drop(sorted(before.index)[0]).to_dict()
     stored = [
-        checkpoint.read_validation(p, "main") for p in sorted((tmp_path / "saved").glob("*/fold??"))
+        checkpoint.load_validation(p, "main") for p in sorted((tmp_path / "saved").glob("*/fold??"))
     ]
     assert sum(len(found[0]) for found in stored if found) == 42 - 9
 
@@ -345,7 +345,7 @@ def test_one_found_only_while_reading_stops_the_run_with_its_name(
     middle = data.index(b"IDAT") + 60
     data[middle : middle + 40] = bytes(40)  # header and end are in order
     path.write_bytes(data)
-    assert not photographs.look_over(str(path))[0]
+    assert not photographs.inspect_image(str(path))[0]
     with pytest.raises(UserError) as caught:
         run(root, tmp_path / "saved", "--workers", workers)
     assert str(caught.value).startswith(f"{path}: cannot be read as a photograph")
@@ -446,12 +446,12 @@ def test_one_checkpoint_alone_falls_back_on_its_own_predictions(
 def test_years_fall_back_on_the_median(tmp_path: Path) -> None:
     array = np.array([20.0, 50.0, 30.0], np.float32).reshape(1, 1, 3, 1)
     probs = ensemble.Probabilities("age", array, ["m"], [0], [0.5], ["a", "b", "c"])
-    filled = members.filled(probs, ["a", "x", "b", "c"], [0, 2, 3], tmp_path)
+    filled = members.fill_unreadable(probs, ["a", "x", "b", "c"], [0, 2, 3], tmp_path)
     assert filled.array[0, 0, :, 0].tolist() == [20, 30, 50, 30]
     (tmp_path / "run.json").write_text(
         '{"settings": {"task": "age"}, "data": {"median_age": 41.5}}'
     )
-    assert members.usual_answer(probs, tmp_path) == (41.5, "the training data")
+    assert members.most_frequent_class(probs, tmp_path) == (41.5, "the training data")
 
 
 def test_metadata_that_lacks_an_entry_is_refused(tmp_path: Path) -> None:
@@ -470,7 +470,7 @@ def test_metadata_that_lacks_an_entry_is_refused(tmp_path: Path) -> None:
     }
     torch.save({"info": info, "state_dict": {"a": torch.zeros(1)}}, tmp_path / "a.pth")
     with pytest.raises(UserError, match="padding"):
-        checkpoint.read(tmp_path / "a.pth")
+        checkpoint.load_checkpoint(tmp_path / "a.pth")
 
 
 # --- bad tables
@@ -642,7 +642,7 @@ def test_image_ids_are_given_back_exactly_as_info_csv_spells_them(tmp_path: Path
     names, paths = tables.read_eval(str(root))
     assert names == [spelt]
     assert Path(paths[0]).is_file()
-    submission.write_answers(tmp_path / "out.csv", "main", names, np.array([3]))
+    submission.write_predictions(tmp_path / "out.csv", "main", names, np.array([3]))
     assert support.read_rows(tmp_path / "out.csv")[1] == [spelt, "3"]
 
 
@@ -651,10 +651,10 @@ def test_answers_that_are_no_class_are_refused_by_row(tmp_path: Path, bad: str) 
     path = tmp_path / "answers.csv"
     path.write_text(f"ImageID,ans\na,3\nb,{bad}\n")
     with pytest.raises(UserError, match="answers.csv: row 3: ans"):
-        tables.read_answers(str(path), ["a", "b"], "mask")
+        tables.read_labels(str(path), ["a", "b"], "mask")
     path.write_text("ImageID,ans\na,3\na,4\n")
     with pytest.raises(UserError, match="row 3: 'a' has another answer"):
-        tables.read_answers(str(path), ["a"], "main")
+        tables.read_labels(str(path), ["a"], "main")
 
 
 # --- untrusted names
@@ -707,7 +707,7 @@ def test_formulas_in_the_tables_that_people_open_are_disarmed(tmp_path: Path) ->
         '\'=HYPERLINK("x")_male_Asian_20',
         "'@b_female_Asian_30",
     ]
-    assert [utils.cell(text) for text in ("+1", "-1", "\tx", "a=1", "")] == [
+    assert [utils.csv_cell(text) for text in ("+1", "-1", "\tx", "a=1", "")] == [
         "'+1",
         "'-1",
         "'\tx",
@@ -725,7 +725,7 @@ def test_a_name_that_is_no_text_is_refused_and_a_path_that_is_none_does_no_harm(
     except OSError:
         pytest.skip("this file system takes only UTF-8")
     assert run(root, odd) == 0
-    assert checkpoint.read_run(next(odd.glob("kfold-*")))["settings"]["save_path"] == str(odd)
+    assert checkpoint.read_run_json(next(odd.glob("kfold-*")))["settings"]["save_path"] == str(odd)
     photo_file = next((root / "images" / "000001_female_Asian_20").glob("mask1.*"))
     folder = root / "images" / os.fsdecode(b"p\xff_male_Asian_20")
     folder.mkdir()
@@ -737,10 +737,12 @@ def test_a_name_that_is_no_text_is_refused_and_a_path_that_is_none_does_no_harm(
 def test_a_photograph_of_any_size_reaches_the_network(tmp_path: Path) -> None:
     path = tmp_path / "tiny.png"
     Image.new("RGB", (1, 1), "red").save(path)
-    photos = dataset.Photos(
+    photos = dataset.ImageDataset(
         ["a"], [str(path)], [augmentation.View(augmentation.forms("base", 32).valid)]
     )
-    ((_, views),) = list(loading.loader(photos, dataset.Batches([0], 1), 0, torch.device("cpu")))
+    ((_, views),) = list(
+        loading.make_loader(photos, dataset.EpochBatchSampler([0], 1), 0, torch.device("cpu"))
+    )
     assert views[0].shape == (1, 32, 32, 3)
 
 
@@ -796,10 +798,10 @@ def written(path: Path, text: str = "") -> Path:
             lambda r: tables.read_eval(str(r)),
             "no photographs in it, and no info.csv",
         ),
-        ({"run.json": "[]"}, checkpoint.read_run, "holds no settings"),
-        ({"run.json": "{"}, checkpoint.read_run, "damaged"),
+        ({"run.json": "[]"}, checkpoint.read_run_json, "holds no settings"),
+        ({"run.json": "{"}, checkpoint.read_run_json, "damaged"),
         *[
-            ({"run.json": text}, checkpoint.read_run, "run.json: its .* is no")
+            ({"run.json": text}, checkpoint.read_run_json, "run.json: its .* is no")
             for text in (
                 '{"data": [1]}',
                 '{"data": null}',
@@ -820,7 +822,7 @@ def written(path: Path, text: str = "") -> Path:
         ),
         ({"fold00/history.csv": ""}, lambda r: history(r), "history.csv: damaged"),
         *[
-            ({"a.pth": ""}, lambda r, c=c: checkpoint.read(saved(r / "a.pth", c)), told)
+            ({"a.pth": ""}, lambda r, c=c: checkpoint.load_checkpoint(saved(r / "a.pth", c)), told)
             for c, told in (
                 ({1: torch.zeros(1)}, "holds no state dict"),
                 ({"a": 1}, "holds no state dict"),
@@ -841,12 +843,12 @@ def written(path: Path, text: str = "") -> Path:
         ],
         (
             {"b.pth": ""},
-            lambda r: checkpoint.read_described(saved(r / "b.pth", {"a": torch.zeros(1)})),
+            lambda r: checkpoint.load_described(saved(r / "b.pth", {"a": torch.zeros(1)})),
             "a bare state dict",
         ),
-        ({}, lambda r: checkpoint.find_tree(str(r / "none")), "no such folder"),
-        ({"other/a.txt": ""}, lambda r: checkpoint.find_tree(str(r)), "train first"),
-        ({}, lambda r: submission.load(r), "no such file"),
+        ({}, lambda r: checkpoint.find_run_dir(str(r / "none")), "no such folder"),
+        ({"other/a.txt": ""}, lambda r: checkpoint.find_run_dir(str(r)), "train first"),
+        ({}, lambda r: submission.load_probabilities(r), "no such file"),
         (
             {"b.csv": "file,left,top,right,bottom\nx.jpg,1,2,3,4\n"},
             lambda r: tables.read_boxes(str(r / "b.csv"), ["a.jpg"], ["/a.jpg"]),
@@ -903,9 +905,9 @@ def test_a_folder_that_cannot_be_listed_is_named(
     ],
 )
 def test_a_state_that_is_none_is_refused(tmp_path: Path, content: object, told: str) -> None:
-    torch.save(content, tmp_path / checkpoint.STATE)
+    torch.save(content, tmp_path / checkpoint.STATE_FILE)
     with pytest.raises(UserError, match=told):
-        checkpoint.read_state(tmp_path)
+        checkpoint.load_fold_state(tmp_path)
 
 
 def slot(content: dict[str, Any]) -> dict[str, Any]:
@@ -956,10 +958,13 @@ def test_a_state_of_wrong_kinds_or_shapes_is_refused_before_the_optimizer_uses_i
     tmp_path: Path, change: Callable[[dict[str, Any]], object]
 ) -> None:
     (reader,) = fuzz_readers.states(tmp_path)
-    content = torch.load(tmp_path / checkpoint.STATE, weights_only=True)
+    content = torch.load(tmp_path / checkpoint.STATE_FILE, weights_only=True)
     change(content)
-    torch.save(content, tmp_path / checkpoint.STATE)
-    assert fuzz_readers.judge(reader.check, (tmp_path / checkpoint.STATE).read_bytes()) == "refused"
+    torch.save(content, tmp_path / checkpoint.STATE_FILE)
+    assert (
+        fuzz_readers.judge(reader.check, (tmp_path / checkpoint.STATE_FILE).read_bytes())
+        == "refused"
+    )
 
 
 def test_a_state_laid_out_otherwise_in_memory_is_copied_and_the_settings_stay_the_runs_own(
@@ -982,11 +987,11 @@ def test_a_state_laid_out_otherwise_in_memory_is_copied_and_the_settings_stay_th
 @pytest.mark.parametrize(
     ("name", "read"),
     [
-        ("run.json", checkpoint.read_run),
-        ("probs.npz", submission.load),
-        ("validation.npz", lambda r: checkpoint.read_validation(r, "main")),
-        ("state.pt", checkpoint.read_state),
-        ("a.pth", lambda r: checkpoint.read(r / "a.pth")),
+        ("run.json", checkpoint.read_run_json),
+        ("probs.npz", submission.load_probabilities),
+        ("validation.npz", lambda r: checkpoint.load_validation(r, "main")),
+        ("state.pt", checkpoint.load_fold_state),
+        ("a.pth", lambda r: checkpoint.load_checkpoint(r / "a.pth")),
         ("fold00/history.csv", history),
     ],
 )
@@ -1019,7 +1024,7 @@ def test_odd_counts_in_a_run_json_are_passed_over(tmp_path: Path, data: str) -> 
         probs = ensemble.Probabilities(
             task, np.ones((1, 1, 2, width), np.float32), ["m"], [0], [1.0], ["a", "b"]
         )
-        assert members.usual_answer(probs, tmp_path)[0] in (0, 1)
+        assert members.most_frequent_class(probs, tmp_path)[0] in (0, 1)
         written(tmp_path / "run.json", json.dumps(many))
         assert submission.training_shares(tmp_path, task) is None
 
@@ -1027,13 +1032,13 @@ def test_odd_counts_in_a_run_json_are_passed_over(tmp_path: Path, data: str) -> 
 def test_validation_answers_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     fuzz_readers.states(tmp_path)
     np.savez(
-        tmp_path / checkpoint.VALIDATION,
+        tmp_path / checkpoint.VALIDATION_FILE,
         files=np.array(["a", "b"]),
         probs_main=np.full((2, 2, 18), np.nan, np.float32),
     )
     for read_it in (
-        checkpoint.read_state,
-        lambda folder: checkpoint.read_validation(folder, "main"),
+        checkpoint.load_fold_state,
+        lambda folder: checkpoint.load_validation(folder, "main"),
     ):
         with pytest.raises(UserError, match=r"validation\.npz: damaged .*no number"):
             read_it(tmp_path)
@@ -1049,7 +1054,7 @@ def test_a_photograph_of_which_only_decoding_fails_is_answered_with_the_usual_cl
     middle = data.index(b"IDAT") + 60
     data[middle : middle + 40] = bytes(40)
     path.write_bytes(data)
-    assert not photographs.look_over(str(path))[0]
+    assert not photographs.inspect_image(str(path))[0]
     with pytest.raises(UserError, match=f"{path}: cannot be read .*--skip-bad-images"):
         submit(tree, root, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -1062,10 +1067,10 @@ def test_a_photograph_of_which_only_decoding_fails_is_answered_with_the_usual_cl
 def test_a_checkpoint_whose_answers_overflow_is_named_before_a_folder_is_made(
     tree: Path, eval_root: Path, tmp_path: Path
 ) -> None:
-    found, info = checkpoint.ranked_members(tree / "fold01")[0]
+    found, info = checkpoint.load_ranked(tree / "fold01")[0]
     copy = Path(shutil.copytree(tree, tmp_path / tree.name))
     path = copy / "fold01" / found.path.name
-    checkpoint.write(
+    checkpoint.save_checkpoint(
         path,
         {n: t * 0 + 3e38 if n == "linear.weight" else t for n, t in found.weights.items()},
         info,
@@ -1161,7 +1166,7 @@ def test_labels_of_one_class_leave_nothing_to_suspect() -> None:
             }
         )
     )
-    assert suspects.label_suspects(table, np.full((2, 18), 1 / 18)).empty
+    assert suspects.find_label_issues(table, np.full((2, 18), 1 / 18)).empty
 
 
 def test_predictions_whose_arrays_do_not_fit_are_refused_and_one_member_prints_no_mean(
@@ -1172,9 +1177,9 @@ def test_predictions_whose_arrays_do_not_fit_are_refused_and_one_member_prints_n
     )
     submission.print_members(probs, np.array([0, 1]))
     assert capsys.readouterr().out == ""
-    submission.save(tmp_path, dataclasses.replace(probs, images=["a"]))
+    submission.save_probabilities(tmp_path, dataclasses.replace(probs, images=["a"]))
     with pytest.raises(UserError, match="do not fit each other"):
-        submission.load(tmp_path)
+        submission.load_probabilities(tmp_path)
 
 
 def test_a_run_name_and_a_tree_without_settings_are_refused(root: Path, tmp_path: Path) -> None:
@@ -1184,7 +1189,7 @@ def test_a_run_name_and_a_tree_without_settings_are_refused(root: Path, tmp_path
     with pytest.raises(UserError, match=r"has no run\.json with settings"):
         run(root, tmp_path, "--resume", "x")
     with (
-        checkpoint.locked(tmp_path / "fold00", needed=False),
-        checkpoint.locked(tmp_path / "fold00"),
+        checkpoint.fold_lock(tmp_path / "fold00", needed=False),
+        checkpoint.fold_lock(tmp_path / "fold00"),
     ):
         pass  # a process that shares a fold's work leaves the lock to the first

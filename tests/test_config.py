@@ -98,7 +98,7 @@ def test_underscores_and_any_case_are_accepted() -> None:
     assert config.backbone_name("TIMM:ResNet10t") == "timm:ResNet10t"
 
 
-@pytest.mark.parametrize("name", config.REMOVED)
+@pytest.mark.parametrize("name", config.REMOVED_OPTIONS)
 @pytest.mark.parametrize("settings", SCRIPTS.values())
 def test_a_removed_option_is_refused_however_it_is_spelled(
     settings: type[config.MachineSettings], name: str
@@ -240,9 +240,9 @@ def test_tta_needs_a_transform_with_random_views() -> None:
         ensemble("--from-probs", "x", "--tta", "2")
 
 
-@pytest.mark.parametrize("name", config.RECIPES)
+@pytest.mark.parametrize("name", config.PRESETS)
 def test_a_recipe_stands_for_its_options_and_each_of_them_goes_before(name: str) -> None:
-    recipe = config.RECIPES[name]
+    recipe = config.PRESETS[name]
     plain, expanded = training("--recipe", name.upper()), training(*str(recipe).split())
     assert dataclasses.replace(plain, recipe=None) == expanded
     for field, value in recipe.options.items():

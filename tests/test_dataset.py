@@ -161,7 +161,9 @@ def test_no_person_is_on_both_sides(train_root: Path) -> None:
     assert table.groupby("person")["fold"].nunique().max() == 1
     assert sorted(table["fold"].unique()) == [0, 1, 2, 3, 4]
     words = ["--train-root", str(train_root), "--cv", "5", *support.FAST]
-    study, _ = prepare.set_up(config.parse(config.TrainSettings, words, "train.py", "").completed())
+    study, _ = prepare.prepare_run(
+        config.parse(config.TrainSettings, words, "train.py", "").completed()
+    )
     folders = [
         Path(path).parent.name for path in study.table["path"]
     ]  # not by the table's own word for a person
@@ -281,27 +283,27 @@ def test_photographs_are_upright_rgb(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate by 90 degrees clockwise to view
     image.save(tmp_path / "turned.jpg", exif=exif, quality=95)
-    turned = photographs.read_photo(str(tmp_path / "turned.jpg"))
+    turned = photographs.read_image(str(tmp_path / "turned.jpg"))
     assert turned.size == (20, 40)
     assert turned.getpixel((10, 5))[2] > 200  # type: ignore[index]
     image.convert("RGBA").save(tmp_path / "alpha.png")
     image.convert("L").save(tmp_path / "grey.png")
     Image.fromarray(np.full((4, 4), 32768, np.uint16)).save(tmp_path / "deep.png")
-    assert photographs.read_photo(str(tmp_path / "alpha.png")).getpixel((30, 5)) == (255, 0, 0)
-    assert photographs.read_photo(str(tmp_path / "grey.png")).mode == "RGB"
-    assert photographs.read_photo(str(tmp_path / "deep.png")).getpixel((1, 1)) == (128, 128, 128)
+    assert photographs.read_image(str(tmp_path / "alpha.png")).getpixel((30, 5)) == (255, 0, 0)
+    assert photographs.read_image(str(tmp_path / "grey.png")).mode == "RGB"
+    assert photographs.read_image(str(tmp_path / "deep.png")).getpixel((1, 1)) == (128, 128, 128)
 
 
 def test_an_unreadable_photograph_is_named_also_by_a_worker(tmp_path: Path) -> None:
     bad = tmp_path / "bad.jpg"
     bad.write_text("no picture")
-    photos = dataset.Photos(
+    photos = dataset.ImageDataset(
         ["bad.jpg"], [str(bad)], [augmentation.View(augmentation.forms("base", 32).valid)]
     )
     for workers in (0, 1):
         with (
             pytest.raises(UserError) as caught,
-            loading.loader(photos, dataset.Batches([0], 1), workers, CPU) as loader,
+            loading.make_loader(photos, dataset.EpochBatchSampler([0], 1), workers, CPU) as loader,
         ):
             list(loader)
         assert str(caught.value).startswith(str(bad))
@@ -310,7 +312,7 @@ def test_an_unreadable_photograph_is_named_also_by_a_worker(tmp_path: Path) -> N
 
 def test_crops_are_torchvisions(tmp_path: Path) -> None:
     support.paint(tmp_path / "a.jpg", 1, quality=95)
-    photo = photographs.read_photo(str(tmp_path / "a.jpg"))
+    photo = photographs.read_image(str(tmp_path / "a.jpg"))
     theirs = v2.Compose([v2.CenterCrop(384), v2.RandomResizedCrop(32), v2.RandAugment(2, 9)])
     ours = augmentation.forms("random", 32).train
     for draw in range(8):
@@ -320,16 +322,16 @@ def test_crops_are_torchvisions(tmp_path: Path) -> None:
             assert (augmentation.pixels(ours(photo, None)) == expected).all()
 
 
-def photos_of(root: Path, transform: str = "random") -> dataset.Photos:
+def photos_of(root: Path, transform: str = "random") -> dataset.ImageDataset:
     table = tables.read_train(root)
     view = augmentation.View(augmentation.forms(transform, 32).train, ("train", 42, 0))
-    return dataset.Photos(table["file"].tolist(), table["path"].tolist(), [view])
+    return dataset.ImageDataset(table["file"].tolist(), table["path"].tolist(), [view])
 
 
-def epoch_pixels(photos: dataset.Photos, epoch: int, workers: int) -> torch.Tensor:
-    batches = dataset.Batches(range(20), 6, ("fold", 42, 0), least=2)
+def epoch_pixels(photos: dataset.ImageDataset, epoch: int, workers: int) -> torch.Tensor:
+    batches = dataset.EpochBatchSampler(range(20), 6, ("fold", 42, 0), least=2)
     batches.epoch = epoch
-    with loading.loader(photos, batches, workers, CPU) as loader:
+    with loading.make_loader(photos, batches, workers, CPU) as loader:
         found = {
             int(i): pixels
             for pairs, views in loader
@@ -354,9 +356,9 @@ def test_random_draws_do_not_hang_on_workers_but_on_the_epoch(train_root: Path) 
 
 def test_persistent_workers_see_each_new_epoch(train_root: Path) -> None:
     photos = photos_of(train_root)
-    batches = dataset.Batches([3], 1)
+    batches = dataset.EpochBatchSampler([3], 1)
     seen = []
-    with loading.loader(photos, batches, 1, CPU) as loader:
+    with loading.make_loader(photos, batches, 1, CPU) as loader:
         for epoch in range(3):
             batches.epoch = epoch
             seen += [views[0] for _, views in loader]
@@ -368,7 +370,7 @@ def test_persistent_workers_see_each_new_epoch(train_root: Path) -> None:
 def test_batches_hold_every_photograph_once_and_none_alone(
     count: int, size: int, start: int
 ) -> None:
-    batches = dataset.Batches(range(count), size, ("x",), least=2)
+    batches = dataset.EpochBatchSampler(range(count), size, ("x",), least=2)
     whole = list(batches)
     assert sorted(i for batch in whole for _, i, _ in batch) == list(range(count))
     assert len(whole) == len(batches)

@@ -95,15 +95,17 @@ def test_the_validation_loss_is_that_of_the_networks_outputs(
     ]
     assert train.main([*words, "--loss-type", name]) == 0
     (folder,) = tmp_path.glob("*/fold00")
-    found, info = checkpoint.ranked_members(folder)[0]
-    stored = checkpoint.read_validation(folder, "mask")
+    found, info = checkpoint.load_ranked(folder)[0]
+    stored = checkpoint.load_validation(folder, "mask")
     assert stored is not None
     table = tables.read_train(train_root).set_index("file").loc[stored[0]]
     view = augmentation.View(augmentation.forms(info.transform, 32).valid)
-    photos = dataset.Photos(stored[0], table["path"].tolist(), [view])
-    network = model.rebuild(info, found.weights, "x").eval()
+    photos = dataset.ImageDataset(stored[0], table["path"].tolist(), [view])
+    network = model.build_from_checkpoint(info, found.weights, "x").eval()
     with (
-        loading.loader(photos, dataset.Batches(range(len(photos)), len(photos)), 0, CPU) as loader,
+        loading.make_loader(
+            photos, dataset.EpochBatchSampler(range(len(photos)), len(photos)), 0, CPU
+        ) as loader,
         torch.no_grad(),
     ):
         ((_, views),) = loader
@@ -366,8 +368,8 @@ def test_a_process_alone_in_its_group_says_what_to_check(
     rank: int, train_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """(16.23) After minutes, not days."""
-    assert timedelta(minutes=1) <= processes.JOINING <= timedelta(hours=1)
-    monkeypatch.setattr(processes, "JOINING", timedelta(seconds=1))
+    assert timedelta(minutes=1) <= processes.JOIN_TIMEOUT <= timedelta(hours=1)
+    monkeypatch.setattr(processes, "JOIN_TIMEOUT", timedelta(seconds=1))
     port = free_port()
     for name, value in lone(rank, port).items():
         monkeypatch.setenv(name, value)
@@ -459,6 +461,6 @@ def test_an_optimizers_state_of_another_torch_is_taken_up() -> None:
     for group in kept["param_groups"]:
         del group["maximize"]
         group["new_in_a_later_torch"] = False
-    optim.take_up(other, kept)
+    optim.load_optimizer_state(other, kept)
     assert set(other.param_groups[0]) == set(one.param_groups[0])
     assert torch.equal(other.state[parameter]["exp_avg"], one.state[parameter]["exp_avg"])

@@ -96,7 +96,7 @@ def test_main_answers_its_parts_by_summing() -> None:
         ("gender", lambda c: c // 3 % 2),
         ("ageg", lambda c: c % 3),
     ):
-        answer = ensemble.answer_from_main(probabilities, task)
+        answer = ensemble.marginalize_main(probabilities, task)
         for k in range(answer.shape[-1]):
             assert answer[..., k] == pytest.approx(
                 probabilities[..., [c for c in range(18) if of(c) == k]].sum(-1)
@@ -138,7 +138,7 @@ def test_top_k_is_of_each_fold(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_an_older_prediction_with_fitted_weights_is_weighted_by_its_f1(tmp_path: Path) -> None:
     names = [f"fold{fold:02d}/Fold{fold:02d}.pth" for fold in range(3)]
-    submission.save(
+    submission.save_probabilities(
         tmp_path,
         ensemble.Probabilities(
             "mask", MEMBERS.astype(np.float32), names, [0, 1, 2], WEIGHTS, list("abcd")
@@ -155,7 +155,7 @@ def test_an_older_prediction_with_fitted_weights_is_weighted_by_its_f1(tmp_path:
         np.savez(tmp_path / submission.PROBS, **older)
         (tmp_path / "decision.json").write_text("{}")
         (tmp_path / "calibration.json").write_text("{}")
-        assert submission.load(tmp_path).weights == expected
+        assert submission.load_probabilities(tmp_path).weights == expected
         out = tmp_path / f"{len(f1)}"
         words = [
             "--from-probs",

@@ -17,9 +17,16 @@ import dataset
 import prepare
 import tables
 import utils
-from experiments import ablation, candidates, detectors, face_finders, peers, score_truth
-from experiments import planted_copies as copies
-from experiments import planted_errors as errors
+from experiments import (
+    ablation,
+    candidates,
+    detectors,
+    face_finders,
+    peers,
+    planted_copies,
+    planted_errors,
+    score_truth,
+)
 
 
 @pytest.fixture
@@ -68,10 +75,10 @@ def test_every_setting_is_made_of_options_that_exist(
         views = [
             candidates.augmentation.View(form, ("test",)) for form in (forms.train, forms.valid)
         ]
-        _, images = dataset.Photos(["a"], [path], views)[(0, 0, 0)]
+        _, images = dataset.ImageDataset(["a"], [path], views)[(0, 0, 0)]
         assert [tuple(image.shape) for image in images] == [(32, 32, 3)] * 2
     losses = {name: entry.target for name, entry in config.LOSSES.items()}
-    assert config.resolve(losses["smoothing0.1"])() is not None
+    assert config.import_target(losses["smoothing0.1"])() is not None
 
 
 def test_face_finders_are_measured_by_the_true_boxes(
@@ -109,25 +116,28 @@ def test_face_finders_are_measured_by_the_true_boxes(
 def test_planted_errors_are_ranked_by_ours_and_by_cleanlabs_measures(
     tree: Path, train_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert errors.main([str(tree), str(train_root), "--seeds", "2"]) == 0
+    assert planted_errors.main([str(tree), str(train_root), "--seeds", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0].strip() for line in lines] == list(errors.METHODS)
-    assert errors.main([str(tree), str(train_root), "--seeds", "1", "--write", str(tmp_path)]) == 0
+    assert [line.split(":")[0].strip() for line in lines] == list(planted_errors.METHODS)
+    assert (
+        planted_errors.main([str(tree), str(train_root), "--seeds", "1", "--write", str(tmp_path)])
+        == 0
+    )
     assert capsys.readouterr().out == ""
-    table = errors.read_run(tree, train_root)
+    table = planted_errors.read_run(tree, train_root)
     table.to_csv(tmp_path / "oof.csv", index=False)
     plan = tmp_path / "planted-0.csv"
     assert {column for _, column, _ in pd.read_csv(plan).to_numpy()} == {"gender", "mask"}
-    assert errors.main(["--oof", str(tmp_path / "oof.csv"), "--planted", str(plan)]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == len(errors.METHODS)
+    assert planted_errors.main(["--oof", str(tmp_path / "oof.csv"), "--planted", str(plan)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(planted_errors.METHODS)
 
 
 def test_planted_copies_are_looked_for_among_other_peoples_photographs(
     train_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(copies, "COPIES", 3)
+    monkeypatch.setattr(planted_copies, "COPIES", 3)
     before = sorted(path.stat().st_mtime_ns for path in train_root.rglob("*"))
-    assert copies.main([str(train_root)]) == 0
+    assert planted_copies.main([str(train_root)]) == 0
     assert re.match(r"seed 0: [0-3] of 3 found, 0 false pairs, ", capsys.readouterr().out)
     assert sorted(path.stat().st_mtime_ns for path in train_root.rglob("*")) == before
 

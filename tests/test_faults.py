@@ -72,9 +72,9 @@ def _brief(tree: Path) -> Any:
         patch.setattr(prepare, "warn_of_duplicates", lambda tree, parts: None)
         patch.setattr(
             crossval,
-            "tell",
-            lambda study, done: outoffold.write(
-                study.tree, study.settings.task, *outoffold.honest(done)
+            "analyze_out_of_fold",
+            lambda study, done: outoffold.write_oof(
+                study.tree, study.settings.task, *outoffold.nested_epoch_predictions(done)
             ),
         )
         torch.set_num_threads(1)
@@ -178,9 +178,9 @@ def check_whole(saved: Path) -> None:
     """No half-written file, and every checkpoint that a state lists is there."""
     assert not list(saved.rglob(".writing-*"))
     for path in saved.rglob("*.pth"):
-        checkpoint.read(path)
-    for path in saved.rglob(checkpoint.STATE):
-        found = checkpoint.read_state(path.parent)
+        checkpoint.load_checkpoint(path)
+    for path in saved.rglob(checkpoint.STATE_FILE):
+        found = checkpoint.load_fold_state(path.parent)
         assert found is not None
         assert all((path.parent / kept.file).is_file() for kept in found[0].kept)
 
@@ -192,11 +192,11 @@ def check_whole(saved: Path) -> None:
     ("owner", "name", "call", "file"),
     [
         (checkpoint, "write_json", 0, "run.json"),
-        (checkpoint, "write", 1, ".pth"),
-        (checkpoint, "write_state", 1, "state.pt"),
-        (checkpoint, "write_validation", 3, "history.csv"),
+        (checkpoint, "save_checkpoint", 1, ".pth"),
+        (checkpoint, "save_fold_state", 1, "state.pt"),
+        (checkpoint, "save_validation", 3, "history.csv"),
         (np, "savez_compressed", 1, "validation.npz"),
-        (outoffold, "write", 0, "oof.csv"),
+        (outoffold, "write_oof", 0, "oof.csv"),
     ],
 )
 def test_a_full_disk_is_named_and_costs_nothing(
@@ -247,7 +247,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_long_part(
     (tmp_path / "file").write_text("")
     below = tmp_path / "file" / "out"
     monkeypatch.setattr(engine, "predict", lambda *_: pytest.fail("predicted"))
-    monkeypatch.setattr(engine, "train_epoch", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(engine, "train_one_epoch", lambda *_: pytest.fail("trained"))
     with pytest.raises(UserError, match="out.*Not a directory.*--save-path"):
         train.main(words(root, below))
     with pytest.raises(UserError, match=f"--save-path {below}: .* cannot be written to"):
@@ -297,7 +297,7 @@ def test_too_few_open_files_are_told_and_never_waited_for(root: Path, tmp_path: 
     assert "a process that reads photographs was lost" in lines[1]
 
     def in_worker() -> None:
-        at_call(dataset.Photos, "__getitem__", 2, lambda: limit(resource.RLIMIT_NOFILE, 3))
+        at_call(dataset.ImageDataset, "__getitem__", 2, lambda: limit(resource.RLIMIT_NOFILE, 3))
 
     code, lines = Forked(train, words(root, tmp_path / "c", "--workers", "1"), in_worker).end()
     assert (code, len(lines)) == (1, 1)
@@ -310,9 +310,9 @@ def test_the_limit_of_open_files_is_raised_as_far_as_batches_need(
     limits = [(100, 4096)]
     monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
     monkeypatch.setattr(resource, "setrlimit", lambda _, new: limits.append(new))
-    loading.allow_open_files(16, 32)
+    loading.raise_open_file_limit(16, 32)
     assert limits[-1][0] > 16 * 34
-    loading.allow_open_files(1, 3)
+    loading.raise_open_file_limit(1, 3)
     assert len(limits) == 2
 
 
@@ -324,7 +324,7 @@ def test_a_machine_that_is_short_does_not_make_photographs_bad(
         raise error
 
     monkeypatch.setattr(photographs, "read_file", short)
-    for read in (photographs.read_photo, photographs.look_over):
+    for read in (photographs.read_image, photographs.inspect_image):
         with pytest.raises((RunError, MemoryError)):
             read("x.jpg")
 
@@ -339,7 +339,7 @@ def kill_worker(batch: int, photo: int) -> None:
     read: of a later batch, which it does not get past.
     """
     at_call(engine.Compute, "to_network", batch, kill_children)
-    at_call(dataset.Photos, "__getitem__", photo, lambda: time.sleep(support.LIMIT))
+    at_call(dataset.ImageDataset, "__getitem__", photo, lambda: time.sleep(support.LIMIT))
 
 
 def test_a_killed_worker_is_named_and_the_run_goes_on_from_there(
@@ -470,9 +470,9 @@ def test_pickles_that_run_code_are_refused_wherever_they_lie(
     cached = poison(tmp_path / "home" / "hub" / "checkpoints" / "resnet18-f37072fd.pth")
     resnet = ["--model-type", "VanillaResNet", "--backbone", "resnet18"]
     refused(train, [*words(root, tmp_path / "s"), *resnet], cached)
-    state = poison(copy / "fold02" / checkpoint.STATE)
+    state = poison(copy / "fold02" / checkpoint.STATE_FILE)
     with pytest.raises(UserError, match="cannot be read safely"):
-        checkpoint.read_state(state.parent)
+        checkpoint.load_fold_state(state.parent)
     assert not mark.exists()
     assert not (tmp_path / "s").exists()
 
@@ -489,13 +489,13 @@ def test_zip_bombs_are_refused_before_they_are_unpacked(
         for part in whole.namelist():
             packed.writestr(part, whole.read(part))
     np.savez_compressed(tmp_path / "probs.npz", probabilities=np.zeros(1 << 22))
-    assert len(checkpoint.read(plain).weights["w"]) == 1 << 23
+    assert len(checkpoint.load_checkpoint(plain).weights["w"]) == 1 << 23
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("unpacked"))
     monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("unpacked"))
     with pytest.raises(UserError, match=r"bomb\.pth: .* bytes unpacked"):
-        checkpoint.read(bomb)
+        checkpoint.load_checkpoint(bomb)
     with pytest.raises(UserError, match=r"probs\.npz: .* bytes unpacked"):
-        submission.load(tmp_path)
+        submission.load_probabilities(tmp_path)
 
 
 def spoilt(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
@@ -512,7 +512,7 @@ def copied(tree: Path, tmp_path: Path) -> Path:
 
 
 def best(tree: Path, fold: int) -> Path:
-    return checkpoint.ranked_members(tree / f"fold{fold:02d}")[0][0].path
+    return checkpoint.load_ranked(tree / f"fold{fold:02d}")[0][0].path
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -750,9 +750,9 @@ def test_a_program_ends_though_its_readers_are_still_there(train_root: Path) -> 
     code = f"""
 import sys, torch, augmentation, dataset, loading, tables
 paths = tables.read_train({str(train_root)!r})['path'].tolist()
-photos = dataset.Photos(paths, paths, [augmentation.View(augmentation.forms('base', 16).valid)])
-batches = dataset.Batches(range(len(paths)), 8)
-sys.kept = iter(loading.loader(photos, batches, 1, torch.device('cpu')))
+photos = dataset.ImageDataset(paths, paths, [augmentation.View(augmentation.forms('base', 16).valid)])
+batches = dataset.EpochBatchSampler(range(len(paths)), 8)
+sys.kept = iter(loading.make_loader(photos, batches, 1, torch.device('cpu')))
 print(len(next(sys.kept)))
 """
     ended = subprocess.run(

@@ -99,7 +99,7 @@ def without_scores(name: str) -> str:
 
 
 def assert_same_weights(now: Path, then: Path) -> None:
-    a, b = checkpoint.read(now), checkpoint.read(then)
+    a, b = checkpoint.load_checkpoint(now), checkpoint.load_checkpoint(then)
     assert a.weights.keys() == b.weights.keys()
     for name, value in a.weights.items():
         assert_same(value.numpy(), b.weights[name].numpy(), f"{now.name}: {name}")
@@ -163,7 +163,10 @@ def test_the_golden_run_votes_as_it_did(
     ]
     assert submit_ensemble.main([*words, *MACHINE]) == 0
     (folder,) = tmp_path.iterdir()
-    now, then = submission.load(folder), submission.load(GOLDEN / "prediction")
+    now, then = (
+        submission.load_probabilities(folder),
+        submission.load_probabilities(GOLDEN / "prediction"),
+    )
     assert [*map(without_scores, now.members)] == [*map(without_scores, then.members)]
     assert (now.images, now.folds) == (then.images, then.folds)
     same = [
@@ -209,6 +212,6 @@ def test_a_golden_checkpoint_answers_alone(
     ]
     assert submit_singular.main([*words, *MACHINE]) == 0
     (folder,) = tmp_path.iterdir()
-    assert [row[0] for row in support.read_rows(folder / "submission.csv")[1:]] == submission.load(
-        GOLDEN / "prediction"
-    ).images
+    assert [
+        row[0] for row in support.read_rows(folder / "submission.csv")[1:]
+    ] == submission.load_probabilities(GOLDEN / "prediction").images

@@ -160,7 +160,7 @@ def test_a_pairwise_covering_set_trains_a_step_and_predicts(
     )
     network, task, *_ = combination
     for head in config.trained_heads(network, task):
-        for told in config.answered(head):
+        for told in config.tasks_answered_by(head):
             assert told == task or f"{told} F1 " in line
     predict = [
         "--root",
@@ -179,7 +179,7 @@ def test_a_pairwise_covering_set_trains_a_step_and_predicts(
         == 0
     )
     (made,) = (tmp_path / "p").iterdir()
-    array = submission.load(made).array
+    array = submission.load_probabilities(made).array
     assert array.shape == (1, 1, 3, config.TASKS[task].outputs)
     assert np.isfinite(array).all()
 
@@ -437,16 +437,18 @@ def test_older_bare_checkpoints_load_rank_and_vote(
     file += "optim(adam)crit(labelsmoothingloss)seed(42).pth"
     torch.save(state, folder / file.format(name, 28, "0.8311"))
     torch.save(state, folder / file.format(name, 9, "0.8400"))
-    ranked = checkpoint.ranked_members(folder)
+    ranked = checkpoint.load_ranked(folder)
     assert [info.epoch for _, info in ranked] == [9, 28]
     found, info = ranked[0]
     with torch.no_grad():
         assert torch.allclose(
-            model.rebuild(info, found.weights, "x").eval()(images)["main"], expected, atol=1e-4
+            model.build_from_checkpoint(info, found.weights, "x").eval()(images)["main"],
+            expected,
+            atol=1e-4,
         )
-        padded = model.rebuild(dataclasses.replace(info, padding=224), found.weights, "x").eval()(
-            images
-        )["main"]
+        padded = model.build_from_checkpoint(
+            dataclasses.replace(info, padding=224), found.weights, "x"
+        ).eval()(images)["main"]
     assert torch.allclose(padded, expected, atol=1e-4) == (name == "VanillaResNet"), (
         "the library's default is b3's own 300"
     )
@@ -462,7 +464,7 @@ def test_older_bare_checkpoints_load_rank_and_vote(
     ]
     assert submit_ensemble.main([*words, "--workers", "0"]) == 0
     (made,) = (tmp_path / "p").iterdir()
-    assert submission.load(made).weights == [0.84, 0.8311]
+    assert submission.load_probabilities(made).weights == [0.84, 0.8311]
 
 
 # --- training on, and in stages
@@ -486,7 +488,10 @@ def test_training_on_for_another_task_keeps_the_backbone_and_says_what_starts_af
     assert train.main([*common, "--save-path", str(tmp_path / "a"), "--task", "mask"]) == 0
     assert "these start afresh: batchnorm, linear" in capsys.readouterr().err
     (after,) = (tmp_path / "a").glob("*/fold00/*.pth")
-    before, later = checkpoint.read(path).weights, checkpoint.read(after).weights
+    before, later = (
+        checkpoint.load_checkpoint(path).weights,
+        checkpoint.load_checkpoint(after).weights,
+    )
     assert torch.allclose(
         before["efficientnet.fc.weight"], later["efficientnet.fc.weight"], atol=1e-6
     )
@@ -521,12 +526,12 @@ def test_a_frozen_backbone_stays_as_it_is_with_its_statistics(
         "0",
     ]
     s = config.parse(config.TrainSettings, asked, "train.py", "").completed()
-    study, _ = prepare.set_up(s)
+    study, _ = prepare.prepare_run(s)
     start = {k: v.clone() for k, v in prepare.make_model(study, 0).state_dict().items()}
     assert train.main([*asked, "--save-path", str(tmp_path)]) == 0
     ends = {
         (info.epoch): found.weights
-        for found, info in checkpoint.ranked_members(next(tmp_path.glob("*/fold00")))
+        for found, info in checkpoint.load_ranked(next(tmp_path.glob("*/fold00")))
     }
     assert sorted(ends) == [1, 2, 3]
     for epoch, weights in ends.items():
@@ -658,9 +663,9 @@ def test_stages_compose(small_root: Path, tmp_path: Path) -> None:
     header, *rows = support.read_rows(fold / "history.csv")
     assert [float(row[header.index("lr")]) for row in rows] == pytest.approx([0.0005, 0.001, 0.001])
     settings = config.parse(config.TrainSettings, words, "train.py", "").completed()
-    study, _ = prepare.set_up(settings)
+    study, _ = prepare.prepare_run(settings)
     before = prepare.make_model(study, 0).state_dict()
-    after = {info.epoch: found.weights for found, info in checkpoint.ranked_members(fold)}
+    after = {info.epoch: found.weights for found, info in checkpoint.load_ranked(fold)}
     assert torch.equal(before["efficientnet.stem.weight"], after[1]["efficientnet.stem.weight"])
     backbone, head = (
         float((after[2][k] - after[1][k]).abs().max())
@@ -676,7 +681,7 @@ def test_stages_compose(small_root: Path, tmp_path: Path) -> None:
 def test_oversampling_brings_every_class_up_to_the_largest(classes: list[int], seed: int) -> None:
     labels = np.array(classes)
     rows = (np.arange(len(labels)) * 3).tolist()
-    more = dataset.oversampled(rows, labels, seed)
+    more = dataset.oversample_rows(rows, labels, seed)
     assert more[: len(rows)] == rows
     assert set(more) == set(rows)
     counts = np.bincount([labels[r // 3] for r in more])
@@ -687,11 +692,11 @@ def test_oversampling_brings_every_class_up_to_the_largest(classes: list[int], s
         assert own.max() - own.min() <= 1
 
 
-def study_of(root: Path, *asked: str) -> prepare.Study:
+def study_of(root: Path, *asked: str) -> prepare.RunContext:
     s = config.parse(
         config.TrainSettings, ["--train-root", str(root), *support.FAST, *asked], "train.py", ""
     ).completed()
-    return prepare.set_up(s)[0]
+    return prepare.prepare_run(s)[0]
 
 
 def test_mixup_blends_two_people_of_one_class_and_nobody_held_out(
@@ -736,7 +741,7 @@ def test_a_class_of_one_person_is_repeated_with_one_warning(
     people = [(f"{n:06d}", "male", 20 + n) for n in range(4)] + [("100001", "male", 60)]
     table = tables.read_train(support.make_train(tmp_path / "train", people))
     rows = list(range(len(table)))
-    found = dataset.blending(table, rows, ("main",), ("x",))
+    found = dataset.find_mixup_partners(table, rows, ("main",), ("x",))
     err = capsys.readouterr().err
     assert err.count("warning") == 1
     assert "repeated instead: 3" in err
@@ -788,7 +793,7 @@ def test_oversampled_runs_do_not_hang_on_workers(
         ]
         assert train.main([*asked, "--oversample", how, "--task", task, "--workers", workers]) == 0
         (path,) = (tmp_path / workers).glob("*/*/*.pth")
-        found.append(checkpoint.read(path).weights)
+        found.append(checkpoint.load_checkpoint(path).weights)
     assert all(torch.equal(found[0][k], found[1][k]) for k in found[0])
 
 
@@ -878,7 +883,7 @@ def test_boxes_take_the_finders_place_in_training_and_at_test(
     s = ["--transform-type", "facecrop", "--boxes", str(boxes), "--epochs", "1"]
     study = study_of(small_root, *s)
     assert len(study.boxes) == len(table) - 1
-    photo = photographs.read_photo(table["path"][1])
+    photo = photographs.read_image(table["path"][1])
     fold = training.prepare_fold(study, 0)
     expected = augmentation.forms("facecrop", 32).valid(photo, (10, 20, 110, 140))
     assert torch.equal(
@@ -905,7 +910,9 @@ def test_boxes_take_the_finders_place_in_training_and_at_test(
         submit_ensemble.main([*predict, "--save-path", str(tmp_path / "p2"), "--boxes", str(boxes)])
         == 0
     )
-    arrays = [submission.load(next((tmp_path / p).iterdir())).array for p in ("p1", "p2")]
+    arrays = [
+        submission.load_probabilities(next((tmp_path / p).iterdir())).array for p in ("p1", "p2")
+    ]
     assert not np.array_equal(arrays[0], arrays[1])
 
 

@@ -26,6 +26,7 @@ import submission
 import submit_ensemble
 import train
 import training
+import utils
 from utils import UserError
 
 HERE = Path(__file__).parent
@@ -112,19 +113,22 @@ def test_folds_dealt_to_processes_are_bit_for_bit_those_of_one(trees: dict[str, 
     )
     assert one.keys() == two.keys()
     for name in one:
-        a, b = checkpoint.read(one[name]).weights, checkpoint.read(two[name]).weights
+        a, b = (
+            checkpoint.load_checkpoint(one[name]).weights,
+            checkpoint.load_checkpoint(two[name]).weights,
+        )
         assert all(torch.equal(a[key], b[key]) for key in a)
     assert (trees["one"] / "oof.csv").read_bytes() == (trees["two"] / "oof.csv").read_bytes()
 
 
 def test_a_shared_batch_gives_the_weights_of_a_whole_one(trees: dict[str, Path]) -> None:
     (one, one_info), (two, two_info) = (
-        checkpoint.ranked_members(trees[t] / "fold00")[0] for t in ("single", "shared")
+        checkpoint.load_ranked(trees[t] / "fold00")[0] for t in ("single", "shared")
     )
     assert one_info.epoch == two_info.epoch
     for name, value in one.weights.items():
         assert torch.allclose(value, two.weights[name], rtol=1e-4, atol=1e-6), name
-    a, b = (checkpoint.read_validation(trees[t] / "fold00", "main") for t in ("single", "shared"))
+    a, b = (checkpoint.load_validation(trees[t] / "fold00", "main") for t in ("single", "shared"))
     assert a is not None
     assert b is not None
     assert a[0] == b[0]
@@ -157,7 +161,7 @@ def test_processes_share_the_photographs_of_a_submission(
             run([*words, "--top-k", "1", "--workers", "0", "--device", "cpu", "--threads", "1"])
             == 0
         )
-        made.append(submission.load(next(out.iterdir())))
+        made.append(submission.load_probabilities(next(out.iterdir())))
     assert made[0].images == made[1].images
     assert np.allclose(made[0].array, made[1].array, atol=1e-5)
 
@@ -178,9 +182,9 @@ def test_the_batches_of_several_processes_are_those_of_one(world: int) -> None:
         21,
         22,
     ):  # 11 and 20 to 22: the rest is too small for two shares
-        whole = dataset.Batches(range(count), 9, ("x",), least=2)
+        whole = dataset.EpochBatchSampler(range(count), 9, ("x",), least=2)
         shares = [
-            dataset.Batches(range(count), 9, ("x",), least=2, rank=rank, world=world)
+            dataset.EpochBatchSampler(range(count), 9, ("x",), least=2, rank=rank, world=world)
             for rank in range(world)
         ]
         assert {len(share) for share in shares} == {len(whole)}
@@ -211,7 +215,7 @@ def test_a_rest_too_small_to_share_trains_as_in_one_process(
     assert train.main([*words, "--save-path", str(tmp_path / "one")]) == 0
     assert in_two(train.main, [*words, "--save-path", str(tmp_path / "two")]) == [0, 0]
     one, two = (
-        checkpoint.read(next(tmp_path.glob(f"{name}/*/fold00/*.pth"))).weights
+        checkpoint.load_checkpoint(next(tmp_path.glob(f"{name}/*/fold00/*.pth"))).weights
         for name in ("one", "two")
     )
     assert all(
@@ -273,7 +277,7 @@ def test_when_one_process_dies_the_other_says_so_in_a_line(
 ) -> None:
     # after the first step, so that the first process is in the next one's exchange
     code = (
-        "training.SAVE_SECONDS = 0; training.Keeper.after_step = lambda *_: os._exit(9) if "
+        "training.SAVE_INTERVAL_SECONDS = 0; training.Keeper.after_step = lambda *_: os._exit(9) if "
         "rank else None"
     )
     words = [
@@ -321,17 +325,17 @@ def test_a_refusal_in_the_first_process_ends_the_other_quietly(
 def test_a_batch_too_small_to_share_and_other_processes_are_refused(
     train_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    who = processes.Processes(0, 4, 0, 4)
+    who = utils.DistInfo(0, 4, 0, 4)
     settings = config.TrainSettings(
         train_root=str(train_root), batch_size=7, backbone="tiny", device="cpu"
     ).completed()
     with pytest.raises(UserError, match="--batch-size 7: shared by 4 processes; use at least 8"):
-        prepare.set_up(settings, who)
+        prepare.prepare_run(settings, who)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match="--nproc-per-node 4: more processes than the 2 GPUs here"):
-        processes.own_gpu(torch.device("cuda"), who)
+        processes.select_gpu(torch.device("cuda"), who)
     with pytest.raises(UserError, match="--device cuda:1: 4 processes take a GPU each"):
-        processes.own_gpu(torch.device("cuda:1"), who)
+        processes.select_gpu(torch.device("cuda:1"), who)
 
 
 def test_a_shared_split_goes_on_with_as_many_processes_only(
@@ -390,11 +394,11 @@ def test_a_shared_epoch_taken_up_in_its_middle_counts_what_all_had_seen(
             os._exit(9)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "SAVE_SECONDS", 0.0)
+        patch.setattr(training, "SAVE_INTERVAL_SECONDS", 0.0)
         patch.setattr(training.Keeper, "after_step", dying)
         assert in_two(train.main, words) == [-1, -1]
     (folder,) = tmp_path.glob("broken/*/fold00")
-    begun = checkpoint.read_state(folder)
+    begun = checkpoint.load_fold_state(folder)
     assert begun is not None
     assert (begun[0].step, begun[0].sums[1]) == (4, 36)
     assert in_two(train.main, [*words, "--resume"]) == [0, 0]

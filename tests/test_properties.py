@@ -109,7 +109,7 @@ def test_printable_text_is_printable_and_stays_so(anything: str) -> None:
     assert shown.isprintable()
     assert utils.printable(shown) == shown
     assert (shown == anything) == anything.isprintable()
-    assert utils.cell(anything)[:1] not in set("=+-@\t\r")
+    assert utils.csv_cell(anything)[:1] not in set("=+-@\t\r")
 
 
 # --- names of checkpoints
@@ -143,7 +143,7 @@ def test_a_checkpoints_name_tells_every_setting_it_was_written_with(
     loss: float,
 ) -> None:
     fold, epoch, batch, seed = numbers
-    info = checkpoint.Info(
+    info = checkpoint.CheckpointInfo(
         model,
         task,
         transform,
@@ -160,7 +160,7 @@ def test_a_checkpoints_name_tells_every_setting_it_was_written_with(
     )
     name = checkpoint.file_name(info, asked)
     assert checkpoint.info_from_name(name) == info
-    told = checkpoint.NAME.fullmatch(name)
+    told = checkpoint.FILE_NAME.fullmatch(name)
     assert told is not None
     assert (float(told["lr"]), int(told["batch_size"]), int(told["seed"])) == (lr, batch, seed)
     assert (told["optim"], told["loss_type"]) == (optim, crit)
@@ -171,7 +171,9 @@ def test_a_checkpoints_name_tells_every_setting_it_was_written_with(
     "piece", ["f1(nan)", "f1(inf)", "f1(x)", "loss(x)", "ep(1x)", "task(cat)", "trans(cat)"]
 )
 def test_a_name_that_tells_nonsense_is_none(piece: str) -> None:
-    info = checkpoint.Info("VanillaResNet", "main", "base", "resnet50", 224, None, 0, 1, 0.5, 1.0)
+    info = checkpoint.CheckpointInfo(
+        "VanillaResNet", "main", "base", "resnet50", 224, None, 0, 1, 0.5, 1.0
+    )
     name = checkpoint.file_name(info, config.TrainSettings(lr=0.1, loss_type="focalloss"))
     start = name.index(piece.partition("(")[0] + "(")
     assert (
@@ -281,7 +283,7 @@ def test_parts_of_main_stay_distributions_and_commute_with_the_mean(
     members: int, seed: int, task: str
 ) -> None:
     array = drawn((members, 2, 3, 18, seed))
-    part = ensemble.answer_from_main(array, task)
+    part = ensemble.marginalize_main(array, task)
     assert part.sum(-1) == pytest.approx(np.ones(part.shape[:-1]))
-    mean = ensemble.answer_from_main(ensemble.arithmetic(array), task)
+    mean = ensemble.marginalize_main(ensemble.arithmetic(array), task)
     assert ensemble.arithmetic(part) == pytest.approx(mean)

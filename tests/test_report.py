@@ -29,6 +29,7 @@ import config
 import ensemble
 import metrics
 import report
+import utils
 from reporting import html
 
 EVIL = '<script>alert(1)</script> & "quoted" \x07\u202e'
@@ -160,8 +161,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         extra: dict[str, Any] = {
             f"Rule {EVIL}": [("gain", 0.25), (EVIL, EVIL)],
             "Suspects": [
-                (EVIL, report.Picture(table["path"][0], EVIL)),
-                ("gone", report.Picture("no/where.png", "x")),
+                (EVIL, html.Picture(table["path"][0], EVIL)),
+                ("gone", html.Picture("no/where.png", "x")),
             ],
         }
         report.training_report(tree, table, oof, extra)
@@ -195,7 +196,7 @@ def test_every_number_of_a_run_is_scikit_learns(made: Made) -> None:
         )
         assert row["f1"] is None or row["low"] <= row["f1"] <= row["high"]
     for part in ("mask", "gender", "ageg"):
-        mine = ensemble.answer_from_main(probs, part).argmax(1)
+        mine = ensemble.marginalize_main(probs, part).argmax(1)
         assert numbers["parts"][part]["confusion"] == confusion_matrix(oof[part], mine).tolist()
         assert numbers["parts"][part]["headline"]["macro_f1"]["value"] == pytest.approx(
             f1_score(oof[part], mine, average="macro")
@@ -320,7 +321,7 @@ def test_a_name_that_the_template_lacks_stops_the_page_and_is_not_shown_as_nothi
 
 def test_an_out_of_fold_table_without_a_column_is_refused_by_its_name(tmp_path: Path) -> None:
     table, oof = synthetic("main", tmp_path)
-    with pytest.raises(report.UserError, match="no column 'p7'"):
+    with pytest.raises(utils.UserError, match="no column 'p7'"):
         report.training_report(make_tree("main", tmp_path), table, oof.drop(columns="p7"), {})
 
 
@@ -357,7 +358,7 @@ def test_a_prediction_tells_members_agreement_shares_and_scores(
 ) -> None:
     probs, truth = probabilities(task)
     voted = ensemble.vote("softvoting", task, probs.array, probs.weights)
-    classes = len(config.TASKS[config.judged(task)].classes)
+    classes = len(config.TASKS[config.scoring_task(task)].classes)
     shares = np.full(classes, 1 / classes)
     report.prediction_report(tmp_path, probs, voted, truth if known else None, shares)
     numbers = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
@@ -402,7 +403,7 @@ def test_one_member_and_unknown_shares_make_a_page_too(tmp_path: Path) -> None:
 
 
 def test_values_that_json_does_not_know_are_mended() -> None:
-    mended = report.plain(
+    mended = report.to_json(
         {
             "nan": float("nan"),
             "one": np.float32(1),

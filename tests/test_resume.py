@@ -60,7 +60,7 @@ def result(saved: Path) -> dict[str, object]:
         "files": sorted(p.relative_to(tree).as_posix() for p in tree.rglob("*"))
     }
     for path in tree.rglob("*.pth"):
-        weights = checkpoint.read(path).weights
+        weights = checkpoint.load_checkpoint(path).weights
         found[path.name] = {k: v.numpy().tobytes() for k, v in weights.items()}
     for path in tree.rglob("validation.npz"):
         with np.load(path) as arrays:
@@ -103,12 +103,12 @@ def kill_at(
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
     [
-        (checkpoint, "write", 0),
-        (checkpoint, "write", 3),
-        (checkpoint, "write_validation", 2),
-        (checkpoint, "write_state", 1),
-        (checkpoint, "write_state", 7),
-        (checkpoint, "tidy", 9),
+        (checkpoint, "save_checkpoint", 0),
+        (checkpoint, "save_checkpoint", 3),
+        (checkpoint, "save_validation", 2),
+        (checkpoint, "save_fold_state", 1),
+        (checkpoint, "save_fold_state", 7),
+        (checkpoint, "delete_displaced", 9),
         (engine, "validate", 4),
         (crossval.outoffold, "write", 0),
     ],
@@ -123,7 +123,7 @@ def test_a_run_killed_anywhere_ends_as_if_it_had_not_been(
     after: bool,
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "SAVE_SECONDS", 0.0)  # the state is kept after every step
+        patch.setattr(training, "SAVE_INTERVAL_SECONDS", 0.0)  # the state is kept after every step
         kill_at(patch, owner, name, call, after)
         with pytest.raises(Killed):
             run(train_root, tmp_path)
@@ -136,18 +136,18 @@ def test_a_run_killed_anywhere_ends_as_if_it_had_not_been(
 def test_a_run_killed_before_it_deletes_in_its_last_epoch_leaves_no_displaced_checkpoint(
     train_root: Path, tmp_path: Path, unbroken: dict[str, object]
 ) -> None:
-    plain, epochs = checkpoint.tidy, list[int]()
+    plain, epochs = checkpoint.delete_displaced, list[int]()
 
-    def dying(folder: Path, kept: list[checkpoint.Kept]) -> None:
+    def dying(folder: Path, kept: list[checkpoint.KeptCheckpoint]) -> None:
         if len(list(folder.glob("*.pth"))) > len(kept):
-            state = checkpoint.read_state(folder)
+            state = checkpoint.load_fold_state(folder)
             assert state is not None
             epochs.append(state[0].epoch)
             raise Killed
         plain(folder, kept)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "tidy", dying)
+        patch.setattr(checkpoint, "delete_displaced", dying)
         with pytest.raises(Killed):
             run(train_root, tmp_path)
     assert epochs == [3], "the data must have an epoch 3 that displaces"
@@ -203,7 +203,7 @@ def test_resume_refuses_other_settings_and_says_what_there_is(
     with pytest.raises(UserError, match="--resume: no unfinished run in"):
         run(train_root, tmp_path, "--resume")
     with pytest.MonkeyPatch.context() as patch:
-        kill_at(patch, checkpoint, "write_state", 1, True)
+        kill_at(patch, checkpoint, "save_fold_state", 1, True)
         with pytest.raises(Killed):
             run(train_root, tmp_path)
     with pytest.raises(
@@ -213,11 +213,11 @@ def test_resume_refuses_other_settings_and_says_what_there_is(
     with pytest.raises(UserError, match="--resume nobody: no such run"):
         run(train_root, tmp_path, "--resume", "nobody")
     (tree,) = tmp_path.iterdir()
-    before = (tree / "fold00" / checkpoint.STATE).read_bytes()
-    (tree / "fold00" / checkpoint.STATE).write_bytes(before[:-1000])
+    before = (tree / "fold00" / checkpoint.STATE_FILE).read_bytes()
+    (tree / "fold00" / checkpoint.STATE_FILE).write_bytes(before[:-1000])
     with pytest.raises(UserError, match=r"state\.pt: cannot be read safely"):
         run(train_root, tmp_path, "--resume", tree.name)
-    (tree / "fold00" / checkpoint.STATE).write_bytes(before)
+    (tree / "fold00" / checkpoint.STATE_FILE).write_bytes(before)
     other = shutil.copytree(train_root, tmp_path.parent / f"{tmp_path.name}-other")
     shutil.rmtree(next((other / "images").glob("000001*")))
     text = (other / "train.csv").read_text().splitlines()
@@ -238,18 +238,18 @@ def test_a_state_that_is_not_of_its_fold_is_refused(
     train_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, object]
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        kill_at(patch, checkpoint, "write_state", 0, True)
+        kill_at(patch, checkpoint, "save_fold_state", 0, True)
         with pytest.raises(Killed):
             run(train_root, tmp_path)
-    (path,) = tmp_path.rglob(checkpoint.STATE)
+    (path,) = tmp_path.rglob(checkpoint.STATE_FILE)
     content = torch.load(path, weights_only=True)
     content["state"].update(change)
     torch.save(content, path)
-    with np.load(path.parent / checkpoint.VALIDATION) as arrays:
+    with np.load(path.parent / checkpoint.VALIDATION_FILE) as arrays:
         longer: dict[str, Any] = {
             n: a if n == "files" else np.concatenate([a] * 4) for n, a in arrays.items()
         }
-    np.savez(path.parent / checkpoint.VALIDATION, **longer)
+    np.savez(path.parent / checkpoint.VALIDATION_FILE, **longer)
     with pytest.raises(
         UserError,
         match=r"state\.pt: is not of this fold \(fold ., epoch ., step \d+\); remove .*fold00 to",
@@ -301,7 +301,7 @@ def test_every_optimizer_goes_on_from_its_kept_state_to_the_bit(name: str) -> No
     (first, own), (second, other) = made(), made()
     step(first, own)
     second.load_state_dict(first.state_dict())
-    optim.take_up(other, own.state_dict())
+    optim.load_optimizer_state(other, own.state_dict())
     step(first, own)
     step(second, other)
     assert all(
@@ -316,10 +316,10 @@ def test_two_processes_do_not_train_one_fold(
     tree = tmp_path / "kfold-ensemble-VanillaEfficientNet_x"
     tree.mkdir()
     with (
-        checkpoint.locked(tree / "fold00"),
-        checkpoint.locked(tree / "fold01"),
+        checkpoint.fold_lock(tree / "fold00"),
+        checkpoint.fold_lock(tree / "fold01"),
         pytest.raises(UserError, match="fold00: another process trains this fold"),
-        checkpoint.locked(tree / "fold00"),
+        checkpoint.fold_lock(tree / "fold00"),
     ):
         pass
 
@@ -354,9 +354,9 @@ def test_a_second_process_leaves_a_fold_alone_that_the_first_completed(
     words += ["--run-name", "both", "--folds", "0"]
     folder = tmp_path / "kfold-ensemble-VanillaEfficientNet_both" / "fold00"
     first = fault_runs.start(words, fault_runs.FORK.Value("i", 0))
-    wait_for((folder / checkpoint.STATE).exists)
+    wait_for((folder / checkpoint.STATE_FILE).exists)
     os.kill(first.pid, signal.SIGSTOP)
-    assert (folder / checkpoint.STATE).exists()
+    assert (folder / checkpoint.STATE_FILE).exists()
     second = fault_runs.start(words, fault_runs.FORK.Value("i", 0))
     wait_for(
         lambda: (
@@ -403,9 +403,9 @@ def test_a_dead_process_leaves_no_temporary_file_when_a_fold_goes_on(
     train_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """(16.5) It is gone before anything is written: it may fill the disk."""
-    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(training, "SAVE_INTERVAL_SECONDS", 0.0)
     with monkeypatch.context() as patch:
-        kill_at(patch, checkpoint, "write_state", 2, True)
+        kill_at(patch, checkpoint, "save_fold_state", 2, True)
         with pytest.raises(Killed):
             run(train_root, tmp_path)
     (tree,) = tmp_path.iterdir()
@@ -415,13 +415,13 @@ def test_a_dead_process_leaves_no_temporary_file_when_a_fold_goes_on(
     ]
     for path in stray:
         path.write_bytes(b"half a state")
-    plain = checkpoint.write_state
+    plain = checkpoint.save_fold_state
 
     def write_state(folder: Path, *rest: Any) -> None:
         assert not list(folder.glob(".writing-*"))
         plain(folder, *rest)
 
-    monkeypatch.setattr(checkpoint, "write_state", write_state)
+    monkeypatch.setattr(checkpoint, "save_fold_state", write_state)
     assert run(train_root, tmp_path, "--resume") == 0
 
 
@@ -438,7 +438,7 @@ def test_a_drive_without_locks_trains_with_a_warning(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with checkpoint.locked(tmp_path / "fold00"), checkpoint.locked(tmp_path / "fold01"):
+    with checkpoint.fold_lock(tmp_path / "fold00"), checkpoint.fold_lock(tmp_path / "fold01"):
         assert living.exists()  # without a lock another process may be writing it
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{tmp_path}: folders cannot be locked there ({os.strerror(number)})" in line
@@ -457,7 +457,7 @@ def test_a_drive_that_fails_while_a_fold_is_locked_is_named(
         pytest.raises(
             RunError, match=r"fold00: cannot be locked \(Input/output error\); .*--resume"
         ),
-        checkpoint.locked(tmp_path / "fold00"),
+        checkpoint.fold_lock(tmp_path / "fold00"),
     ):
         pass
 

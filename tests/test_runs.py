@@ -51,7 +51,7 @@ def newest(folder: Path) -> Path:
 
 def weights_of(tree: Path) -> dict[str, dict[str, torch.Tensor]]:
     return {
-        p.relative_to(tree).as_posix(): checkpoint.read(p).weights
+        p.relative_to(tree).as_posix(): checkpoint.load_checkpoint(p).weights
         for p in sorted(tree.glob("fold*/*.pth"))
     }
 
@@ -79,7 +79,7 @@ def test_a_cross_validation_leaves_what_the_contract_says(tree: Path) -> None:
         files = sorted(p.name for p in (tree / f"fold{fold:02d}").glob("*.pth"))
         assert len(files) == 2
         assert all(
-            checkpoint.NAME.fullmatch(f)
+            checkpoint.FILE_NAME.fullmatch(f)
             and f.startswith(f"Fold{fold:02d}_VanillaEfficientNet_task(main)ep(")
             for f in files
         )
@@ -128,7 +128,7 @@ def test_tensorboard_reads_what_history_holds(
 def test_a_checkpoint_knows_whom_it_never_saw(tree: Path, train_root: Path) -> None:
     folds = {row[0]: int(row[3]) for row in support.read_rows(tree / "folds.csv")[1:]}
     for path in tree.glob("fold*/*.pth"):
-        info = checkpoint.read(path).info
+        info = checkpoint.load_checkpoint(path).info
         assert info is not None
         assert info.held_out == sorted(p for p, f in folds.items() if f == info.fold)
         assert (info.backbone, info.image_size, info.padding, info.transform) == (
@@ -141,14 +141,14 @@ def test_a_checkpoint_knows_whom_it_never_saw(tree: Path, train_root: Path) -> N
 
 def test_the_stored_probabilities_are_those_of_the_checkpoint(tree: Path, train_root: Path) -> None:
     path = next((tree / "fold01").glob("*.pth"))
-    found, info = checkpoint.read_described(path)
-    stored = checkpoint.read_validation(tree / "fold01", "main")
+    found, info = checkpoint.load_described(path)
+    stored = checkpoint.load_validation(tree / "fold01", "main")
     assert stored is not None
     table = tables.read_train(train_root).set_index("file").loc[stored[0]]
-    photos = dataset.Photos(
+    photos = dataset.ImageDataset(
         stored[0], table["path"].tolist(), [augmentation.View(augmentation.forms("tta", 32).valid)]
     )
-    network = model.rebuild(info, found.weights, "x")
+    network = model.build_from_checkpoint(info, found.weights, "x")
     compute = engine.Compute(torch.device("cpu"), "fp32", 0, 5)
     again = engine.predict([network], [[0]], photos, ["main"], compute)["main"][0, 0]
     assert np.abs(again - stored[1][info.epoch - 1]).max() < 1e-5
@@ -181,13 +181,13 @@ def test_squares_kept_in_memory_are_decoded_once_and_change_nothing(
     assert run_train(root, tmp_path / "plain", *words) == 0
     assert run_train(root, tmp_path / "shared", *words, "--cache", "ram", "--workers", "2") == 0
     decoded: list[str] = []
-    plain = photographs.decoded
+    plain = photographs.decode_image
 
     def counted(path: str, shrink: int = 1) -> Image.Image:
         decoded.append(path)
         return plain(path, shrink)
 
-    monkeypatch.setattr(photographs, "decoded", counted)
+    monkeypatch.setattr(photographs, "decode_image", counted)
     monkeypatch.setattr(prepare, "warn_of_duplicates", lambda tree, parts: None)
     monkeypatch.setattr(crossval.report, "training_report", lambda *_: None)
     assert run_train(root, tmp_path / "once", *words, "--cache", "ram") == 0
@@ -361,7 +361,9 @@ def test_years_that_are_no_numbers_end_a_fold_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        model, "start_at", lambda network, value: network.linear.bias.data.fill_(float("nan"))
+        model,
+        "set_output_bias",
+        lambda network, value: network.linear.bias.data.fill_(float("nan")),
     )
     assert run_train(train_root, tmp_path, "--epochs", "1", "--task", "age") == 1
     assert "fold 0, epoch 1, step 1 of 3: the loss is no number" in capsys.readouterr().err
@@ -374,7 +376,7 @@ def test_validation_is_on_unaltered_labels(train_root: Path, tmp_path: Path) -> 
         "train.py",
         "",
     ).completed()
-    study, _ = prepare.set_up(s)
+    study, _ = prepare.prepare_run(s)
     fold = training.prepare_fold(study, 0)
     rows = np.arange(len(study.table))
     assert (study.truth(rows) == tables.read_train(train_root)["main"].to_numpy()).all()
@@ -418,13 +420,13 @@ def test_training_goes_on_from_a_checkpoint(tree: Path, train_root: Path, tmp_pa
         == 0
     )
     (after,) = weights_of(tmp_path / "kfold-ensemble-VanillaEfficientNet").values()
-    before = checkpoint.read(path).weights
+    before = checkpoint.load_checkpoint(path).weights
     assert torch.allclose(before["linear.weight"], after["linear.weight"], atol=1e-6)
 
 
 def test_the_headline_never_scores_an_epoch_by_the_people_who_chose_it() -> None:
     curves = np.array([[0.9, 0.1, 0.2], [0.1, 0.5, 0.6], [0.2, 0.3, 0.7]])
-    assert outoffold.others_best(curves) == [2, 0, 0]
+    assert outoffold.epochs_chosen_by_others(curves) == [2, 0, 0]
     assert curves.argmax(1).tolist() == [0, 2, 2]
 
 
@@ -441,7 +443,7 @@ def test_the_headline_and_the_kept_answers_are_of_the_epochs_that_the_others_cho
             ]
         )
         folds.append(
-            outoffold.Held(
+            outoffold.FoldPredictions(
                 number,
                 rows.assign(person=rows["person"] + str(number), fold=number),
                 answers,
@@ -449,7 +451,7 @@ def test_the_headline_and_the_kept_answers_are_of_the_epochs_that_the_others_cho
             )
         )
     chosen = [folds[k].answers[epoch] for k, epoch in enumerate([2, 0, 0])]
-    assert np.array_equal(outoffold.honest(folds)[1], np.concatenate(chosen))
+    assert np.array_equal(outoffold.nested_epoch_predictions(folds)[1], np.concatenate(chosen))
     told = "\n".join(outoffold.summary("mask", folds, {}))
     accuracy = dict(re.findall(r"(headline|selected)  macro F1 [\d.]+  accuracy ([\d.]+)", told))
     assert accuracy == {
@@ -473,13 +475,13 @@ def test_an_ensemble_decodes_each_photograph_once_and_its_views_differ(
     tree: Path, eval_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[str] = []
-    plain = photographs.read_photo
+    plain = photographs.read_image
 
     def counted(path: str) -> Image.Image:
         decoded.append(path)
         return plain(path)
 
-    monkeypatch.setattr(photographs, "read_photo", counted)
+    monkeypatch.setattr(photographs, "read_image", counted)
     made = predict(
         submit_ensemble,
         eval_root,
@@ -494,14 +496,14 @@ def test_an_ensemble_decodes_each_photograph_once_and_its_views_differ(
         "0",
     )
     assert sorted(decoded) == sorted(tables.read_eval(str(eval_root))[1])
-    probs = submission.load(made)
+    probs = submission.load_probabilities(made)
     assert probs.array.shape == (6, 2, 9, 18)
     assert probs.array.sum(-1) == pytest.approx(1, abs=1e-5)
     for m in range(6):
         assert not np.array_equal(probs.array[m, 0], probs.array[m, 1])
     views, plan = augmentation.view_plan([(m, "tta", 32) for m in probs.members], 2, False)
     assert sorted(i for row in plan for i in row) == list(range(12))
-    photos = dataset.Photos(*tables.read_eval(str(eval_root)), views)
+    photos = dataset.ImageDataset(*tables.read_eval(str(eval_root)), views)
     crops = photos[(0, 0, 0)][1]
     assert len({crop.numpy().tobytes() for crop in crops}) == 12
 
@@ -511,7 +513,9 @@ def test_predictions_hang_neither_on_batches_nor_on_workers(
 ) -> None:
     words = ("--root", str(tree), "--top-k", "1", "--tta", "2")
     first, workers, batches = (
-        submission.load(predict(submit_ensemble, eval_root, tmp_path, *words, *extra)).array
+        submission.load_probabilities(
+            predict(submit_ensemble, eval_root, tmp_path, *words, *extra)
+        ).array
         for extra in (
             ("--workers", "0"),
             ("--workers", "2"),
@@ -558,7 +562,7 @@ def test_the_files_of_an_ensemble(
     right = accuracy_score([*truth.values()], [answers[name] for name in truth])
     f1 = f1_score([*truth.values()], [answers[name] for name in truth], average="macro")
     assert f"arithmetic.csv  macro F1 {f1:.4f}  accuracy {right:.4f}" in captured.out
-    probs = submission.load(made)
+    probs = submission.load_probabilities(made)
     assert ensemble.decide("main", ensemble.arithmetic(probs.array)).tolist() == list(
         answers.values()
     )
@@ -608,7 +612,12 @@ def test_one_checkpoint_answers_main_and_its_parts(
             "auto",
         )
         made = predict(submit_singular, eval_root, tmp_path, *words)
-        assert submission.load(made).array.shape == (1, 1, 9, config.TASKS[task].outputs)
+        assert submission.load_probabilities(made).array.shape == (
+            1,
+            1,
+            9,
+            config.TASKS[task].outputs,
+        )
     assert "note:" not in capsys.readouterr().out
     predict(submit_singular, eval_root, tmp_path, "--load-state-dict", str(path), "--workers", "0")
     assert "--transform-type auto" in capsys.readouterr().out
@@ -623,7 +632,7 @@ def test_a_bare_state_dict_of_any_name_answers_where_its_model_and_task_are_told
 ) -> None:
     monkeypatch.setitem(config.BACKBONES, "efficientnet-b3", support.TINY)
     path = next((tree / "fold00").glob("*.pth"))
-    torch.save(checkpoint.read(path).weights, tmp_path / "best.pth")
+    torch.save(checkpoint.load_checkpoint(path).weights, tmp_path / "best.pth")
     words = ("--load-state-dict", str(tmp_path / "best.pth"), "--workers", "0")
     with pytest.raises(UserError, match="tell both to submit_singular.py"):
         submit_singular.main(["--data-root", str(eval_root), *words])
@@ -631,7 +640,7 @@ def test_a_bare_state_dict_of_any_name_answers_where_its_model_and_task_are_told
         submit_singular, eval_root, tmp_path / "p", *words, "--model-type", "vanillaefficientnet"
     )
     assert made.name.startswith(f"{tmp_path.parent.name}_{tmp_path.name}_main_")
-    assert submission.load(made).array.shape == (1, 1, 9, 18)
+    assert submission.load_probabilities(made).array.shape == (1, 1, 9, 18)
 
 
 def test_an_unfinished_tree_and_answers_of_a_part_are_told(
@@ -678,12 +687,12 @@ def test_the_three_lines_as_they_stand(
     out = capsys.readouterr().out
     best = max(
         (p for p in (tmp_path / "saved_models").glob("*/*/*.pth")),
-        key=lambda p: checkpoint.read_described(p)[1].macro_f1,
+        key=lambda p: checkpoint.load_described(p)[1].macro_f1,
     )
     shown = next(line for line in out.splitlines() if line.startswith("checkpoint: "))
     assert (
-        checkpoint.read_described(Path(shown.removeprefix("checkpoint: ")))[1].macro_f1
-        == checkpoint.read_described(best)[1].macro_f1
+        checkpoint.load_described(Path(shown.removeprefix("checkpoint: ")))[1].macro_f1
+        == checkpoint.load_described(best)[1].macro_f1
     )
     assert "5 members x 2 views (tta) of 9 photographs" in out
     assert len(list((tmp_path / "prediction").iterdir())) == 2
@@ -734,7 +743,7 @@ def test_a_photograph_of_another_size_covers_the_crop_with_one_warning(
         support.paint(path, path.name, size=(150, 100))
     predict(submit_ensemble, root, tmp_path / "p", "--root", str(tree), "--workers", "0")
     assert capsys.readouterr().err.count("scaled to cover the crop: 3") == 1
-    photo = photographs.read_photo(str(sorted((root / "images").iterdir())[0]))
+    photo = photographs.read_image(str(sorted((root / "images").iterdir())[0]))
     for name in config.TRANSFORMS:
         seen = augmentation.pixels(augmentation.forms(name, 64).valid(photo, None))
         assert seen.shape == (64, 64, 3)

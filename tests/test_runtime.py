@@ -60,7 +60,7 @@ def train_words(root: Path, saved: Path, *more: str) -> list[str]:
 
 def submit_words(tree: Path, eval_root: Path, out: Path) -> list[str]:
     """A submission of one checkpoint."""
-    best = checkpoint.ranked_members(tree / "fold00")[0][0].path
+    best = checkpoint.load_ranked(tree / "fold00")[0][0].path
     return [
         "--load-state-dict",
         str(best),
@@ -122,7 +122,7 @@ def test_a_report_that_fails_is_one_warning_and_the_run_is_complete(
     assert "--tensorboard: cannot be written (No space left on device)" in warnings[0]
     assert "report of " in warnings[1]
     (tree,) = tmp_path.iterdir()
-    assert "finished" in checkpoint.read_run(tree)
+    assert "finished" in checkpoint.read_run_json(tree)
     assert (tree / "oof.csv").is_file()
     assert not (tree / "report.html").exists()
 
@@ -301,7 +301,7 @@ def test_a_run_without_streams_is_complete(train_root: Path, tmp_path: Path) -> 
             "",
         )
     (tree,) = tmp_path.iterdir()
-    assert "finished" in checkpoint.read_run(tree)
+    assert "finished" in checkpoint.read_run_json(tree)
 
 
 # --- (16.19) variables of other launchers
@@ -337,8 +337,8 @@ def test_a_rank_that_a_platform_left_silences_nothing(
 ) -> None:
     """(16.19) A process is one of several for its warnings exactly where it is for its work."""
     launched(**left)
-    assert processes.from_environment() == processes.Processes()
-    assert utils.first_process()
+    assert processes.init_distributed() == utils.DistInfo()
+    assert utils.is_rank_zero()
     utils.warn_counted(["a.jpg"], "photographs left out")
     assert (
         utils.run_script(
@@ -370,7 +370,7 @@ def test_variables_that_torchrun_never_sets_are_refused_in_a_line(
     """(16.19)"""
     launched(**{**TORCHRUN, **change})
     with pytest.raises(UserError, match=told):
-        processes.from_environment()
+        processes.init_distributed()
     assert utils.run_script(train.main, "train.py") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("train.py: error: environment variable")
@@ -382,7 +382,7 @@ def test_the_second_process_is_named_and_leaves_warnings_to_the_first(
 ) -> None:
     """(16.19)"""
     launched(**TORCHRUN)
-    assert not utils.first_process()
+    assert not utils.is_rank_zero()
     utils.warn_counted(["a.jpg"], "photographs left out")
     assert utils.run_script(lambda _: submit_singular.main(["--batch-size", "0"]), "x.py") == 2
     assert capsys.readouterr().err.startswith("x.py (process 1): error: ")
@@ -395,13 +395,13 @@ def test_free_disk_is_read_where_there_is_no_statvfs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """(16.22)"""
-    free = checkpoint.disk_free(tmp_path / "still" / "to be made")
+    free = checkpoint.free_disk_bytes(tmp_path / "still" / "to be made")
     assert free > 0
     monkeypatch.setattr(checkpoint.os, "statvfs", None)
     monkeypatch.setattr(
         "shutil.disk_usage", lambda path: type("Usage", (), {"free": 5, "path": path})()
     )
-    assert checkpoint.disk_free(tmp_path / "still" / "to be made") == 5
+    assert checkpoint.free_disk_bytes(tmp_path / "still" / "to be made") == 5
 
 
 def test_on_windows_no_process_is_asked_by_a_signal(
@@ -422,7 +422,7 @@ def test_on_windows_no_process_is_asked_by_a_signal(
         patch.setattr(os, "kill", lambda *_: pytest.fail("ended it"))
         patch.setattr(Path, "unlink", unlink)
         patch.setattr(sys, "platform", "win32")
-        utils.sweep(tmp_path)
+        utils.remove_stale_writes(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [f"{mine}-open"]
 
 
@@ -441,9 +441,9 @@ def test_a_drive_that_fails_makes_no_file_damaged(
     with monkeypatch.context() as patch:
         patch.setattr("builtins.open", failing)
         for read in (
-            lambda: checkpoint.read(path),
-            lambda: checkpoint.read_validation(tree / "fold00", "main"),
-            lambda: checkpoint.read_run(tree),
+            lambda: checkpoint.load_checkpoint(path),
+            lambda: checkpoint.load_validation(tree / "fold00", "main"),
+            lambda: checkpoint.read_run_json(tree),
         ):
             with pytest.raises(
                 utils.RunError, match="cannot be read .*the machine failed, not the file"
@@ -451,4 +451,4 @@ def test_a_drive_that_fails_makes_no_file_damaged(
                 read()
     monkeypatch.setattr(Path, "mkdir", failing)
     with pytest.raises(utils.RunError, match="cannot be made"):
-        utils.make_folder(tree / "x")
+        utils.create_folder(tree / "x")

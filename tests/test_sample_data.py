@@ -30,7 +30,7 @@ def test_the_layout_is_the_competitions(drawn: Path) -> None:
     names, paths = tables.read_eval(str(drawn / "eval"))
     assert names == sorted(names)
     assert all(re.fullmatch(r"[0-9a-f]{40}\.jpg", name) for name in names)
-    truth = tables.read_answers(str(drawn / "eval" / "answers.csv"), names, "main")
+    truth = tables.read_labels(str(drawn / "eval" / "answers.csv"), names, "main")
     assert Counter(truth // 6) == {0: 10, 1: 2, 2: 2}
     assert {row[1] for row in support.read_rows(drawn / "eval" / "info.csv")[1:]} == {"0"}
     for path in [*paths, *table["path"]]:

@@ -183,9 +183,9 @@ def test_probabilities_that_sum_to_1_within_rounding_are_taken(tmp_path: Path, k
         part: draw.dirichlet(np.ones(config.TASKS[part].outputs), (2, 1, 3)).astype(kind)
         for part in config.PARTS
     }
-    product = ensemble.multiply(parts)
+    product = ensemble.multiply_parts(parts)
     folder = stored(tmp_path / "stored", "main", probabilities=product)
-    assert submission.load(folder).array == pytest.approx(product.astype(np.float32))
+    assert submission.load_probabilities(folder).array == pytest.approx(product.astype(np.float32))
     words = ["--from-probs", str(folder), "--save-path", str(tmp_path / "out"), "--task"]
     for task in ("main", "gender"):
         assert submit_ensemble.main([*words, task]) == 0
@@ -272,7 +272,7 @@ def test_the_original_entrys_own_line_takes_random_views(
     shows, not a refusal.
     """
     words = ("--root", str(run_of(runs, name)), "--method", "soft", "--top-k", "3", "--tta", "2")
-    auto = submission.load(
+    auto = submission.load_probabilities(
         predict(submit_ensemble, eval_root, tmp_path, "--transform-type", *words)
     )
     notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
@@ -289,7 +289,7 @@ def test_the_original_entrys_own_line_takes_random_views(
         if name == "random"
         else len(notes) <= 1
     )
-    given = submission.load(
+    given = submission.load_probabilities(
         predict(submit_ensemble, eval_root, tmp_path, "--transform-type", transform, *words)
     )
     assert np.array_equal(auto.array, given.array)
@@ -341,15 +341,17 @@ def test_a_registered_transform_brings_its_random_form_along(
             name,
             config.Transform("augmentation:base", "all of it", False, "", random),
         )
-    info = checkpoint.Info("VanillaResNet", "main", "mine", "tiny", 32, 32, 0, 1, 0.5, 1.0)
+    info = checkpoint.CheckpointInfo(
+        "VanillaResNet", "main", "mine", "tiny", 32, 32, 0, 1, 0.5, 1.0
+    )
     member = members.Member("m", info, checkpoint.Checkpoint(Path("m.pth"), {}, info))
-    assert members.transforms_of([member], "auto", 2) == ["tta"]
-    assert members.transforms_of([member], "auto", 1) == ["mine"]
+    assert members.resolve_transforms([member], "auto", 2) == ["tta"]
+    assert members.resolve_transforms([member], "auto", 1) == ["mine"]
     alone = dataclasses.replace(member, info=dataclasses.replace(info, transform="alone"))
     with pytest.raises(
         UserError, match="--tta 2: transform alone shows every view alike; use --tta 1"
     ):
-        members.transforms_of([member, alone], "auto", 2)
+        members.resolve_transforms([member, alone], "auto", 2)
 
 
 # --- run.json (16.27)
@@ -492,7 +494,7 @@ def test_a_link_to_nothing_as_the_place_of_results_is_named_before_the_work(
                 ["--train-root", str(small_root), "--save-path", str(place), *support.FAST, *name]
             )
     with pytest.raises(UserError, match="link to nothing"):
-        utils.new_folder(place, "x")
+        utils.create_new_folder(place, "x")
 
 
 def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
@@ -502,12 +504,12 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
         with pytest.raises(
             UserError, match=r"cannot make this folder \((File exists|Not a directory)\)"
         ):
-            utils.new_folder(tmp_path / place, "x")
+            utils.create_new_folder(tmp_path / place, "x")
 
 
 def test_new_folders_never_share_a_name(tmp_path: Path) -> None:
     (tmp_path / "x-2").symlink_to(tmp_path / "gone")
-    assert [utils.new_folder(tmp_path, "x").name for _ in range(3)] == ["x", "x-3", "x-4"]
+    assert [utils.create_new_folder(tmp_path, "x").name for _ in range(3)] == ["x", "x-3", "x-4"]
 
 
 @pytest.mark.parametrize(
@@ -541,7 +543,7 @@ def test_the_remedy_of_a_failing_machine_fits_the_command(
         with pytest.raises(RunError, match=f"cannot be written .*, then {remedy}$"):
             write(name)
     with pytest.raises(RunError, match=f", then {remedy}$"):
-        raise utils.refused("a.jpg", OSError(24, "Too many open files"), "check its permissions")
+        raise utils.path_error("a.jpg", OSError(24, "Too many open files"), "check its permissions")
 
     def fail(_: object) -> int:
         raise OSError(5, "Input/output error", "a")
@@ -558,10 +560,9 @@ def test_the_remedy_of_a_failing_machine_fits_the_command(
 
 @pytest.mark.parametrize(("count", "told"), [(0, "0 folds"), (1, "1 fold"), (2, "2 folds")])
 def test_numbers_and_their_words_agree(count: int, told: str) -> None:
-    assert utils.counted(count, "fold") == told
+    assert utils.plural(count, "fold") == told
     assert (
-        utils.counted(count, "person", "people")
-        == f"{count} {'person' if count == 1 else 'people'}"
+        utils.plural(count, "person", "people") == f"{count} {'person' if count == 1 else 'people'}"
     )
 
 
@@ -753,16 +754,16 @@ def test_a_registered_task_trains_and_votes_in_several_trees(
     )
     told = capsys.readouterr().out
     assert f"  mixture: {name} macro F1 " in told
-    assert submission.load(made).array.shape == (4, 1, 9, 2)
+    assert submission.load_probabilities(made).array.shape == (4, 1, 9, 2)
     shares = json.loads((made / "report.json").read_text())["training_shares"]
     rows = tables.read_train(str(small_root))
     assert shares == pytest.approx(np.bincount(rows[name], minlength=2) / len(rows))
-    held = outoffold.read(trees["1"], name)
-    older = outoffold.read(trees["before"], "main")  # its oof.csv knows nothing of the task
+    held = outoffold.read_oof(trees["1"], name)
+    older = outoffold.read_oof(trees["before"], "main")  # its oof.csv knows nothing of the task
     assert held is not None
     assert older is not None
     assert held[0].set_index("file")[name].to_dict() == older[0].set_index("file")[name].to_dict()
-    assert set(pd.read_csv(trees["1"] / outoffold.FILE, nrows=1)) >= {
+    assert set(pd.read_csv(trees["1"] / outoffold.OOF_FILE, nrows=1)) >= {
         "mask",
         "gender",
         "age",
@@ -773,7 +774,7 @@ def test_a_registered_task_trains_and_votes_in_several_trees(
     if task.from_main:
         both = ("--root", str(trees["1"]), str(trees["before"]))
         made = predict(submit_ensemble, eval_root, tmp_path / "p", "--task", name, *both)
-        assert submission.load(made).array.shape == (4, 1, 9, 2)
+        assert submission.load_probabilities(made).array.shape == (4, 1, 9, 2)
         assert f"  mixture: {name} macro F1 " in capsys.readouterr().out
 
 
@@ -800,7 +801,7 @@ def test_a_task_that_main_tells_is_answered_by_models_of_three_parts(
     assert train.main([*words, *support.FAST]) == 0
     (tree,) = (tmp_path / "saved").iterdir()
     worn, main = (
-        submission.load(
+        submission.load_probabilities(
             predict(submit_ensemble, eval_root, tmp_path / "p", "--task", task, "--root", str(tree))
         ).array
         for task in ("worn", "main")
@@ -811,7 +812,7 @@ def test_a_task_that_main_tells_is_answered_by_models_of_three_parts(
 
 
 def test_columns_of_an_out_of_fold_table_are_in_their_old_order(tree: Path) -> None:
-    header = (tree / outoffold.FILE).read_text().partition("\n")[0]
+    header = (tree / outoffold.OOF_FILE).read_text().partition("\n")[0]
     assert header.startswith("file,person,fold,mask,gender,age,ageg,main,p0,p1,")
 
 
@@ -819,14 +820,16 @@ def test_columns_of_an_out_of_fold_table_are_in_their_old_order(tree: Path) -> N
 def test_an_out_of_fold_table_without_a_column_is_refused(
     tree: Path, tmp_path: Path, change: tuple[str, str]
 ) -> None:
-    (tmp_path / outoffold.FILE).write_text((tree / outoffold.FILE).read_text().replace(*change, 1))
+    (tmp_path / outoffold.OOF_FILE).write_text(
+        (tree / outoffold.OOF_FILE).read_text().replace(*change, 1)
+    )
     with pytest.raises(UserError, match=r"oof\.csv: (no column|the column)"):
-        outoffold.read(tmp_path, "main")
+        outoffold.read_oof(tmp_path, "main")
 
 
 def test_probabilities_out_of_fold_that_are_none_are_refused(tree: Path, tmp_path: Path) -> None:
     """(16.7)"""
-    whole = pd.read_csv(tree / outoffold.FILE)
+    whole = pd.read_csv(tree / outoffold.OOF_FILE)
     for other in (
         {"p0": 1e300},
         {"p0": -0.5},
@@ -835,6 +838,6 @@ def test_probabilities_out_of_fold_that_are_none_are_refused(tree: Path, tmp_pat
         {"age": 201.0},
         {"fold": np.nan},
     ):
-        whole.assign(**other).to_csv(tmp_path / outoffold.FILE, index=False)
+        whole.assign(**other).to_csv(tmp_path / outoffold.OOF_FILE, index=False)
         with pytest.raises(UserError, match=r"oof\.csv: .*--resume that run"):
-            outoffold.read(tmp_path, "main")
+            outoffold.read_oof(tmp_path, "main")

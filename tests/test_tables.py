@@ -94,7 +94,7 @@ def test_every_table_is_read_as_excel_writes_it(train_root: Path, tmp_path: Path
     (root / "answers.csv").write_text(
         f"sep=;\nImageID;ans;age\n{names[2]};1\n{names[0]};2;;\n{names[1]};3;20;;x\n"
     )
-    assert tables.read_answers(str(root / "answers.csv"), names, "main").tolist() == [2, 3, 1]
+    assert tables.read_labels(str(root / "answers.csv"), names, "main").tolist() == [2, 3, 1]
     boxes = tmp_path / "boxes.csv"
     boxes.write_text(f"sep=\t\nfile\tleft\ttop\tright\tbottom\tnote\n{names[0]}\t1\t2\t3\t4\n")
     assert tables.read_boxes(
@@ -134,7 +134,7 @@ def test_a_table_of_endless_rows_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """(16.31)"""
-    monkeypatch.setattr(tables, "MOST_ROWS", 2, raising=False)
+    monkeypatch.setattr(tables, "MAX_ROWS", 2, raising=False)
     assert people(tmp_path, HEAD, *ROWS) == PEOPLE
     with pytest.raises(UserError, match="row 4: more than 2 rows"):
         people(tmp_path, HEAD, *ROWS, ROWS[0])

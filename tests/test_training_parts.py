@@ -156,7 +156,7 @@ def test_every_optimizer_learns_channels_last_weights(name: str) -> None:
     images, labels = torch.randn(16, 3, 8, 8), torch.arange(16) % 2
     images[labels == 1] += 1
     first = functional.cross_entropy(network(images), labels).item()
-    optim.set_rate(optimizer, 0.05)
+    optim.set_lr(optimizer, 0.05)
     assert [g["lr"] for g in optimizer.param_groups] == [0.025, 0.05]
     for _ in range(60):
         optimizer.zero_grad()
@@ -238,7 +238,7 @@ def test_views_are_made_one_at_a_time_and_each_once(
         for n in range(max(max(row) for row in rows) + 1)
     ]
     table = tables.read_train(str(train_root))
-    photos = dataset.Photos(table["file"].tolist(), table["path"].tolist(), views)
+    photos = dataset.ImageDataset(table["file"].tolist(), table["path"].tolist(), views)
     plain, made = engine.Compute.to_network, list[int]()
 
     def counted(compute: engine.Compute, pixels: torch.Tensor) -> torch.Tensor:
@@ -251,7 +251,7 @@ def test_views_are_made_one_at_a_time_and_each_once(
     array = engine.predict(networks, rows, photos, ["main"], compute, range(4))["main"]
     assert array.shape == (2, len(rows[0]), 4, 18)
     assert len(made) == len(views)
-    assert [loading.ahead(n) for n in (1, 2, 4, 20)] == [4, 2, 1, 1]
+    assert [loading.prefetch_batches(n) for n in (1, 2, 4, 20)] == [4, 2, 1, 1]
 
 
 def test_a_network_that_cannot_be_compiled_is_refused_in_a_line(
@@ -443,7 +443,7 @@ def test_main_answers_the_parts_and_the_parts_answer_main() -> None:
 
 # --- checkpoints
 
-INFO = checkpoint.Info(
+INFO = checkpoint.CheckpointInfo(
     "VanillaEfficientNet", "main", "random", "tiny", 32, 32, 0, 28, 0.83114, 0.0014, {}, ["p"]
 )
 
@@ -474,8 +474,8 @@ def test_a_name_tells_what_was_written_into_it() -> None:
 
 def test_contents_are_plain_and_come_back(tmp_path: Path) -> None:
     weights = {"a": torch.randn(3), "n": torch.tensor(4)}
-    checkpoint.write(tmp_path / "x.pth", weights, INFO)
-    found = checkpoint.read(tmp_path / "x.pth")
+    checkpoint.save_checkpoint(tmp_path / "x.pth", weights, INFO)
+    found = checkpoint.load_checkpoint(tmp_path / "x.pth")
     assert found.info == INFO
     assert torch.equal(found.weights["a"], weights["a"])
     torch.load(tmp_path / "x.pth", weights_only=True)
@@ -491,12 +491,12 @@ def name_of(epoch: int) -> str:
     "scores", [[0.1, 0.5, 0.3, 0.5, 0.2], [0.9, 0.1, 0.1, 0.1], [0.3, 0.3, 0.3]]
 )
 def test_the_best_n_stay_the_earlier_on_a_tie(tmp_path: Path, scores: list[float]) -> None:
-    kept: list[checkpoint.Kept] = []
+    kept: list[checkpoint.KeptCheckpoint] = []
     for epoch, f1 in enumerate(scores, start=1):
-        new = checkpoint.Kept(name_of(epoch), epoch, f1)
-        checkpoint.save_best(tmp_path, kept, new, {"w": torch.ones(1)}, INFO, 2)
+        new = checkpoint.KeptCheckpoint(name_of(epoch), epoch, f1)
+        checkpoint.save_if_best(tmp_path, kept, new, {"w": torch.ones(1)}, INFO, 2)
         assert all((tmp_path / k.file).is_file() for k in kept)
-        checkpoint.tidy(tmp_path, kept)
+        checkpoint.delete_displaced(tmp_path, kept)
     best = sorted(range(len(scores)), key=lambda e: (-scores[e], e))[:2]
     assert [k.epoch for k in kept] == [e + 1 for e in best]
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(name_of(e + 1) for e in best)
@@ -505,9 +505,9 @@ def test_the_best_n_stay_the_earlier_on_a_tie(tmp_path: Path, scores: list[float
 def test_a_failed_write_leaves_no_file_and_displaces_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept: list[checkpoint.Kept] = []
-    checkpoint.save_best(
-        tmp_path, kept, checkpoint.Kept("a.pth", 1, 0.5), {"w": torch.ones(1)}, INFO, 1
+    kept: list[checkpoint.KeptCheckpoint] = []
+    checkpoint.save_if_best(
+        tmp_path, kept, checkpoint.KeptCheckpoint("a.pth", 1, 0.5), {"w": torch.ones(1)}, INFO, 1
     )
 
     def full(*_: object) -> None:
@@ -517,8 +517,13 @@ def test_a_failed_write_leaves_no_file_and_displaces_nothing(
     with pytest.raises(
         RunError, match=r"b\.pth: cannot be written \(No space left on device\); make room"
     ):
-        checkpoint.save_best(
-            tmp_path, kept, checkpoint.Kept("b.pth", 2, 0.9), {"w": torch.ones(1)}, INFO, 1
+        checkpoint.save_if_best(
+            tmp_path,
+            kept,
+            checkpoint.KeptCheckpoint("b.pth", 2, 0.9),
+            {"w": torch.ones(1)},
+            INFO,
+            1,
         )
     assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
     assert [k.file for k in kept] == ["a.pth"]
@@ -529,7 +534,7 @@ def test_a_failed_write_leaves_no_file_and_displaces_nothing(
 )
 def test_damaged_checkpoints_are_refused_by_name(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "x.pth"
-    checkpoint.write(path, {"w": torch.randn(100)}, INFO)
+    checkpoint.save_checkpoint(path, {"w": torch.randn(100)}, INFO)
     plain = torch.load(path, weights_only=True)
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:300])
@@ -544,7 +549,7 @@ def test_damaged_checkpoints_are_refused_by_name(tmp_path: Path, damage: str) ->
     else:
         torch.save({**plain, "info": {**plain["info"], "model": "Nobody"}}, path)
     with pytest.raises(UserError, match=r"x\.pth"):
-        checkpoint.read(path)
+        checkpoint.load_checkpoint(path)
 
 
 def test_every_epochs_validation_comes_back(tmp_path: Path) -> None:
@@ -552,11 +557,11 @@ def test_every_epochs_validation_comes_back(tmp_path: Path) -> None:
         0, probabilities={"mask": [np.full((2, 3), e / 10, np.float32) for e in range(3)]}
     )
     state.history = [{"epoch": 1.0, "valid_loss": 0.5}]
-    checkpoint.write_validation(tmp_path, state, ["a", "b"])
-    stored = checkpoint.read_validation(tmp_path, "mask")
+    checkpoint.save_validation(tmp_path, state, ["a", "b"])
+    stored = checkpoint.load_validation(tmp_path, "mask")
     assert stored is not None
     assert stored[0] == ["a", "b"]
     assert stored[1].shape == (3, 2, 3)
-    (tmp_path / checkpoint.VALIDATION).write_bytes(b"PK\x03\x04 not really")
+    (tmp_path / checkpoint.VALIDATION_FILE).write_bytes(b"PK\x03\x04 not really")
     with pytest.raises(UserError, match="damaged"):
-        checkpoint.read_validation(tmp_path, "mask")
+        checkpoint.load_validation(tmp_path, "mask")

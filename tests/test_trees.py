@@ -119,14 +119,14 @@ def test_two_trees_vote_each_photograph_decoded_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     decoded: list[str] = []
-    plain = photographs.read_photo
+    plain = photographs.read_image
 
     def counted(path: str) -> Image.Image:
         decoded.append(path)
         return plain(path)
 
-    monkeypatch.setattr(photographs, "read_photo", counted)
-    both = submission.load(
+    monkeypatch.setattr(photographs, "read_image", counted)
+    both = submission.load_probabilities(
         predict(
             eval_root, tmp_path, [tree, grown["seed"]], "--top-k", "1", "--transform-type", "auto"
         )
@@ -134,7 +134,7 @@ def test_two_trees_vote_each_photograph_decoded_once(
     assert len(decoded) == len(set(decoded)) == len(both.images) == 9
     out = capsys.readouterr().out
     alone = [
-        submission.load(
+        submission.load_probabilities(
             predict(eval_root, tmp_path, [root], "--top-k", "1", "--transform-type", "auto")
         )
         for root in (tree, grown["seed"])
@@ -151,7 +151,7 @@ def test_two_trees_vote_each_photograph_decoded_once(
     assert len(list(made.glob("members/*/Fold*.csv"))) == 4
 
     # the mixture's score, from the trees' own tables
-    held = [outoffold.read(root, "main") for root in (tree, grown["seed"])]
+    held = [outoffold.read_oof(root, "main") for root in (tree, grown["seed"])]
     (rows, first), (others, second) = [one for one in held if one is not None]
     assert rows["file"].tolist() == others["file"].tolist()
     truth, answers = rows["main"].to_numpy(), (first + second) / 2
@@ -171,10 +171,10 @@ def test_trees_of_the_parts_multiply_into_main(
 ) -> None:
     roots = [grown[part] for part in ("ageg", "mask", "gender")]  # in any order
     words = ("--transform-type", "auto", "--top-k", "2")
-    whole = submission.load(predict(eval_root, tmp_path / "whole", roots, *words))
+    whole = submission.load_probabilities(predict(eval_root, tmp_path / "whole", roots, *words))
     out = capsys.readouterr().out
     parts = {
-        part: submission.load(
+        part: submission.load_probabilities(
             predict(eval_root, tmp_path / part, [grown[part]], *words, "--task", part)
         )
         for part in config.PARTS
@@ -194,8 +194,8 @@ def test_trees_of_the_parts_multiply_into_main(
     )
     (made,) = (tmp_path / "whole").iterdir()
     assert whole.members[3] == "mask x gender x ageg/fold01/Fold01_rank2"
-    held = {part: outoffold.read(grown[part], part) for part in config.PARTS}
-    answers = ensemble.multiply(
+    held = {part: outoffold.read_oof(grown[part], part) for part in config.PARTS}
+    answers = ensemble.multiply_parts(
         {part: found[1] for part, found in held.items() if found is not None}
     )
     rows = held["mask"][0] if held["mask"] is not None else None
@@ -218,7 +218,9 @@ def test_a_main_tree_votes_beside_a_product(
     tree: Path, grown: dict[str, Path], eval_root: Path, tmp_path: Path
 ) -> None:
     roots = [grown["mask"], tree, grown["gender"], grown["ageg"]]
-    probs = submission.load(predict(eval_root, tmp_path, roots, "--top-k", "1", "--tta", "2"))
+    probs = submission.load_probabilities(
+        predict(eval_root, tmp_path, roots, "--top-k", "1", "--tta", "2")
+    )
     assert probs.array.shape == (4, 2, 9, 18)
     assert [name.split("/")[0] for name in probs.members] == [tree.name] * 2 + [
         "mask x gender x ageg"
@@ -260,7 +262,7 @@ def test_trees_of_other_folds_vote_without_a_score(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    probs = submission.load(
+    probs = submission.load_probabilities(
         predict(eval_root, tmp_path, [tree, grown["elsewhere"]], "--top-k", "1")
     )
     assert len(probs.members) == 4

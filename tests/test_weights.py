@@ -40,7 +40,7 @@ LONG = (
     "task({})ep(3)f1({})bs(32)loss(0.5)lr(0.001)trans(random)optim(adam)"
     "crit(labelsmoothingloss)seed(42).pth"
 )
-INFO = checkpoint.Info(
+INFO = checkpoint.CheckpointInfo(
     "VanillaEfficientNet", "main", "base", "efficientnet-b3", 224, None, 0, 1, 0.5, 1.0
 )
 
@@ -65,9 +65,11 @@ def weights_of(
     return network.state_dict()
 
 
-def study_of(train_root: Path, *words: str) -> prepare.Study:
+def study_of(train_root: Path, *words: str) -> prepare.RunContext:
     asked = ["--train-root", str(train_root), *support.FAST, *words]
-    return prepare.set_up(config.parse(config.TrainSettings, asked, "train.py", "").completed())[0]
+    return prepare.prepare_run(
+        config.parse(config.TrainSettings, asked, "train.py", "").completed()
+    )[0]
 
 
 def answers(script: Any, eval_root: Path, out: Path, *words: str) -> np.ndarray:
@@ -86,7 +88,7 @@ def answers(script: Any, eval_root: Path, out: Path, *words: str) -> np.ndarray:
     ]
     assert script.main([*asked, *words]) == 0
     (made,) = out.iterdir()
-    return submission.load(made).array[:, 0]
+    return submission.load_probabilities(made).array[:, 0]
 
 
 def saved(path: Path, content: object) -> Path:
@@ -201,7 +203,7 @@ def test_several_state_dicts_under_unknown_names_are_refused(tmp_path: Path) -> 
     with pytest.raises(
         UserError, match="holds 2 state dicts .'generator', 'judge'.; save the one you mean"
     ):
-        checkpoint.read(path)
+        checkpoint.load_checkpoint(path)
 
 
 class Evil:
@@ -219,7 +221,7 @@ def test_options_beside_the_weights_open_no_door_to_code(tmp_path: Path) -> None
         {"model": weights_of(), "args": argparse.Namespace(run=Evil(tmp_path / "ran"))},
     )
     with pytest.raises(UserError, match="holds more than tensors and plain types"):
-        checkpoint.read(path)
+        checkpoint.load_checkpoint(path)
     assert not (tmp_path / "ran").exists()
 
 
@@ -354,7 +356,7 @@ def test_published_resnets_lack_the_batch_norms_counts(tmp_path: Path) -> None:
         if not name.endswith("num_batches_tracked")
     }
     model.load_weights(
-        network, checkpoint.read(saved(tmp_path / "a.pth", weights)).weights, "a.pth"
+        network, checkpoint.load_checkpoint(saved(tmp_path / "a.pth", weights)).weights, "a.pth"
     )
     assert all(
         torch.equal(value, weights[name])
@@ -400,7 +402,7 @@ def test_names_without_a_fold_vote_in_the_fold_that_holds_them(
     weights = [weights_of(seed=seed) for seed in (1, 2)]
     for fold, own in enumerate(weights):
         saved(tree / f"fold0{fold}" / f"VanillaEfficientNet_{LONG.format('main', 0.81)}", own)
-    found = [checkpoint.ranked_members(folder)[0][1] for folder in checkpoint.fold_folders(tree)]
+    found = [checkpoint.load_ranked(folder)[0][1] for folder in checkpoint.fold_dirs(tree)]
     assert [(info.fold, info.macro_f1, info.epoch, info.transform) for info in found] == [
         (0, 0.81, 3, "random"),
         (1, 0.81, 3, "random"),
@@ -419,7 +421,7 @@ def test_training_leaves_older_files_in_a_fold_alone(tmp_path: Path) -> None:
     path = saved(
         tmp_path / "fold00" / f"VanillaEfficientNet_{LONG.format('main', 0.81)}", weights_of()
     )
-    checkpoint.tidy(path.parent, [])
+    checkpoint.delete_displaced(path.parent, [])
     assert path.exists()
 
 
@@ -454,7 +456,7 @@ def test_a_bare_file_is_known_by_its_f1_and_its_trees_name(
     """(16.11)"""
     name = "THANet_MK1" if tree.startswith("THANet") else "VanillaEfficientNet"
     path = saved(tmp_path / f"kfold-ensemble-{tree}" / "fold03" / file, weights_of(name, task))
-    ((found, info),) = checkpoint.ranked_members(path.parent)
+    ((found, info),) = checkpoint.load_ranked(path.parent)
     assert (info.model, info.task, info.macro_f1, info.epoch) == expected
     assert (info.fold, info.transform, info.backbone, info.padding) == (
         3,
@@ -462,7 +464,7 @@ def test_a_bare_file_is_known_by_its_f1_and_its_trees_name(
         "efficientnet-b3",
         None,
     )
-    model.rebuild(info, found.weights, file)
+    model.build_from_checkpoint(info, found.weights, file)
 
 
 @pytest.mark.parametrize(
@@ -479,7 +481,7 @@ def test_a_bare_file_that_tells_too_little_is_still_refused(
 ) -> None:
     path = saved(tmp_path / f"kfold-ensemble-{tree}" / "fold03" / file, weights_of(task=task))
     with pytest.raises(UserError, match="does not tell its model and task"):
-        checkpoint.ranked_members(path.parent)
+        checkpoint.load_ranked(path.parent)
 
 
 def test_bare_files_vote_by_their_trees_name(eval_root: Path, tmp_path: Path) -> None:
@@ -525,7 +527,7 @@ def test_the_original_entrys_mask_classes_are_put_in_order(
         == 1
     )
     info = dataclasses.replace(INFO, model=name, task=task)
-    checkpoint.write(tmp_path / "ours.pth", weights, info)
+    checkpoint.save_checkpoint(tmp_path / "ours.pth", weights, info)
     words = ("--load-state-dict", str(tmp_path / "ours.pth"), "--task", "mask")
     ours = answers(submit_singular, eval_root, tmp_path / "q", *words)[0]
     assert "mask outputs" not in capsys.readouterr().err
@@ -585,7 +587,7 @@ def test_macos_files_beside_checkpoints_are_passed_over_everywhere(
     copy = Path(shutil.copytree(tree, tmp_path / "saved_models" / tree.name))
     stray = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        "
     for path in [
-        p for folder in checkpoint.fold_folders(copy) for p in checkpoint.fold_checkpoints(folder)
+        p for folder in checkpoint.fold_dirs(copy) for p in checkpoint.fold_checkpoints(folder)
     ]:
         path.with_name(f"._{path.name}").write_bytes(stray)
     for folder in (
@@ -597,8 +599,8 @@ def test_macos_files_beside_checkpoints_are_passed_over_everywhere(
         (tmp_path / "saved_models" / folder / "._Fold00_x.pth").write_bytes(
             stray
         )  # newer, and no tree at all
-    assert [path.name for path in checkpoint.trees_below(Path("saved_models"))] == [tree.name]
-    assert checkpoint.find_tree("saved_models").resolve() == copy.resolve()
+    assert [path.name for path in checkpoint.list_run_dirs(Path("saved_models"))] == [tree.name]
+    assert checkpoint.find_run_dir("saved_models").resolve() == copy.resolve()
     assert answers(submit_singular, eval_root, tmp_path / "p").shape == (1, 9, 18)
     assert answers(submit_ensemble, eval_root, tmp_path / "q").shape == (6, 9, 18)
 
@@ -652,7 +654,7 @@ def test_metadata_is_never_printed_whole(tmp_path: Path, field: str, kind: str) 
     with pytest.raises(
         UserError, match=f"its metadata gives {field} as a (list|dict); use another file"
     ):
-        checkpoint.read(path)
+        checkpoint.load_checkpoint(path)
 
 
 def test_a_deeply_nested_list_is_refused_in_a_line(tmp_path: Path) -> None:
@@ -671,7 +673,7 @@ def test_a_deeply_nested_list_is_refused_in_a_line(tmp_path: Path) -> None:
     parts[name] = parts[name].replace(mark, deep)
     (tmp_path / "a.pth").write_bytes(zipped(*parts.items()))
     with pytest.raises(UserError, match="its metadata gives model as a list; use another file"):
-        checkpoint.read(tmp_path / "a.pth")
+        checkpoint.load_checkpoint(tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize(
@@ -699,7 +701,7 @@ def test_metadata_of_absurd_length_is_refused_in_a_short_line(
         {"info": {**dataclasses.asdict(INFO), field: value}, "state_dict": {"a": torch.zeros(1)}},
     )
     with pytest.raises(UserError, match=told) as caught:
-        checkpoint.read(path)
+        checkpoint.load_checkpoint(path)
     assert len(str(caught.value)) < 500
 
 
@@ -710,15 +712,15 @@ def test_a_states_slots_are_looked_at_before_torch_walks_through_them(
 ) -> None:
     """(16.26) state.pt"""
     fuzz_readers.states(tmp_path)
-    content = torch.load(tmp_path / checkpoint.STATE, weights_only=True)
+    content = torch.load(tmp_path / checkpoint.STATE_FILE, weights_only=True)
     content["learner"]["optimizer"]["state"][0][slot] = HOSTILE[kind]
-    torch.save(content, tmp_path / checkpoint.STATE)
-    read = checkpoint.read_state(tmp_path)
+    torch.save(content, tmp_path / checkpoint.STATE_FILE)
+    read = checkpoint.load_fold_state(tmp_path)
     assert read is not None
     with pytest.raises(
         UserError, match=r"state\.pt: holds another optimizer's state .it holds something else"
     ):
-        fuzz_readers.learner().restore(read[1], str(tmp_path / checkpoint.STATE))
+        fuzz_readers.learner().restore(read[1], str(tmp_path / checkpoint.STATE_FILE))
 
 
 # --- timm's names
@@ -756,7 +758,9 @@ def test_only_plain_names_reach_timm(
                 name,
             ]
         )
-    checkpoint.write(tmp_path / "a.pth", weights_of(), dataclasses.replace(INFO, backbone=name))
+    checkpoint.save_checkpoint(
+        tmp_path / "a.pth", weights_of(), dataclasses.replace(INFO, backbone=name)
+    )
     with pytest.raises(UserError, match="names a backbone that is unknown here"):
         answers(
             submit_singular, eval_root, tmp_path / "p", "--load-state-dict", str(tmp_path / "a.pth")
@@ -825,11 +829,11 @@ def test_a_second_directory_hides_no_bomb(bombs: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("unpacked"))
     monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("unpacked"))
     with pytest.raises(UserError, match=r"a\.pth: .*directory is not where a zip file's is"):
-        checkpoint.read(bombs / "a.pth")
+        checkpoint.load_checkpoint(bombs / "a.pth")
     with pytest.raises(
         UserError, match=r"probs\.npz: damaged .its directory is not where a zip file's is"
     ):
-        utils.read_arrays(bombs / "probs.npz", "predict again")
+        utils.load_npz(bombs / "probs.npz", "predict again")
 
 
 @pytest.mark.parametrize(
@@ -851,7 +855,7 @@ def test_a_zip_that_readers_could_take_differently_is_refused(
     )
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("unpacked"))
     with pytest.raises(UserError, match=r"a\.pth: cannot be read safely"):
-        checkpoint.read(tmp_path / "a.pth")
+        checkpoint.load_checkpoint(tmp_path / "a.pth")
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -860,7 +864,7 @@ def test_a_name_twice_in_a_zip_is_refused(tmp_path: Path) -> None:
     array = fuzz_readers.saved(lambda file: np.save(file, np.zeros(10)))
     (tmp_path / "probs.npz").write_bytes(zipped(("a.npy", array), ("a.npy", array)))
     with pytest.raises(UserError, match=r"probs\.npz: damaged .its directory lists a name twice"):
-        utils.read_arrays(tmp_path / "probs.npz", "predict again")
+        utils.load_npz(tmp_path / "probs.npz", "predict again")
 
 
 def test_whole_files_of_every_writer_are_read(tmp_path: Path) -> None:
@@ -869,11 +873,11 @@ def test_whole_files_of_every_writer_are_read(tmp_path: Path) -> None:
     torch.save(weights, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     for name in ("zip.pth", "old.pth"):
         for mapped in (True, False):
-            found = checkpoint.read(tmp_path / name, mapped).weights
+            found = checkpoint.load_checkpoint(tmp_path / name, mapped).weights
             assert all(torch.equal(value, found[key]) for key, value in weights.items())
     for write in (np.savez, np.savez_compressed):
         write(tmp_path / "a.npz", a=np.arange(5), b=np.array(["x"]))
-        arrays = utils.read_arrays(tmp_path / "a.npz", "")
+        arrays = utils.load_npz(tmp_path / "a.npz", "")
         assert arrays is not None
         assert arrays["a"].tolist() == [0, 1, 2, 3, 4]
 
