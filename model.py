@@ -380,8 +380,8 @@ def kind(tensor: Tensor) -> str:
 
 
 def with_prefix_of(own: StateDict, weights: StateDict) -> StateDict:
-    """Weights under the prefix that all of a module's own names carry: `checkpoint.load_checkpoint` drops it
-    from those of a file.
+    """Weights under the prefix that all of a module's own names carry: `checkpoint.load_checkpoint`
+    drops it from those of a file.
     """
     prefix = checkpoint.common_prefix(own)
     if not prefix or any(name.startswith(prefix) for name in weights):

@@ -86,7 +86,8 @@ class TimedLoader:
 
 
 class Training:
-    """A side: engine.train_one_epoch over photographs. A turn is an epoch; workers start in the first.
+    """A side: engine.train_one_epoch over photographs. A turn is an epoch; workers start in the
+    first.
 
     `seconds` and `waiting_seconds` add up over the turns.
     """

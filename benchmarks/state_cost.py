@@ -4,9 +4,10 @@
     python -m benchmarks.state_cost                                                       a minute
 
 A network as train.py has it (VanillaEfficientNet on --backbone, Adam after one step on random
-pixels, so that the optimizer's state is there) is written by checkpoint.save_fold_state, flush to the
-disk included, --rounds times, into a folder below the current one. Inside an epoch that happens
-every training.SAVE_INTERVAL_SECONDS at most; training waits for it. Printed: the median and the slowest.
+pixels, so that the optimizer's state is there) is written by checkpoint.save_fold_state, flush to
+the disk included, --rounds times, into a folder below the current one. Inside an epoch that happens
+every training.SAVE_INTERVAL_SECONDS at most; training waits for it. Printed: the median and the
+slowest.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def main(argv: list[str] | None = None) -> int:
     each, slowest = statistics.median(seconds), max(seconds)
     between = training.SAVE_INTERVAL_SECONDS
     print(
-        f"state of {args.backbone}: {mib:.0f} MiB, {each:.2f} s a write (slowest {slowest:.2f} s): "
+        f"state of {args.backbone}: {mib:.0f} MiB, {each:.2f} s a write (slowest {slowest:.2f} "
+        "s): "
         f"{each / between:.2%} of {between:.0f} s (slowest {slowest / between:.2%})"
     )
     return 0

@@ -277,7 +277,8 @@ def test_when_one_process_dies_the_other_says_so_in_a_line(
 ) -> None:
     # after the first step, so that the first process is in the next one's exchange
     code = (
-        "training.SAVE_INTERVAL_SECONDS = 0; training.Keeper.after_step = lambda *_: os._exit(9) if "
+        "training.SAVE_INTERVAL_SECONDS = 0; training.Keeper.after_step = lambda *_: os._exit(9) "
+        "if "
         "rank else None"
     )
     words = [
