@@ -24,15 +24,13 @@ WIDE = 384  # side of the square that holds the person
 NARROW = 224  # side of the square in the middle that inference looks at
 
 MARGIN = 0.15  # of the face's box, added on each side before it is made square
-ROOM = (
-    8 / 7
-)  # the face's square is brought to this much more than the network's size, for the crop to move in
+# the face's square is brought to this much more than the network's size, for the crop to move in
+ROOM = 8 / 7
 
 SQUARE = Image.new("L", (WIDE, WIDE))  # stands for the square that windows are drawn in
 
-Form = Callable[
-    [Image.Image, Box | None], Image.Image
-]  # a photograph, and where its face is if a file told
+# a photograph, and where its face is if a file told
+Form = Callable[[Image.Image, Box | None], Image.Image]
 
 
 @dataclass(frozen=True)

@@ -80,9 +80,8 @@ def drawn(draw: Any, description: str, *values: Any, height: float = 2.9) -> str
         svg[svg.index("<svg") :],
         flags=re.DOTALL,
     )
-    svg = re.sub(
-        r'(<g) id="[a-z]\w*(?:\.\w+)?"', r"\1", svg
-    )  # nobody refers to these, and several charts would share them
+    # nobody refers to these, and several charts would share them
+    svg = re.sub(r'(<g) id="[a-z]\w*(?:\.\w+)?"', r"\1", svg)
     svg = re.sub(r"'?DejaVu Sans'?(, [\w-]+)*", "system-ui, sans-serif", svg)
     svg = re.sub(r"\s*\n\s*", "\n", svg)
     head = re.search(r'viewBox="[^"]*"', svg)

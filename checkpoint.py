@@ -63,18 +63,10 @@ VALIDATION_FILE = "validation.npz"  # every epoch's probabilities of the fold's 
 LOCK_SECONDS = 15.0
 MAX_FOLDS = 1_000_000  # as --cv
 STATE_FILE = "state.pt"  # what an unfinished fold goes on from
-NO_LOCKS = {
-    errno.ENOLCK,
-    errno.ENOSYS,
-    errno.ENOTSUP,
-    errno.EOPNOTSUPP,
-    errno.EINVAL,
-}  # the answers of drives without flock
-WRAPPER_KEYS = (
-    "state_dict",
-    "model_state_dict",
-    "model",
-)  # where other programs put a model's weights, beside other things
+# the answers of drives without flock
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
+# where other programs put a model's weights, beside other things
+WRAPPER_KEYS = ("state_dict", "model_state_dict", "model")
 MAX_TEXT_CHARACTERS = 300  # characters of a text in a checkpoint's metadata
 RUN_JSON_TYPES = {
     "settings": dict,
@@ -100,9 +92,8 @@ class CheckpointInfo:
     transform: str
     backbone: str
     image_size: int
-    padding: (
-        int | None
-    )  # image size that the convolutions' padding was made for; None: the library's default
+    # image size that the convolutions' padding was made for; None: the library's default
+    padding: int | None
     fold: int
     epoch: int  # counted from 1
     macro_f1: float  # of the held-out people, in the task's classes
@@ -145,9 +136,8 @@ def info_from_name(file: str) -> CheckpointInfo | None:
     """What an older file's name tells; its backbone, size and padding are the recipe's. None for
     another name.
     """
-    match = FILE_NAME.fullmatch(file) or FILE_NAME.fullmatch(
-        f"Fold00_{file}"
-    )  # the original entry's single models have no fold
+    # the original entry's single models have no fold
+    match = FILE_NAME.fullmatch(file) or FILE_NAME.fullmatch(f"Fold00_{file}")
     name = model_names().get(match["model"], "") if match else ""
     model = config.MODELS.get(name)
     if (
@@ -288,14 +278,8 @@ def refuse_packed(path: Path) -> None:
         raise ValueError(f"{size:,} bytes unpacked from {held:,}, and torch packs nothing")
 
 
-ARCHIVE_MAGIC = (
-    b"\x1f\x8b",
-    b"BZh",
-    b"\xfd7zXZ",
-    b"7z\xbc\xaf",
-    b"Rar!",
-    b"\x28\xb5\x2f\xfd",
-)  # gzip, bzip2, xz, 7z, rar, zstandard
+# gzip, bzip2, xz, 7z, rar, zstandard
+ARCHIVE_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!", b"\x28\xb5\x2f\xfd")
 
 
 def describe_foreign_file(path: Path) -> str:
@@ -509,14 +493,12 @@ class FoldState:
     fold: int
     epoch: int = 0  # epochs that are complete
     step: int = 0  # steps of the next epoch that are done
-    sums: list[float] = field(
-        default_factory=list
-    )  # what metrics.RunningLoss has counted in those steps
+    # what metrics.RunningLoss has counted in those steps
+    sums: list[float] = field(default_factory=list)
     kept: list[KeptCheckpoint] = field(default_factory=list)
     history: list[dict[str, float]] = field(default_factory=list)  # a row per epoch
-    probabilities: dict[str, list[np.ndarray]] = field(
-        default_factory=dict
-    )  # task -> [images, classes] per epoch
+    # task -> [images, classes] per epoch
+    probabilities: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
 
 def save_if_best(

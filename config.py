@@ -30,10 +30,8 @@ MASKS = ("wear", "incorrect", "not_wear")
 GENDERS = ("male", "female")
 AGE_GROUPS = ("under 30", "30 to 59", "60 and over")
 GROUP_STARTS = (30, 60)  # the age in years at which the next age group starts
-PHOTO_SIZE = (
-    384,
-    512,
-)  # width, height in pixels of the competition's photographs, to which crops refer
+# width, height in pixels of the competition's photographs, to which crops refer
+PHOTO_SIZE = (384, 512)
 
 
 def age_group(years: float) -> int:

@@ -178,9 +178,8 @@ def estimate_cost(study: RunContext) -> list[str]:
         engine.train_one_epoch(fold.learner, fold.recipe, loader, fold.labels, s.task, alone, 0)
         seconds = time.monotonic() - before
     per_photo = seconds / len(batches.indices)
-    people = (
-        len(study.table) - len(fold.rows) + len(fold.rows) / 3
-    )  # a validation pass has no backward
+    # a validation pass has no backward
+    people = len(study.table) - len(fold.rows) + len(fold.rows) / 3
     asked, folds = len(s.folds or study.folds), len(study.own_folds)
     told = plural(asked, "fold") + (
         f" ({folds} after another in each process)" if folds < asked else ""

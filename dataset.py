@@ -75,9 +75,8 @@ class MixupPartners:
     """For oversampling by mixup: with whom a photograph may be blended."""
 
     seed: tuple[Hashable, ...]
-    partners: Mapping[
-        int, np.ndarray
-    ]  # photograph -> photographs of other people with the same labels
+    # photograph -> photographs of other people with the same labels
+    partners: Mapping[int, np.ndarray]
 
 
 class CropCache:

@@ -20,9 +20,8 @@ FREQUENCIES = 12  # in each direction of the perceptual hash
 MAX_HASH_BITS = 0.23  # part of the hash's bits in which candidates may differ
 MAX_DISTANCE = 0.15  # 1 - correlation up to which aligned candidates are the same photograph
 BLOCK = 1024  # photographs compared with all others at once
-MIDDLE = np.array(
-    [0.06 * WIDTH, 0.06 * HEIGHT, 0.94 * WIDTH, 0.94 * HEIGHT]
-)  # left, top, right, bottom: what crops leave
+# left, top, right, bottom: what crops leave
+MIDDLE = np.array([0.06 * WIDTH, 0.06 * HEIGHT, 0.94 * WIDTH, 0.94 * HEIGHT])
 STEPS = 4  # of the alignment
 SPAN = 4  # pixels of a thumbnail over which details are compared
 CANDIDATES = 1  # looked at closely per photograph of a block on average, at most; the nearest ones
@@ -50,9 +49,8 @@ def find_duplicates(paths: Sequence[str], people: Sequence[str]) -> list[Pair]:
     pixels = np.stack([thumbnails[number] for number in kept])  # type: ignore[misc]
     codes = np.unique([people[number] for number in kept], return_inverse=True)[1]
     pairs = candidates(hashes(pixels), codes)
-    apart = (
-        distance(pixels[i], pixels[j], mirrored) for i, j, mirrored in pairs
-    )  # in threads it takes twice as long
+    # in threads it takes twice as long
+    apart = (distance(pixels[i], pixels[j], mirrored) for i, j, mirrored in pairs)
     measured = list(progress(apart, "comparing look-alikes", len(pairs)))
     nearest: dict[tuple[int, int], float] = {}
     for (i, j, _), found in zip(pairs, measured, strict=True):

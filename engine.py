@@ -61,9 +61,8 @@ class Compute:
             moved = values.to(self.device, non_blocking=values.is_pinned())
         computing = torch.cuda.current_stream(self.device)
         computing.wait_stream(stream)
-        moved.record_stream(
-            computing
-        )  # or its memory could be the next copy's while kernels still read it
+        # or its memory could be the next copy's while kernels still read it
+        moved.record_stream(computing)
         return moved
 
     def to_network(self, pixels: Tensor) -> Tensor:
@@ -192,18 +191,16 @@ def train_one_epoch(
     running = running or metrics.RunningLoss(compute.device)
     total = torch.distributed.all_reduce if compute.world > 1 else None
     seen, start = 0, time.perf_counter()
-    own = (
-        (compute.rank,) if compute.rank else ()
-    )  # or processes that share a batch would draw the same masks
+    # or processes that share a batch would draw the same masks
+    own = (compute.rank,) if compute.rank else ()
     for pairs, views in progress(loader, f"epoch {loader.batch_sampler.epoch + 1}"):
         # Dropout draws from the global generator: seeded by the step, an epoch can be taken up in
         # its middle.
         torch.manual_seed(derive_seed("step", *recipe.seed, step, *own))
         index, partner = compute.to_device(pairs).unbind(1)
         images = compute.to_network(views[0])
-        learner.optimizer.zero_grad(
-            set_to_none=True
-        )  # before the forward pass: CUDA graphs write over the old ones
+        # before the forward pass: CUDA graphs write over the old ones
+        learner.optimizer.zero_grad(set_to_none=True)
         with compute.autocast():
             outputs = learner.forward(images)
         truth = {
@@ -264,10 +261,8 @@ def forward_batches(
     done = 0
     for pairs, views in progress(reader, label):
         part = slice(done, done + len(pairs))
-        images, converted = (
-            Tensor(),
-            -1,
-        )  # one view at a time: every member may have views of its own
+        # one view at a time: every member may have views of its own
+        images, converted = (Tensor(), -1)
         for m, (network, row) in enumerate(zip(networks, plan, strict=True)):
             for v, which in enumerate(row):
                 if which != converted:

@@ -28,9 +28,8 @@ class Probabilities:
     """The currency after the model: an array with the names of its axes."""
 
     task: str
-    array: (
-        np.ndarray
-    )  # float32 [members, views, images, classes]; values in the last axis for a regression
+    # float32 [members, views, images, classes]; values in the last axis for a regression
+    array: np.ndarray
     members: list[str]
     folds: list[int]
     weights: list[float]  # of the weighted mean: each member's validation macro F1

@@ -28,9 +28,8 @@ ASPECT = 0.83  # width over height of a face from hairline to chin
 
 WIDTHS = np.geomspace(0.24, 0.72, 9)  # candidate widths, in short sides of the frame
 CENTRE = (0.50, 0.49)  # where a portrait's face usually is, of the frame's width and height
-OFFSETS = np.linspace(
-    -0.22, 0.22, 13
-)  # candidate centres about it, of the frame's width and height
+# candidate centres about it, of the frame's width and height
+OFFSETS = np.linspace(-0.22, 0.22, 13)
 USUAL_WIDTH = 0.44  # of a portrait's face, in short sides
 SPREAD = (0.10, 0.09, 0.25)  # weak prior: standard deviations of centre x, centre y and log width
 
@@ -81,9 +80,8 @@ class Grid(NamedTuple):
 
     boxes: Array  # (n, 4): left, top, right, bottom as shares of the width and height
     prior: Array  # (n,): log weight before the pixels are seen
-    corners: NDArray[
-        np.intp
-    ]  # (4, len(PARTS), n): the parts' corners in the flattened integral images
+    # (4, len(PARTS), n): the parts' corners in the flattened integral images
+    corners: NDArray[np.intp]
     per_pixel: (
         Array  # (len(PARTS), n): one over a part's area in pixels, 0 for a part outside the picture
     )
@@ -121,26 +119,21 @@ def pixel_maps(rgb: Array) -> Array:
     light = (red + green + blue) / 3
     colour = np.stack([light, red - green, (red + green) / 2 - blue])
     beside = int(0.6 * len(light))  # rows above the shoulders
-    frame = np.concatenate(
-        [colour[:, beside::-1, 0], colour[:, 0], colour[:, :beside, -1]], 1
-    )  # up, across and down
-    samples = (
-        frame[:, : frame.shape[1] // 3 * 3].reshape(3, -1, 3).mean(2).T
-    )  # no single odd pixel is background
+    # up, across and down
+    frame = np.concatenate([colour[:, beside::-1, 0], colour[:, 0], colour[:, :beside, -1]], 1)
+    # no single odd pixel is background
+    samples = frame[:, : frame.shape[1] // 3 * 3].reshape(3, -1, 3).mean(2).T
     flat = colour.reshape(3, -1)
     squares = (flat**2).sum(0) + ((samples**2).sum(1)[:, None] - 2 * samples @ flat).min(0)
     distance = np.sqrt(np.maximum(squares, 0)).reshape(light.shape)
-    skin_red, skin_yellow = (
-        np.log((red + 8) / (green + 8)),
-        np.log((green + 8) / (blue + 8)),
-    )  # whatever the exposure
+    # whatever the exposure
+    skin_red, skin_yellow = (np.log((red + 8) / (green + 8)), np.log((green + 8) / (blue + 8)))
     across, along = np.zeros_like(light), np.zeros_like(light)
     across[:, 1:-1] = np.abs(light[:, 2:] - light[:, :-2])
     along[1:-1] = np.abs(light[2:] - light[:-2])
     foreign = distance / (distance + 30)
-    skin = np.exp(
-        -0.5 * (((skin_red - 0.33) / 0.2) ** 2 + ((skin_yellow - 0.2) / 0.2) ** 2)
-    )  # red > green > blue
+    # red > green > blue
+    skin = np.exp(-0.5 * (((skin_red - 0.33) / 0.2) ** 2 + ((skin_yellow - 0.2) / 0.2) ** 2))
     return np.stack([foreign, skin, across / (across + 20), along / (along + 20)])
 
 

@@ -502,9 +502,8 @@ def compile_model(network: nn.Module, alone: bool = True) -> nn.Module:
     """The network by torch.compile. On a GPU that it has `alone`, its kernels are replayed as CUDA
     graphs: those of a small batch take less time than the host needs to launch them one by one.
     """
-    on_cuda = (
-        next(network.parameters()).device.type == "cuda" and torch.version.hip is None
-    )  # AMD's graphs train wrongly
+    # AMD's graphs train wrongly
+    on_cuda = next(network.parameters()).device.type == "cuda" and torch.version.hip is None
     graphs = alone and on_cuda  # shared, DDP's hooks would be outside of them
     made = torch.compile(network, mode="reduce-overhead" if graphs else None)
     return cast(nn.Module, made)

@@ -45,6 +45,7 @@ MAX_PNG_TEXT_BYTES = 1 << 20  # bytes, unpacked, of a PNG's text that is looked 
 MAX_ASPECT_RATIO = (
     20  # long side over short side: scaled to cover the crop, a strip would fill the memory
 )
+# EXIF's orientation -> what makes the picture upright
 EXIF_TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -53,21 +54,17 @@ EXIF_TRANSPOSE = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}  # EXIF's orientation -> what makes the picture upright
+}
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"  # the first bytes of one
 PNG_TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")  # a PNG's chunks of text
-ORIENTATION_KEYWORDS = (
-    b"Raw profile type exif",
-    b"XML:com.adobe.xmp",
-)  # the keywords of those that may tell the orientation
-SIDEWAYS = {
-    EXIF_TRANSPOSE[orientation] for orientation in (5, 6, 7, 8)
-}  # those by which width and height change places
+# the keywords of those that may tell the orientation
+ORIENTATION_KEYWORDS = (b"Raw profile type exif", b"XML:com.adobe.xmp")
+# those by which width and height change places
+SIDEWAYS = {EXIF_TRANSPOSE[orientation] for orientation in (5, 6, 7, 8)}
 Image.MAX_IMAGE_PIXELS = None  # open_photo has a limit of its own, which tells the size
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
-warnings.filterwarnings(
-    "ignore", module=r"PIL\."
-)  # odd metadata; what matters is an error of read_photo's
+# odd metadata; what matters is an error of read_photo's
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def is_photo(name: str) -> bool:

@@ -44,9 +44,8 @@ from utils import (
 
 T = TypeVar("T")
 JOIN_TIMEOUT = timedelta(minutes=10)  # for all processes to come together
-COLLECTIVE_TIMEOUT = timedelta(
-    days=7
-)  # after that a process may wait for another's whole epoch, or longer
+# after that a process may wait for another's whole epoch, or longer
+COLLECTIVE_TIMEOUT = timedelta(days=7)
 
 
 def init_distributed() -> DistInfo:

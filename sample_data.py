@@ -368,9 +368,8 @@ def draw_person(person: Person, shot: str) -> Image.Image:
 
     # Hair in front, from the outer line of the head to the hairline, which climbs with age.
     recede = aged(40, 66) * (0.36 if style == "short" else 0.16) * look.uniform(0.5, 1.2)
-    base = (
-        -0.45 if look.random() < 0.12 and recede < 0.16 else -0.8 + look.gauss(0, 0.04)
-    )  # some have a fringe
+    # some have a fringe
+    base = -0.45 if look.random() < 0.12 and recede < 0.16 else -0.8 + look.gauss(0, 0.04)
     part, low = (
         look.uniform(-0.5, 0.5),
         {"long": 1.2, "bob": 0.8}.get(style, look.uniform(-0.15, 0.15)),
@@ -380,9 +379,8 @@ def draw_person(person: Person, shot: str) -> Image.Image:
     for k in range(-8, 9):
         x, u = math.sin(k * math.pi / 16), k / 8
         bare = recede * (0.25 + math.exp(-(((abs(u) - 0.55) / 0.2) ** 2)))
-        bare += (
-            0.25 * math.exp(-(((u - part) / 0.25) ** 2)) * (length > 0 and base < -0.5)
-        )  # a parting
+        # a parting
+        bare += 0.25 * math.exp(-(((u - part) / 0.25) ** 2)) * (length > 0 and base < -0.5)
         top.append((x * (1.03 + volume * 0.7), -0.2 - math.cos(k * math.pi / 16) * (1.15 + volume)))
         hairline.append((x * 0.93, max(-1.2, base + 0.45 * u**4 - bare)))
     side_hair = [(1.04 + volume * 0.7, low * 0.5), (1.02, low), (0.9, low * 0.6 - 0.1)]
@@ -500,9 +498,8 @@ def draw_all(out: Path, people: int, eval_people: int, seed: int, balance: str) 
                 disable=not sys.stderr.isatty(),
             )
         )
-    answers = sorted(
-        answer for _, own in drawn for answer in own
-    )  # by hash: the order gives nothing away
+    # by hash: the order gives nothing away
+    answers = sorted(answer for _, own in drawn for answer in own)
     tables = {
         "train/train.csv": [
             ["id", "gender", "race", "age", "path"],

@@ -72,9 +72,8 @@ def _check_arrays(arrays: dict[str, np.ndarray]) -> ensemble.Probabilities:
     spec = config.TASKS[task]
     array = _check_types(arrays, "probabilities", "fiu", 4).astype(np.float32, copy=False)
     folds = _check_types(arrays, "folds", "iu", 1).tolist()
-    fitted = (
-        "f1" in arrays and arrays["f1"].size > 0
-    )  # the weights of an older prediction; f1 is the validation F1 then
+    # the weights of an older prediction; f1 is the validation F1 then
+    fitted = "f1" in arrays and arrays["f1"].size > 0
     weights = (
         _check_types(arrays, "f1" if fitted else "weights", "fiu", 1).astype(np.float64).tolist()
     )

@@ -28,16 +28,10 @@ MAX_TABLE_BYTES = 1 << 29  # of a table
 MAX_ROWS = 4_000_000
 MAX_HEADER_BYTES = 1 << 16  # bytes in which the separator is looked for
 MAX_LINE_CHARACTERS = 1_000_000  # characters of a table's line
-SEPARATOR = re.compile(
-    r'[ \t]*"?sep=(.)\1*"?[ ,;\t]*(\r\n?|\n)', re.IGNORECASE
-)  # what Excel may have as a first line
-IGNORED_FILES = {
-    "thumbs.db",
-    "desktop.ini",
-    "train.csv",
-    "info.csv",
-    "answers.csv",
-}  # no photographs, and nobody misses them
+# what Excel may have as a first line
+SEPARATOR = re.compile(r'[ \t]*"?sep=(.)\1*"?[ ,;\t]*(\r\n?|\n)', re.IGNORECASE)
+# no photographs, and nobody misses them
+IGNORED_FILES = {"thumbs.db", "desktop.ini", "train.csv", "info.csv", "answers.csv"}
 SHOT = r"(?P<shot>incorrect_mask|mask[1-5]|normal)"
 FOLDER_SHOT = re.compile(SHOT, re.IGNORECASE | re.ASCII)
 FLAT_SHOT = re.compile(rf"(?P<person>.+)_{SHOT}", re.IGNORECASE | re.ASCII)

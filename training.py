@@ -275,9 +275,8 @@ def train_fold(study: RunContext, number: int, clock: RemainingTime, stop: StopS
                 folder
             ):
                 warn(f"{folder}: its checkpoints are missing, so the fold is trained again")
-            checkpoint.delete_displaced(
-                folder, []
-            )  # of a process that was killed before it had kept a state
+            # of a process that was killed before it had kept a state
+            checkpoint.delete_displaced(folder, [])
         warn_of_absent(s.task, study.truth(fold.rows), f"fold {number}")
         keeper = Keeper(study, fold, state, folder, stop)
         reader = engine.make_eval_loader(fold.validation, fold.rows.tolist(), study.compute)
@@ -291,9 +290,8 @@ def train_fold(study: RunContext, number: int, clock: RemainingTime, stop: StopS
                 trained = train_epoch(study, fold, state, loader, keeper)
                 finish_epoch(study, fold, state, trained, keeper, clock, reader)
         if study.writes:
-            checkpoint.delete_displaced(
-                folder, state.kept
-            )  # a killed process may have come to its last state and no further
+            # a killed process may have come to its last state and no further
+            checkpoint.delete_displaced(folder, state.kept)
             (folder / checkpoint.STATE_FILE).unlink(missing_ok=True)
 
 

@@ -18,11 +18,8 @@ import outoffold
 import tables
 from utils import UserError, printable
 
-LABEL_COLUMNS = [
-    "person",
-    "fold",
-    *outoffold.LABEL_COLUMNS,
-]  # what trees must agree on to be scored together
+# what trees must agree on to be scored together
+LABEL_COLUMNS = ["person", "fold", *outoffold.LABEL_COLUMNS]
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ quiet = False  # set by --quiet: neither bars nor such lines
 retry_remedy = "start it again"
 MAX_ERROR_CHARACTERS = 2000  # of an error; its end says what to do
 DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
+# missing, or no regular one
 MISSING_FILE_ERRNOS = (
     errno.ENOENT,
     errno.ENOTDIR,
@@ -46,21 +47,11 @@ MISSING_FILE_ERRNOS = (
     errno.ELOOP,
     errno.ENAMETOOLONG,
     errno.ENXIO,
-)  # missing, or no regular one
-REFUSED_PATH_ERRNOS = (
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.EEXIST,
-    errno.EINVAL,
-)  # of a path that may not be had so
-UNSUPPORTED_ERRNOS = (
-    errno.EINVAL,
-    errno.ENOSYS,
-    errno.EPERM,
-    errno.ENOTSUP,
-    errno.EOPNOTSUPP,
-)  # says a file system that lacks it
+)
+# of a path that may not be had so
+REFUSED_PATH_ERRNOS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.EINVAL)
+# says a file system that lacks it
+UNSUPPORTED_ERRNOS = (errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP)
 # its size; probabilities hardly shrink when they are packed, a zip bomb's zeros do a thousandfold
 MAX_UNPACKED_RATIO = 100
 
@@ -699,12 +690,8 @@ def atomic_write(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[An
     A reader sees the old file or the whole new one, never a half.
     """
     if "b" not in mode:
-        options = {
-            "encoding": "utf-8",
-            "errors": "backslashreplace",
-            "newline": "",
-            **options,
-        }  # a path may be no text
+        # a path may be no text
+        options = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "", **options}
     try:
         handle, name = tempfile.mkstemp(
             prefix=f".writing-{socket.gethostname()}-{os.getpid()}-", dir=path.parent

@@ -246,12 +246,8 @@ def draw_split(table: pd.DataFrame) -> Figure:
 
 # --- the models
 
-HEADS = {
-    "main": COLOURS[0],
-    "mask": COLOURS[2],
-    "ageg": COLOURS[1],
-    "gender": COLOURS[4],
-}  # the colours of the answers
+# the colours of the answers
+HEADS = {"main": COLOURS[0], "mask": COLOURS[2], "ageg": COLOURS[1], "gender": COLOURS[4]}
 HEAD, APART = 30, 36  # height of an answer's box, from one to the next
 
 

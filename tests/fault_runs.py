@@ -83,9 +83,8 @@ def child(words: list[str], stage: Any, save_seconds: float) -> None:
     config.BACKBONES["tiny"] = support.TINY
     training.SAVE_INTERVAL_SECONDS = save_seconds
     checkpoint.LOCK_SECONDS = support.LIMIT  # the killed one's readers keep it until they notice
-    charts.drawn = lambda *_, **__: (
-        "<svg></svg>"
-    )  # else most kills would fall while the report's charts are drawn
+    # else most kills would fall while the report's charts are drawn
+    charts.drawn = lambda *_, **__: "<svg></svg>"
     watch(stage, engine, "validate", 2, 1)
     watch(stage, checkpoint, "save_checkpoint", 3, 1)
     watch(stage, checkpoint, "save_validation", 4, 1)
@@ -143,9 +142,8 @@ def one_round(
                     path.unlink()
                 tree.rmdir()
         process = start([*words, *more, "--workers", str(rng.choice((0, 0, 1)))], stage)
-        process.join(
-            rng.uniform(0, seconds) * 1.1**kills
-        )  # or a machine that became slower would never come to a step
+        # or a machine that became slower would never come to a step
+        process.join(rng.uniform(0, seconds) * 1.1**kills)
         if process.exitcode is None:
             os.kill(process.pid, signal.SIGKILL)
             process.join()

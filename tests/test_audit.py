@@ -139,10 +139,8 @@ def test_fixes_change_every_label_that_hangs_on_them(train_root: Path, tmp_path:
 def test_mask_fixes_take_single_photographs(form: str, train_root: Path, tmp_path: Path) -> None:
     table = tables.read_train(train_root)
     own = table[table["person"] == "000003_female_Asian_45"].set_index("shot")["file"]
-    names = (
-        own["incorrect_mask"],
-        own["normal"].removeprefix("images/"),
-    )  # both spellings of a file
+    # both spellings of a file
+    names = (own["incorrect_mask"], own["normal"].removeprefix("images/"))
     values = ("2", "1") if form == "codes" else ("not_wear", "incorrect")
     long = [f"{name},mask,{value}" for name, value in zip(names, values, strict=True)]
     short = [f"{name},{value}" for name, value in zip(names, values, strict=True)]

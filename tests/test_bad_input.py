@@ -194,9 +194,8 @@ def test_every_exif_orientation_is_made_upright(
 ) -> None:
     upright = Image.new("RGB", (64, 32), "black")
     upright.paste("red", (0, 0, 32, 16))
-    stored = {1: [], 2: [0], 3: [3], 4: [1], 5: [5], 6: [2], 7: [6], 8: [4]}[
-        orientation
-    ]  # Transpose's inverse of each
+    # Transpose's inverse of each
+    stored = {1: [], 2: [0], 3: [3], 4: [1], 5: [5], 6: [2], 7: [6], 8: [4]}[orientation]
     turned = upright
     for turn in stored:
         turned = turned.transpose(Image.Transpose(turn))

@@ -247,10 +247,8 @@ def test_a_recipe_stands_for_its_options_and_each_of_them_goes_before(name: str)
     assert dataclasses.replace(plain, recipe=None) == expanded
     for field, value in recipe.options.items():
         default = config.TrainSettings.__dataclass_fields__[field].default
-        others = {
-            "lr": "0.7",
-            "loss_type": "focalloss",
-        }  # where the plain command line has no default of its own
+        # where the plain command line has no default of its own
+        others = {"lr": "0.7", "loss_type": "focalloss"}
         other = others[field] if default is None else str(default)
         changed = training("--recipe", name, f"--{field.replace('_', '-')}", other)
         assert str(getattr(changed, field)) == other != str(value)

@@ -164,9 +164,8 @@ def test_no_person_is_on_both_sides(train_root: Path) -> None:
     study, _ = prepare.prepare_run(
         config.parse(config.TrainSettings, words, "train.py", "").completed()
     )
-    folders = [
-        Path(path).parent.name for path in study.table["path"]
-    ]  # not by the table's own word for a person
+    # not by the table's own word for a person
+    folders = [Path(path).parent.name for path in study.table["path"]]
     seen = []
     for number in range(5):
         fold = training.prepare_fold(study, number)
@@ -194,20 +193,8 @@ def test_splits_hang_on_the_split_seed_and_never_change(train_root: Path) -> Non
     table = tables.read_train(train_root)
     folds = dataset.assign_folds(table, 5, 42)
     assert folds != dataset.assign_folds(table, 5, 43)
-    assert [folds[p] for p in sorted(folds)] == [
-        1,
-        0,
-        0,
-        1,
-        2,
-        4,
-        3,
-        2,
-        3,
-        1,
-        4,
-        0,
-    ]  # written down once: the same on any machine
+    # written down once: the same on any machine
+    assert [folds[p] for p in sorted(folds)] == [1, 0, 0, 1, 2, 4, 3, 2, 3, 1, 4, 0]
 
 
 def synthetic(groups: list[tuple[int, int]]) -> pd.DataFrame:

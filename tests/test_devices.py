@@ -197,12 +197,13 @@ def test_fewer_workers_read_where_shared_memory_is_small(
         "--top-k",
         "1",
     ]
+    # 6 views
     assert (
         submit_ensemble.main(
             [*words, "--tta", "2", "--workers", "3", "--device", "cpu", "--threads", "1"]
         )
         == 0
-    )  # 6 views
+    )
     assert "warning: --workers 0 instead of 3: /dev/shm has" in capsys.readouterr().err
 
 

@@ -134,9 +134,8 @@ class Forked:
             os.dup2(tell, 2)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             os.close(told)
-            _MultiProcessingDataLoaderIter._try_get_data.__defaults__ = (
-                0.2,
-            )  # a lost worker is noticed sooner
+            # a lost worker is noticed sooner
+            _MultiProcessingDataLoaderIter._try_get_data.__defaults__ = (0.2,)
             with (
                 open(2, "w", closefd=False) as utils.sys.stderr,
                 open(1, "w", closefd=False) as utils.sys.stdout,
@@ -625,9 +624,8 @@ def test_a_fold_that_diverged_is_tried_again_from_its_last_good_state(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     plain = engine.Compute.to_network
-    in_step = utils.derive_seed(
-        "step", 42, 0, 4
-    )  # the second of the three steps of fold 0's second epoch
+    # the second of the three steps of fold 0's second epoch
+    in_step = utils.derive_seed("step", 42, 0, 4)
 
     def spoil(compute: engine.Compute, pixels: torch.Tensor) -> torch.Tensor:
         return plain(compute, pixels) * (value if torch.initial_seed() == in_step else 1)

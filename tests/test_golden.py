@@ -169,9 +169,8 @@ def test_the_golden_run_votes_as_it_did(
     )
     assert [*map(without_scores, now.members)] == [*map(without_scores, then.members)]
     assert (now.images, now.folds) == (then.images, then.folds)
-    same = [
-        m for m, name in enumerate(now.members) if name == then.members[m]
-    ]  # another name draws other views
+    # another name draws other views
+    same = [m for m, name in enumerate(now.members) if name == then.members[m]]
     assert len(same) >= (len(now.members) if SAME_MACHINE else 2)
     assert_same(now.array[same], then.array[same], "probabilities")
     assert_same(np.array(now.weights), np.array(then.weights), "weights of members")

@@ -94,9 +94,8 @@ def test_every_combination_is_allowed_or_refused_by_name() -> None:
             assert str(caught.value).startswith(
                 f"--loss-type {loss}: does not fit --task {task}; use "
             )
-    of_values = sum(
-        loss.regression for loss in config.LOSSES.values()
-    )  # losses for `age`, which two of the models know
+    # losses for `age`, which two of the models know
+    of_values = sum(loss.regression for loss in config.LOSSES.values())
     alike = len(config.TRANSFORMS) * len(config.OPTIMIZERS)
     known = [sum(has_head(network, task) for network in config.MODELS) for task in config.TASKS]
     assert {"main": 6, "mask": 6, "ageg": 6, "age": 2, "gender": 6}.items() <= dict(

@@ -201,9 +201,8 @@ def test_folds_hang_on_the_people_alone(
     dealt = dataset.assign_folds(table, folds, seed)
     assert set(dealt) == set(table["person"])
     assert set(dealt.values()) == set(range(folds))
-    mixed = pd.concat([table, table.iloc[::2], table]).sample(
-        frac=1, random_state=seed
-    )  # more photographs, another order
+    # more photographs, another order
+    mixed = pd.concat([table, table.iloc[::2], table]).sample(frac=1, random_state=seed)
     assert dataset.assign_folds(mixed, folds, seed) == dealt
 
 

@@ -246,9 +246,8 @@ def test_the_most_wrong_people_come_first_with_their_worst_photograph(made: Made
         row["true"] != row["answered"] and 0 < row["wrong"] <= 7 for row in numbers["most_wrong"]
     )
     pictures = [attrs["src"] for tag, attrs in page.seen if tag == "img"]
-    assert (
-        len(pictures) == len(listed) + 1
-    )  # and that of the suspect; the one that is gone has a frame
+    # and that of the suspect; the one that is gone has a frame
+    assert len(pictures) == len(listed) + 1
 
 
 def test_the_page_of_a_run_says_what_matters(made: Made) -> None:

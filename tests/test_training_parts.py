@@ -54,9 +54,8 @@ def test_years_are_learned_softly_and_as_if_alike_frequent() -> None:
     criterion = loss.make_loss(
         "labelsmoothingloss", torch.bincount(labels, minlength=100) / 100, "year"
     )
-    outputs = torch.zeros(
-        1, 100, requires_grad=True
-    )  # of a network that cannot tell the photographs apart
+    # of a network that cannot tell the photographs apart
+    outputs = torch.zeros(1, 100, requires_grad=True)
     optimizer = torch.optim.LBFGS([outputs], max_iter=300, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
@@ -67,9 +66,8 @@ def test_years_are_learned_softly_and_as_if_alike_frequent() -> None:
 
     optimizer.step(closure)
     told = outputs.detach().softmax(1)[0]
-    assert float(told[15:26].sum() / told[60:71].sum()) == pytest.approx(
-        1, abs=0.1
-    )  # as nine to one in the labels
+    # as nine to one in the labels
+    assert float(told[15:26].sum() / told[60:71].sum()) == pytest.approx(1, abs=0.1)
     near, far = (
         criterion(
             torch.full((1, 100), -9.0).index_fill(1, torch.tensor([y]), 9.0), torch.tensor([40])

@@ -596,9 +596,8 @@ def test_macos_files_beside_checkpoints_are_passed_over_everywhere(
         "kfold-ensemble-VanillaEfficientNet_9/fold00",
     ):
         (tmp_path / "saved_models" / folder).mkdir(parents=True)
-        (tmp_path / "saved_models" / folder / "._Fold00_x.pth").write_bytes(
-            stray
-        )  # newer, and no tree at all
+        # newer, and no tree at all
+        (tmp_path / "saved_models" / folder / "._Fold00_x.pth").write_bytes(stray)
     assert [path.name for path in checkpoint.list_run_dirs(Path("saved_models"))] == [tree.name]
     assert checkpoint.find_run_dir("saved_models").resolve() == copy.resolve()
     assert answers(submit_singular, eval_root, tmp_path / "p").shape == (1, 9, 18)
