@@ -16,6 +16,7 @@ from torchvision.transforms import v2
 
 import config
 from facecrop import Box, find_face
+from labels import PHOTO_SIZE
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
@@ -58,9 +59,9 @@ def fit_frame(photo: Image.Image) -> Image.Image:
     """Scale a photograph of another size to cover the 384x512 frame, keeping its shape; (384, 512)
     stays as it is.
     """
-    if photo.size == config.PHOTO_SIZE:
+    if photo.size == PHOTO_SIZE:
         return photo
-    width, height = config.PHOTO_SIZE
+    width, height = PHOTO_SIZE
     scale = max(width / photo.width, height / photo.height)
     size = (max(width, round(photo.width * scale)), max(height, round(photo.height * scale)))
     return photo.resize(size, Image.Resampling.BILINEAR)
@@ -69,9 +70,7 @@ def fit_frame(photo: Image.Image) -> Image.Image:
 def stretch_to_frame(photo: Image.Image) -> Image.Image:
     """Bring a photograph of another size to exactly (384, 512), whatever its shape."""
     return (
-        photo
-        if photo.size == config.PHOTO_SIZE
-        else photo.resize(config.PHOTO_SIZE, Image.Resampling.BILINEAR)
+        photo if photo.size == PHOTO_SIZE else photo.resize(PHOTO_SIZE, Image.Resampling.BILINEAR)
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-import config
+from labels import GROUP_STARTS
 from utils import without_variable
 
 with without_variable(
@@ -161,7 +161,7 @@ def age_errors(ax: Axes, ages: Sequence[Mapping[str, Any]]) -> None:
     young, old = (np.array([row[key] for row in ages]) / counts for key in ("too_young", "too_old"))
     ax.bar(years, old, width=0.85, color=COLOURS[1], label="called too old")
     ax.bar(years, young, width=0.85, bottom=old, color=COLOURS[0], label="called too young")
-    for start in config.GROUP_STARTS:
+    for start in GROUP_STARTS:
         if years.min() < start <= years.max():
             ax.axvline(start - 0.5, color=INK, linewidth=1, linestyle=(0, (3, 2)))
     ax.set(

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 import config
+from labels import TASKS
 from utils import (
     RunError,
     UserError,
@@ -143,7 +144,7 @@ def info_from_name(file: str) -> CheckpointInfo | None:
     if (
         not match
         or not model
-        or match["task"] not in config.TASKS
+        or match["task"] not in TASKS
         or match["transform"] not in config.TRANSFORMS
     ):
         return None
@@ -193,11 +194,11 @@ def info_of_older_file(path: Path, weights: dict[str, Tensor]) -> CheckpointInfo
         return None
     model = model_names()[max(names, key=len)]
     outputs = weights["linear.bias"].numel() if "linear.bias" in weights else 0
-    able = [task for task, spec in config.TASKS.items() if spec.outputs == outputs]
+    able = [task for task, spec in TASKS.items() if spec.outputs == outputs]
     task = text["task"] or (
         "main" if config.MODELS[model].heads else able[0] if len(able) == 1 else ""
     )
-    if task not in config.TASKS:
+    if task not in TASKS:
         return None
     transform = text["trans"] if text["trans"] in config.TRANSFORMS else "base"
     epoch = int(text["ep"]) if re.fullmatch(r"\d{1,7}", text["ep"]) else 0
@@ -438,7 +439,7 @@ def _checked_info(plain: Any, path: Path) -> CheckpointInfo:
             for name in ("image_size", "padding", "macro_f1", "fold", "epoch")
         )
         raise UserError(f"{path}: its metadata is out of range ({shown}); use another file")
-    known = (("model", config.MODELS), ("task", config.TASKS), ("transform", config.TRANSFORMS))
+    known = (("model", config.MODELS), ("task", TASKS), ("transform", config.TRANSFORMS))
     for name, registry in known:
         if getattr(info, name) not in registry:
             raise UserError(
@@ -657,7 +658,7 @@ def load_validation(folder: Path, task: str) -> tuple[list[str], np.ndarray] | N
         or files.dtype.kind != "U"
         or (
             probabilities.dtype.kind != "f"
-            or probabilities.shape[1:] != (len(files), config.TASKS[task].outputs)
+            or probabilities.shape[1:] != (len(files), TASKS[task].outputs)
         )
         or not np.isfinite(probabilities).all()
     ):

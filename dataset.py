@@ -16,10 +16,10 @@ from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
 import augmentation
-import config
 import facecrop
 import photographs
 import tables
+from labels import INNER_HEADS, head_spec, scoring_task
 from utils import UserError, derive_seed, seeded, warn_counted
 
 
@@ -59,7 +59,7 @@ def label_tensors(
     )
     labels = {}
     for name in heads:
-        head = config.head(name)
+        head = head_spec(name)
         ages = years if head.regression else grouped
         distinct, where = tables.distinct_rows(table["mask"], table["gender"], ages)
         values = torch.tensor(
@@ -268,9 +268,9 @@ def find_mixup_partners(
     A photograph without any is repeated instead, which is said once with a count.
     """
     part = table.iloc[list(rows)]
-    keys = part[
-        [name if name in config.INNER_HEADS else config.scoring_task(name) for name in heads]
-    ].apply(tuple, axis=1)
+    keys = part[[name if name in INNER_HEADS else scoring_task(name) for name in heads]].apply(
+        tuple, axis=1
+    )
     people = part["person"].to_numpy()
     partners: dict[int, np.ndarray] = {}
     alone: list[str] = []

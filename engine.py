@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import augmentation
-import config
 import dataset
 import loading
 import metrics
 import model
 import optim
+from labels import TASKS, head_spec
 from utils import UserError, derive_seed, progress, reason
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -218,7 +218,7 @@ def train_one_epoch(
             nn.utils.clip_grad_norm_(learner.model.parameters(), recipe.clip_grad)
         learner.scaler.step(learner.optimizer)
         learner.scaler.update()
-        judged = task in outputs and not config.TASKS[task].regression
+        judged = task in outputs and not TASKS[task].regression
         hits = (
             (outputs[task].detach().argmax(1) == truth[task]).sum() * (weight > 0)
             if judged
@@ -290,7 +290,7 @@ def predict(
     """
     indices = range(len(photos)) if indices is None else indices
     shape = (len(networks), len(plan[0]), len(indices[compute.rank :: compute.world]))
-    answers = {t: torch.zeros(*shape, config.head(t).outputs, device=compute.device) for t in tasks}
+    answers = {t: torch.zeros(*shape, head_spec(t).outputs, device=compute.device) for t in tasks}
     with make_eval_loader(photos, indices, compute) as reader:
         for m, v, part, outputs in forward_batches(networks, plan, reader, compute, "predicting"):
             for task, array in answers.items():
@@ -317,7 +317,7 @@ def validate(
     """
     own = len(range(compute.rank, images, compute.world))
     kept = {
-        head: torch.zeros(1, 1, own, config.head(head).outputs, device=compute.device)
+        head: torch.zeros(1, 1, own, head_spec(head).outputs, device=compute.device)
         for head in heads
     }
     for m, v, part, outputs in forward_batches([network], [[0]], reader, compute, label):

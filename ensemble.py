@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-import config
+from labels import PARTS, TASKS
 from utils import UserError, warn_counted
 
 PROBABILITY_FLOOR = (
@@ -68,7 +68,7 @@ class Probabilities:
             multiply_parts(
                 {
                     part: marginalize_main(self.array[m], part)
-                    for part, m in zip(config.PARTS, group, strict=True)
+                    for part, m in zip(PARTS, group, strict=True)
                 }
             )
             for group in groups
@@ -78,8 +78,7 @@ class Probabilities:
         )
         folds = [self.folds[group[0]] for group in groups]
         names = [
-            f"{' x '.join(config.PARTS)}/fold{fold:02d}/Fold{fold:02d}_"
-            f"rank{folds[:place].count(fold) + 1}"
+            f"{' x '.join(PARTS)}/fold{fold:02d}/Fold{fold:02d}_rank{folds[:place].count(fold) + 1}"
             for place, fold in enumerate(folds)
         ]
         weights = [float(np.prod([self.weights[m] for m in group])) for group in groups]
@@ -112,7 +111,7 @@ def plausible(task: str, answers: np.ndarray) -> bool:
     if not np.isfinite(answers).all():
         return False
     sums = answers.sum(-1, dtype=np.float64)
-    return config.TASKS[task].regression or bool(
+    return TASKS[task].regression or bool(
         (answers >= 0).all() and (np.abs(sums - 1) <= SUM_ERROR).all()
     )
 
@@ -172,7 +171,7 @@ def decide(task: str, answers: np.ndarray) -> np.ndarray:
     """[images, classes] -> the likeliest class of each, the lowest on a tie; a regression's values
     as they are.
     """
-    decided: np.ndarray = answers[:, 0] if config.TASKS[task].regression else answers.argmax(1)
+    decided: np.ndarray = answers[:, 0] if TASKS[task].regression else answers.argmax(1)
     return decided
 
 
@@ -194,17 +193,15 @@ def multiply_parts(parts: Mapping[str, np.ndarray]) -> np.ndarray:
     """{mask, gender, ageg: probabilities [..., classes]} -> [..., 18] of `main`, as if they were
     independent.
     """
-    mask, gender, group = (
-        parts[part][..., list(config.TASKS[part].from_main)] for part in config.PARTS
-    )
+    mask, gender, group = (parts[part][..., list(TASKS[part].from_main)] for part in PARTS)
     product: np.ndarray = mask * gender * group
     return product
 
 
 def marginalize_main(probabilities: np.ndarray, task: str) -> np.ndarray:
     """[..., 18] probabilities of `main` -> [..., classes] of a task that `main` knows."""
-    index = np.array(config.TASKS[task].from_main)
-    columns = [probabilities[..., index == c].sum(-1) for c in range(config.TASKS[task].outputs)]
+    index = np.array(TASKS[task].from_main)
+    columns = [probabilities[..., index == c].sum(-1) for c in range(TASKS[task].outputs)]
     return np.stack(columns, axis=-1)
 
 
@@ -216,6 +213,6 @@ def answer_for(task: str, probabilities: np.ndarray, trained: str) -> np.ndarray
         return probabilities
     return (
         marginalize_main(probabilities, task)
-        if trained == "main" and config.TASKS[task].from_main
+        if trained == "main" and TASKS[task].from_main
         else None
     )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import config
+from labels import INNER_HEADS
 
 
 class LabelSmoothingLoss(nn.Module):
@@ -97,7 +98,7 @@ def make_loss(name: str, shares: Tensor | None = None, head: str = "") -> nn.Mod
     """A registered loss; or an inner head's own, which takes the shares [classes] of its classes in
     training.
     """
-    inner = config.INNER_HEADS.get(head)
+    inner = INNER_HEADS.get(head)
     made: nn.Module = (
         config.import_target(config.LOSSES[name].target)()
         if inner is None

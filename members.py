@@ -24,6 +24,7 @@ import processes
 import submission
 import tables
 import utils
+from labels import PARTS, TASKS
 from utils import UserError, check_writable, is_rank_zero, warn, warn_counted
 
 
@@ -74,7 +75,7 @@ def check_can_predict(members: Sequence[Member], task: str) -> None:
     for member in members:
         heads = config.trained_heads(member.info.model, member.info.task)
         if not model.can_answer(heads, task):
-            known = [name for name in config.TASKS if model.can_answer(heads, name)]
+            known = [name for name in TASKS if model.can_answer(heads, name)]
             raise UserError(
                 f"--task {task}: {member.found.path} was trained for {member.info.task}; use "
                 f"--task {known[0]}"
@@ -88,7 +89,7 @@ def known_part(member: Member, task: str) -> str:
     info = member.info
     if (
         task != "main"
-        or info.task not in config.PARTS
+        or info.task not in PARTS
         or model.can_answer(config.trained_heads(info.model, info.task), task)
     ):
         return ""
@@ -107,7 +108,7 @@ def part_groups(members: Sequence[Member], task: str) -> list[list[int]]:
     check_can_predict(
         [member for member, part in zip(members, known, strict=True) if not part], task
     )
-    parts = {part: [m for m, own in enumerate(known) if own == part] for part in config.PARTS}
+    parts = {part: [m for m, own in enumerate(known) if own == part] for part in PARTS}
     missing = [part for part, own in parts.items() if not own]
     if 0 < len(missing) < len(parts):
         there, more = (
@@ -257,7 +258,7 @@ def fill_unreadable(
     the usual answer.
     """
     usual, source = most_frequent_class(probs, tree)
-    spec = config.TASKS[probs.task]
+    spec = TASKS[probs.task]
     members, views, _, width = probs.array.shape
     array = np.zeros((members, views, len(names), width), probs.array.dtype)
     array[:, :, :, 0 if spec.regression else int(usual)] = usual if spec.regression else 1
@@ -279,7 +280,7 @@ def most_frequent_class(probs: ensemble.Probabilities, tree: Path) -> tuple[floa
     """(the most frequent class, or the median of years; whose): the training data's where the tree
     tells it, else the predictions'.
     """
-    spec = config.TASKS[probs.task]
+    spec = TASKS[probs.task]
     if spec.regression:
         with contextlib.suppress(UserError, KeyError, ValueError):  # an older tree, or none
             return tables.parse_years(

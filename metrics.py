@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-import config
+from labels import TASKS, scoring_task
 
 if TYPE_CHECKING:
     import torch
@@ -166,17 +166,17 @@ class Scores:
 
 def to_classes(task: str, values: np.ndarray) -> np.ndarray:
     """A regression's values -> classes of the task it is judged as; classes stay as they are."""
-    if not config.TASKS[task].regression:
+    if not TASKS[task].regression:
         return values.astype(np.int64)
-    label = config.TASKS[config.scoring_task(task)].label
+    label = TASKS[scoring_task(task)].label
     return np.array([label(0, 0, value) for value in values], np.int64)
 
 
 def score(task: str, answers: np.ndarray, truth: np.ndarray) -> Scores:
     """Scores of answers [images] (classes, or values of a regression) against the true ones."""
-    classes = len(config.TASKS[config.scoring_task(task)].classes)
+    classes = len(TASKS[scoring_task(task)].classes)
     matrix = confusion(to_classes(task, truth), to_classes(task, answers), classes)
-    if not config.TASKS[task].regression:
+    if not TASKS[task].regression:
         return Scores(macro_f1(matrix), accuracy(matrix), matrix)
     errors = np.asarray(answers, float) - truth
     rmse, mae = math.sqrt(float(np.mean(errors**2))), float(np.mean(np.abs(errors)))
@@ -187,7 +187,7 @@ def absent_classes(task: str, truth: np.ndarray) -> list[str]:
     """Names of the classes that the truth lacks (they count in macro F1 only where they are
     predicted).
     """
-    names = config.TASKS[config.scoring_task(task)].classes
+    names = TASKS[scoring_task(task)].classes
     there = set(to_classes(task, truth).tolist())
     return [name for number, name in enumerate(names) if number not in there]
 

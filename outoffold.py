@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-import config
 import ensemble
 import metrics
 import tables
+from labels import TASKS
 from utils import UserError, atomic_write, csv_cell, plural
 
 OOF_FILE = "oof.csv"
@@ -106,7 +106,7 @@ def write_oof(tree: Path, task: str, rows: pd.DataFrame, answers: np.ndarray) ->
 
 def probability_columns(task: str) -> list[str]:
     """Names of the columns of probabilities."""
-    spec = config.TASKS[task]
+    spec = TASKS[task]
     return ["value"] if spec.regression else [f"p{number}" for number in range(spec.outputs)]
 
 
@@ -114,7 +114,7 @@ def label_columns() -> list[str]:
     """The columns of true labels: the three that a photograph has, and the tasks that are worked
     out of them.
     """
-    return list(dict.fromkeys([*LABEL_COLUMNS, "ageg", "main", *config.TASKS]))
+    return list(dict.fromkeys([*LABEL_COLUMNS, "ageg", "main", *TASKS]))
 
 
 def read_oof(tree: Path, task: str) -> tuple[pd.DataFrame, np.ndarray] | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-import config
+from labels import PHOTO_SIZE
 from utils import MISSING_FILE_ERRNOS, UserError, path_error, read_file, reason
 
 # What the installed Pillow reads of these: its name for the format of each. Readers of other
@@ -177,7 +177,7 @@ def inspect_image(path: str, look: Callable[[str], Image.Image] = open_image) ->
             size = photo.size[::-1] if exif_transpose(photo) in SIDEWAYS else photo.size
         if look is not open_image:
             look(path).close()
-        return "", size != config.PHOTO_SIZE
+        return "", size != PHOTO_SIZE
     except Exception as error:  # as in read_photo
         raise_if_machine_failed(path, error)
         return reason(error), False
@@ -218,7 +218,7 @@ def raise_if_machine_failed(path: str, error: Exception) -> None:
 def decode_image(path: str, shrink: int = 1) -> Image.Image:
     """What `read_photo` gives. Raises what `open_photo` and Pillow's decoders do."""
     with open_image(path) as photo:
-        if shrink > 1 and photo.size == config.PHOTO_SIZE:
+        if shrink > 1 and photo.size == PHOTO_SIZE:
             photo.draft(None, (photo.width // shrink, photo.height // shrink))
         photo.load()
         return upright_rgb(photo)

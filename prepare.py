@@ -34,6 +34,7 @@ import processes
 import suspects
 import tables
 import utils
+from labels import TASKS, scoring_task
 from utils import (
     RunError,
     UserError,
@@ -244,9 +245,9 @@ def make_crop_cache(
 
 def describe_data(study: RunContext) -> dict[str, Any]:
     """Counts of the data, for run.json and the first lines."""
-    table, task = study.table, config.TASKS[study.settings.task]
-    counts = table[config.scoring_task(study.settings.task)].value_counts()
-    names = config.TASKS[config.scoring_task(study.settings.task)].classes
+    table, task = study.table, TASKS[study.settings.task]
+    counts = table[scoring_task(study.settings.task)].value_counts()
+    names = TASKS[scoring_task(study.settings.task)].classes
     return {
         "photographs": len(table),
         "people": int(table["person"].nunique()),
@@ -411,7 +412,7 @@ def make_model(study: RunContext, fold: int) -> torch.nn.Module:
         source = f"--pretrained {s.pretrained}"
         model.load_backbone(model.trunk_of(network), study.weights, source)
         model.check_finite(model.trunk_of(network), source)
-    if config.TASKS[s.task].regression:
+    if TASKS[s.task].regression:
         training = study.table.loc[study.table["fold"] != fold, s.task]
         model.set_output_bias(network, float(training.mean()))
     if study.start is not None:

@@ -17,15 +17,15 @@ import numpy as np
 import pandas as pd
 
 import checkpoint
-import config
 import ensemble
 import metrics
+from labels import GROUP_STARTS, PARTS, TASKS, age_group, scoring_task
 from reporting import html
 from reporting.html import Numbers, Picture, Rows
 from utils import UserError, atomic_write, printable, read_file, reason
 
 MOST_WRONG = 12  # people shown
-PARTS = config.PARTS
+PARTS = PARTS
 BOUNDARY_YEARS = 3  # years on either side of a boundary between age groups
 
 
@@ -81,7 +81,7 @@ def training_numbers(tree: Path, oof: pd.DataFrame) -> Numbers:
         else age_errors(oof["age"].to_numpy(float), groups, decided if task == "age" else None)
     )
     numbers["boundaries"] = [] if groups is None else boundaries(numbers["ages"])
-    if not config.TASKS[task].regression:
+    if not TASKS[task].regression:
         names = ("confidence", "accuracy", "photographs")
         rows = metrics.calibration(answers, truth)
         numbers["calibration"] = {
@@ -104,7 +104,7 @@ def answers_of(task: str, oof: pd.DataFrame) -> np.ndarray:
     """The probabilities (or values) [images, classes] of an out-of-fold table. Raises UserError for
     one that lacks them.
     """
-    spec = config.TASKS[task]
+    spec = TASKS[task]
     columns = ["value"] if spec.regression else [f"p{number}" for number in range(spec.outputs)]
     needed = ("file", "person", "fold", "age", task, *columns)
     missing = [column for column in needed if column not in oof]
@@ -124,7 +124,7 @@ def score_with_interval(
 
     folds: how many the answers come from, out of fold; 0 where they do not.
     """
-    names = config.TASKS[config.scoring_task(task)].classes
+    names = TASKS[scoring_task(task)].classes
     scores = metrics.score(task, decided, truth)
     if people is None:
         draws = metrics.bootstrap_photographs(scores.matrix)
@@ -177,7 +177,7 @@ def score_parts(
     """For answers of 18 classes: the scores of each part's own answers, and in `if_right` the macro
     F1 of the 18 if that part of every answer were right and the others stayed as they are.
     """
-    index = {part: np.array(config.TASKS[part].from_main) for part in PARTS}
+    index = {part: np.array(TASKS[part].from_main) for part in PARTS}
     scores, would = {}, {}
     for part in PARTS:
         scores[part] = score_with_interval(part, parts[part], index[part][truth], people, folds)
@@ -226,7 +226,7 @@ def age_errors(
     and the mean answer where the answers are years.
     """
     whole = np.floor(years + 0.5).astype(int)
-    true = np.array([config.age_group(year) for year in years])
+    true = np.array([age_group(year) for year in years])
     rows = []
     for age in np.unique(whole):
         own = whole == age
@@ -245,7 +245,7 @@ def boundaries(ages: Sequence[Numbers]) -> list[Numbers]:
     crossed it.
     """
     found = []
-    for start in config.GROUP_STARTS:
+    for start in GROUP_STARTS:
         below = [row for row in ages if start - BOUNDARY_YEARS <= row["age"] < start]
         above = [row for row in ages if start <= row["age"] < start + BOUNDARY_YEARS]
         sides = {
@@ -267,13 +267,13 @@ def most_wrong(
     `error` is the mean over a person's photographs of 1 - the probability of the truth, or of the
     error in years.
     """
-    regression = config.TASKS[task].regression
+    regression = TASKS[task].regression
     truth, files = oof[task].to_numpy(), oof["file"].to_numpy()
     error = (
         np.abs(answers[:, 0] - truth) if regression else 1 - answers[np.arange(len(truth)), truth]
     )
     classes, true = metrics.to_classes(task, decided), metrics.to_classes(task, truth)
-    names = config.TASKS[config.scoring_task(task)].classes
+    names = TASKS[scoring_task(task)].classes
     found = []
     for person, rows in oof.groupby("person").indices.items():
         wrong = rows[classes[rows] != true[rows]]
@@ -339,7 +339,7 @@ def prediction_numbers(
     training_shares: Sequence[float] | np.ndarray | None,
 ) -> Numbers:
     """Everything a prediction's report.json holds."""
-    task, classes = probs.task, len(config.TASKS[config.scoring_task(probs.task)].classes)
+    task, classes = probs.task, len(TASKS[scoring_task(probs.task)].classes)
     members = [
         ensemble.decide(task, ensemble.arithmetic(probs.array[m : m + 1]))
         for m in range(len(probs.members))
@@ -373,7 +373,7 @@ def prediction_numbers(
             }
             for method, answers in methods.items()
         ],
-        "class_names": list(config.TASKS[config.scoring_task(task)].classes),
+        "class_names": list(TASKS[scoring_task(task)].classes),
         "class_shares": (
             np.bincount(methods[first], minlength=classes) / max(len(probs.images), 1)
         ).tolist(),
@@ -381,12 +381,12 @@ def prediction_numbers(
         if training_shares is None
         else [float(share) for share in training_shares],
     }
-    if not config.TASKS[task].regression:
+    if not TASKS[task].regression:
         numbers["confidence"] = float(ensemble.arithmetic(probs.array).max(1).mean())
     if truth is not None:
         numbers |= score_with_interval(task, voted[first], truth, None)
         if task == "main":
-            parts = {part: np.array(config.TASKS[part].from_main)[methods[first]] for part in PARTS}
+            parts = {part: np.array(TASKS[part].from_main)[methods[first]] for part in PARTS}
             numbers |= score_parts(parts, methods[first], truth, None)
     return numbers
 

@@ -14,6 +14,7 @@ import numpy as np
 import config
 import ensemble
 import metrics
+from labels import TASKS, scoring_task
 from utils import (
     UserError,
     atomic_write,
@@ -69,7 +70,7 @@ def _check_arrays(arrays: dict[str, np.ndarray]) -> ensemble.Probabilities:
     what `save` writes.
     """
     task = str(arrays["task"])
-    spec = config.TASKS[task]
+    spec = TASKS[task]
     array = _check_types(arrays, "probabilities", "fiu", 4).astype(np.float32, copy=False)
     folds = _check_types(arrays, "folds", "iu", 1).tolist()
     # the weights of an older prediction; f1 is the validation F1 then
@@ -143,7 +144,7 @@ def write_predictions(path: Path, task: str, images: Sequence[str], answers: np.
         rows.writerow(["ImageID", "ans"])
         shown = (
             [f"{a:.2f}" for a in answers]
-            if config.TASKS[task].regression
+            if TASKS[task].regression
             else [str(int(a)) for a in answers]
         )
         rows.writerows(zip(images, shown, strict=True))
@@ -151,7 +152,7 @@ def write_predictions(path: Path, task: str, images: Sequence[str], answers: np.
 
 def write_confusion(path: Path, task: str, scores: metrics.Scores) -> None:
     """The confusion matrix as a table: a row per true class, a column per predicted."""
-    names = config.TASKS[config.scoring_task(task)].classes
+    names = TASKS[scoring_task(task)].classes
     with atomic_write(path, "w") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["true / predicted", *names])
@@ -179,20 +180,20 @@ def training_counts(tree: Path, task: str) -> np.ndarray | None:
     try:
         run = checkpoint.read_run_json(tree)
         trained, told = run["settings"]["task"], run["data"]["photographs_per_class"]
-        counts = [told[name] for name in config.TASKS[config.scoring_task(trained)].classes]
+        counts = [told[name] for name in TASKS[scoring_task(trained)].classes]
         if not all(type(count) is int and 0 <= count < 1 << 53 for count in counts):
             return None
         if trained == task:
             return np.array(counts)
-        if trained == "main" and config.TASKS[task].from_main:
-            return np.bincount(config.TASKS[task].from_main, counts, config.TASKS[task].outputs)
-        if config.TASKS[trained].regression or config.TASKS[task].regression:
+        if trained == "main" and TASKS[task].from_main:
+            return np.bincount(TASKS[task].from_main, counts, TASKS[task].outputs)
+        if TASKS[trained].regression or TASKS[task].regression:
             return None
         held_out = outoffold.read_oof(tree, trained)  # trees of parts, multiplied
         return (
             None
             if held_out is None
-            else np.bincount(held_out[0][task], minlength=config.TASKS[task].outputs)
+            else np.bincount(held_out[0][task], minlength=TASKS[task].outputs)
         )
     except (UserError, KeyError, TypeError):
         return None

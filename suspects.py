@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-import config
 import tables
+from labels import GENDERS, GROUP_STARTS, MASKS, TASKS
 from utils import UserError, atomic_write, csv_cell
 
 PARTS = ("mask", "gender", "ageg")  # the axes of 18 probabilities as [3, 2, 3]
@@ -120,7 +120,7 @@ def person_suspects(
         near = near_group(table["age"].to_numpy(float)[first])[np.arange(len(given)), suggested]
         evidence = evidence - np.logaddexp(0, np.log(np.maximum(near, 1e-9)) + evidence)
     votes = np.bincount(codes, each[np.arange(len(codes)), suggested[codes]] > 0)
-    names, rows = config.TASKS[part].classes, list[tuple[object, ...]]()
+    names, rows = TASKS[part].classes, list[tuple[object, ...]]()
     for k in np.flatnonzero((suggested != given) & (evidence > 0) & (votes > counts / 2)):
         own = np.flatnonzero(codes == k)
         file = table["file"].iloc[own[each[own, suggested[k]].argmax()]]
@@ -133,7 +133,7 @@ def near_group(years: np.ndarray) -> np.ndarray:
     """[people, age groups] the chance that somebody of that age looks like one of the group, BLUR
     years being one deviation.
     """
-    edges = np.array([-np.inf, *(start - 0.5 for start in config.GROUP_STARTS), np.inf])
+    edges = np.array([-np.inf, *(start - 0.5 for start in GROUP_STARTS), np.inf])
     below = [
         [math.erf((edge - year) / BLUR / math.sqrt(2)) / 2 for edge in edges] for year in years
     ]
@@ -158,7 +158,7 @@ def photo_suspects(table: pd.DataFrame, probabilities: np.ndarray) -> list[tuple
         ):
             suggested[own[k]], evidence[own[k]] = given[own[partner[k]]], total[k]
     person, file = table["person"].to_numpy(), table["file"].to_numpy()
-    names = config.MASKS
+    names = MASKS
     return [
         ("mask", person[k], file[k], names[given[k]], names[suggested[k]], evidence[k])
         for k in np.flatnonzero(evidence > 0)
@@ -239,7 +239,7 @@ def label_value(where: str, column: str, text: str) -> float:
         if not 0 <= years <= 120:
             raise UserError(f"{where}: {text[:40]!r} is no age; write years from 0 to 120")
         return years
-    names = config.GENDERS if column == "gender" else config.MASKS
+    names = GENDERS if column == "gender" else MASKS
     codes = {
         **{name: code for code, name in enumerate(names)},
         **{str(code): code for code in range(len(names))},

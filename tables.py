@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-import config
 import photographs
+from labels import GENDERS, TASKS, Task
 from photographs import is_photo
 from utils import UserError, path_error, plural, read_file, reason, warn, warn_counted
 
@@ -138,7 +138,7 @@ def with_labels(table: pd.DataFrame) -> pd.DataFrame:
         name: np.array(
             [task.label(*row) for row in distinct], float if task.regression else np.int64
         )[where]
-        for name, task in config.TASKS.items()
+        for name, task in TASKS.items()
     }
     return table.assign(**labels)
 
@@ -268,7 +268,7 @@ def label_people(
 
 def gender_code(text: str) -> int:
     """0 male, 1 female. Raises ValueError for anything else."""
-    return config.GENDERS.index(text.strip().lower())
+    return GENDERS.index(text.strip().lower())
 
 
 def read_people(table: Path) -> pd.DataFrame:
@@ -526,7 +526,7 @@ def read_labels(path: str, names: Sequence[str], task: str) -> np.ndarray:
     """True labels of `names` for a task from a CSV (ImageID,ans; ans is the 18-class answer; age
     needs a column `age`).
     """
-    spec = config.TASKS[task]
+    spec = TASKS[task]
     column = "age" if spec.regression else "ans"
     table = read_csv(Path(path), ("ImageID", column))
     if (
@@ -563,7 +563,7 @@ def read_labels(path: str, names: Sequence[str], task: str) -> np.ndarray:
     return np.array([answers[key] for key in keys], float if spec.regression else np.int64)
 
 
-def parse_label(text: str, spec: config.Task) -> int:
+def parse_label(text: str, spec: Task) -> int:
     """An answer (one of the 18 classes where the task is a part of them) -> the task's class.
     Raises ValueError.
     """

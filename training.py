@@ -27,6 +27,7 @@ import optim
 import prepare
 import processes
 import utils
+from labels import TASKS, head_spec, scoring_task, tasks_answered_by
 from prepare import RunContext
 from utils import Stopped, StopSignal, UserError, duration, plural, warn, warn_on_failure
 
@@ -124,7 +125,7 @@ def prepare_fold(study: RunContext, number: int) -> Fold:
 
 def shares_of(head: str, labels: torch.Tensor) -> torch.Tensor | None:
     """The classes' shares [classes] in an epoch's labels; None for a regression."""
-    spec = config.head(head)
+    spec = head_spec(head)
     return None if spec.regression else torch.bincount(labels, minlength=spec.outputs) / len(labels)
 
 
@@ -137,7 +138,7 @@ def oversample(
     s = study.settings
     if s.oversample == "none":
         return rows, None
-    judged = config.scoring_task(s.task)
+    judged = scoring_task(s.task)
     labels = dataset.label_tensors(study.table, (judged, *s.heads), s.age_filter)
     indices = dataset.oversample_rows(rows, labels[judged].numpy()[rows], f"{s.seed}/{number}")
     print(
@@ -313,9 +314,7 @@ def check_fits(study: RunContext, fold: Fold, state: checkpoint.FoldState, folde
     s, told = study.settings, state.probabilities
     fits = state.fold == fold.number and state.epoch <= s.epochs and state.step <= len(fold.batches)
     fits = fits and set(told) == (set(validated_tasks(s)) if state.epoch else set())
-    shapes = {
-        task: (len(fold.rows), config.TASKS[task].outputs) for task in told if task in config.TASKS
-    }
+    shapes = {task: (len(fold.rows), TASKS[task].outputs) for task in told if task in TASKS}
     if not fits or any(row.shape != shapes[task] for task, rows in told.items() for row in rows):
         raise UserError(
             f"{folder / checkpoint.STATE_FILE}: is not of this fold (fold {state.fold}, epoch "
@@ -440,7 +439,7 @@ def validated_tasks(s: config.TrainSettings) -> list[str]:
     """The task trained for first, then what the model's other heads answer."""
     return [
         s.task,
-        *(task for head in s.heads for task in config.tasks_answered_by(head) if task != s.task),
+        *(task for head in s.heads for task in tasks_answered_by(head) if task != s.task),
     ]
 
 

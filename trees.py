@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 
 import checkpoint
-import config
 import ensemble
 import members
 import outoffold
 import tables
+from labels import PARTS
 from utils import UserError, printable
 
 # what trees must agree on to be scored together
@@ -123,7 +123,7 @@ def mixture(trees: Sequence[Run], task: str) -> list[str]:
         return [f"{why}the trees were trained with other photographs or labels of the same people"]
     lines = [f"out of fold, {outoffold.score_people(rows)}, one epoch of each fold:"]
     whole: list[np.ndarray] = []
-    parts: dict[str, list[np.ndarray]] = {part: [] for part in config.PARTS}
+    parts: dict[str, list[np.ndarray]] = {part: [] for part in PARTS}
     for tree, own in zip(trees, known, strict=True):
         part = members.known_part(tree.members[0], task)
         answers = ensemble.answer_for(part or task, own.answers, tree.task)
@@ -134,7 +134,7 @@ def mixture(trees: Sequence[Run], task: str) -> list[str]:
     if len({len(own) for own in parts.values()}) > 1:
         return [f"{why}the {outoffold.OOF_FILE} of {trees[0].name} tells nothing of {task}"]
     whole += [
-        ensemble.multiply_parts(dict(zip(config.PARTS, three, strict=True)))
+        ensemble.multiply_parts(dict(zip(PARTS, three, strict=True)))
         for three in zip(*parts.values(), strict=True)
     ]
     return [*lines, f"  mixture: {scored(task, np.mean(whole, axis=0), rows)}"]

@@ -39,6 +39,16 @@ import outoffold
 import photographs
 import tables
 from facecrop import Box, find_face
+from labels import (
+    AGE_GROUPS,
+    GENDERS,
+    GROUP_STARTS,
+    INNER_HEADS,
+    MASKS,
+    PHOTO_SIZE,
+    TASKS,
+    head_spec,
+)
 from utils import UserError, atomic_write, run_script, seeded
 
 PICTURES = ("split", "models", "transforms", "ensemble", "result")
@@ -195,7 +205,7 @@ def draw_split(table: pd.DataFrame) -> Figure:
     starts = {key: left + number * (panel + gap) for number, (key, _) in enumerate(groups)}
     for gender in sorted({key[0] for key in starts}):
         edges = [x for key, x in starts.items() if key[0] == gender]
-        write(ax, (edges[0] + edges[-1] + panel) / 2, 87, config.GENDERS[gender], 13, weight="bold")
+        write(ax, (edges[0] + edges[-1] + panel) / 2, 87, GENDERS[gender], 13, weight="bold")
         ax.plot([edges[0], edges[-1] + panel], [100, 100], color=LINE, linewidth=1.5)
     write(
         ax,
@@ -209,7 +219,7 @@ def draw_split(table: pd.DataFrame) -> Figure:
     for (gender, age), part in groups:
         start, wide = starts[gender, age], panel / len(part)
         full = wide * (0.8 if wide > 4 else 1)
-        write(ax, start + panel / 2, 115, config.AGE_GROUPS[age], 11)
+        write(ax, start + panel / 2, 115, AGE_GROUPS[age], 11)
         write(ax, start + panel / 2, 135, f"{len(part)} people", 10, color=SOFT)
         upper, upper_faces, lower, lower_faces = [], [], [], []
         for number, (person, fold) in enumerate(zip(part["person"], part["fold"], strict=True)):
@@ -281,7 +291,7 @@ def draw_models() -> Figure:
     for name, target in targets.items():
         draw, high = kinds[target]
         entry = config.MODELS[name]
-        heads = {head: config.head(head).outputs for head in config.trained_heads(name, "main")}
+        heads = {head: head_spec(head).outputs for head in config.trained_heads(name, "main")}
         ax.plot([20, 880], [top, top], color=REST, linewidth=1.5)
         write(ax, 20, top + 21, name, 13, ha="left", weight="bold")
         write(ax, 880, top + 21, entry.help, 10, ha="right", color=SOFT)
@@ -339,7 +349,7 @@ def draw_vanilla(ax: Axes, middle: float, made: Any) -> None:
     arrow(ax, (x + 2, middle), (x + 20, middle))
     answer(ax, x + 22, middle, 100, "--task → n", "main")
     write(ax, x + 72, middle - 27, f"Linear({made.linear.in_features}, n)", 10, color=SOFT)
-    counts = [f"{name} {task.outputs}" for name, task in config.TASKS.items()]
+    counts = [f"{name} {task.outputs}" for name, task in TASKS.items()]
     lines = f"n: {', '.join(counts[:2])},\n{', '.join(counts[2:])}"
     write(ax, x + 136, middle, lines, 10, ha="left", color=SOFT, linespacing=1.35)
 
@@ -436,15 +446,15 @@ def draw_factors(ax: Axes, middle: float, made: Any) -> None:
     )
     for (head, layer), y in zip(made.heads.items(), ys, strict=True):
         arrow(ax, (346, middle), (367, y))
-        if head not in config.INNER_HEADS:
+        if head not in INNER_HEADS:
             answer(ax, 369, y, 102, f"{head} → {layer.out_features}", head)
             continue
         card(ax, 369, y - HEAD / 2, 102, HEAD, "white", LINE)
         write(ax, 420, y, f"{head}: {layer.out_features}", 10.5)
-        for task in config.INNER_HEADS[head].answers:
+        for task in INNER_HEADS[head].answers:
             arrow(ax, (473, y), (523, y))
             write(ax, 498, y - 10, "sums", 10, color=SOFT)
-            answer(ax, 525, y, 102, f"{task} → {config.TASKS[task].outputs}", task)
+            answer(ax, 525, y, 102, f"{task} → {TASKS[task].outputs}", task)
     write(
         ax,
         650,
@@ -466,7 +476,7 @@ def portrait(table: pd.DataFrame) -> Image.Image:
     """The first person without a mask, or the first photograph, in the frame. Raises UserError."""
     bare = table[table["shot"] == "normal"]
     row = (table if bare.empty else bare).iloc[0]
-    return ImageOps.fit(photographs.read_image(row["path"]), config.PHOTO_SIZE)
+    return ImageOps.fit(photographs.read_image(row["path"]), PHOTO_SIZE)
 
 
 def centred(side: float, about: Square) -> Square:
@@ -646,7 +656,7 @@ def face(
 
 def draw_ensemble() -> Figure:
     """Folds x checkpoints x views -> probabilities -> votes -> CSVs."""
-    classes = config.TASKS["main"].outputs
+    classes = TASKS["main"].outputs
     count = FOLDS * MEMBERS
     probs = made_up(count, VIEWS, classes)
     figure, ax = sheet(900, 780)
@@ -933,13 +943,13 @@ def draw_confusion(ax: Axes, matrix: np.ndarray) -> None:
             color=ink,
             va="center_baseline",
         )
-    ages = len(config.AGE_GROUPS)
-    block = ages * len(config.GENDERS)
+    ages = len(AGE_GROUPS)
+    block = ages * len(GENDERS)
     for edge in range(ages, size, ages):
         ink, thick = (INK, 1.6) if edge % block == 0 else (LINE, 0.9)
         ax.axhline(edge - 0.5, color=ink, linewidth=thick)
         ax.axvline(edge - 0.5, color=ink, linewidth=thick)
-    first, second = config.GROUP_STARTS
+    first, second = GROUP_STARTS
     names = (f"<{first}", f"{first}–{second - 1}", f"{second}+")
     ax.set_xticks([])
     ax.set_yticks([])
@@ -950,16 +960,8 @@ def draw_confusion(ax: Axes, matrix: np.ndarray) -> None:
         write(ax, number, size - 0.25, names[number % ages], 9.5, va="top", rotation=90, color=SOFT)
     for number in range(size // ages):
         middle = ages * number + (ages - 1) / 2
-        write(
-            ax,
-            -3.35,
-            middle,
-            config.GENDERS[number % len(config.GENDERS)],
-            9.5,
-            rotation=90,
-            color=SOFT,
-        )
-    for number, name in enumerate(config.MASKS):
+        write(ax, -3.35, middle, GENDERS[number % len(GENDERS)], 9.5, rotation=90, color=SOFT)
+    for number, name in enumerate(MASKS):
         middle, words = block * number + (block - 1) / 2, f"mask: {name.replace('_', ' ')}"
         write(ax, -4.35, middle, words, 10.5, rotation=90)
         write(ax, middle, -1.0, words, 10.5)

@@ -29,12 +29,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-import config
 import photographs
 import tables
 import utils
 from benchmarks import harness
 from experiments.face_finders import DETECTORS, Detect
+from labels import MASKS
 
 Floats = NDArray[np.float64]
 CALIBRATION = 30  # people, the last ones by name
@@ -167,7 +167,7 @@ def main(argv: list[str] | None = None) -> int:
         rows, last, measured = (each[last | measured] for each in (rows, last, measured))
     boxes, seconds = find_boxes(make_detectors(args.detectors), rows["path"].tolist())
     truth = rows[CORNERS].to_numpy(float)
-    kinds = {name: rows["mask"] == state for state, name in enumerate(config.MASKS)}
+    kinds = {name: rows["mask"] == state for state, name in enumerate(MASKS)}
     table = []
     for name, own in boxes.items():
         calibration = fit_calibration(own[last], truth[last])

@@ -28,10 +28,10 @@ import numpy as np
 import pandas as pd
 
 import checkpoint
-import config
 import suspects
 import tables
 from benchmarks import harness
+from labels import GENDERS, MASKS
 
 PART = 0.05
 COLUMNS = [f"p{number}" for number in range(18)]
@@ -57,12 +57,12 @@ def plant(table: pd.DataFrame, seed: int) -> list[Fix]:
     people = table.drop_duplicates("person").set_index("person")["gender"]
     count = round(PART * len(people))
     fixes = [
-        (str(person), "gender", config.GENDERS[1 - people[person]])
+        (str(person), "gender", GENDERS[1 - people[person]])
         for person in draw.choice(people.index, count, replace=False)
     ]
     for person in draw.choice(people.index, count, replace=False):
         for row in table[(table["person"] == person) & (table["mask"] > 0)].itertuples():
-            fixes.append((str(row.file), "mask", config.MASKS[3 - int(row.mask)]))
+            fixes.append((str(row.file), "mask", MASKS[3 - int(row.mask)]))
     return fixes
 
 

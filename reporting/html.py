@@ -21,8 +21,8 @@ from unicodedata import category
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-import config
 import photographs
+from labels import GENDERS, GROUP_STARTS, MASKS, TASKS, scoring_task
 from utils import CliError, plural
 
 THUMBNAIL_WIDTH = 96  # pixels
@@ -239,7 +239,7 @@ def confusion_matrices(numbers: Numbers) -> list[Numbers]:
     """The task's confusion matrix and those of its parts; none where the truth is unknown."""
     if "confusion" not in numbers:
         return []
-    task = config.scoring_task(numbers["task"])
+    task = scoring_task(numbers["task"])
     caption = "Rows: true class; columns: predicted class; shaded by share of the row."
     matrices = [confusion_matrix(task, numbers["confusion"], caption)]
     for part, own in numbers.get("parts", {}).items():
@@ -249,15 +249,15 @@ def confusion_matrices(numbers: Numbers) -> list[Numbers]:
 
 def confusion_matrix(task: str, counts: Sequence[Sequence[int]], caption: str) -> Numbers:
     """The arguments of the template's matrix: each count with its share of the row."""
-    first, second = config.GROUP_STARTS
+    first, second = GROUP_STARTS
     ages = [f"<{first}", f"{first}–{second - 1}", f"{second}+"]
-    masks = [words(mask) for mask in config.MASKS]
-    names = {"main": ages * 6, "ageg": ages, "mask": masks}.get(task, config.TASKS[task].classes)
+    masks = [words(mask) for mask in MASKS]
+    names = {"main": ages * 6, "ageg": ages, "mask": masks}.get(task, TASKS[task].classes)
     return {
         "caption": caption,
         "names": names,
         "rows": [[(count or "", count / max(sum(row), 1)) for count in row] for row in counts],
-        "groups": {"masks": masks, "genders": config.GENDERS} if task == "main" else None,
+        "groups": {"masks": masks, "genders": GENDERS} if task == "main" else None,
     }
 
 

@@ -48,6 +48,7 @@ import submission
 import suspects
 import tables
 import trees
+from labels import TASKS
 from utils import UserError
 
 SLOW = 600  # seconds after which a thousand cases count as hanging
@@ -257,7 +258,7 @@ def checkpoints(folder: Path) -> list[Reader]:
         "started": "2026-11-23T23:15:00",
         "settings": {"task": "main"},
         "data": {
-            "photographs_per_class": dict.fromkeys(config.TASKS["main"].classes, 5),
+            "photographs_per_class": dict.fromkeys(TASKS["main"].classes, 5),
             "median_age": 40.0,
         },
     }

@@ -17,6 +17,7 @@ import prepare
 import suspects
 import tables
 import train
+from labels import GENDERS
 from utils import UserError
 
 # --- suspects
@@ -214,7 +215,7 @@ def test_fixes_do_not_move_a_fold(
 ) -> None:
     table = tables.read_train(train_root)
     lines = [
-        f"{row.person},gender,{config.GENDERS[1 - row.gender]}"
+        f"{row.person},gender,{GENDERS[1 - row.gender]}"
         for row in table.drop_duplicates("person").itertuples()
     ]
     settings = config.TrainSettings(train_root=str(train_root), cv=cv)

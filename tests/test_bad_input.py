@@ -47,6 +47,7 @@ import suspects
 import tables
 import train
 import utils
+from labels import TASKS
 from utils import UserError
 
 
@@ -398,7 +399,7 @@ def test_in_a_submission_every_row_exists(
         submit(tree, root, tmp_path / "out", "--task", task)
     assert submit(tree, root, tmp_path / "out", "--task", task, "--skip-bad-images") == 0
     counts = json.loads((tree / "run.json").read_text())["data"]["photographs_per_class"]
-    main = np.array([counts[name] for name in config.TASKS["main"].classes])
+    main = np.array([counts[name] for name in TASKS["main"].classes])
     usual = int(main.argmax()) if task == "main" else 0
     assert capsys.readouterr().err.count("photographs that cannot be read, answered with") == 1
     tables = sorted((tmp_path / "out").glob("*/*.csv")) + sorted(
@@ -1016,9 +1017,7 @@ def test_pipes_and_devices_are_refused_without_waiting_for_them(
 def test_odd_counts_in_a_run_json_are_passed_over(tmp_path: Path, data: str) -> None:
     written(tmp_path / "run.json", f'{{"settings": {{"task": "main"}}, "data": {data}}}')
     many = json.loads((tmp_path / "run.json").read_text())
-    many["data"].setdefault(
-        "photographs_per_class", dict.fromkeys(config.TASKS["main"].classes, 10**400)
-    )
+    many["data"].setdefault("photographs_per_class", dict.fromkeys(TASKS["main"].classes, 10**400))
     for task, width in (("main", 18), ("mask", 3), ("age", 1)):
         probs = ensemble.Probabilities(
             task, np.ones((1, 1, 2, width), np.float32), ["m"], [0], [1.0], ["a", "b"]

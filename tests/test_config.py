@@ -13,6 +13,7 @@ import config
 import submit_ensemble
 import submit_singular
 import train
+from labels import TASKS
 from utils import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,7 +44,7 @@ def test_help_is_free_of_torch_and_shows_choices_and_defaults(script: str) -> No
     options = [line for line in done.stdout.splitlines() if line.startswith("  --")]
     assert 10 < len(options) <= 40
     assert done.stdout.count("(default:") == len(options)
-    assert "{" + ",".join(config.TASKS) + "}" in done.stdout
+    assert "{" + ",".join(TASKS) + "}" in done.stdout
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

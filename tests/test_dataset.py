@@ -25,6 +25,7 @@ import photographs
 import prepare
 import tables
 import training
+from labels import age_group
 from utils import UserError, seeded
 
 CPU = torch.device("cpu")
@@ -69,7 +70,7 @@ def test_labels_of_all_tasks(train_root: Path) -> None:
     [(18, 0), (29, 0), (29.49, 0), (29.5, 1), (30, 1), (59, 1), (59.5, 2), (60, 2)],
 )
 def test_age_groups(years: float, group: int) -> None:
-    assert config.age_group(years) == group
+    assert age_group(years) == group
 
 
 def test_age_filter_changes_training_labels_only(train_root: Path) -> None:

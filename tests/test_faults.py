@@ -748,7 +748,8 @@ def test_a_program_ends_though_its_readers_are_still_there(train_root: Path) -> 
     code = f"""
 import sys, torch, augmentation, dataset, loading, tables
 paths = tables.read_train({str(train_root)!r})['path'].tolist()
-photos = dataset.ImageDataset(paths, paths, [augmentation.View(augmentation.forms('base', 16).valid)])
+views = [augmentation.View(augmentation.forms('base', 16).valid)]
+photos = dataset.ImageDataset(paths, paths, views)
 batches = dataset.EpochBatchSampler(range(len(paths)), 8)
 sys.kept = iter(loading.make_loader(photos, batches, 1, torch.device('cpu')))
 print(len(next(sys.kept)))

@@ -35,11 +35,12 @@ import submit_singular
 import tables
 import train
 import training
+from labels import TASKS, Task, tasks_answered_by
 from utils import UserError, seeded
 
 AXES = {
     "--model-type": list(config.MODELS),
-    "--task": list(config.TASKS),
+    "--task": list(TASKS),
     "--transform-type": list(config.TRANSFORMS),
     "--loss-type": list(config.LOSSES),
     "--optim-type": list(config.OPTIMIZERS),
@@ -63,12 +64,12 @@ def words(combination: tuple[str, ...]) -> list[str]:
 
 def has_head(network: str, task: str) -> bool:
     """A model with heads of its own knows the competition's four tasks, and what `main` tells."""
-    return not config.MODELS[network].heads or bool(config.TASKS[task].from_main)
+    return not config.MODELS[network].heads or bool(TASKS[task].from_main)
 
 
 def is_allowed(combination: tuple[str, ...]) -> bool:
     network, task, _, loss, _ = combination
-    return config.TASKS[task].regression == (loss in ("mseloss", "smoothl1loss")) and has_head(
+    return TASKS[task].regression == (loss in ("mseloss", "smoothl1loss")) and has_head(
         network, task
     )
 
@@ -97,18 +98,17 @@ def test_every_combination_is_allowed_or_refused_by_name() -> None:
     # losses for `age`, which two of the models know
     of_values = sum(loss.regression for loss in config.LOSSES.values())
     alike = len(config.TRANSFORMS) * len(config.OPTIMIZERS)
-    known = [sum(has_head(network, task) for network in config.MODELS) for task in config.TASKS]
+    known = [sum(has_head(network, task) for network in config.MODELS) for task in TASKS]
     assert {"main": 6, "mask": 6, "ageg": 6, "age": 2, "gender": 6}.items() <= dict(
-        zip(config.TASKS, known, strict=True)
+        zip(TASKS, known, strict=True)
     ).items()
     fitting = [
-        of_values if task.regression else len(config.LOSSES) - of_values
-        for task in config.TASKS.values()
+        of_values if task.regression else len(config.LOSSES) - of_values for task in TASKS.values()
     ]
     allowed = alike * sum(models * losses for models, losses in zip(known, fitting, strict=True))
     assert counts == {
         True: allowed,
-        False: alike * len(config.MODELS) * len(config.TASKS) * len(config.LOSSES) - allowed,
+        False: alike * len(config.MODELS) * len(TASKS) * len(config.LOSSES) - allowed,
     }
 
 
@@ -159,7 +159,7 @@ def test_a_pairwise_covering_set_trains_a_step_and_predicts(
     )
     network, task, *_ = combination
     for head in config.trained_heads(network, task):
-        for told in config.tasks_answered_by(head):
+        for told in tasks_answered_by(head):
             assert told == task or f"{told} F1 " in line
     predict = [
         "--root",
@@ -179,7 +179,7 @@ def test_a_pairwise_covering_set_trains_a_step_and_predicts(
     )
     (made,) = (tmp_path / "p").iterdir()
     array = submission.load_probabilities(made).array
-    assert array.shape == (1, 1, 3, config.TASKS[task].outputs)
+    assert array.shape == (1, 1, 3, TASKS[task].outputs)
     assert np.isfinite(array).all()
 
 
@@ -273,10 +273,8 @@ def test_one_entry_adds_a_model_loss_transform_optimizer_and_task(
     monkeypatch.setitem(
         config.OPTIMIZERS, "slow", config.Optimizer(f"{here}:slow", 0.002, 0.003, 0.0, "RMSprop")
     )
-    over = config.Task(
-        lambda mask, gender, years: int(years >= 40), ("young", "older"), "under 40 or not"
-    )
-    monkeypatch.setitem(config.TASKS, "over40", over)
+    over = Task(lambda mask, gender, years: int(years >= 40), ("young", "older"), "under 40 or not")
+    monkeypatch.setitem(TASKS, "over40", over)
     for settings_class in (config.TrainSettings, config.SingularSettings, config.EnsembleSettings):
         text = config.build_parser(settings_class, "x", "").format_help()
         assert "over40" in text

@@ -23,6 +23,7 @@ import ensemble
 import metrics
 import tables
 import utils
+from labels import GENDERS, TASKS
 from utils import UserError
 
 few = settings(max_examples=60, deadline=None)
@@ -64,7 +65,7 @@ def test_a_table_of_people_is_read_as_it_was_written(
     rows = [[f"{race}x", gender, race, age, path] for path, gender, age, race in people]
     table = tables.read_people(write_table([["id", "gender", "race", "age", "path"], *rows], *how))
     assert table["person"].tolist() == [p[0] for p in people]
-    assert table["gender"].tolist() == [config.GENDERS.index(p[1].strip().lower()) for p in people]
+    assert table["gender"].tolist() == [GENDERS.index(p[1].strip().lower()) for p in people]
     assert table["years"].tolist() == [float(p[2]) for p in people]
     assert table.index.tolist() == list(range(2, 2 + len(people)))
 
@@ -119,7 +120,7 @@ rates = st.floats(min_value=1e-12, max_value=1e6, allow_nan=False)
 
 @given(
     st.sampled_from(sorted(config.MODELS)),
-    st.sampled_from(sorted(config.TASKS)),
+    st.sampled_from(sorted(TASKS)),
     st.sampled_from(sorted(config.TRANSFORMS)),
     st.sampled_from(sorted(config.OPTIMIZERS)),
     st.sampled_from(sorted(config.LOSSES)),
@@ -213,7 +214,7 @@ def test_folds_hang_on_the_people_alone(
     st.sampled_from(["main", "mask", "gender", "ageg"]), st.integers(1, 60), st.integers(0, 9999)
 )
 def test_scores_are_scikit_learns_for_every_task(task: str, count: int, seed: int) -> None:
-    classes = config.TASKS[task].outputs
+    classes = TASKS[task].outputs
     draw = np.random.default_rng(seed)
     some = draw.choice(classes, draw.integers(1, classes + 1), replace=False)
     truth, answers = draw.choice(some, count), draw.integers(0, classes, count)

@@ -25,11 +25,11 @@ from sklearn.metrics import (
 )
 
 import charts
-import config
 import ensemble
 import metrics
 import report
 import utils
+from labels import TASKS, age_group, scoring_task
 from reporting import html
 
 EVIL = '<script>alert(1)</script> & "quoted" \x07\u202e'
@@ -60,12 +60,12 @@ def synthetic(task: str, root: Path, people: int = 24) -> tuple[pd.DataFrame, pd
                 )
             )
     table = pd.DataFrame(rows, columns=["file", "path", "person", "fold", "mask", "gender", "age"])
-    table["ageg"] = [config.age_group(age) for age in table["age"]]
+    table["ageg"] = [age_group(age) for age in table["age"]]
     table["main"] = 6 * table["mask"] + 3 * table["gender"] + table["ageg"]
     oof = table.drop(columns="path")
     if task == "age":
         return table, oof.assign(value=oof["age"] + draw.normal(0, 6, len(oof)))
-    classes = config.TASKS[task].outputs
+    classes = TASKS[task].outputs
     logits = draw.normal(0, 1, (len(oof), classes)) + 2.5 * np.eye(classes)[oof[task]]
     probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     return table, oof.assign(**{f"p{number}": probs[:, number] for number in range(classes)})
@@ -269,7 +269,7 @@ def test_the_page_of_a_run_says_what_matters(made: Made) -> None:
 
 def test_years_are_reported_as_years_and_as_groups(made: Made) -> None:
     oof, numbers, page = made("age")
-    groups = [config.age_group(value) for value in oof["value"]]
+    groups = [age_group(value) for value in oof["value"]]
     head = numbers["headline"]
     assert head["rmse"] == pytest.approx(root_mean_squared_error(oof["age"], oof["value"]))
     assert head["mae"] == pytest.approx(mean_absolute_error(oof["age"], oof["value"]))
@@ -289,9 +289,7 @@ def test_years_are_reported_as_years_and_as_groups(made: Made) -> None:
 def test_each_part_alone_is_reported(task: str, tmp_path: Path) -> None:
     oof = synthetic(task, tmp_path)[1]
     numbers = report.training_numbers(make_tree(task, tmp_path), oof)
-    answers = (
-        oof[[f"p{number}" for number in range(config.TASKS[task].outputs)]].to_numpy().argmax(1)
-    )
+    answers = oof[[f"p{number}" for number in range(TASKS[task].outputs)]].to_numpy().argmax(1)
     assert numbers["headline"]["macro_f1"]["value"] == pytest.approx(
         f1_score(oof[task], answers, average="macro")
     )
@@ -327,7 +325,7 @@ def test_an_out_of_fold_table_without_a_column_is_refused_by_its_name(tmp_path: 
 def probabilities(task: str) -> tuple[ensemble.Probabilities, np.ndarray]:
     """Four members of two folds over 60 photographs, and the truth."""
     draw = np.random.default_rng(4)
-    spec = config.TASKS[task]
+    spec = TASKS[task]
     truth = (
         draw.integers(18, 61, 60).astype(float)
         if spec.regression
@@ -357,7 +355,7 @@ def test_a_prediction_tells_members_agreement_shares_and_scores(
 ) -> None:
     probs, truth = probabilities(task)
     voted = ensemble.vote("softvoting", task, probs.array, probs.weights)
-    classes = len(config.TASKS[config.scoring_task(task)].classes)
+    classes = len(TASKS[scoring_task(task)].classes)
     shares = np.full(classes, 1 / classes)
     report.prediction_report(tmp_path, probs, voted, truth if known else None, shares)
     numbers = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))

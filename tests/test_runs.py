@@ -38,6 +38,7 @@ import submit_singular
 import tables
 import train
 import training
+from labels import TASKS
 from utils import UserError
 
 
@@ -255,7 +256,7 @@ def test_a_named_run_is_completed_only_by_the_same_settings(
         run_train(train_root, tmp_path, *words, "--seed", "1")
 
 
-@pytest.mark.parametrize("task", config.TASKS)
+@pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("transform", ["base", "random"])
 def test_every_task_trains_and_answers(
     task: str,
@@ -299,7 +300,7 @@ def test_every_task_trains_and_answers(
         assert all(row[1] == f"{float(row[1]):.2f}" for row in rows[1:])
         assert 15 < float(rows[1][1]) < 65
     else:
-        assert {int(row[1]) for row in rows[1:]} <= set(range(config.TASKS[task].outputs))
+        assert {int(row[1]) for row in rows[1:]} <= set(range(TASKS[task].outputs))
 
 
 TRAINING = (
@@ -612,12 +613,7 @@ def test_one_checkpoint_answers_main_and_its_parts(
             "auto",
         )
         made = predict(submit_singular, eval_root, tmp_path, *words)
-        assert submission.load_probabilities(made).array.shape == (
-            1,
-            1,
-            9,
-            config.TASKS[task].outputs,
-        )
+        assert submission.load_probabilities(made).array.shape == (1, 1, 9, TASKS[task].outputs)
     assert "note:" not in capsys.readouterr().out
     predict(submit_singular, eval_root, tmp_path, "--load-state-dict", str(path), "--workers", "0")
     assert "--transform-type auto" in capsys.readouterr().out

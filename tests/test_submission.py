@@ -28,6 +28,7 @@ import submit_singular
 import tables
 import train
 import utils
+from labels import PARTS, TASKS, Task
 from utils import RunError, UserError
 
 MACHINE = ("--device", "cpu", "--threads", "1", "--workers", "0")
@@ -110,10 +111,8 @@ def stored(folder: Path, task: str = "mask", **other: Any) -> Path:
     """A folder with a probs.npz of two members, one view and three photographs; `other` arrays take
     the place of its own.
     """
-    width = config.TASKS[task].outputs
-    array = np.full(
-        (2, 1, 3, width), 30.0 if config.TASKS[task].regression else 1 / width, np.float32
-    )
+    width = TASKS[task].outputs
+    array = np.full((2, 1, 3, width), 30.0 if TASKS[task].regression else 1 / width, np.float32)
     arrays = {
         "task": np.array(task),
         "probabilities": array,
@@ -180,8 +179,7 @@ def test_probabilities_that_sum_to_1_within_rounding_are_taken(tmp_path: Path, k
     """
     draw = np.random.default_rng(0)
     parts: dict[str, np.ndarray] = {
-        part: draw.dirichlet(np.ones(config.TASKS[part].outputs), (2, 1, 3)).astype(kind)
-        for part in config.PARTS
+        part: draw.dirichlet(np.ones(TASKS[part].outputs), (2, 1, 3)).astype(kind) for part in PARTS
     }
     product = ensemble.multiply_parts(parts)
     folder = stored(tmp_path / "stored", "main", probabilities=product)
@@ -416,11 +414,11 @@ def test_what_run_json_holds_is_checked_before_the_work(
     [
         {},
         {"a": 1},
-        dict.fromkeys([*config.TASKS["main"].classes, "more"], 1),
-        dict.fromkeys(config.TASKS["main"].classes, -1),
-        dict.fromkeys(config.TASKS["main"].classes, "1"),
+        dict.fromkeys([*TASKS["main"].classes, "more"], 1),
+        dict.fromkeys(TASKS["main"].classes, -1),
+        dict.fromkeys(TASKS["main"].classes, "1"),
         [1, 2],
-        dict.fromkeys(config.TASKS["main"].classes, 0),
+        dict.fromkeys(TASKS["main"].classes, 0),
     ],
     ids=["none", "one", "more", "negative", "text", "list", "zero"],
 )
@@ -697,10 +695,8 @@ def test_where_no_member_is_right_the_weighted_mean_breaks_no_exact_tie() -> Non
 
 # --- a task that users register
 
-OVER = config.Task(
-    lambda mask, gender, years: int(years >= 40), ("young", "older"), "under 40 or not"
-)
-WORN = config.Task(
+OVER = Task(lambda mask, gender, years: int(years >= 40), ("young", "older"), "under 40 or not")
+WORN = Task(
     lambda mask, gender, years: int(mask == 2),
     ("on", "off"),
     "whether there is a mask",
@@ -714,7 +710,7 @@ def test_a_registered_task_trains_and_votes_in_several_trees(
     eval_root: Path,
     tmp_path: Path,
     name: str,
-    task: config.Task,
+    task: Task,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -731,7 +727,7 @@ def test_a_registered_task_trains_and_votes_in_several_trees(
         "--quiet",
     ]
     assert train.main([*words, "--run-name", "before", *support.FAST]) == 0
-    monkeypatch.setitem(config.TASKS, name, task)
+    monkeypatch.setitem(TASKS, name, task)
     for seed in ("1", "2"):
         assert (
             train.main([*words, "--task", name, "--seed", seed, "--run-name", seed, *support.FAST])
@@ -787,7 +783,7 @@ def test_a_task_that_main_tells_is_answered_by_models_of_three_parts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """(16: a new task) Training one was allowed, answering it was not."""
-    monkeypatch.setitem(config.TASKS, "worn", WORN)
+    monkeypatch.setitem(TASKS, "worn", WORN)
     words = [
         "--train-root",
         str(small_root),

@@ -28,6 +28,7 @@ import model
 import optim
 import tables
 import train
+from labels import TASKS
 from utils import RunError, UserError
 
 
@@ -309,7 +310,7 @@ def test_a_gpu_learns_what_the_cpu_does(train_root: Path, tmp_path: Path, compil
     ("name", "backbone"),
     [("VanillaEfficientNet", "efficientnet-lite0"), ("VanillaResNet", "resnet18")],
 )
-@pytest.mark.parametrize("task", config.TASKS)
+@pytest.mark.parametrize("task", TASKS)
 def test_vanilla_models_have_the_contracts_modules_and_outputs(
     name: str, backbone: str, task: str
 ) -> None:
@@ -329,7 +330,7 @@ def test_vanilla_models_have_the_contracts_modules_and_outputs(
         task: (
             2,
             {"main": 18, "mask": 3, "gender": 2, "ageg": 3, "age": 1}.get(
-                task, config.TASKS[task].outputs
+                task, TASKS[task].outputs
             ),
         )
     }

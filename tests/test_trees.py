@@ -20,6 +20,7 @@ import photographs
 import submission
 import submit_ensemble
 import train
+from labels import PARTS
 from utils import UserError
 
 
@@ -177,7 +178,7 @@ def test_trees_of_the_parts_multiply_into_main(
         part: submission.load_probabilities(
             predict(eval_root, tmp_path / part, [grown[part]], *words, "--task", part)
         )
-        for part in config.PARTS
+        for part in PARTS
     }
     assert whole.array.shape == (4, 1, 9, 18)
     assert whole.array.sum(-1) == pytest.approx(1, abs=1e-5)
@@ -189,12 +190,10 @@ def test_trees_of_the_parts_multiply_into_main(
         )
         assert whole.array[..., c] == pytest.approx(expected, abs=1e-6)
     assert whole.folds == parts["mask"].folds == [0, 0, 1, 1]
-    assert whole.weights == pytest.approx(
-        np.prod([parts[part].weights for part in config.PARTS], axis=0)
-    )
+    assert whole.weights == pytest.approx(np.prod([parts[part].weights for part in PARTS], axis=0))
     (made,) = (tmp_path / "whole").iterdir()
     assert whole.members[3] == "mask x gender x ageg/fold01/Fold01_rank2"
-    held = {part: outoffold.read_oof(grown[part], part) for part in config.PARTS}
+    held = {part: outoffold.read_oof(grown[part], part) for part in PARTS}
     answers = ensemble.multiply_parts(
         {part: found[1] for part, found in held.items() if found is not None}
     )
@@ -235,7 +234,7 @@ def test_what_does_not_go_together_is_refused(
             predict(eval_root, tmp_path / "p", list(roots), *words)
         return str(caught.value)
 
-    mask, gender, ageg = (grown[part] for part in config.PARTS)
+    mask, gender, ageg = (grown[part] for part in PARTS)
     assert (
         "trained for mask and gender answer main only together with ageg; name a tree of ageg too"
         in refused(mask, gender)

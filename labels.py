@@ -1,0 +1,116 @@
+"""What a photograph is labelled with: classes, tasks, age groups."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+# --- labels
+
+MASKS = ("wear", "incorrect", "not_wear")
+GENDERS = ("male", "female")
+AGE_GROUPS = ("under 30", "30 to 59", "60 and over")
+GROUP_STARTS = (30, 60)  # the age in years at which the next age group starts
+# width, height in pixels of the competition's photographs, to which crops refer
+PHOTO_SIZE = (384, 512)
+
+
+def age_group(years: float) -> int:
+    """0 under 30, 1 from 30 to 59, 2 from 60, by the age rounded to whole years."""
+    whole = math.floor(years + 0.5)
+    return sum(whole >= start for start in GROUP_STARTS)
+
+
+def main_class(mask: int, gender: int, years: float) -> int:
+    """The competition's class 0..17."""
+    return 6 * mask + 3 * gender + age_group(years)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a photograph is labelled with. `label(mask, gender, years)` gives the class, or the
+    value of a regression.
+    """
+
+    label: Callable[[int, int, float], float]
+    classes: tuple[str, ...]  # names of the classes; empty for a regression
+    help: str
+    from_main: tuple[
+        int, ...
+    ] = ()  # this task's class for each of the 18, so that a `main` model answers it by summing
+    judged_as: str = ""  # a regression's F1 is that of this task, after `label(0, 0, value)` of it
+
+    @property
+    def regression(self) -> bool:
+        return not self.classes
+
+    @property
+    def outputs(self) -> int:
+        """Width of a head for this task."""
+        return max(len(self.classes), 1)
+
+
+TASKS: dict[str, Task] = {
+    "main": Task(
+        main_class,
+        tuple(f"{m}, {g}, {a}" for m in MASKS for g in GENDERS for a in AGE_GROUPS),
+        "18 classes: 6*mask + 3*gender + age group",
+        from_main=tuple(range(18)),
+    ),
+    "mask": Task(
+        lambda m, g, y: m,
+        MASKS,
+        "mask worn, worn incorrectly, not worn",
+        tuple(c // 6 for c in range(18)),
+    ),
+    "ageg": Task(
+        lambda m, g, y: age_group(y), AGE_GROUPS, "age group", tuple(c % 3 for c in range(18))
+    ),
+    "age": Task(lambda m, g, y: y, (), "age in years (regression)", judged_as="ageg"),
+    "gender": Task(
+        lambda m, g, y: g, GENDERS, "male, female", tuple(c // 3 % 2 for c in range(18))
+    ),
+}
+
+
+@dataclass(frozen=True)
+class InnerHead:
+    """What some models learn by, but nobody asks for: tasks are answered by summing its classes."""
+
+    label: Callable[[int, int, float], float]  # as a task's
+    outputs: int
+    loss: str  # target(shares of its classes in training), whatever --loss-type says
+    answers: Mapping[str, tuple[int, ...]]  # {task: its class for each of this head's}
+    regression = False
+
+
+YEARS = 100  # ages 0, 1 ... 99
+INNER_HEADS: dict[str, InnerHead] = {
+    "year": InnerHead(
+        lambda m, g, y: min(math.floor(y + 0.5), YEARS - 1),
+        YEARS,
+        "loss:YearsLoss",
+        {"ageg": tuple(map(age_group, range(YEARS)))},
+    )
+}
+
+
+def head_spec(name: str) -> Task | InnerHead:
+    """What a model's head is trained for: a task, or something that tasks are answered from."""
+    return INNER_HEADS[name] if name in INNER_HEADS else TASKS[name]
+
+
+def tasks_answered_by(head: str) -> tuple[str, ...]:
+    """The tasks that a head answers by itself."""
+    return tuple(INNER_HEADS[head].answers) if head in INNER_HEADS else (head,)
+
+
+PARTS = ("mask", "gender", "ageg")  # what the 18 classes are made of
+
+
+def scoring_task(task: str) -> str:
+    """The task whose classes the macro F1 of `task` is counted in: itself, or a regression's
+    groups.
+    """
+    return TASKS[task].judged_as or task
