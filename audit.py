@@ -9,7 +9,8 @@ import pandas as pd
 from PIL import Image
 
 import photographs
-from utils import UserError, progress, warn_counted
+from runtime.cli import progress
+from runtime.errors import UserError, warn_counted
 
 MAX_NAMED = 5  # of the photographs that an error counts
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from labels import GROUP_STARTS
-from utils import without_variable
+from runtime.devices import without_variable
 
 with without_variable(
     "MPLBACKEND"

@@ -35,24 +35,26 @@ from torch import Tensor
 
 import config
 from labels import TASKS
-from utils import (
+from runtime.errors import (
     RunError,
     UserError,
+    is_machine_error,
+    is_rank_zero,
+    printable,
+    read_error,
+    reason,
+    short_repr,
+    warn,
+)
+from runtime.files import (
     atomic_write,
     create_folder,
     create_new_folder,
-    is_machine_error,
-    is_rank_zero,
     load_npz,
-    printable,
-    read_error,
     read_file,
-    reason,
     refuse_irregular,
     remove_stale_writes,
-    short_repr,
     timestamp,
-    warn,
     zip_members,
 )
 

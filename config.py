@@ -20,9 +20,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn, TypeVar
 
-import utils
 from labels import TASKS, head_spec
-from utils import UserError
+from runtime import errors
+from runtime.errors import UserError
 
 # --- registries
 
@@ -950,7 +950,7 @@ def parse(settings: type[S], argv: Sequence[str] | None, prog: str, description:
     Raises UserError for an unknown option, a shortened one, one that was removed, or a value out of
     range.
     """
-    utils.retry_remedy = settings.retry_remedy
+    errors.retry_remedy = settings.retry_remedy
     words = [with_hyphens(word) for word in (sys.argv[1:] if argv is None else argv)]
     for name in (word.partition("=")[0] for word in words):
         if name in REMOVED_OPTIONS:

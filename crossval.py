@@ -19,33 +19,33 @@ import metrics
 import model
 import outoffold
 import prepare
-import processes
 import report
 import suspects
 import tables
 import training
-import utils
 from prepare import RunContext
 from reporting import html
-from utils import StopSignal, duration, plural, printable, warn
+from runtime import cli, distributed
+from runtime.cli import StopSignal, duration
+from runtime.errors import DistInfo, plural, printable, warn, warn_on_failure
 
 MAX_LABEL_ISSUES_SHOWN = 24  # suspects with pictures in the report
 
 
 def train_all_folds(settings: config.TrainSettings) -> int:
     """Train all folds. Returns the exit code: 0, or 1 where a fold failed."""
-    utils.quiet = settings.quiet
+    cli.quiet = settings.quiet
     remedy = " in a new run (--resume takes no other batch size)"
     with (
-        processes.distributed() as who,
-        processes.explain_failures(settings.batch_size, remedy, "; go on with --resume"),
+        distributed.distributed() as who,
+        distributed.explain_failures(settings.batch_size, remedy, "; go on with --resume"),
     ):
         return train_folds(settings, who)
 
 
-def train_folds(settings: config.TrainSettings, who: utils.DistInfo) -> int:
+def train_folds(settings: config.TrainSettings, who: DistInfo) -> int:
     """What `run` does, as one of these processes."""
-    study, outside = processes.on_all_ranks(who, lambda: prepare.prepare_run(settings, who))
+    study, outside = distributed.on_all_ranks(who, lambda: prepare.prepare_run(settings, who))
     if who.first:
         print(*prepare.banner(study), sep="\n", flush=True)
     if settings.dry_run:
@@ -54,14 +54,14 @@ def train_folds(settings: config.TrainSettings, who: utils.DistInfo) -> int:
         return 0
     study = dataclasses.replace(
         study,
-        tree=processes.broadcast_from_rank0(who, lambda: prepare.create_run_dir(study, outside)),
+        tree=distributed.broadcast_from_rank0(who, lambda: prepare.create_run_dir(study, outside)),
     )
     clock = training.RemainingTime(settings.epochs * len(study.own_folds))
     failed: dict[int, str] = {}
     with StopSignal() as stop:
         for number in study.own_folds:
             try:
-                with processes.explain_lost_processes(
+                with distributed.explain_lost_processes(
                     stop, f"; the same command with --resume goes on ({study.tree})"
                 ):
                     training.train_fold(study, number, clock, stop)
@@ -132,7 +132,7 @@ def analyze_out_of_fold(study: RunContext, done: list[outoffold.FoldPredictions]
             )
             for row in found.head(MAX_LABEL_ISSUES_SHOWN).itertuples()
         ]
-    with utils.warn_on_failure(f"report of {tree}"):
+    with warn_on_failure(f"report of {tree}"):
         report.training_report(tree, study.table, table, extra)
 
 

@@ -20,7 +20,8 @@ import facecrop
 import photographs
 import tables
 from labels import INNER_HEADS, head_spec, scoring_task
-from utils import UserError, derive_seed, seeded, warn_counted
+from runtime.errors import UserError, warn_counted
+from utils import derive_seed, seeded
 
 
 def assign_folds(table: pd.DataFrame, folds: int, split_seed: int) -> dict[str, int]:

@@ -13,7 +13,10 @@ import numpy as np
 from PIL import Image
 
 import photographs
-from utils import UserError, atomic_write, csv_cell, progress, usable_processors, warn_counted
+from runtime.cli import progress
+from runtime.devices import usable_processors
+from runtime.errors import UserError, warn_counted
+from runtime.files import atomic_write, csv_cell
 
 WIDTH, HEIGHT = 72, 96  # of the thumbnails
 FREQUENCIES = 12  # in each direction of the perceptual hash

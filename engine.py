@@ -18,13 +18,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import augmentation
+import config
 import dataset
 import loading
 import metrics
 import model
 import optim
 from labels import TASKS, head_spec
-from utils import UserError, derive_seed, progress, reason
+from runtime.cli import progress
+from runtime.devices import choose_device, set_threads, usable_processors
+from runtime.errors import DistInfo, UserError, plural, reason
+from utils import derive_seed
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -344,3 +348,43 @@ def gather_predictions(
         for task, array in theirs.items():
             whole[task][:, :, rank::world] = array
     return whole
+
+
+def make_compute(
+    s: config.MachineSettings, batch_size: int, who: DistInfo, shared: bool
+) -> Compute:
+    """Where and how this process computes. shared: whether the processes take part in the same
+    batches.
+
+    Raises UserError for a device that this machine lacks.
+    """
+    device = choose_device(s.device)
+    if device.type == "cuda":
+        device = select_gpu(device, who)
+    set_threads(s.threads or max(1, usable_processors() // who.local_world))
+    workers = loading.choose_workers(s.workers, device, who.local_world)
+    together = (who.rank, who.world) if shared else (0, 1)
+    return Compute(device, choose_precision(s.precision, device), workers, batch_size, *together)
+
+
+def select_gpu(device: torch.device, who: DistInfo) -> torch.device:
+    """The GPU of this process, made torch's current one. Raises UserError where processes would
+    share one.
+    """
+    if who.world > 1:
+        there = torch.cuda.device_count()
+        if device.index is not None:
+            raise UserError(
+                f"--device {device}: {who.world} processes take a GPU each; use --device cuda"
+            )
+        if who.local_world > there:
+            raise UserError(
+                f"--nproc-per-node {who.local_world}: more processes than the "
+                f"{plural(there, 'GPU')} here; start at "
+                f"most {there}, or use --device cpu"
+            )
+        device = torch.device("cuda", who.local_rank)
+    if device.index is not None:
+        torch.cuda.set_device(device)
+    torch.backends.cudnn.benchmark = True  # every batch but the last of an epoch has one shape
+    return device

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from labels import PARTS, TASKS
-from utils import UserError, warn_counted
+from runtime.errors import UserError, warn_counted
 
 PROBABILITY_FLOOR = (
     1e-12  # a probability of 0 from one member must not veto all others in a geometric mean

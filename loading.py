@@ -9,14 +9,14 @@ import os
 import shutil
 import signal
 import threading
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
 import dataset
-from utils import RunError, is_rank_zero, reason, usable_processors, warn
+from runtime.devices import MORE_SHARED_MEMORY, SHARED_MEMORY, usable_processors
+from runtime.errors import RunError, is_rank_zero, reason, warn
 
 try:
     import resource
@@ -24,8 +24,6 @@ except ImportError:  # Windows has none
     resource = None  # type: ignore[assignment]
 
 PREFETCH_BATCHES = 4  # batches that each worker reads ahead, where a photograph has one view
-SHARED_MEMORY = Path("/dev/shm")  # through which Linux hands tensors from process to process
-MORE_SHARED_MEMORY = "--workers 0, or a larger /dev/shm (docker run --shm-size=2g, or --ipc=host)"
 
 
 class Loader(DataLoader[Any]):

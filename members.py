@@ -20,12 +20,12 @@ import engine
 import ensemble
 import loading
 import model
-import processes
 import submission
 import tables
-import utils
 from labels import PARTS, TASKS
-from utils import UserError, check_writable, is_rank_zero, warn, warn_counted
+from runtime import distributed
+from runtime.errors import DistInfo, UserError, is_rank_zero, warn, warn_counted
+from runtime.files import check_writable
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ def predict_images(
     tree: Path,
     names: list[str],
     paths: list[str],
-    who: utils.DistInfo | None = None,
+    who: DistInfo | None = None,
 ) -> ensemble.Probabilities:
     """Probabilities for every name. With --skip-bad-images a photograph that cannot be read gets
     the usual answer.
@@ -232,10 +232,8 @@ def predict_images(
     """
     part_groups(members, settings.task)  # refused early, if it is to be refused
     check_writable(settings.save_path, "--save-path")  # not only when all is predicted
-    with processes.explain_failures(settings.batch_size):
-        compute = processes.make_compute(
-            settings, settings.batch_size, who or utils.DistInfo(), shared=True
-        )
+    with distributed.explain_failures(settings.batch_size):
+        compute = engine.make_compute(settings, settings.batch_size, who or DistInfo(), shared=True)
         bad = set(audit.find_unreadable(paths, settings.skip_bad_images))
         good = [i for i, path in enumerate(paths) if path not in bad]
         probs = predict_members(

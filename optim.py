@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 import config
-from utils import short_repr
+from runtime.errors import short_repr
 
 Groups = list[dict[str, Any]]
 

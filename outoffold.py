@@ -15,7 +15,8 @@ import ensemble
 import metrics
 import tables
 from labels import TASKS
-from utils import UserError, atomic_write, csv_cell, plural
+from runtime.errors import UserError, plural
+from runtime.files import atomic_write, csv_cell
 
 OOF_FILE = "oof.csv"
 LABEL_COLUMNS = ["mask", "gender", "age"]  # the true labels that the others are worked out of

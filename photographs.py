@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from labels import PHOTO_SIZE
-from utils import MISSING_FILE_ERRNOS, UserError, path_error, read_file, reason
+from runtime.errors import MISSING_FILE_ERRNOS, UserError, path_error, reason
+from runtime.files import read_file
 
 # What the installed Pillow reads of these: its name for the format of each. Readers of other
 # formats are not let near files.

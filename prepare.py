@@ -30,28 +30,17 @@ import engine
 import facecrop
 import loading
 import model
-import processes
 import suspects
 import tables
-import utils
 from labels import TASKS, scoring_task
-from utils import (
-    RunError,
-    UserError,
-    atomic_write,
-    csv_cell,
-    derive_seed,
-    plural,
-    printable,
-    remove_stale_writes,
-    usable_processors,
-    warn,
-    warn_counted,
-)
+from runtime.devices import free_memory, usable_processors
+from runtime.errors import DistInfo, RunError, UserError, plural, printable, warn, warn_counted
+from runtime.files import atomic_write, csv_cell, remove_stale_writes
+from utils import derive_seed
 
 MAX_CACHE_FRACTION = 0.7  # of the free memory that --cache ram may take
 SINGLE_SPLIT_FOLDS = 10  # a single split holds out one fold of so many
-SINGLE_PROCESS = utils.DistInfo()
+SINGLE_PROCESS = DistInfo()
 
 
 @dataclass(frozen=True)
@@ -65,7 +54,7 @@ class RunContext:
     start: checkpoint.Checkpoint | None  # trained on from here
     boxes: dict[str, facecrop.Box]  # of the faces, where a file tells them
     tree: Path
-    who: utils.DistInfo
+    who: DistInfo
     squares: dataset.CropCache | None = None  # decoded, with --cache ram
 
     @property
@@ -169,10 +158,10 @@ def drop_unreadable(
 
 
 def prepare_run(
-    s: config.TrainSettings, who: utils.DistInfo = SINGLE_PROCESS
+    s: config.TrainSettings, who: DistInfo = SINGLE_PROCESS
 ) -> tuple[RunContext, pd.DataFrame | None]:
     """Read, check and split everything, before the first folder is made."""
-    compute = processes.make_compute(s, s.batch_size, who, shared=s.cv == 1)
+    compute = engine.make_compute(s, s.batch_size, who, shared=s.cv == 1)
     workers = loading.workers_that_fit_shared_memory(
         compute.workers, s.batch_size, s.image_size, sharing=who.local_world
     )
@@ -212,7 +201,7 @@ def prepare_run(
 
 
 def make_crop_cache(
-    s: config.TrainSettings, table: pd.DataFrame, compute: engine.Compute, who: utils.DistInfo
+    s: config.TrainSettings, table: pd.DataFrame, compute: engine.Compute, who: DistInfo
 ) -> dataset.CropCache | None:
     """Room for the decoded middle squares with --cache ram. Raises UserError where it is not there,
     or of no use.
@@ -232,7 +221,7 @@ def make_crop_cache(
         )
     needed, free = (
         len(table) * dataset.CropCache.SIZE * who.local_world / 2**30,
-        processes.free_memory() / 2**30,
+        free_memory() / 2**30,
     )
     if needed > MAX_CACHE_FRACTION * free:
         raise UserError(

@@ -22,7 +22,8 @@ import metrics
 from labels import GROUP_STARTS, PARTS, TASKS, age_group, scoring_task
 from reporting import html
 from reporting.html import Numbers, Picture, Rows
-from utils import UserError, atomic_write, printable, read_file, reason
+from runtime.errors import UserError, printable, reason
+from runtime.files import atomic_write, read_file
 
 MOST_WRONG = 12  # people shown
 PARTS = PARTS

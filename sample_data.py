@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
 
-import utils
+from runtime.cli import run_script
 
 VERSION = 1  # raise it when the drawing changes: an older output is then not taken for this one
 MARKER = "sample_data.json"
@@ -637,4 +637,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(utils.run_script(main, "sample_data.py"))
+    sys.exit(run_script(main, "sample_data.py"))

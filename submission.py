@@ -15,18 +15,8 @@ import config
 import ensemble
 import metrics
 from labels import TASKS, scoring_task
-from utils import (
-    UserError,
-    atomic_write,
-    create_new_folder,
-    load_npz,
-    plural,
-    printable,
-    reason,
-    timestamp,
-    warn,
-    warn_on_failure,
-)
+from runtime.errors import UserError, plural, printable, reason, warn, warn_on_failure
+from runtime.files import atomic_write, create_new_folder, load_npz, timestamp
 
 PROBS = "probs.npz"
 MAX_NAME_BYTES = 255  # bytes of a file's name

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import config
-import utils
+from runtime.cli import run_script
+from runtime.errors import plural, printable
 
 if TYPE_CHECKING:
     import ensemble
@@ -41,27 +42,25 @@ def predicted(
     said of the trees); of several processes that share the photographs, in the first.
     """
     import members
-    import processes
     import submission
     import tables
     import trees
+    from runtime import distributed
 
     found = trees.find_runs(settings.root, settings.top_k or 3, settings.task)
     views, transform = settings.tta or 1, settings.transform_type or "base"
     voters = [member for tree in found for member in tree.members]
     names, paths = tables.read_eval(settings.data_root)
-    work = (
-        f"{utils.plural(views, 'view')} ({transform}) of {utils.plural(len(names), 'photograph')}"
-    )
+    work = f"{plural(views, 'view')} ({transform}) of {plural(len(names), 'photograph')}"
     lines = [
-        f"tree: {utils.printable(tree.path)}: {utils.plural(len(tree.members), 'member')} x {work}"
+        f"tree: {printable(tree.path)}: {plural(len(tree.members), 'member')} x {work}"
         for tree in found
     ]
     submission.read_truth(settings, names)  # refused before the long part, if it is to be refused
     home = next((tree for tree in found if tree.task in ("main", settings.task)), found[0])
     members.part_groups(voters, settings.task)
     lines += trees.mixture(found, settings.task) if len(found) > 1 else []
-    with processes.distributed() as who:
+    with distributed.distributed() as who:
         if who.first:
             print(*lines, sep="\n", flush=True)
         probs = members.predict_images(
@@ -90,4 +89,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(utils.run_script(main, "submit_ensemble.py"))
+    sys.exit(run_script(main, "submit_ensemble.py"))

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import config
-import utils
+from runtime.cli import run_script
+from runtime.errors import UserError, printable
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,10 +25,10 @@ def main(argv: list[str] | None = None) -> int:
     path = Path(
         settings.load_state_dict or members.find_best_checkpoint(settings.task, settings.model_type)
     )
-    print(f"checkpoint: {utils.printable(path)}", flush=True)
+    print(f"checkpoint: {printable(path)}", flush=True)
     found, info = checkpoint.load_described(path, settings.model_type, settings.task, mapped=False)
     if settings.model_type not in (None, info.model):
-        raise utils.UserError(
+        raise UserError(
             f"--model-type {settings.model_type}: {path} holds a {info.model}; leave the option out"
         )
     member = members.Member(path.name, info, found)
@@ -46,4 +47,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(utils.run_script(main, "submit_singular.py"))
+    sys.exit(run_script(main, "submit_singular.py"))

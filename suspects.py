@@ -14,7 +14,8 @@ import pandas as pd
 
 import tables
 from labels import GENDERS, GROUP_STARTS, MASKS, TASKS
-from utils import UserError, atomic_write, csv_cell
+from runtime.errors import UserError
+from runtime.files import atomic_write, csv_cell
 
 PARTS = ("mask", "gender", "ageg")  # the axes of 18 probabilities as [3, 2, 3]
 COLUMNS = ["kind", "person", "file", "given", "suggested", "evidence"]

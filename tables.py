@@ -19,7 +19,8 @@ import pandas as pd
 import photographs
 from labels import GENDERS, TASKS, Task
 from photographs import is_photo
-from utils import UserError, path_error, plural, read_file, reason, warn, warn_counted
+from runtime.errors import UserError, path_error, plural, reason, warn, warn_counted
+from runtime.files import read_file
 
 if TYPE_CHECKING:
     from augmentation import Box

@@ -8,15 +8,16 @@ from __future__ import annotations
 import sys
 
 import config
-import utils
+from runtime.cli import exit_when_reader_is_gone, run_script
+from runtime.errors import is_rank_zero
 
 
 def main(argv: list[str] | None = None) -> int:
     asked = config.parse(config.TrainSettings, argv, "train.py", __doc__ or "")
     settings = asked.completed()
     if settings.dry_run:
-        utils.exit_when_reader_is_gone()
-    if utils.is_rank_zero():
+        exit_when_reader_is_gone()
+    if is_rank_zero():
         if settings.recipe:
             print(settings.recipe_line)
         print(settings.explain_lr(asked.lr), flush=True)
@@ -27,4 +28,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(utils.run_script(main, "train.py"))
+    sys.exit(run_script(main, "train.py"))

@@ -25,11 +25,11 @@ import metrics
 import model
 import optim
 import prepare
-import processes
-import utils
 from labels import TASKS, head_spec, scoring_task, tasks_answered_by
 from prepare import RunContext
-from utils import Stopped, StopSignal, UserError, duration, plural, warn, warn_on_failure
+from runtime import distributed
+from runtime.cli import StopSignal, duration
+from runtime.errors import DistInfo, Stopped, UserError, plural, warn, warn_on_failure
 
 SAVE_INTERVAL_SECONDS = 60.0  # a kill inside an epoch costs no more than this
 
@@ -256,8 +256,8 @@ def train_fold(study: RunContext, number: int, clock: RemainingTime, stop: StopS
     with checkpoint.fold_lock(folder, study.writes):
         # Decided under the lock: another process may have completed the fold while this one waited.
         # Processes that share the fold take the word of the first, which has the lock.
-        shared = study.who if study.compute.world > 1 else utils.DistInfo()
-        if processes.broadcast_from_rank0(shared, lambda: finished(study, number) is not None):
+        shared = study.who if study.compute.world > 1 else DistInfo()
+        if distributed.broadcast_from_rank0(shared, lambda: finished(study, number) is not None):
             clock.fold_over(s.epochs)
             print_once(study, f"fold {number}: complete already")
             return
@@ -347,7 +347,7 @@ def train_epoch(
         lambda step: keeper.after_step(running, step - first),
     )
     if study.compute.world > 1:
-        processes.broadcast_buffers(learner.model)
+        distributed.broadcast_buffers(learner.model)
     check_finite(fold, running)
     mean, accuracy, _ = running.read()
     return mean, accuracy, speed

@@ -16,7 +16,7 @@ import members
 import outoffold
 import tables
 from labels import PARTS
-from utils import UserError, printable
+from runtime.errors import UserError, printable
 
 # what trees must agree on to be scored together
 LABEL_COLUMNS = ["person", "fold", *outoffold.LABEL_COLUMNS]

@@ -20,7 +20,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-import utils
+from runtime.cli import run_script
+from runtime.devices import usable_processors
+from runtime.errors import UserError
 
 T = TypeVar("T")
 PROJECT = Path(__file__).resolve().parents[1]
@@ -59,7 +61,7 @@ def run_python(words: Sequence[str], expected_code: int = 0) -> str:
     if done.returncode != expected_code:
         name = words[1] if words[0] in ("-c", "-m") else " ".join(words)
         reason = f"ended with {done.returncode}: {done.stderr.strip()[-300:]}"
-        raise utils.UserError(f"{name[:200]}: {reason}")
+        raise UserError(f"{name[:200]}: {reason}")
     return done.stdout
 
 
@@ -97,7 +99,7 @@ class ChildSide:
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise utils.UserError(f"{' '.join(self.words)}: ended with {self.process.wait()}")
+            raise UserError(f"{' '.join(self.words)}: ended with {self.process.wait()}")
         return int(line)
 
     def close(self) -> None:
@@ -148,7 +150,7 @@ def add_plain_option(parser: argparse.ArgumentParser) -> None:
 
 def describe_machine(device: str = "cpu") -> str:
     """A line that says what the figures were measured on."""
-    parts = [f"{utils.usable_processors()} of {os.cpu_count()} processors ({platform.machine()})"]
+    parts = [f"{usable_processors()} of {os.cpu_count()} processors ({platform.machine()})"]
     if device.startswith("cuda"):
         import torch
 
@@ -170,4 +172,4 @@ def made_up_people(count: int) -> list[tuple[str, str, int]]:
 
 def run_main(main: Callable[[list[str] | None], int], file: str) -> NoReturn:
     """End the process with a script's exit code, as the product's scripts do."""
-    sys.exit(utils.run_script(main, Path(file).name))
+    sys.exit(run_script(main, Path(file).name))

@@ -19,7 +19,6 @@ import engine
 import loading
 import model
 import prepare
-import processes
 import training
 from benchmarks import harness
 
@@ -30,7 +29,7 @@ def choose_compute(args: argparse.Namespace, batch_size: int) -> engine.Compute:
     """Device, precision, threads and workers, by add_machine_options' arguments."""
     names = ("device", "precision", "workers", "threads")
     machine = config.MachineSettings(**{name: getattr(args, name) for name in names})
-    return processes.make_compute(machine, batch_size, prepare.SINGLE_PROCESS, shared=False)
+    return engine.make_compute(machine, batch_size, prepare.SINGLE_PROCESS, shared=False)
 
 
 def make_network(backbone: str, image_size: int, compute: engine.Compute) -> nn.Module:

@@ -49,7 +49,10 @@ from labels import (
     TASKS,
     head_spec,
 )
-from utils import UserError, atomic_write, run_script, seeded
+from runtime.cli import run_script
+from runtime.errors import UserError
+from runtime.files import atomic_write
+from utils import seeded
 
 PICTURES = ("split", "models", "transforms", "ensemble", "result")
 DPI = 110

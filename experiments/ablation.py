@@ -37,8 +37,8 @@ import ensemble
 import metrics
 import submission
 import tables
-import utils
 from benchmarks import harness
+from runtime.errors import UserError
 
 CLASSES = 18
 SAME_IN_DIR = ("image_size", "epochs", "cv")  # of all runs whose results DIR holds
@@ -148,7 +148,7 @@ def run(args: argparse.Namespace, setting: str, seed: int) -> None:
         done = subprocess.run(command, cwd=harness.PROJECT, stdout=log, stderr=subprocess.STDOUT)
     if done.returncode:
         reason = f"ended with {done.returncode}; see {folder / 'log.txt'}"
-        raise utils.UserError(f"{setting}, seed {seed}: {reason}")
+        raise UserError(f"{setting}, seed {seed}: {reason}")
     print(f"done: {setting}, seed {seed}", flush=True)
 
 
@@ -159,7 +159,7 @@ def check_same(args: argparse.Namespace) -> None:
     path = args.folder / "asked.json"
     if path.is_file() and json.loads(path.read_text()) != kind:
         before = path.read_text()
-        raise utils.UserError(f"{path}: these runs had other settings ({before}); use another DIR")
+        raise UserError(f"{path}: these runs had other settings ({before}); use another DIR")
     args.folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(kind))
 
@@ -193,7 +193,7 @@ def read_results(args: argparse.Namespace, setting: str, images: list[str]) -> R
                 array, names = stored["probabilities"], stored["images"].tolist()
             if names != images:
                 reason = f"answers other photographs than {args.data}"
-                raise utils.UserError(f"{folder}: {reason}; use another folder")
+                raise UserError(f"{folder}: {reason}; use another folder")
             seed = int(folder.name.removeprefix("seed"))
             results.predictions[view, seed] = ensemble.arithmetic(array).argmax(1)
     return results
@@ -228,7 +228,7 @@ def make_table(args: argparse.Namespace) -> pd.DataFrame:
     of_base = {view: by_seed for (setting, view), by_seed in scores.items() if setting == args.base}
     if not of_base:
         reason = f"nothing of {args.base}, which the others are compared to"
-        raise utils.UserError(f"{args.folder}: {reason}; run it, or take another --base")
+        raise UserError(f"{args.folder}: {reason}; run it, or take another --base")
     best = max(of_base, key=lambda view: float(np.mean(list(of_base[view].values()))))
     base = results[args.base].predictions
     rows = []

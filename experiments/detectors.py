@@ -31,10 +31,11 @@ from numpy.typing import NDArray
 
 import photographs
 import tables
-import utils
 from benchmarks import harness
 from experiments.face_finders import DETECTORS, Detect
 from labels import MASKS
+from runtime.cli import progress
+from runtime.devices import set_threads
 
 Floats = NDArray[np.float64]
 CALIBRATION = 30  # people, the last ones by name
@@ -72,7 +73,7 @@ def find_boxes(
     """Of each detector its surest boxes [photographs, 4], NaN without one; its median seconds."""
     boxes = {name: np.full((len(paths), 4), np.nan) for name in detectors}
     seconds: dict[str, list[float]] = {name: [] for name in detectors}
-    for row, path in enumerate(utils.progress(paths, "looking")):
+    for row, path in enumerate(progress(paths, "looking")):
         photo = photographs.read_image(path)
         for name, detect in detectors.items():
             start = time.process_time()
@@ -156,7 +157,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--detectors", nargs="+", choices=names, default=names, metavar="NAME", help="which")
     add("--boxes-out", type=Path, metavar="DIR", help="write the boxes of all photographs there")
     args = parser.parse_args(argv)
-    utils.set_threads(1)
+    set_threads(1)
     rows = read_photos(args.data)
     train, known = rows["side"] == "train", rows["left"].notna()
     last_people = sorted(set(rows.loc[train, "person"]))[-CALIBRATION:]

@@ -27,7 +27,9 @@ import config
 import metrics
 import prepare
 import tables
-import utils
+from runtime.devices import set_threads
+from runtime.errors import UserError
+from runtime.files import atomic_write, load_npz
 
 BACKBONE = "efficientnet-lite0"
 TASK = "main"
@@ -89,12 +91,12 @@ def read_data(args: argparse.Namespace) -> Data:
         missing = sorted(set(table["person"]) - set(fold_of))
         if missing:
             text = f"no row for {missing[0]} ({len(missing)} people lack one)"
-            raise utils.UserError(f"{args.folds}: {text}; use the folds of this data")
+            raise UserError(f"{args.folds}: {text}; use the folds of this data")
         table["fold"] = [0 if fold_of[person] == "0" else -1 for person in table["person"]]
     held_out = table["fold"] == 0
     if held_out.all() or not held_out.any():
         text = "nobody is on one side of fold 0; use the folds.csv of train.py --cv 1"
-        raise utils.UserError(f"{args.folds}: {text}")
+        raise UserError(f"{args.folds}: {text}")
     images, paths = tables.read_eval(str(Path(args.data) / "eval"))
     train, rest = (table[part].reset_index(drop=True) for part in (~held_out, held_out))
     return Data(train, rest, images, paths)
@@ -116,13 +118,13 @@ def read_result(args: argparse.Namespace, images: list[str]) -> Result | None:
 
     Raises UserError for a file of other arguments or photographs.
     """
-    arrays = utils.load_npz(args.out, "remove it")
+    arrays = load_npz(args.out, "remove it")
     if arrays is None:
         return None
     same = str(arrays.get("arguments")) == arguments_of(args)
     if not same or arrays["images"].tolist() != images:
         text = "made with other arguments or photographs; name another file, or remove it"
-        raise utils.UserError(f"{args.out}: {text}")
+        raise UserError(f"{args.out}: {text}")
     names = ("held_out", "train_seconds", "answer_seconds")
     numbers = {name: float(arrays[name]) for name in names}
     return Result(arrays["probabilities"][0, 0], package=str(arrays["package"]), **numbers)
@@ -130,7 +132,7 @@ def read_result(args: argparse.Namespace, images: list[str]) -> Result | None:
 
 def write_result(args: argparse.Namespace, images: list[str], result: Result) -> None:
     """Write the probabilities [1, 1, images, classes] with the figures and the arguments."""
-    with utils.atomic_write(args.out) as file:
+    with atomic_write(args.out) as file:
         np.savez(
             file,
             images=np.array(images),
@@ -150,7 +152,7 @@ def run(args: argparse.Namespace, peer: Peer) -> int:
     truth = tables.read_labels(answers, data.images, TASK)
     result = read_result(args, data.images)
     if result is None:
-        utils.set_threads(1)
+        set_threads(1)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         result = peer(args, data)
         write_result(args, data.images, result)

@@ -28,9 +28,9 @@ import torch
 from torch import nn
 
 import model
-import utils
 from benchmarks import harness
 from experiments import peers
+from runtime.errors import UserError
 
 NAME = "tf_efficientnet_lite0"
 CPU = torch.device("cpu")
@@ -61,7 +61,7 @@ def make_network(args: argparse.Namespace) -> Any:
             continue
         if value.shape != own[name].shape:
             shapes = f"{name} is {list(own[name].shape)} for {list(value.shape)}"
-            raise utils.UserError(f"{NAME}: {shapes}; use timm 1.0")
+            raise UserError(f"{NAME}: {shapes}; use timm 1.0")
         own[name] = value
     network.load_state_dict(own)
     return network

@@ -23,7 +23,7 @@ from markupsafe import Markup
 
 import photographs
 from labels import GENDERS, GROUP_STARTS, MASKS, TASKS, scoring_task
-from utils import CliError, plural
+from runtime.errors import CliError, plural
 
 THUMBNAIL_WIDTH = 96  # pixels
 PART_NAMES = {"mask": "mask state", "gender": "gender", "ageg": "age group"}

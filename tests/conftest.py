@@ -14,7 +14,7 @@ import charts
 import checkpoint
 import config
 import train
-import utils
+from runtime import cli, errors
 
 # No test may fail because the machine has much else to do.
 hypothesis.settings.register_profile(
@@ -29,14 +29,14 @@ def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     that a test counts.
     """
     monkeypatch.setattr(checkpoint, "LOCK_SECONDS", float(support.LIMIT))
-    monkeypatch.setattr(utils, "PROGRESS_LINE_SECONDS", float(support.LIMIT))
+    monkeypatch.setattr(cli, "PROGRESS_LINE_SECONDS", float(support.LIMIT))
 
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(config.BACKBONES, "tiny", support.TINY)
     monkeypatch.setitem(config.BACKBONES, "tiny-resnet", support.TINY_RESNET)
-    utils._warned.clear()
+    errors._warned.clear()
 
 
 @pytest.fixture(autouse=True)

@@ -49,7 +49,7 @@ import suspects
 import tables
 import trees
 from labels import TASKS
-from utils import UserError
+from runtime.errors import UserError
 
 SLOW = 600  # seconds after which a thousand cases count as hanging
 EXTREMES = (

@@ -20,7 +20,7 @@ import config  # noqa: E402
 import submit_ensemble  # noqa: E402
 import train  # noqa: E402
 import training  # noqa: E402
-import utils  # noqa: E402
+from runtime.cli import run_script  # noqa: E402
 
 
 class Plain(nn.Module):
@@ -54,4 +54,4 @@ if __name__ == "__main__":
         os.environ.get("SAVE_SECONDS", training.SAVE_INTERVAL_SECONDS)
     )
     script = {"train.py": train, "submit_ensemble.py": submit_ensemble}[sys.argv.pop(1)]
-    sys.exit(utils.run_script(script.main, "train.py"))
+    sys.exit(run_script(script.main, "train.py"))

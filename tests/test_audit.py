@@ -18,7 +18,7 @@ import suspects
 import tables
 import train
 from labels import GENDERS
-from utils import UserError
+from runtime.errors import UserError
 
 # --- suspects
 

@@ -46,9 +46,10 @@ import submit_singular
 import suspects
 import tables
 import train
-import utils
 from labels import TASKS
-from utils import UserError
+from runtime.cli import run_script
+from runtime.errors import UserError
+from runtime.files import csv_cell
 
 
 def encoded(image: Image.Image, kind: str, **save: object) -> bytes:
@@ -682,9 +683,9 @@ def test_names_reach_the_terminal_without_their_control_characters(
     def refusal(_: object) -> int:
         return submit(evil_tree, evil_eval, tmp_path / "out")
 
-    assert utils.run_script(refusal, "submit_ensemble.py") == 2
+    assert run_script(refusal, "submit_ensemble.py") == 2
     assert (
-        utils.run_script(
+        run_script(
             lambda _: run(tmp_path / f"none{EVIL}\nwarning: all is well", tmp_path), "train.py"
         )
         == 2
@@ -707,7 +708,7 @@ def test_formulas_in_the_tables_that_people_open_are_disarmed(tmp_path: Path) ->
         '\'=HYPERLINK("x")_male_Asian_20',
         "'@b_female_Asian_30",
     ]
-    assert [utils.csv_cell(text) for text in ("+1", "-1", "\tx", "a=1", "")] == [
+    assert [csv_cell(text) for text in ("+1", "-1", "\tx", "a=1", "")] == [
         "'+1",
         "'-1",
         "'\tx",
@@ -1097,7 +1098,8 @@ def test_messages_keep_paths_whole_and_are_never_endless(tmp_path: Path) -> None
     assert (
         str(
             UserError(
-                "Caught UserError.\nOriginal Traceback:\n  x\nutils.UserError: a/UserError: b\n"
+                "Caught UserError.\nOriginal Traceback:\n  x\nruntime.errors.UserError: "
+                "a/UserError: b\n"
             )
         )
         == "a/UserError: b"
@@ -1105,11 +1107,11 @@ def test_messages_keep_paths_whole_and_are_never_endless(tmp_path: Path) -> None
     long = str(UserError("x" * 10**6 + "; mend it"))
     assert len(long) < 2100
     assert long.endswith("; mend it")
-    assert utils.run_script(lambda _: len(os.listdir(tmp_path / ("y" * 300))), "train.py") == 2
+    assert run_script(lambda _: len(os.listdir(tmp_path / ("y" * 300))), "train.py") == 2
 
 
 def test_a_path_that_the_terminal_cannot_spell_is_spelled_out(tmp_path: Path) -> None:
-    code = "import utils\nutils.run_script(lambda _: print('\uae40.csv') or 0, 'x')"
+    code = "from runtime.cli import run_script\nrun_script(lambda _: print('\uae40.csv') or 0, 'x')"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=Path(__file__).parent.parent,

@@ -14,7 +14,7 @@ import submit_ensemble
 import submit_singular
 import train
 from labels import TASKS
-from utils import UserError
+from runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {

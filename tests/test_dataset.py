@@ -26,7 +26,8 @@ import prepare
 import tables
 import training
 from labels import age_group
-from utils import UserError, seeded
+from runtime.errors import UserError
+from utils import seeded
 
 CPU = torch.device("cpu")
 

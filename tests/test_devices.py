@@ -30,12 +30,12 @@ import engine
 import loading
 import model
 import optim
-import processes
 import submit_ensemble
 import tables
 import train
-import utils
-from utils import RunError, UserError
+from runtime import distributed
+from runtime.devices import choose_device, free_memory, usable_processors
+from runtime.errors import RunError, UserError
 
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")
@@ -214,10 +214,11 @@ def in_small_shared_memory(
     text = f"""
 import sys
 sys.path[:0] = [{str(HERE)!r}, {str(HERE.parent)!r}]
-import run_tiny, loading, train, utils
+import run_tiny, loading, train
+from runtime.cli import run_script
 run_tiny.register()
 {code}
-sys.exit(utils.run_script(lambda _: train.main({words!r}), "train.py"))
+sys.exit(run_script(lambda _: train.main({words!r}), "train.py"))
 """
     start = [
         "unshare",
@@ -341,8 +342,8 @@ def test_what_a_container_may_use_counts(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     files, free, processors = MACHINES[machine]
     root = write_files(tmp_path, MEMINFO | files)
-    assert processes.free_memory(root) == free
-    assert utils.usable_processors(root) == (processors or 8)
+    assert free_memory(root) == free
+    assert usable_processors(root) == (processors or 8)
 
 
 def free_port() -> int:
@@ -369,8 +370,8 @@ def test_a_process_alone_in_its_group_says_what_to_check(
     rank: int, train_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """(16.23) After minutes, not days."""
-    assert timedelta(minutes=1) <= processes.JOIN_TIMEOUT <= timedelta(hours=1)
-    monkeypatch.setattr(processes, "JOIN_TIMEOUT", timedelta(seconds=1))
+    assert timedelta(minutes=1) <= distributed.JOIN_TIMEOUT <= timedelta(hours=1)
+    monkeypatch.setattr(distributed, "JOIN_TIMEOUT", timedelta(seconds=1))
     port = free_port()
     for name, value in lone(rank, port).items():
         monkeypatch.setenv(name, value)
@@ -444,7 +445,7 @@ def test_a_gpu_that_this_torch_has_no_kernels_for_is_refused(
         WithoutKernels(),
         pytest.raises(UserError, match=r"not usable here \(.*no kernel image.*\); .*--device cpu"),
     ):
-        utils.choose_device(name)
+        choose_device(name)
 
 
 def test_an_optimizers_state_of_another_torch_is_taken_up() -> None:

@@ -16,7 +16,6 @@ import config
 import dataset
 import prepare
 import tables
-import utils
 from experiments import (
     ablation,
     candidates,
@@ -27,6 +26,7 @@ from experiments import (
     planted_errors,
     score_truth,
 )
+from runtime.errors import UserError
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_settings_are_compared_on_the_same_people_and_not_run_twice(
     assert not [name for name in kept if name.endswith(".pth") or name == "models"]
     assert ablation.main([*words, "--settings", "seed"]) == 0
     assert "done: " not in capsys.readouterr().out
-    with pytest.raises(utils.UserError, match="use another DIR"):
+    with pytest.raises(UserError, match="use another DIR"):
         ablation.main([*words, "--cv", "2"])
 
 
@@ -184,7 +184,7 @@ def test_peers_hold_out_whom_training_does_and_refuse_another_runs_result(
     folds.replace({"fold": {0: 1, -1: 0}}).to_csv(tmp_path / "folds.csv")
     args.folds = str(tmp_path / "folds.csv")
     assert len(peers.read_data(args).train) == len(given.held_out)
-    with pytest.raises(utils.UserError, match=r"made with other arguments"):
+    with pytest.raises(UserError, match=r"made with other arguments"):
         peers.run(args, peer)
 
 

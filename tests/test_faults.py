@@ -43,7 +43,9 @@ import submit_singular
 import train
 import training
 import utils
-from utils import RunError, UserError
+from runtime import errors
+from runtime.cli import run_script
+from runtime.errors import RunError, UserError
 
 RUN = (
     "--cv",
@@ -137,11 +139,11 @@ class Forked:
             # a lost worker is noticed sooner
             _MultiProcessingDataLoaderIter._try_get_data.__defaults__ = (0.2,)
             with (
-                open(2, "w", closefd=False) as utils.sys.stderr,
-                open(1, "w", closefd=False) as utils.sys.stdout,
+                open(2, "w", closefd=False) as sys.stderr,
+                open(1, "w", closefd=False) as sys.stdout,
             ):
                 prepare()
-                code = utils.run_script(lambda _: script.main(words), "script.py")
+                code = run_script(lambda _: script.main(words), "script.py")
             os._exit(code)
         os.close(tell)
         self.errors = open(told)  # noqa: SIM115
@@ -637,7 +639,7 @@ def test_a_fold_that_diverged_is_tried_again_from_its_last_good_state(
             assert train.main(words(root, tmp_path, *more)) == 1
         captured = capsys.readouterr()
         lines.append([line for line in captured.out.splitlines() if "failed" in line])
-        utils._warned.clear()
+        errors._warned.clear()
         check_whole(tmp_path)
         assert len(list(tmp_path.glob("*/fold00/*.pth"))) == 1
         assert len(list(tmp_path.glob("*/fold01/*.pth"))) == 2
@@ -681,7 +683,7 @@ def test_few_people_of_one_class_and_odd_batches(
         ("main", "3"),
         ("age", "6"),
     ):  # 7 photographs: the last batch would hold one
-        utils._warned.clear()
+        errors._warned.clear()
         assert (
             train.main(
                 words(root, tmp_path / task, "--task", task, "--batch-size", size, "--epochs", "1")

@@ -36,7 +36,8 @@ import tables
 import train
 import training
 from labels import TASKS, Task, tasks_answered_by
-from utils import UserError, seeded
+from runtime.errors import UserError
+from utils import seeded
 
 AXES = {
     "--model-type": list(config.MODELS),

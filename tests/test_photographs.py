@@ -25,8 +25,8 @@ import submit_ensemble
 import submit_singular
 import tables
 import train
-import utils
-from utils import CliError, RunError, UserError
+from runtime.cli import run_script
+from runtime.errors import CliError, RunError, UserError
 
 DRIVE = ("EIO", "ESTALE", "ETIMEDOUT", "ENOTCONN", "ENODEV", "EBADMSG")
 
@@ -167,7 +167,7 @@ def test_a_failure_in_a_reading_process_reaches_the_command_line_in_one_line(
 
     monkeypatch.setattr(photographs, "read_image", read)
     words = training(root, tmp_path / "saved", "--workers", "1")
-    assert utils.run_script(lambda _: train.main(words), "train.py") == getattr(error, "code", 1)
+    assert run_script(lambda _: train.main(words), "train.py") == getattr(error, "code", 1)
     lines = [
         line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: ")
     ]

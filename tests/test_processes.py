@@ -18,16 +18,15 @@ import torch
 import checkpoint
 import config
 import dataset
+import engine
 import ensemble
 import metrics
 import prepare
-import processes
 import submission
 import submit_ensemble
 import train
 import training
-import utils
-from utils import UserError
+from runtime.errors import DistInfo, UserError
 
 HERE = Path(__file__).parent
 
@@ -236,13 +235,14 @@ def failing(code: str, words: list[str]) -> list[subprocess.CompletedProcess[str
     text = f"""
 import os, sys
 sys.path[:0] = [{str(HERE)!r}, {str(HERE.parent)!r}]
-import run_tiny, train, training, utils
+import run_tiny, train, training
+from runtime.cli import run_script
 run_tiny.register()
 rank = int(os.environ["RANK"])
 def main(_):
     {code}
     return train.main({words!r})
-sys.exit(utils.run_script(main, "train.py"))
+sys.exit(run_script(main, "train.py"))
 """
     told = {
         "WORLD_SIZE": "2",
@@ -326,7 +326,7 @@ def test_a_refusal_in_the_first_process_ends_the_other_quietly(
 def test_a_batch_too_small_to_share_and_other_processes_are_refused(
     train_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    who = utils.DistInfo(0, 4, 0, 4)
+    who = DistInfo(0, 4, 0, 4)
     settings = config.TrainSettings(
         train_root=str(train_root), batch_size=7, backbone="tiny", device="cpu"
     ).completed()
@@ -334,9 +334,9 @@ def test_a_batch_too_small_to_share_and_other_processes_are_refused(
         prepare.prepare_run(settings, who)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match="--nproc-per-node 4: more processes than the 2 GPUs here"):
-        processes.select_gpu(torch.device("cuda"), who)
+        engine.select_gpu(torch.device("cuda"), who)
     with pytest.raises(UserError, match="--device cuda:1: 4 processes take a GPU each"):
-        processes.select_gpu(torch.device("cuda:1"), who)
+        engine.select_gpu(torch.device("cuda:1"), who)
 
 
 def test_a_shared_split_goes_on_with_as_many_processes_only(
@@ -360,7 +360,7 @@ def test_a_shared_split_goes_on_with_as_many_processes_only(
 
 def test_a_process_that_is_told_to_end_says_so(tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys, utils; sys.exit(utils.run_script(lambda _: "
+        "import os, signal, sys; from runtime.cli import run_script; sys.exit(run_script(lambda _: "
         "os.kill(os.getpid(), signal.SIGTERM), 'x.py'))"
     )
     done = subprocess.run(

@@ -22,9 +22,9 @@ import dataset
 import ensemble
 import metrics
 import tables
-import utils
 from labels import GENDERS, TASKS
-from utils import UserError
+from runtime.errors import UserError, printable
+from runtime.files import csv_cell
 
 few = settings(max_examples=60, deadline=None)
 folder = tempfile.TemporaryDirectory(prefix="properties-")
@@ -106,11 +106,11 @@ def test_any_bytes_are_a_table_or_refused_in_one_printable_line(data: bytes) -> 
 @given(st.text(st.characters()))
 @example("\x1b[2J\u202e\udcff")
 def test_printable_text_is_printable_and_stays_so(anything: str) -> None:
-    shown = utils.printable(anything)
+    shown = printable(anything)
     assert shown.isprintable()
-    assert utils.printable(shown) == shown
+    assert printable(shown) == shown
     assert (shown == anything) == anything.isprintable()
-    assert utils.csv_cell(anything)[:1] not in set("=+-@\t\r")
+    assert csv_cell(anything)[:1] not in set("=+-@\t\r")
 
 
 # --- names of checkpoints

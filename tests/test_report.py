@@ -28,9 +28,9 @@ import charts
 import ensemble
 import metrics
 import report
-import utils
 from labels import TASKS, age_group, scoring_task
 from reporting import html
+from runtime.errors import UserError
 
 EVIL = '<script>alert(1)</script> & "quoted" \x07\u202e'
 VOID = {"img", "meta", "br", "link", "hr", "path", "use"}
@@ -318,7 +318,7 @@ def test_a_name_that_the_template_lacks_stops_the_page_and_is_not_shown_as_nothi
 
 def test_an_out_of_fold_table_without_a_column_is_refused_by_its_name(tmp_path: Path) -> None:
     table, oof = synthetic("main", tmp_path)
-    with pytest.raises(utils.UserError, match="no column 'p7'"):
+    with pytest.raises(UserError, match="no column 'p7'"):
         report.training_report(make_tree("main", tmp_path), table, oof.drop(columns="p7"), {})
 
 

@@ -27,7 +27,7 @@ import engine
 import optim
 import train
 import training
-from utils import RunError, Stopped, UserError
+from runtime.errors import RunError, Stopped, UserError
 
 RUN = (
     "--cv",

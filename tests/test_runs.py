@@ -31,7 +31,6 @@ import model
 import outoffold
 import photographs
 import prepare
-import processes
 import submission
 import submit_ensemble
 import submit_singular
@@ -39,7 +38,8 @@ import tables
 import train
 import training
 from labels import TASKS
-from utils import UserError
+from runtime import devices
+from runtime.errors import UserError
 
 
 def run_train(root: Path, saved: Path, *words: str) -> int:
@@ -206,7 +206,7 @@ def test_squares_that_do_not_fit_are_refused(
         UserError, match="--cache ram: --transform-type facecrop looks beyond the middle square"
     ):
         run_train(train_root, tmp_path, "--cache", "ram", "--transform-type", "facecrop")
-    monkeypatch.setattr(processes, "free_memory", lambda: 4e7)
+    monkeypatch.setattr(devices, "free_memory", lambda: 4e7)
     with pytest.raises(
         UserError, match="--cache ram: 84 photographs take 0.0 GiB, and 0.0 GiB are free"
     ):
@@ -802,12 +802,12 @@ def test_answers_that_lack_a_photograph_are_refused(
 def test_a_script_ends_with_code_2_and_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import utils
+    from runtime.cli import run_script
 
     monkeypatch.setattr(
         sys, "argv", ["train.py", "--train-root", str(tmp_path / "none"), "--pretrained", "none"]
     )
-    assert utils.run_script(train.main, "train.py") == 2
+    assert run_script(train.main, "train.py") == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("train.py: error: ")
     assert captured.err.count("\n") == 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,13 +18,14 @@ import pytest
 import support
 
 import checkpoint
-import processes
 import submit_singular
 import train
 import training
-import utils
 from reporting import html
-from utils import RunError, UserError
+from runtime import distributed
+from runtime.cli import run_script
+from runtime.errors import DistInfo, RunError, UserError, is_rank_zero, warn_counted
+from runtime.files import atomic_write, create_folder, remove_stale_writes
 
 HERE = Path(__file__).parent
 
@@ -156,7 +158,7 @@ def test_where_chmod_and_fsync_are_not_supported_files_are_written_without(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, name, refuse)
-    with utils.atomic_write(tmp_path / "a.txt", "w") as file:
+    with atomic_write(tmp_path / "a.txt", "w") as file:
         file.write("whole")
     assert (tmp_path / "a.txt").read_text() == "whole"
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
@@ -178,7 +180,7 @@ def test_a_drive_that_fails_to_flush_is_still_a_failure(
     monkeypatch.setattr(os, "fsync", fail)
     with (
         pytest.raises(RunError, match=rf"a\.txt: cannot be written \({os.strerror(number)}\)"),
-        utils.atomic_write(tmp_path / "a.txt", "w") as file,
+        atomic_write(tmp_path / "a.txt", "w") as file,
     ):
         file.write("lost")
 
@@ -212,13 +214,16 @@ def no_reader() -> Iterator[int]:
 
 def script_of(body: str) -> str:
     """A script whose main is `body`, indented."""
-    return f"import os, sys, utils\ndef main(_):\n{body}\nsys.exit(utils.run_script(main, 'x.py'))"
+    return (
+        "import os, sys\nfrom runtime import cli, errors\ndef "
+        f"main(_):\n{body}\nsys.exit(cli.run_script(main, 'x.py'))"
+    )
 
 
 PRINTING = """
-    for i in utils.progress(range(3), 'x'):
+    for i in cli.progress(range(3), 'x'):
         print('line', i, 'x' * 5000, flush=True)
-        utils.warn(f'something {i}')
+        errors.warn(f'something {i}')
     print('kept in the buffer')
 """
 
@@ -280,7 +285,7 @@ def test_a_terminal_that_is_gone_does_not_stop_a_progress_bar() -> None:
     """(16.17) Every write gives EIO from then on."""
     body = """
     print(sys.stderr.isatty(), flush=True)
-    for i in utils.progress(range(4), 'x'):
+    for i in cli.progress(range(4), 'x'):
         sys.stdin.readline()
         print(i, flush=True)
     return 7
@@ -337,14 +342,11 @@ def test_a_rank_that_a_platform_left_silences_nothing(
 ) -> None:
     """(16.19) A process is one of several for its warnings exactly where it is for its work."""
     launched(**left)
-    assert processes.init_distributed() == utils.DistInfo()
-    assert utils.is_rank_zero()
-    utils.warn_counted(["a.jpg"], "photographs left out")
+    assert distributed.init_distributed() == DistInfo()
+    assert is_rank_zero()
+    warn_counted(["a.jpg"], "photographs left out")
     assert (
-        utils.run_script(
-            lambda _: submit_singular.main(["--batch-size", "0"]), "submit_singular.py"
-        )
-        == 2
+        run_script(lambda _: submit_singular.main(["--batch-size", "0"]), "submit_singular.py") == 2
     )
     told = capsys.readouterr().err.splitlines()
     assert told[0] == "warning: photographs left out: 1 (the first: 'a.jpg')"
@@ -370,8 +372,8 @@ def test_variables_that_torchrun_never_sets_are_refused_in_a_line(
     """(16.19)"""
     launched(**{**TORCHRUN, **change})
     with pytest.raises(UserError, match=told):
-        processes.init_distributed()
-    assert utils.run_script(train.main, "train.py") == 2
+        distributed.init_distributed()
+    assert run_script(train.main, "train.py") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("train.py: error: environment variable")
     assert len(line) < 400
@@ -382,9 +384,9 @@ def test_the_second_process_is_named_and_leaves_warnings_to_the_first(
 ) -> None:
     """(16.19)"""
     launched(**TORCHRUN)
-    assert not utils.is_rank_zero()
-    utils.warn_counted(["a.jpg"], "photographs left out")
-    assert utils.run_script(lambda _: submit_singular.main(["--batch-size", "0"]), "x.py") == 2
+    assert not is_rank_zero()
+    warn_counted(["a.jpg"], "photographs left out")
+    assert run_script(lambda _: submit_singular.main(["--batch-size", "0"]), "x.py") == 2
     assert capsys.readouterr().err.startswith("x.py (process 1): error: ")
 
 
@@ -408,7 +410,7 @@ def test_on_windows_no_process_is_asked_by_a_signal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """(16.22) There os.kill(pid, 0) would end it; an open file cannot be deleted, and stays."""
-    mine = f".writing-{utils.socket.gethostname()}-{os.getpid()}"
+    mine = f".writing-{socket.gethostname()}-{os.getpid()}"
     for name in ("open", "left"):
         (tmp_path / f"{mine}-{name}").write_text("")
     plain = Path.unlink
@@ -422,7 +424,7 @@ def test_on_windows_no_process_is_asked_by_a_signal(
         patch.setattr(os, "kill", lambda *_: pytest.fail("ended it"))
         patch.setattr(Path, "unlink", unlink)
         patch.setattr(sys, "platform", "win32")
-        utils.remove_stale_writes(tmp_path)
+        remove_stale_writes(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [f"{mine}-open"]
 
 
@@ -445,10 +447,8 @@ def test_a_drive_that_fails_makes_no_file_damaged(
             lambda: checkpoint.load_validation(tree / "fold00", "main"),
             lambda: checkpoint.read_run_json(tree),
         ):
-            with pytest.raises(
-                utils.RunError, match="cannot be read .*the machine failed, not the file"
-            ):
+            with pytest.raises(RunError, match="cannot be read .*the machine failed, not the file"):
                 read()
     monkeypatch.setattr(Path, "mkdir", failing)
-    with pytest.raises(utils.RunError, match="cannot be made"):
-        utils.create_folder(tree / "x")
+    with pytest.raises(RunError, match="cannot be made"):
+        create_folder(tree / "x")

@@ -27,9 +27,10 @@ import submit_ensemble
 import submit_singular
 import tables
 import train
-import utils
 from labels import PARTS, TASKS, Task
-from utils import RunError, UserError
+from runtime.cli import run_script
+from runtime.errors import RunError, UserError, path_error, plural
+from runtime.files import atomic_write, create_new_folder
 
 MACHINE = ("--device", "cpu", "--threads", "1", "--workers", "0")
 SAVED = "saved_models"
@@ -492,7 +493,7 @@ def test_a_link_to_nothing_as_the_place_of_results_is_named_before_the_work(
                 ["--train-root", str(small_root), "--save-path", str(place), *support.FAST, *name]
             )
     with pytest.raises(UserError, match="link to nothing"):
-        utils.create_new_folder(place, "x")
+        create_new_folder(place, "x")
 
 
 def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
@@ -502,12 +503,12 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
         with pytest.raises(
             UserError, match=r"cannot make this folder \((File exists|Not a directory)\)"
         ):
-            utils.create_new_folder(tmp_path / place, "x")
+            create_new_folder(tmp_path / place, "x")
 
 
 def test_new_folders_never_share_a_name(tmp_path: Path) -> None:
     (tmp_path / "x-2").symlink_to(tmp_path / "gone")
-    assert [utils.create_new_folder(tmp_path, "x").name for _ in range(3)] == ["x", "x-3", "x-4"]
+    assert [create_new_folder(tmp_path, "x").name for _ in range(3)] == ["x", "x-3", "x-4"]
 
 
 @pytest.mark.parametrize(
@@ -534,19 +535,19 @@ def test_the_remedy_of_a_failing_machine_fits_the_command(
         config.parse(other, [], script, "")
 
     def write(name: str) -> None:
-        with utils.atomic_write(tmp_path / name):
+        with atomic_write(tmp_path / name):
             raise OSError(28, "No space left on device")
 
     for name in ("a", "none/a"):
         with pytest.raises(RunError, match=f"cannot be written .*, then {remedy}$"):
             write(name)
     with pytest.raises(RunError, match=f", then {remedy}$"):
-        raise utils.path_error("a.jpg", OSError(24, "Too many open files"), "check its permissions")
+        raise path_error("a.jpg", OSError(24, "Too many open files"), "check its permissions")
 
     def fail(_: object) -> int:
         raise OSError(5, "Input/output error", "a")
 
-    assert utils.run_script(fail, script) == 1
+    assert run_script(fail, script) == 1
     assert capsys.readouterr().err == (
         f"{script}: error: a: cannot be used (Input/output error); the machine failed, not the "
         f"file: mend that, then {remedy}\n"
@@ -558,10 +559,8 @@ def test_the_remedy_of_a_failing_machine_fits_the_command(
 
 @pytest.mark.parametrize(("count", "told"), [(0, "0 folds"), (1, "1 fold"), (2, "2 folds")])
 def test_numbers_and_their_words_agree(count: int, told: str) -> None:
-    assert utils.plural(count, "fold") == told
-    assert (
-        utils.plural(count, "person", "people") == f"{count} {'person' if count == 1 else 'people'}"
-    )
+    assert plural(count, "fold") == told
+    assert plural(count, "person", "people") == f"{count} {'person' if count == 1 else 'people'}"
 
 
 def test_one_of_a_kind_is_told_in_the_singular(

@@ -12,7 +12,7 @@ import submit_singular
 import suspects
 import tables
 import train
-from utils import UserError
+from runtime.errors import UserError
 
 HEAD = "id,gender,race,age,path"
 ROWS = ("1,female,Asian,20,000001_female_Asian_20", "2,male,Asian,61,000002_male_Asian_61")

@@ -29,7 +29,7 @@ import optim
 import tables
 import train
 from labels import TASKS
-from utils import RunError, UserError
+from runtime.errors import RunError, UserError
 
 
 def test_label_smoothing_spreads_over_the_other_classes() -> None:

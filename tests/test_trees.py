@@ -21,7 +21,7 @@ import submission
 import submit_ensemble
 import train
 from labels import PARTS
-from utils import UserError
+from runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -33,8 +33,8 @@ import submission
 import submit_ensemble
 import submit_singular
 import train
-import utils
-from utils import UserError
+from runtime.errors import UserError
+from runtime.files import load_npz
 
 LONG = (
     "task({})ep(3)f1({})bs(32)loss(0.5)lr(0.001)trans(random)optim(adam)"
@@ -832,7 +832,7 @@ def test_a_second_directory_hides_no_bomb(bombs: Path, monkeypatch: pytest.Monke
     with pytest.raises(
         UserError, match=r"probs\.npz: damaged .its directory is not where a zip file's is"
     ):
-        utils.load_npz(bombs / "probs.npz", "predict again")
+        load_npz(bombs / "probs.npz", "predict again")
 
 
 @pytest.mark.parametrize(
@@ -863,7 +863,7 @@ def test_a_name_twice_in_a_zip_is_refused(tmp_path: Path) -> None:
     array = fuzz_readers.saved(lambda file: np.save(file, np.zeros(10)))
     (tmp_path / "probs.npz").write_bytes(zipped(("a.npy", array), ("a.npy", array)))
     with pytest.raises(UserError, match=r"probs\.npz: damaged .its directory lists a name twice"):
-        utils.load_npz(tmp_path / "probs.npz", "predict again")
+        load_npz(tmp_path / "probs.npz", "predict again")
 
 
 def test_whole_files_of_every_writer_are_read(tmp_path: Path) -> None:
@@ -876,7 +876,7 @@ def test_whole_files_of_every_writer_are_read(tmp_path: Path) -> None:
             assert all(torch.equal(value, found[key]) for key, value in weights.items())
     for write in (np.savez, np.savez_compressed):
         write(tmp_path / "a.npz", a=np.arange(5), b=np.array(["x"]))
-        arrays = utils.load_npz(tmp_path / "a.npz", "")
+        arrays = load_npz(tmp_path / "a.npz", "")
         assert arrays is not None
         assert arrays["a"].tolist() == [0, 1, 2, 3, 4]
 

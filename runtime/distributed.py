@@ -5,7 +5,6 @@ other.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import re
 import signal
@@ -14,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import TypeVar, cast
 
 import torch
@@ -22,24 +20,16 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.rendezvous import rendezvous
 
-import config
-import engine
-import loading
-from utils import (
+from runtime.cli import StopSignal
+from runtime.devices import MORE_SHARED_MEMORY, SHARED_MEMORY, free_memory, peak_memory
+from runtime.errors import (
     CliError,
     DistInfo,
     RunError,
     Stopped,
-    StopSignal,
     UserError,
-    choose_device,
-    control_groups,
     dist_info_from_environment,
-    plural,
-    read_system_file,
     reason,
-    set_threads,
-    usable_processors,
 )
 
 T = TypeVar("T")
@@ -143,48 +133,6 @@ def broadcast_from_rank0(who: DistInfo, work: Callable[[], T]) -> T:
     return box[0]
 
 
-def make_compute(
-    s: config.MachineSettings, batch_size: int, who: DistInfo, shared: bool
-) -> engine.Compute:
-    """Where and how this process computes. shared: whether the processes take part in the same
-    batches.
-
-    Raises UserError for a device that this machine lacks.
-    """
-    device = choose_device(s.device)
-    if device.type == "cuda":
-        device = select_gpu(device, who)
-    set_threads(s.threads or max(1, usable_processors() // who.local_world))
-    workers = loading.choose_workers(s.workers, device, who.local_world)
-    together = (who.rank, who.world) if shared else (0, 1)
-    return engine.Compute(
-        device, engine.choose_precision(s.precision, device), workers, batch_size, *together
-    )
-
-
-def select_gpu(device: torch.device, who: DistInfo) -> torch.device:
-    """The GPU of this process, made torch's current one. Raises UserError where processes would
-    share one.
-    """
-    if who.world > 1:
-        there = torch.cuda.device_count()
-        if device.index is not None:
-            raise UserError(
-                f"--device {device}: {who.world} processes take a GPU each; use --device cuda"
-            )
-        if who.local_world > there:
-            raise UserError(
-                f"--nproc-per-node {who.local_world}: more processes than the "
-                f"{plural(there, 'GPU')} here; start at "
-                f"most {there}, or use --device cpu"
-            )
-        device = torch.device("cuda", who.local_rank)
-    if device.index is not None:
-        torch.cuda.set_device(device)
-    torch.backends.cudnn.benchmark = True  # every batch but the last of an epoch has one shape
-    return device
-
-
 def broadcast_buffers(model: nn.Module) -> None:
     """Let all processes have the first one's BatchNorm statistics."""
     for buffer in model.buffers():
@@ -258,9 +206,9 @@ def explain_lost_processes(stop: StopSignal, go_on: str = "") -> Iterator[None]:
             ) from None
         raise RunError(
             f"a process that reads photographs was lost ({last}); often the memory or "
-            f"{loading.SHARED_MEMORY} is full, or "
+            f"{SHARED_MEMORY} is full, or "
             "too few files may be open (ulimit -n): use fewer --workers, "
-            f"{loading.MORE_SHARED_MEMORY}{go_on}"
+            f"{MORE_SHARED_MEMORY}{go_on}"
         ) from None
 
 
@@ -290,62 +238,6 @@ def out_of_memory(batch_size: int, error: Exception) -> str:
         f"{free / 2**30:.1f} GiB "
         "free now); use a smaller one"
     )
-
-
-def peak_memory() -> float:
-    """The most bytes that this process has held so far."""
-    try:
-        import resource
-    except ImportError:  # Windows has none
-        return 0.0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1.0 if sys.platform == "darwin" else 1024.0
-    )
-
-
-def free_memory(root: Path = Path("/")) -> float:
-    """Bytes of memory that this process can still have, of the machine's and of its control
-    groups'; root: of the files.
-    """
-    machine = read_system_file(root / "proc/meminfo")
-    if machine:
-        return min(
-            [
-                parse_number_after("MemAvailable:", machine) * 1024,
-                *map(free_group_memory, control_groups("memory", root)),
-            ]
-        )
-    names = getattr(os, "sysconf_names", {})
-    return (
-        float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-        if "SC_AVPHYS_PAGES" in names
-        else 0.0
-    )
-
-
-def free_group_memory(group: Path) -> float:
-    """Bytes that a control group's limit leaves, files that nobody uses counting as free; infinite
-    without a limit.
-    """
-    for limit, used, cached in (
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        numbers = [read_system_file(group / name).strip() for name in (limit, used)]
-        if all(number.isdigit() for number in numbers):  # else max
-            return max(
-                0.0,
-                float(numbers[0])
-                - float(numbers[1])
-                + parse_number_after(cached, read_system_file(group / "memory.stat")),
-            )
-    return math.inf
-
-
-def parse_number_after(name: str, text: str) -> float:
-    """The number that follows a name at the start of a line; 0 where there is none."""
-    found = re.search(rf"^{name}\s+(\d+)", text, re.MULTILINE)
-    return float(found[1]) if found else 0.0
 
 
 def leave_group(who: DistInfo) -> None:
