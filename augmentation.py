@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 import config
-from facecrop import Box, find_face
+from data.faces import Box, find_face
 from labels import PHOTO_SIZE
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -21,8 +21,8 @@ import outoffold
 import prepare
 import report
 import suspects
-import tables
 import training
+from data import tables
 from prepare import RunContext
 from reporting import html
 from runtime import cli, distributed

@@ -16,34 +16,10 @@ from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
 import augmentation
-import facecrop
-import photographs
-import tables
+from data import faces, images, tables
 from labels import INNER_HEADS, head_spec, scoring_task
-from runtime.errors import UserError, warn_counted
+from runtime.errors import warn_counted
 from utils import derive_seed, seeded
-
-
-def assign_folds(table: pd.DataFrame, folds: int, split_seed: int) -> dict[str, int]:
-    """Person -> fold, all photographs of a person in one; stratified by gender and age group.
-
-    People are sorted by name, shuffled within each stratum and dealt out one by one, each stratum
-    going on where the last one stopped: every stratum and every total is balanced to within one
-    person, however small.
-    """
-    people = table.drop_duplicates("person").sort_values("person")
-    if folds > len(people):
-        raise UserError(
-            f"--cv {folds}: there are only {len(people)} people; use at most --cv {len(people)}"
-        )
-    draw = np.random.RandomState(split_seed)  # numpy promises that this stream never changes
-    strata = people.groupby(["gender", "ageg"], sort=True)["person"]
-    dealt = [
-        person
-        for _, stratum in strata
-        for person in stratum.to_numpy()[draw.permutation(len(stratum))]
-    ]
-    return {person: position % folds for position, person in enumerate(dealt)}
 
 
 def label_tensors(
@@ -118,7 +94,7 @@ class ImageDataset(Dataset[tuple[torch.Tensor, list[torch.Tensor]]]):
         names: Sequence[str],
         paths: Sequence[str],
         views: Sequence[augmentation.View],
-        boxes: Mapping[str, facecrop.Box] | None = None,
+        boxes: Mapping[str, faces.Box] | None = None,
         blending: MixupPartners | None = None,
         squares: CropCache | None = None,
     ) -> None:
@@ -144,8 +120,8 @@ class ImageDataset(Dataset[tuple[torch.Tensor, list[torch.Tensor]]]):
         """Photograph i, decoded; its middle square where squares are kept."""
         crop = self.views[0].form
         if self.squares is not None and isinstance(crop, augmentation.Crop):
-            return self.squares.get(i, lambda: crop.square(photographs.read_image(self.paths[i])))
-        return photographs.read_image(self.paths[i])
+            return self.squares.get(i, lambda: crop.square(images.read_image(self.paths[i])))
+        return images.read_image(self.paths[i])
 
     def __getitem__(self, key: tuple[int, int, int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         epoch, i, copy = key

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import audit
 import augmentation
 import checkpoint
 import config
@@ -21,7 +20,7 @@ import ensemble
 import loading
 import model
 import submission
-import tables
+from data import images, tables
 from labels import PARTS, TASKS
 from runtime import distributed
 from runtime.errors import DistInfo, UserError, is_rank_zero, warn, warn_counted
@@ -234,7 +233,7 @@ def predict_images(
     check_writable(settings.save_path, "--save-path")  # not only when all is predicted
     with distributed.explain_failures(settings.batch_size):
         compute = engine.make_compute(settings, settings.batch_size, who or DistInfo(), shared=True)
-        bad = set(audit.find_unreadable(paths, settings.skip_bad_images))
+        bad = set(images.find_unreadable(paths, settings.skip_bad_images))
         good = [i for i, path in enumerate(paths) if path not in bad]
         probs = predict_members(
             members,

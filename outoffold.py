@@ -13,7 +13,7 @@ import pandas as pd
 
 import ensemble
 import metrics
-import tables
+from data import tables
 from labels import TASKS
 from runtime.errors import UserError, plural
 from runtime.files import atomic_write, csv_cell

@@ -20,18 +20,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-import audit
 import augmentation
 import checkpoint
 import config
 import dataset
-import duplicates
 import engine
-import facecrop
 import loading
 import model
-import suspects
-import tables
+from data import duplicates, faces, images, label_fixes, splits, tables
 from labels import TASKS, scoring_task
 from runtime.devices import free_memory, usable_processors
 from runtime.errors import DistInfo, RunError, UserError, plural, printable, warn, warn_counted
@@ -52,7 +48,7 @@ class RunContext:
     compute: engine.Compute
     weights: dict[str, torch.Tensor] | None  # of the pretrained backbone
     start: checkpoint.Checkpoint | None  # trained on from here
-    boxes: dict[str, facecrop.Box]  # of the faces, where a file tells them
+    boxes: dict[str, faces.Box]  # of the faces, where a file tells them
     tree: Path
     who: DistInfo
     squares: dataset.CropCache | None = None  # decoded, with --cache ram
@@ -107,7 +103,7 @@ def load_table(s: config.TrainSettings) -> tuple[pd.DataFrame, pd.DataFrame | No
             f"{s.train_root}: holds {plural(people, 'person', 'people')}; a split needs at least "
             "two"
         )
-    folds = dataset.assign_folds(
+    folds = splits.assign_folds(
         table, s.cv if s.cv > 1 else min(SINGLE_SPLIT_FOLDS, people), s.split_seed
     )
     fold = table["person"].map(folds)
@@ -122,7 +118,7 @@ def apply_label_fixes(s: config.TrainSettings, table: pd.DataFrame) -> pd.DataFr
     """
     if s.label_fixes is None:
         return table
-    fixed, counts = suspects.apply_fixes(table, s.label_fixes)
+    fixed, counts = label_fixes.apply_fixes(table, s.label_fixes)
     relabelled = int(
         (fixed[["mask", "gender", "years"]] != table[["mask", "gender", "years"]]).any(axis=1).sum()
     )
@@ -140,7 +136,7 @@ def drop_unreadable(
     """Both tables without the photographs that cannot be read, folds as they were. Raises UserError
     (see audit).
     """
-    kept = audit.drop_unreadable_rows(
+    kept = images.drop_unreadable_rows(
         [table] if outside is None else [table, outside], s.skip_bad_images
     )
     for fold in range(s.cv):

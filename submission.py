@@ -155,7 +155,7 @@ def read_truth(settings: config.PredictSettings, names: Sequence[str]) -> np.nda
     """The true answers of these photographs where --answers names them."""
     if settings.answers is None:
         return None
-    import tables  # needs pandas, and a vote without answers does not
+    from data import tables  # needs pandas, and a vote without answers does not
 
     return tables.read_labels(settings.answers, names, settings.task)
 

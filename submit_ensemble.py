@@ -43,8 +43,8 @@ def predicted(
     """
     import members
     import submission
-    import tables
     import trees
+    from data import tables
     from runtime import distributed
 
     found = trees.find_runs(settings.root, settings.top_k or 3, settings.task)

@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     import ensemble
     import members
     import submission
-    import tables
+    from data import tables
 
     path = Path(
         settings.load_state_dict or members.find_best_checkpoint(settings.task, settings.model_type)

@@ -14,7 +14,7 @@ import checkpoint
 import ensemble
 import members
 import outoffold
-import tables
+from data import tables
 from labels import PARTS
 from runtime.errors import UserError, printable
 

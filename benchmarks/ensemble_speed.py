@@ -35,8 +35,8 @@ from torchvision import transforms
 import augmentation
 import dataset
 import engine
-import tables
 from benchmarks import plain, product
+from data import tables
 
 
 def bare(

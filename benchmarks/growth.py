@@ -30,11 +30,9 @@ from benchmarks import harness  # isort: skip  (before torch, whose threads it s
 
 import pandas as pd
 
-import audit
 import dataset
-import duplicates
-import tables
 from benchmarks import product
+from data import duplicates, images, splits, tables
 
 TIMES = (1, 4, 16)
 Person = tuple[str, str, int]  # path, gender, age
@@ -72,7 +70,7 @@ def time_table(root: Path, rows: int, with_files: bool) -> None:
         start = time.perf_counter()
         table = tables.read_train(root)
         read = time.perf_counter()
-        dataset.assign_folds(table, product.FOLDS, 42)
+        splits.assign_folds(table, product.FOLDS, 42)
         dataset.label_tensors(table, ["main"])
         split = time.perf_counter()
     finally:
@@ -100,7 +98,7 @@ def check_sides(paths: list[str], people: list[str]) -> dict[str, harness.Side]:
     """The check of the files and the search for near-duplicates."""
 
     def check() -> int:
-        audit.find_unreadable(paths, skip=False)
+        images.find_unreadable(paths, skip=False)
         return len(paths)
 
     def search() -> int:

@@ -30,8 +30,8 @@ from torchvision import transforms
 import augmentation
 import config
 import dataset
-import tables
 from benchmarks import plain
+from data import tables
 
 
 def every(paths: list[str], load: Callable[[str], object]) -> harness.Side:

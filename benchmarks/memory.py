@@ -27,7 +27,7 @@ import torch
 import checkpoint
 import config
 import model
-import tables
+from data import tables
 
 CHILD = """
 import resource, sys

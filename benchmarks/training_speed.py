@@ -43,8 +43,8 @@ import engine
 import loss
 import model
 import optim
-import tables
 from benchmarks import plain, product
+from data import tables
 
 CASES = {"efficientnet-b3": (224, 3), "efficientnet-lite0": (96, 24)}  # image size, batches a turn
 FOLDS, EPOCHS, TRAINED, HELD_OUT = product.FOLDS, 30, 15120, 3780

@@ -31,14 +31,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import augmentation
 import checkpoint
 import config
-import dataset
 import ensemble
 import metrics
 import model
 import outoffold
-import photographs
-import tables
-from facecrop import Box, find_face
+from data import images, splits, tables
+from data.faces import Box, find_face
 from labels import (
     AGE_GROUPS,
     GENDERS,
@@ -162,7 +160,7 @@ def draw_split(table: pd.DataFrame) -> Figure:
     """People as columns, grouped by gender and age group; above, the fold of each; below, what each
     fold holds out.
     """
-    folds = dataset.assign_folds(table, FOLDS, config.TrainSettings().split_seed)
+    folds = splits.assign_folds(table, FOLDS, config.TrainSettings().split_seed)
     photos = table.groupby("person").size()
     people = table.drop_duplicates("person").assign(fold=lambda t: t["person"].map(folds))
     people = people.sort_values(["gender", "ageg", "fold", "person"])
@@ -479,7 +477,7 @@ def portrait(table: pd.DataFrame) -> Image.Image:
     """The first person without a mask, or the first photograph, in the frame. Raises UserError."""
     bare = table[table["shot"] == "normal"]
     row = (table if bare.empty else bare).iloc[0]
-    return ImageOps.fit(photographs.read_image(row["path"]), PHOTO_SIZE)
+    return ImageOps.fit(images.read_image(row["path"]), PHOTO_SIZE)
 
 
 def centred(side: float, about: Square) -> Square:

@@ -36,8 +36,8 @@ import pandas as pd
 import ensemble
 import metrics
 import submission
-import tables
 from benchmarks import harness
+from data import tables
 from runtime.errors import UserError
 
 CLASSES = 18

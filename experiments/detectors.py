@@ -29,9 +29,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-import photographs
-import tables
 from benchmarks import harness
+from data import images, tables
 from experiments.face_finders import DETECTORS, Detect
 from labels import MASKS
 from runtime.cli import progress
@@ -74,7 +73,7 @@ def find_boxes(
     boxes = {name: np.full((len(paths), 4), np.nan) for name in detectors}
     seconds: dict[str, list[float]] = {name: [] for name in detectors}
     for row, path in enumerate(progress(paths, "looking")):
-        photo = photographs.read_image(path)
+        photo = images.read_image(path)
         for name, detect in detectors.items():
             start = time.process_time()
             faces = list(detect(photo))

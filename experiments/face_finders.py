@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-import facecrop
+from data import faces
 
 # Photograph -> (score, (left, top, right, bottom) in pixels) of each face.
 Detect = Callable[[Image.Image], Iterable[tuple[float, Any]]]
@@ -25,7 +25,7 @@ MEDIAPIPE = "mediapipe==0.10.21 (the last with the weights inside), and an OpenC
 
 
 def pixels() -> Detect:
-    return lambda photo: [(1.0, box) for box in [facecrop.find_face(photo)] if box]
+    return lambda photo: [(1.0, box) for box in [faces.find_face(photo)] if box]
 
 
 def mtcnn() -> Detect:

@@ -26,7 +26,7 @@ import pandas as pd
 import config
 import metrics
 import prepare
-import tables
+from data import tables
 from runtime.devices import set_threads
 from runtime.errors import UserError
 from runtime.files import atomic_write, load_npz

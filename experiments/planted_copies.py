@@ -19,10 +19,8 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image, ImageOps
 
-import duplicates
-import photographs
-import tables
 from benchmarks import harness
+from data import duplicates, images, tables
 
 COPIES = 50
 Pairs = set[frozenset[int]]  # of row numbers
@@ -56,7 +54,7 @@ def plant(table: pd.DataFrame, folder: Path, seed: int) -> tuple[list[str], Pair
         ]
         copy = draw.choice(fit)
         target = folder / f"copy{number}.jpg"
-        photo = disguise(photographs.read_image(os.path.realpath(paths[source])), number, draw)
+        photo = disguise(images.read_image(os.path.realpath(paths[source])), number, draw)
         photo.save(target, quality=draw.randint(40, 90))
         copies[copy] = source
         paths[copy] = str(target)

@@ -29,8 +29,8 @@ import pandas as pd
 
 import checkpoint
 import suspects
-import tables
 from benchmarks import harness
+from data import label_fixes, tables
 from labels import GENDERS, MASKS
 
 PART = 0.05
@@ -144,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
                 path = (args.write or Path(folder)) / f"planted-{seed}.csv"
                 write_fixes(path, fixes)
                 if not args.write:
-                    results.append(precisions(suspects.apply_fixes(table, path)[0], fixes))
+                    results.append(precisions(label_fixes.apply_fixes(table, path)[0], fixes))
     for method in METHODS if results else ():
         values = np.array([result[method] for result in results])
         each = "  ".join("/".join(f"{value:.2f}" for value in row) for row in values)

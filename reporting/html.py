@@ -21,7 +21,7 @@ from unicodedata import category
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-import photographs
+from data import images
 from labels import GENDERS, GROUP_STARTS, MASKS, TASKS, scoring_task
 from runtime.errors import CliError, plural
 
@@ -367,7 +367,7 @@ def options(settings: Mapping[str, object]) -> list[tuple[str, object]]:
 def thumbnail(path: str | None) -> str | None:
     """A photograph as a small JPEG in base64; None where it cannot be read any more."""
     try:
-        photo = photographs.read_image(path or "")
+        photo = images.read_image(path or "")
     except CliError:
         return None
     photo.thumbnail((THUMBNAIL_WIDTH, 2 * THUMBNAIL_WIDTH))

@@ -43,11 +43,9 @@ import members
 import metrics
 import optim
 import outoffold
-import photographs
 import submission
-import suspects
-import tables
 import trees
+from data import images, label_fixes, tables
 from labels import TASKS
 from runtime.errors import UserError
 
@@ -196,7 +194,7 @@ def table_readers(folder: Path) -> list[Reader]:
     ]
 
 
-def images(folder: Path) -> list[Reader]:
+def image_readers(folder: Path) -> list[Reader]:
     """Photographs in the formats and modes there are."""
     small = Image.fromarray(
         np.random.RandomState(0).randint(0, 256, (6, 5, 3), dtype=np.uint8)
@@ -219,8 +217,8 @@ def images(folder: Path) -> list[Reader]:
 
     def check(data: bytes) -> None:
         (folder / "a.jpg").write_bytes(data)
-        problem = photographs.inspect_image(str(folder / "a.jpg"))[0]
-        photo = photographs.read_image(str(folder / "a.jpg"))
+        problem = images.inspect_image(str(folder / "a.jpg"))[0]
+        photo = images.read_image(str(folder / "a.jpg"))
         assert not problem, "the quick check refuses what the reader takes"
         assert photo.mode == "RGB"
         assert len(photo.tobytes()) == 3 * photo.width * photo.height > 0
@@ -414,7 +412,7 @@ def told_tables(folder: Path) -> list[Reader]:
 
     def check_fixes(data: bytes) -> None:
         (folder / "fixes.csv").write_bytes(data)
-        fixed, counts = suspects.apply_fixes(table, folder / "fixes.csv")
+        fixed, counts = label_fixes.apply_fixes(table, folder / "fixes.csv")
         assert sum(counts.values()) > 0
         assert fixed["main"].between(0, 17).all()
         assert fixed["years"].between(0, 120).all()
@@ -435,7 +433,7 @@ def told_tables(folder: Path) -> list[Reader]:
 def readers(folder: Path) -> list[Reader]:
     """All readers, each in a folder of its own."""
     made: list[Reader] = []
-    for make in (table_readers, images, checkpoints, predictions, states, told_tables):
+    for make in (table_readers, image_readers, checkpoints, predictions, states, told_tables):
         (folder / make.__name__).mkdir()
         made += make(folder / make.__name__)
     return made

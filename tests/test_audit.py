@@ -12,11 +12,10 @@ import support
 from PIL import Image, ImageOps
 
 import config
-import duplicates
 import prepare
 import suspects
-import tables
 import train
+from data import duplicates, label_fixes, tables
 from labels import GENDERS
 from runtime.errors import UserError
 
@@ -121,7 +120,7 @@ def test_fixes_change_every_label_that_hangs_on_them(train_root: Path, tmp_path:
         "000001_female_Asian_20,age,61",
         "000002_male_Asian_61,age,29.4",
     )
-    fixed, counts = suspects.apply_fixes(
+    fixed, counts = label_fixes.apply_fixes(
         table, fixes(tmp_path, "path,column,value,note", *(f"{line},x" for line in lines))
     )
     assert counts == {"gender": 1, "age": 2}
@@ -150,7 +149,7 @@ def test_mask_fixes_take_single_photographs(form: str, train_root: Path, tmp_pat
         if form == "long"
         else fixes(tmp_path, "image,mask", *short)
     )
-    fixed, counts = suspects.apply_fixes(table, path)
+    fixed, counts = label_fixes.apply_fixes(table, path)
     assert counts == {"mask": 2}
     changed = fixed[fixed["mask"] != table["mask"]].set_index("shot")
     assert changed["mask"].to_dict() == {"incorrect_mask": 2, "normal": 1}
@@ -201,7 +200,7 @@ def test_a_fix_that_would_do_nothing_or_harm_is_refused(
     table = tables.read_train(train_root)
     lines = tuple(line.replace(f"{P}/mask1.jpg", f"{P}/{mask1(table)}") for line in lines)
     with pytest.raises(UserError, match=rf"fixes\.csv: .*{message}"):
-        suspects.apply_fixes(table, fixes(tmp_path, *lines))
+        label_fixes.apply_fixes(table, fixes(tmp_path, *lines))
 
 
 def mask1(table: pd.DataFrame) -> str:

@@ -29,7 +29,6 @@ import support
 import torch
 from PIL import Image
 
-import audit
 import augmentation
 import checkpoint
 import config
@@ -37,15 +36,14 @@ import dataset
 import ensemble
 import loading
 import members
-import photographs
 import prepare
 import report
 import submission
 import submit_ensemble
 import submit_singular
 import suspects
-import tables
 import train
+from data import images, label_fixes, tables
 from labels import TASKS
 from runtime.cli import run_script
 from runtime.errors import UserError
@@ -66,12 +64,12 @@ def photo(size: tuple[int, int] = (40, 56)) -> Image.Image:
 def read(path: Path, data: bytes | None = None) -> Image.Image:
     if data is not None:
         path.write_bytes(data)
-    return photographs.read_image(str(path))
+    return images.read_image(str(path))
 
 
 def refused(path: Path, match: str = "cannot be read as a photograph") -> str:
     with pytest.raises(UserError, match=match) as caught:
-        photographs.read_image(str(path))
+        images.read_image(str(path))
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -97,9 +95,9 @@ def test_a_photograph_cut_off_anywhere_is_refused(
         path.write_bytes(whole[:length])
         refused(path)
         if length > len(whole) - 30:
-            assert photographs.inspect_image(str(path))[0], "the quick check must see it too"
+            assert images.inspect_image(str(path))[0], "the quick check must see it too"
     assert read(path, whole).size == (16, 24)
-    assert not photographs.inspect_image(str(path))[0]
+    assert not images.inspect_image(str(path))[0]
 
 
 def test_a_cut_jpeg_filled_up_with_zeros_or_holding_a_whole_thumbnail_is_refused(
@@ -113,7 +111,7 @@ def test_a_cut_jpeg_filled_up_with_zeros_or_holding_a_whole_thumbnail_is_refused
     for data in (whole[:-2], whole[: len(whole) * 2 // 3] + bytes(len(whole) // 3)):
         path.write_bytes(data)
         refused(path)
-        assert photographs.inspect_image(str(path))[0]
+        assert images.inspect_image(str(path))[0]
     assert read(path, whole + b"\0\0 what a telephone appends").size == (40, 56)
 
 
@@ -127,7 +125,7 @@ def test_what_is_no_picture_is_refused_by_name_before_and_while_reading(
     path = tmp_path / "mask1.jpg"
     path.write_bytes(data)
     refused(path)
-    assert audit.check_photos(["mask1.jpg"], [str(path)])[0][0] == "mask1.jpg"
+    assert images.check_photos(["mask1.jpg"], [str(path)])[0][0] == "mask1.jpg"
 
 
 def test_the_decoders_own_lines_do_not_reach_the_terminal(
@@ -236,7 +234,7 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     names = ["pipe.jpg", "folder.jpg", "nowhere.jpg", "self.jpg", "vanished.jpg"]
     for name in names:
         refused(tmp_path / name)
-    found = audit.check_photos(names, [str(tmp_path / name) for name in names], workers=2)
+    found = images.check_photos(names, [str(tmp_path / name) for name in names], workers=2)
     assert [name for name, _ in found] == names
     assert found[0][1] == "no regular file"
 
@@ -346,7 +344,7 @@ def test_one_found_only_while_reading_stops_the_run_with_its_name(
     middle = data.index(b"IDAT") + 60
     data[middle : middle + 40] = bytes(40)  # header and end are in order
     path.write_bytes(data)
-    assert not photographs.inspect_image(str(path))[0]
+    assert not images.inspect_image(str(path))[0]
     with pytest.raises(UserError) as caught:
         run(root, tmp_path / "saved", "--workers", workers)
     assert str(caught.value).startswith(f"{path}: cannot be read as a photograph")
@@ -1053,7 +1051,7 @@ def test_a_photograph_of_which_only_decoding_fails_is_answered_with_the_usual_cl
     middle = data.index(b"IDAT") + 60
     data[middle : middle + 40] = bytes(40)
     path.write_bytes(data)
-    assert not photographs.inspect_image(str(path))[0]
+    assert not images.inspect_image(str(path))[0]
     with pytest.raises(UserError, match=f"{path}: cannot be read .*--skip-bad-images"):
         submit(tree, root, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -1151,7 +1149,7 @@ def test_fixes_that_fix_nothing_are_refused(tmp_path: Path, rows: str, told: str
     table = tables.with_labels(pd.DataFrame(one))
     path = written(tmp_path / "fixes.csv", "path,column,value\n" + rows.format("p", 33.0))
     with pytest.raises(UserError, match=told):
-        suspects.apply_fixes(table, path)
+        label_fixes.apply_fixes(table, path)
 
 
 def test_labels_of_one_class_leave_nothing_to_suspect() -> None:

@@ -21,10 +21,9 @@ import augmentation
 import config
 import dataset
 import loading
-import photographs
 import prepare
-import tables
 import training
+from data import images, splits, tables
 from labels import age_group
 from runtime.errors import UserError
 from utils import seeded
@@ -158,7 +157,7 @@ def test_names_are_compared_in_one_unicode_form(tmp_path: Path) -> None:
 
 def test_no_person_is_on_both_sides(train_root: Path) -> None:
     table = tables.read_train(train_root)
-    folds = dataset.assign_folds(table, 5, 42)
+    folds = splits.assign_folds(table, 5, 42)
     table["fold"] = table["person"].map(folds)
     assert table.groupby("person")["fold"].nunique().max() == 1
     assert sorted(table["fold"].unique()) == [0, 1, 2, 3, 4]
@@ -180,7 +179,7 @@ def test_no_person_is_on_both_sides(train_root: Path) -> None:
 def test_the_file_systems_order_does_not_change_the_split(
     train_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = dataset.assign_folds(tables.read_train(train_root), 5, 42)
+    before = splits.assign_folds(tables.read_train(train_root), 5, 42)
     plain = Path.iterdir
     monkeypatch.setattr(
         Path,
@@ -188,13 +187,13 @@ def test_the_file_systems_order_does_not_change_the_split(
         lambda self: iter(sorted(plain(self), key=lambda p: p.name[::-1], reverse=True)),
     )
     table = tables.read_train(train_root)
-    assert dataset.assign_folds(table.sample(frac=1, random_state=1), 5, 42) == before
+    assert splits.assign_folds(table.sample(frac=1, random_state=1), 5, 42) == before
 
 
 def test_splits_hang_on_the_split_seed_and_never_change(train_root: Path) -> None:
     table = tables.read_train(train_root)
-    folds = dataset.assign_folds(table, 5, 42)
-    assert folds != dataset.assign_folds(table, 5, 43)
+    folds = splits.assign_folds(table, 5, 42)
+    assert folds != splits.assign_folds(table, 5, 43)
     # written down once: the same on any machine
     assert [folds[p] for p in sorted(folds)] == [1, 0, 0, 1, 2, 4, 3, 2, 3, 1, 4, 0]
 
@@ -218,9 +217,9 @@ def test_every_stratum_and_the_total_are_balanced_to_one_person(
     table = synthetic(groups)
     if folds > len(table):
         with pytest.raises(UserError, match="--cv"):
-            dataset.assign_folds(table, folds, seed)
+            splits.assign_folds(table, folds, seed)
         return
-    table["fold"] = table["person"].map(dataset.assign_folds(table, folds, seed))
+    table["fold"] = table["person"].map(splits.assign_folds(table, folds, seed))
     for _, part in [(None, table), *table.groupby(["gender", "ageg"])]:
         sizes = part["fold"].value_counts().reindex(range(folds), fill_value=0)
         assert sizes.max() - sizes.min() <= 1
@@ -228,7 +227,7 @@ def test_every_stratum_and_the_total_are_balanced_to_one_person(
 
 def test_eight_people_and_five_folds(tmp_path: Path) -> None:
     root = support.make_train(tmp_path / "train", support.PEOPLE[:8])
-    folds = dataset.assign_folds(tables.read_train(root), 5, 42)
+    folds = splits.assign_folds(tables.read_train(root), 5, 42)
     assert len(folds) == 8
     assert sorted(np.bincount(list(folds.values()))) == [1, 1, 2, 2, 2]
 
@@ -272,15 +271,15 @@ def test_photographs_are_upright_rgb(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate by 90 degrees clockwise to view
     image.save(tmp_path / "turned.jpg", exif=exif, quality=95)
-    turned = photographs.read_image(str(tmp_path / "turned.jpg"))
+    turned = images.read_image(str(tmp_path / "turned.jpg"))
     assert turned.size == (20, 40)
     assert turned.getpixel((10, 5))[2] > 200  # type: ignore[index]
     image.convert("RGBA").save(tmp_path / "alpha.png")
     image.convert("L").save(tmp_path / "grey.png")
     Image.fromarray(np.full((4, 4), 32768, np.uint16)).save(tmp_path / "deep.png")
-    assert photographs.read_image(str(tmp_path / "alpha.png")).getpixel((30, 5)) == (255, 0, 0)
-    assert photographs.read_image(str(tmp_path / "grey.png")).mode == "RGB"
-    assert photographs.read_image(str(tmp_path / "deep.png")).getpixel((1, 1)) == (128, 128, 128)
+    assert images.read_image(str(tmp_path / "alpha.png")).getpixel((30, 5)) == (255, 0, 0)
+    assert images.read_image(str(tmp_path / "grey.png")).mode == "RGB"
+    assert images.read_image(str(tmp_path / "deep.png")).getpixel((1, 1)) == (128, 128, 128)
 
 
 def test_an_unreadable_photograph_is_named_also_by_a_worker(tmp_path: Path) -> None:
@@ -301,7 +300,7 @@ def test_an_unreadable_photograph_is_named_also_by_a_worker(tmp_path: Path) -> N
 
 def test_crops_are_torchvisions(tmp_path: Path) -> None:
     support.paint(tmp_path / "a.jpg", 1, quality=95)
-    photo = photographs.read_image(str(tmp_path / "a.jpg"))
+    photo = images.read_image(str(tmp_path / "a.jpg"))
     theirs = v2.Compose([v2.CenterCrop(384), v2.RandomResizedCrop(32), v2.RandAugment(2, 9)])
     ours = augmentation.forms("random", 32).train
     for draw in range(8):

@@ -31,8 +31,8 @@ import loading
 import model
 import optim
 import submit_ensemble
-import tables
 import train
+from data import tables
 from runtime import distributed
 from runtime.devices import choose_device, free_memory, usable_processors
 from runtime.errors import RunError, UserError

@@ -15,7 +15,7 @@ import pytest
 import config
 import dataset
 import prepare
-import tables
+from data import tables
 from experiments import (
     ablation,
     candidates,

@@ -35,7 +35,6 @@ import dataset
 import engine
 import loading
 import outoffold
-import photographs
 import prepare
 import submission
 import submit_ensemble
@@ -43,6 +42,7 @@ import submit_singular
 import train
 import training
 import utils
+from data import images
 from runtime import errors
 from runtime.cli import run_script
 from runtime.errors import RunError, UserError
@@ -324,8 +324,8 @@ def test_a_machine_that_is_short_does_not_make_photographs_bad(
     def short(*_: object) -> bytes:
         raise error
 
-    monkeypatch.setattr(photographs, "read_file", short)
-    for read in (photographs.read_image, photographs.inspect_image):
+    monkeypatch.setattr(images, "read_file", short)
+    for read in (images.read_image, images.inspect_image):
         with pytest.raises((RunError, MemoryError)):
             read("x.jpg")
 
@@ -748,7 +748,8 @@ def test_a_program_ends_though_its_readers_are_still_there(train_root: Path) -> 
     """They ignore SIGTERM; whoever holds an exception's frames keeps them alive to the end."""
     root = Path(__file__).parent.parent
     code = f"""
-import sys, torch, augmentation, dataset, loading, tables
+import sys, torch, augmentation, dataset, loading
+from data import tables
 paths = tables.read_train({str(train_root)!r})['path'].tolist()
 views = [augmentation.View(augmentation.forms('base', 16).valid)]
 photos = dataset.ImageDataset(paths, paths, views)

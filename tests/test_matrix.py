@@ -25,16 +25,14 @@ import augmentation
 import checkpoint
 import config
 import dataset
-import facecrop
 import model
-import photographs
 import prepare
 import submission
 import submit_ensemble
 import submit_singular
-import tables
 import train
 import training
+from data import faces, images, tables
 from labels import TASKS, Task, tasks_answered_by
 from runtime.errors import UserError
 from utils import seeded
@@ -242,7 +240,7 @@ class OneHot(nn.Module):
 
 
 def upside_down(size: int) -> augmentation.Forms:
-    def form(photo: Image.Image, box: facecrop.Box | None) -> Image.Image:
+    def form(photo: Image.Image, box: faces.Box | None) -> Image.Image:
         return photo.resize((size, size)).rotate(180)
 
     return augmentation.Forms(form, form, form)
@@ -807,8 +805,8 @@ def test_the_face_finder_never_gives_an_absurd_box(
         0, 256, (max(1, height // coarse), max(1, width // coarse), 3), dtype=np.uint8
     )
     photo = Image.fromarray(draw).resize((width, height))
-    box = facecrop.find_face(photo)
-    assert box == facecrop.find_face(photo)
+    box = faces.find_face(photo)
+    assert box == faces.find_face(photo)
     if box is not None:
         left, top, right, bottom = box
         assert 0 <= left < right <= width
@@ -832,7 +830,7 @@ def test_the_face_of_a_portrait_is_found() -> None:
 
     ImageDraw.Draw(face).ellipse((0, 0, 149, 189), fill=255)
     photo.paste((205, 160, 130), (130, 170), face)
-    found = facecrop.find_face(photo)
+    found = faces.find_face(photo)
     assert found is not None
     left, top, right, bottom = found
     overlap = max(0, min(right, 280) - max(left, 130)) * max(0, min(bottom, 360) - max(top, 170))
@@ -881,7 +879,7 @@ def test_boxes_take_the_finders_place_in_training_and_at_test(
     s = ["--transform-type", "facecrop", "--boxes", str(boxes), "--epochs", "1"]
     study = study_of(small_root, *s)
     assert len(study.boxes) == len(table) - 1
-    photo = photographs.read_image(table["path"][1])
+    photo = images.read_image(table["path"][1])
     fold = training.prepare_fold(study, 0)
     expected = augmentation.forms("facecrop", 32).valid(photo, (10, 20, 110, 140))
     assert torch.equal(

@@ -20,11 +20,10 @@ import pytest
 import support
 from PIL import Image
 
-import photographs
 import submit_ensemble
 import submit_singular
-import tables
 import train
+from data import images, tables
 from runtime.cli import run_script
 from runtime.errors import CliError, RunError, UserError
 
@@ -158,14 +157,14 @@ def test_a_failure_in_a_reading_process_reaches_the_command_line_in_one_line(
 ) -> None:
     """(16.2)"""
     root = support.make_train(tmp_path / "train", support.PEOPLE[:4], junk=False)
-    plain = photographs.read_image
+    plain = images.read_image
 
     def read(path: str, shrink: int = 1) -> Image.Image:
         if multiprocessing.parent_process() is not None:
             raise error
         return plain(path, shrink)
 
-    monkeypatch.setattr(photographs, "read_image", read)
+    monkeypatch.setattr(images, "read_image", read)
     words = training(root, tmp_path / "saved", "--workers", "1")
     assert run_script(lambda _: train.main(words), "train.py") == getattr(error, "code", 1)
     lines = [
@@ -277,7 +276,7 @@ def test_every_format_that_pillow_reads_is_taken_for_training_and_for_answers(
     names, paths = tables.read_eval(str(answered / "images"))[0], tables.read_eval(str(answered))[1]
     assert names == [f"{number:02d}{extension}" for number, extension in enumerate(READ)]
     shown = [
-        np.asarray(image).astype(int) for image in (portrait(), *map(photographs.read_image, paths))
+        np.asarray(image).astype(int) for image in (portrait(), *map(images.read_image, paths))
     ]
     assert max(np.abs(shown[0] - other).mean() for other in shown[1:]) < 20
     (answered / "info.csv").write_text(
@@ -336,7 +335,7 @@ def test_heic_is_named_with_its_remedy_whatever_its_extension(tmp_path: Path) ->
             struct.pack(">I", 24) + b"ftyp" + brand + bytes(4) + b"mif1heic" + bytes(100)
         )
         with pytest.raises(UserError, match=r"b\.jpg: .*HEIC is not read here, save it as JPEG"):
-            photographs.read_image(str(tmp_path / "b.jpg"))
+            images.read_image(str(tmp_path / "b.jpg"))
     only = tmp_path / "only" / "images"
     only.mkdir(parents=True)
     shutil.copy(root / "images" / "a.heic", only)
@@ -391,8 +390,8 @@ def test_a_png_whose_pixels_are_whole_is_read_whatever_stands_beside_them(
     """(16.15)"""
     path = tmp_path / "photo.png"
     path.write_bytes(with_chunks(encoded(portrait(), "PNG"), *ODD[odd], before=before))
-    assert not photographs.inspect_image(str(path))[0]
-    assert photographs.read_image(str(path)).tobytes() == portrait().tobytes()
+    assert not images.inspect_image(str(path))[0]
+    assert images.read_image(str(path)).tobytes() == portrait().tobytes()
 
 
 def test_such_a_png_is_answered_by_the_command(tree: Path, tmp_path: Path) -> None:
@@ -423,9 +422,9 @@ def test_a_png_that_is_damaged_where_it_matters_stays_refused(tmp_path: Path) ->
         end = at + 4 + int.from_bytes(whole[at - 4 : at], "big")
         path.write_bytes(whole[:end] + bytes([whole[end] ^ 1]) + whole[end + 1 :])
         with pytest.raises(UserError, match="cannot be read as a photograph"):
-            photographs.read_image(str(path))
+            images.read_image(str(path))
     path.write_bytes(with_chunks(whole, chunk(b"tEXt", b"Comment\0hello"))[:-12])
-    assert photographs.inspect_image(str(path))[0] == "cut off: its end is missing"
+    assert images.inspect_image(str(path))[0] == "cut off: its end is missing"
 
 
 def test_a_png_is_turned_by_whatever_tells_its_orientation(tmp_path: Path) -> None:
@@ -448,14 +447,14 @@ def test_a_png_is_turned_by_whatever_tells_its_orientation(tmp_path: Path) -> No
             with_chunks(encoded(portrait(), "PNG"), *ODD["a long packed text"], teller)
         )
         upright = portrait().transpose(Image.Transpose.ROTATE_270)
-        assert photographs.read_image(str(path)).tobytes() == upright.tobytes(), name
+        assert images.read_image(str(path)).tobytes() == upright.tobytes(), name
 
 
 def test_transparency_still_shows_white(tmp_path: Path) -> None:
     """(16.15)"""
     path = tmp_path / "photo.png"
     path.write_bytes(encoded(Image.new("RGB", (4, 4), (1, 2, 3)), "PNG", transparency=(1, 2, 3)))
-    assert photographs.read_image(str(path)).getpixel((0, 0)) == (255, 255, 255)
+    assert images.read_image(str(path)).getpixel((0, 0)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize("size", [(12000, 9000), (9024, 12032), (16320, 12240)])
@@ -465,4 +464,4 @@ def test_what_telephones_take_is_a_photograph(tmp_path: Path, size: tuple[int, i
     header[16:24] = struct.pack(">II", *size)
     header[29:33] = zlib.crc32(header[12:29]).to_bytes(4, "big")
     (tmp_path / "large.png").write_bytes(header)
-    assert photographs.inspect_image(str(tmp_path / "large.png")) == ("", True)
+    assert images.inspect_image(str(tmp_path / "large.png")) == ("", True)

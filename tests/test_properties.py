@@ -18,10 +18,9 @@ from sklearn.metrics import accuracy_score, f1_score
 
 import checkpoint
 import config
-import dataset
 import ensemble
 import metrics
-import tables
+from data import splits, tables
 from labels import GENDERS, TASKS
 from runtime.errors import UserError, printable
 from runtime.files import csv_cell
@@ -199,12 +198,12 @@ def test_folds_hang_on_the_people_alone(
     table = pd.DataFrame(
         [(f"p{i}", g, a) for i, (g, a) in enumerate(groups)], columns=["person", "gender", "ageg"]
     )
-    dealt = dataset.assign_folds(table, folds, seed)
+    dealt = splits.assign_folds(table, folds, seed)
     assert set(dealt) == set(table["person"])
     assert set(dealt.values()) == set(range(folds))
     # more photographs, another order
     mixed = pd.concat([table, table.iloc[::2], table]).sample(frac=1, random_state=seed)
-    assert dataset.assign_folds(mixed, folds, seed) == dealt
+    assert splits.assign_folds(mixed, folds, seed) == dealt
 
 
 # --- scores and votes

@@ -29,14 +29,13 @@ import ensemble
 import metrics
 import model
 import outoffold
-import photographs
 import prepare
 import submission
 import submit_ensemble
 import submit_singular
-import tables
 import train
 import training
+from data import images, tables
 from labels import TASKS
 from runtime import devices
 from runtime.errors import UserError
@@ -182,13 +181,13 @@ def test_squares_kept_in_memory_are_decoded_once_and_change_nothing(
     assert run_train(root, tmp_path / "plain", *words) == 0
     assert run_train(root, tmp_path / "shared", *words, "--cache", "ram", "--workers", "2") == 0
     decoded: list[str] = []
-    plain = photographs.decode_image
+    plain = images.decode_image
 
     def counted(path: str, shrink: int = 1) -> Image.Image:
         decoded.append(path)
         return plain(path, shrink)
 
-    monkeypatch.setattr(photographs, "decode_image", counted)
+    monkeypatch.setattr(images, "decode_image", counted)
     monkeypatch.setattr(prepare, "warn_of_duplicates", lambda tree, parts: None)
     monkeypatch.setattr(crossval.report, "training_report", lambda *_: None)
     assert run_train(root, tmp_path / "once", *words, "--cache", "ram") == 0
@@ -476,13 +475,13 @@ def test_an_ensemble_decodes_each_photograph_once_and_its_views_differ(
     tree: Path, eval_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[str] = []
-    plain = photographs.read_image
+    plain = images.read_image
 
     def counted(path: str) -> Image.Image:
         decoded.append(path)
         return plain(path)
 
-    monkeypatch.setattr(photographs, "read_image", counted)
+    monkeypatch.setattr(images, "read_image", counted)
     made = predict(
         submit_ensemble,
         eval_root,
@@ -739,7 +738,7 @@ def test_a_photograph_of_another_size_covers_the_crop_with_one_warning(
         support.paint(path, path.name, size=(150, 100))
     predict(submit_ensemble, root, tmp_path / "p", "--root", str(tree), "--workers", "0")
     assert capsys.readouterr().err.count("scaled to cover the crop: 3") == 1
-    photo = photographs.read_image(str(sorted((root / "images").iterdir())[0]))
+    photo = images.read_image(str(sorted((root / "images").iterdir())[0]))
     for name in config.TRANSFORMS:
         seen = augmentation.pixels(augmentation.forms(name, 64).valid(photo, None))
         assert seen.shape == (64, 64, 3)

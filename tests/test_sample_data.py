@@ -11,7 +11,7 @@ import support
 from PIL import Image
 
 import sample_data
-import tables
+from data import tables
 
 
 @pytest.fixture(scope="module")

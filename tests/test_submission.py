@@ -25,8 +25,8 @@ import outoffold
 import submission
 import submit_ensemble
 import submit_singular
-import tables
 import train
+from data import tables
 from labels import PARTS, TASKS, Task
 from runtime.cli import run_script
 from runtime.errors import RunError, UserError, path_error, plural

@@ -9,9 +9,8 @@ import pytest
 import support
 
 import submit_singular
-import suspects
-import tables
 import train
+from data import label_fixes, tables
 from runtime.errors import UserError
 
 HEAD = "id,gender,race,age,path"
@@ -102,7 +101,7 @@ def test_every_table_is_read_as_excel_writes_it(train_root: Path, tmp_path: Path
     ) == {names[0]: (1, 2, 3, 4)}
     fixes = tmp_path / "fixes.csv"
     fixes.write_text("sep=;\npath;column;value;note\n000001_female_Asian_20;gender;male\n")
-    assert suspects.apply_fixes(tables.read_train(train_root), fixes)[1] == {"gender": 1}
+    assert label_fixes.apply_fixes(tables.read_train(train_root), fixes)[1] == {"gender": 1}
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,8 @@ import loading
 import loss
 import model
 import optim
-import tables
 import train
+from data import tables
 from labels import TASKS
 from runtime.errors import RunError, UserError
 

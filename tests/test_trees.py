@@ -16,10 +16,10 @@ import config
 import ensemble
 import metrics
 import outoffold
-import photographs
 import submission
 import submit_ensemble
 import train
+from data import images
 from labels import PARTS
 from runtime.errors import UserError
 
@@ -120,13 +120,13 @@ def test_two_trees_vote_each_photograph_decoded_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     decoded: list[str] = []
-    plain = photographs.read_image
+    plain = images.read_image
 
     def counted(path: str) -> Image.Image:
         decoded.append(path)
         return plain(path)
 
-    monkeypatch.setattr(photographs, "read_image", counted)
+    monkeypatch.setattr(images, "read_image", counted)
     both = submission.load_probabilities(
         predict(
             eval_root, tmp_path, [tree, grown["seed"]], "--top-k", "1", "--transform-type", "auto"

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-import photographs
+from data import images
 from runtime.cli import progress
 from runtime.devices import usable_processors
 from runtime.errors import UserError, warn_counted
@@ -80,7 +80,7 @@ def read_thumbnails(paths: Sequence[str]) -> list[np.ndarray | None]:
 
     def read(path: str) -> np.ndarray | None:
         try:
-            photo = photographs.read_image(path, 4)
+            photo = images.read_image(path, 4)
         except UserError:
             return None
         return np.asarray(photo.convert("L").resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))

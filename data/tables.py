@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-import photographs
+from data import images
+from data.images import is_photo
 from labels import GENDERS, TASKS, Task
-from photographs import is_photo
 from runtime.errors import UserError, path_error, plural, reason, warn, warn_counted
 from runtime.files import read_file
 
@@ -83,13 +83,12 @@ def warn_left_out(names: Sequence[str]) -> None:
         for name in names
         if not Path(name).name.startswith(".") and Path(name).name.lower() not in IGNORED_FILES
     ]
-    heic = [name for name in missed if Path(name).suffix.lower() in photographs.HEIC]
-    warn_counted(heic, f"photographs left out, {photographs.HEIC_REMEDY}")
+    heic = [name for name in missed if Path(name).suffix.lower() in images.HEIC]
+    warn_counted(heic, f"photographs left out, {images.HEIC_REMEDY}")
     others = [name for name in missed if name not in set(heic)]
     warn_counted(
         others,
-        "files and folders left out, read are photographs named "
-        f"{', '.join(photographs.EXTENSIONS)}",
+        f"files and folders left out, read are photographs named {', '.join(images.EXTENSIONS)}",
     )
 
 
@@ -106,18 +105,18 @@ def read_train(root: str | Path) -> pd.DataFrame:
         raise UserError(
             f"{root}: no such folder; name the folder of labelled photographs with --train-root"
         )
-    images = root / "images" if (root / "images").is_dir() else root
+    image_dir = root / "images" if (root / "images").is_dir() else root
     tables = [
         root / "train.csv",
         *([parent_of(root) / "train.csv"] if root.absolute().name == "images" else []),
     ]
     table_path = next((p for p in tables if exists(p)), None)
-    found = list_photos(root, images)
-    labels = label_people(found["person"].unique(), table_path, images, root)
+    found = list_photos(root, image_dir)
+    labels = label_people(found["person"].unique(), table_path, image_dir, root)
     rows = found.merge(labels, on="person", how="inner")
     if rows.empty:
         raise UserError(
-            f"{images}: no labelled photographs; expected folders like "
+            f"{image_dir}: no labelled photographs; expected folders like "
             "000001_female_Asian_45/mask1.jpg"
         )
     twice = rows.loc[rows.duplicated(["person", "shot"]), "file"]
@@ -154,15 +153,15 @@ def distinct_rows(*columns: Any) -> tuple[list[tuple[Any, ...]], np.ndarray]:
     return list(frame.iloc[firsts].itertuples(index=False, name=None)), groups
 
 
-def list_photos(root: Path, images: Path) -> pd.DataFrame:
-    """Every photograph below `images`, in folders of people or flat: person, shot, file, path.
+def list_photos(root: Path, image_dir: Path) -> pd.DataFrame:
+    """Every photograph below `image_dir`, in folders of people or flat: person, shot, file, path.
     Raises UserError.
     """
     rows: list[tuple[str, str, str, str]] = []
     strange: list[str] = []
     others: list[str] = []
     try:
-        entries = [e for e in sorted(images.iterdir()) if not e.name.startswith(".")]
+        entries = [e for e in sorted(image_dir.iterdir()) if not e.name.startswith(".")]
         folders = {e for e in entries if e.is_dir()}
         taken = [e for e in entries if e in folders or is_photo(e.name)]
         check_names([nfc(e.name).strip() for e in taken], [str(e) for e in taken])
@@ -192,14 +191,14 @@ def list_photos(root: Path, images: Path) -> pd.DataFrame:
                 )
     except OSError as error:
         raise path_error(
-            error.filename or images, error, "check its permissions", "listed"
+            error.filename or image_dir, error, "check its permissions", "listed"
         ) from None
     warn_left_out(others)
     if not rows:
         meant = (
             suggest_root(root, "train") or "expected folders like 000001_female_Asian_45/mask1.jpg"
         )
-        raise UserError(f"{images}: no photographs in it; {meant}")
+        raise UserError(f"{image_dir}: no photographs in it; {meant}")
     check_names([row[2] for row in rows], [row[3] for row in rows])
     warn_counted(
         strange,
@@ -223,7 +222,7 @@ def check_names(names: Sequence[str], paths: Sequence[str]) -> None:
 
 
 def label_people(
-    people: Sequence[str], table: Path | None, images: Path, root: Path
+    people: Sequence[str], table: Path | None, image_dir: Path, root: Path
 ) -> pd.DataFrame:
     """person, gender, years of all people: by the table where there is one, else by their folders'
     names.
@@ -239,7 +238,7 @@ def label_people(
         ]
         if nameless:
             raise UserError(
-                f"{images / nameless[0]}: the name tells no gender and age up to 120, and there "
+                f"{image_dir / nameless[0]}: the name tells no gender and age up to 120, and there "
                 "is no train.csv; "
                 "name it like 000001_female_Asian_45 or add the table"
             )
@@ -250,7 +249,7 @@ def label_people(
     if missing:
         row = labels.index[labels["person"] == missing[0]][0]
         raise UserError(
-            f"{table}: row {row}: {images / missing[0][:100]} is not there ({len(missing)} of "
+            f"{table}: row {row}: {image_dir / missing[0][:100]} is not there ({len(missing)} of "
             f"{len(labels)} people are "
             "missing); restore the photographs or remove the rows"
         )
@@ -419,12 +418,12 @@ def read_eval(data_root: str | None) -> tuple[list[str], list[str]]:
         raise UserError(
             f"{root}: no such folder; name the evaluation folder or its images with --data-root"
         )
-    images = root / "images" if (root / "images").is_dir() else root
+    image_dir = root / "images" if (root / "images").is_dir() else root
     info = next((p for p in (root / "info.csv", parent_of(root) / "info.csv") if exists(p)), None)
     try:
-        entries = [p for p in sorted(images.iterdir()) if not p.name.startswith(".")]
+        entries = [p for p in sorted(image_dir.iterdir()) if not p.name.startswith(".")]
     except OSError as error:
-        raise path_error(images, error, "check its permissions", "listed") from None
+        raise path_error(image_dir, error, "check its permissions", "listed") from None
     photos = [p for p in entries if is_photo(p.name)]
     check_names([nfc(p.name) for p in photos], [str(p) for p in photos])
     there = {nfc(p.name): str(p) for p in photos}
@@ -433,7 +432,7 @@ def read_eval(data_root: str | None) -> tuple[list[str], list[str]]:
         warn_left_out(list(others))
         if not there:
             meant = suggest_root(root, "eval") or "name the folder with --data-root"
-            raise UserError(f"{images}: no photographs in it, and no info.csv; {meant}")
+            raise UserError(f"{image_dir}: no photographs in it, and no info.csv; {meant}")
         warn(
             f"{root}: no info.csv; its {len(there)} photographs are answered in the order of "
             "their names"
@@ -447,16 +446,13 @@ def read_eval(data_root: str | None) -> tuple[list[str], list[str]]:
             problem = (
                 f"is in an earlier row too (row {seen[key]})"
                 if key in seen
-                else f"is not in {images}"
+                else f"is not in {image_dir}"
             )
             if key in others:
                 problem = (
-                    photographs.HEIC_REMEDY
-                    if others[key].suffix.lower() in photographs.HEIC
-                    else (
-                        "is no photograph by its name; read are "
-                        f"{', '.join(photographs.EXTENSIONS)}"
-                    )
+                    images.HEIC_REMEDY
+                    if others[key].suffix.lower() in images.HEIC
+                    else (f"is no photograph by its name; read are {', '.join(images.EXTENSIONS)}")
                 )
             raise UserError(
                 f"{info}: row {number}: {name[:100]!r} {problem}; correct the row or restore the "
@@ -484,7 +480,7 @@ def read_boxes(path: str, names: Sequence[str], paths: Sequence[str]) -> dict[st
         file = nfc(fields[0]).strip().replace("\\", "/").removeprefix("./")
         try:
             left, top, right, bottom = (round(float(value)) for value in fields[1:])
-            if max(map(abs, (left, top, right, bottom))) > photographs.MAX_PIXELS:
+            if max(map(abs, (left, top, right, bottom))) > images.MAX_PIXELS:
                 raise ValueError
         except (ValueError, OverflowError):
             raise UserError(

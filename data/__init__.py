@@ -1,0 +1,1 @@
+"""Folders, tables and photographs as they come: read, checked, split into folds."""

@@ -1,0 +1,30 @@
+"""People -> folds, so that no person is ever on both sides."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from runtime.errors import UserError
+
+
+def assign_folds(table: pd.DataFrame, folds: int, split_seed: int) -> dict[str, int]:
+    """Person -> fold, all photographs of a person in one; stratified by gender and age group.
+
+    People are sorted by name, shuffled within each stratum and dealt out one by one, each stratum
+    going on where the last one stopped: every stratum and every total is balanced to within one
+    person, however small.
+    """
+    people = table.drop_duplicates("person").sort_values("person")
+    if folds > len(people):
+        raise UserError(
+            f"--cv {folds}: there are only {len(people)} people; use at most --cv {len(people)}"
+        )
+    draw = np.random.RandomState(split_seed)  # numpy promises that this stream never changes
+    strata = people.groupby(["gender", "ageg"], sort=True)["person"]
+    dealt = [
+        person
+        for _, stratum in strata
+        for person in stratum.to_numpy()[draw.permutation(len(stratum))]
+    ]
+    return {person: position % folds for position, person in enumerate(dealt)}
