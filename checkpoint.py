@@ -5,38 +5,27 @@ run's state.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import errno
 import hashlib
 import itertools
-import json
 import math
-import os
 import pickle
 import re
-import shutil
-import time
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-try:
-    import fcntl
-except ImportError:  # Windows has none
-    fcntl = None  # type: ignore[assignment]
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import config
+import run_directory
 from labels import TASKS
 from runtime.errors import (
-    RunError,
     UserError,
     is_machine_error,
     is_rank_zero,
@@ -46,41 +35,15 @@ from runtime.errors import (
     short_repr,
     warn,
 )
-from runtime.files import (
-    atomic_write,
-    create_folder,
-    create_new_folder,
-    load_npz,
-    read_file,
-    refuse_irregular,
-    remove_stale_writes,
-    timestamp,
-    zip_members,
-)
+from runtime.files import atomic_write, load_npz, refuse_irregular, zip_members
 
 FORMAT = 1
-RUN_DIR_PREFIX = "kfold-ensemble-"
 VALIDATION_FILE = "validation.npz"  # every epoch's probabilities of the fold's held-out people
-# a killed run's processes that read photographs hold its locks until they notice, for about 5
-# seconds
-LOCK_SECONDS = 15.0
 MAX_FOLDS = 1_000_000  # as --cv
 STATE_FILE = "state.pt"  # what an unfinished fold goes on from
-# the answers of drives without flock
-NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 # where other programs put a model's weights, beside other things
 WRAPPER_KEYS = ("state_dict", "model_state_dict", "model")
 MAX_TEXT_CHARACTERS = 300  # characters of a text in a checkpoint's metadata
-RUN_JSON_TYPES = {
-    "settings": dict,
-    "data": dict,
-    "chosen": dict,
-    "machine": dict,
-    "versions": dict,
-    "command": list,
-    "resumed": list,
-}
-MAX_RUN_JSON_DEPTH = 8  # levels of run.json; a run writes 4
 
 
 # --- names and contents
@@ -190,7 +153,7 @@ def info_of_older_file(path: Path, weights: dict[str, Tensor]) -> CheckpointInfo
     names = [
         name
         for name in model_names()
-        if re.match(rf"{RUN_DIR_PREFIX}{re.escape(name)}(?![A-Za-z0-9])", tree)
+        if re.match(rf"{run_directory.RUN_DIR_PREFIX}{re.escape(name)}(?![A-Za-z0-9])", tree)
     ]
     if not number or not names or not re.fullmatch(r"\d{1,3}(\.\d{1,20})?", text["f1"]):
         return None
@@ -672,257 +635,6 @@ def load_validation(folder: Path, task: str) -> tuple[list[str], np.ndarray] | N
     return files.tolist(), probabilities
 
 
-# --- the tree
-
-
-def open_run_dir(settings: config.TrainSettings) -> Path:
-    """The folder of a run: new, or that of --run-name or --resume, whose settings must agree.
-    Raises UserError.
-    """
-    parent, name = Path(settings.save_path), RUN_DIR_PREFIX + settings.model_type
-    if settings.resume is not None:
-        return find_unfinished_run(settings)
-    if settings.run_name is None:
-        return create_new_folder(
-            parent, name if not (parent / name).exists() else f"{name}_{timestamp()}"
-        )
-    if not re.fullmatch(r"[\w.-]+", settings.run_name):
-        raise UserError(
-            f"--run-name {settings.run_name!r}: use letters, digits, dots, hyphens and underscores"
-        )
-    tree = parent / f"{name}_{settings.run_name}"
-    create_folder(tree)
-    if read_run_json(tree) or fold_dirs(tree):
-        check_same_settings(
-            settings, tree, f"--run-name {settings.run_name}", "choose another --run-name"
-        )
-    return tree
-
-
-def find_unfinished_run(settings: config.TrainSettings) -> Path:
-    """The tree that --resume means: the newest unfinished one of the same settings, or the one
-    named. Raises UserError.
-    """
-    parent, name = Path(settings.save_path), RUN_DIR_PREFIX + settings.model_type
-    if settings.resume != config.NEWEST:
-        named = [parent / str(settings.resume), parent / f"{name}_{settings.resume}"]
-        tree = next((p for p in named if (p / "run.json").is_file()), None)
-        if tree is None:
-            raise UserError(
-                f"--resume {settings.resume}: no such run in {parent}; name a folder that is there"
-            )
-        check_same_settings(settings, tree, "--resume", "give the settings it began with")
-        return tree
-    runs = [
-        p
-        for p in parent.glob(f"{RUN_DIR_PREFIX}*")
-        if (p / "run.json").is_file() and not is_complete(read_run_json(p))
-    ]
-    runs.sort(key=lambda p: (start_time(p), p.name), reverse=True)
-    if not runs:
-        raise UserError(f"--resume: no unfinished run in {parent}; leave --resume out to start one")
-    same = next((p for p in runs if not differing_settings(settings, p)), None)
-    if same is None:
-        check_same_settings(settings, runs[0], "--resume", "give the settings it began with")
-    return same or runs[0]
-
-
-def is_complete(run: dict[str, Any]) -> bool:
-    """Whether a run.json tells of a run that ended with all its folds; a fold that failed is tried
-    again.
-    """
-    return "finished" in run and not run.get("failed")
-
-
-def differing_settings(settings: config.TrainSettings, tree: Path) -> list[str]:
-    """`--lr 0.001 (now 0.01)`: the settings that a result hangs on and a tree's run had otherwise.
-    Raises UserError.
-    """
-    before = read_run_json(tree).get("settings")
-    if not isinstance(before, dict):
-        raise UserError(f"{tree}: has no run.json with settings; start a new run")
-    now = json.loads(json.dumps(result_settings(settings)))
-    differ = {key: value for key, value in now.items() if before.get(key) != value}
-    return [
-        f"--{key.replace('_', '-')} {before.get(key)} (now {value})"
-        for key, value in differ.items()
-    ]
-
-
-def check_same_settings(
-    settings: config.TrainSettings, tree: Path, option: str, remedy: str
-) -> None:
-    """Raise UserError naming the settings that a tree's run had otherwise."""
-    differ = differing_settings(settings, tree)
-    if differ:
-        raise UserError(f"{option}: {tree} was trained with {', '.join(differ)}; {remedy}")
-
-
-def _try_lock(handle: int, folder: Path) -> bool | None:
-    """Lock an open folder: True locked, False where another process has it, None where its file
-    system has no locks (which one warning says). Raises RunError where the drive fails.
-    """
-    if fcntl is None:
-        return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise RunError(
-                f"{folder}: cannot be locked ({reason(error)}); mend that drive, then go on with "
-                "--resume"
-            ) from None
-        warn(
-            f"{folder.parent}: folders cannot be locked there ({reason(error)}); do not train one "
-            "fold in two processes at once"
-        )
-        return None
-    return True
-
-
-@contextlib.contextmanager
-def fold_lock(folder: Path, needed: bool = True) -> Iterator[None]:
-    """Make a fold's folder, keep other processes on this machine out of it, and delete what a
-    killed one was writing there.
-
-    Raises UserError where another process does not leave it, RunError where the drive fails.
-    """
-    folder.mkdir(exist_ok=True)
-    if not needed:
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY) if fcntl is not None else -1
-    try:
-        until = time.monotonic() + LOCK_SECONDS
-        while (exclusive := _try_lock(handle, folder)) is False:
-            if time.monotonic() > until:
-                raise UserError(
-                    f"{folder}: another process trains this fold; wait for it, or choose another "
-                    "--run-name"
-                )
-            time.sleep(0.1)
-        remove_stale_writes(folder, of_living=bool(exclusive))
-        yield
-    finally:
-        if handle >= 0:
-            os.close(handle)
-
-
-def result_settings(settings: config.TrainSettings) -> dict[str, Any]:
-    """The settings that a run's result hangs on."""
-    free = (
-        "workers",
-        "dry_run",
-        "save_path",
-        "run_name",
-        "device",
-        "folds",
-        "resume",
-        "quiet",
-        "tensorboard",
-        "cache",
-        "recipe",
-    )
-    return {key: value for key, value in dataclasses.asdict(settings).items() if key not in free}
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
-    with atomic_write(path, "w") as file:
-        json.dump(content, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-
-
-def read_run_json(tree: Path) -> dict[str, Any]:
-    """run.json of a tree; empty where there is none (older trees). Raises UserError for a damaged
-    one: what it holds is of the kinds that a run writes, and no deeper.
-    """
-    try:
-        content = json.loads(read_file(tree / "run.json"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        path = tree / "run.json"
-        raise read_error(
-            path, error, f"{path}: damaged ({reason(error)}); restore or remove it"
-        ) from None
-    if not isinstance(content, dict):
-        raise UserError(f"{tree / 'run.json'}: holds no settings; restore or remove it")
-    for name, kind in RUN_JSON_TYPES.items():
-        if name in content and not isinstance(content[name], kind):
-            raise UserError(
-                f"{tree / 'run.json'}: its {name!r} is no {kind.__name__}; restore or remove it"
-            )
-    if is_nested_deeper(content, MAX_RUN_JSON_DEPTH):
-        raise UserError(
-            f"{tree / 'run.json'}: damaged (more than {MAX_RUN_JSON_DEPTH} levels deep); restore "
-            "or remove "
-            "it"
-        )
-    return content
-
-
-def is_nested_deeper(value: object, levels: int) -> bool:
-    """Whether lists and dictionaries lie within each other deeper than so many levels."""
-    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return isinstance(value, (dict, list)) and (
-        levels == 0 or any(is_nested_deeper(part, levels - 1) for part in inside)
-    )
-
-
-def fold_dirs(tree: Path) -> list[Path]:
-    """fold00, fold01 ... of a tree."""
-    return sorted(p for p in tree.glob("fold*") if p.is_dir() and re.fullmatch(r"fold\d+", p.name))
-
-
-def fold_checkpoints(folder: Path) -> list[Path]:
-    """A fold's checkpoints, sorted by name; macOS's `._*` and other hidden files are none."""
-    return sorted(path for path in folder.glob("*.pth") if not path.name.startswith("."))
-
-
-def start_time(tree: Path) -> float:
-    """When a tree's run began, in seconds since 1970; of older trees their folder's time."""
-    when = read_run_json(tree).get("started")
-    try:
-        return time.mktime(time.strptime(str(when)[:19], "%Y-%m-%dT%H:%M:%S"))
-    except (ValueError, OverflowError):
-        return tree.stat().st_mtime
-
-
-def list_run_dirs(parent: Path) -> list[Path]:
-    """The kfold trees in a folder that hold a checkpoint, the newest first."""
-    trees = [
-        p
-        for p in parent.glob(f"{RUN_DIR_PREFIX}*")
-        if p.is_dir() and any(map(fold_checkpoints, fold_dirs(p)))
-    ]
-    return sorted(trees, key=lambda p: (start_time(p), p.name), reverse=True)
-
-
-def find_run_dir(root: str) -> Path:
-    """The tree that a folder is or holds. Raises UserError."""
-    parent = Path(root)
-    if not parent.is_dir():
-        raise UserError(f"--root {root}: no such folder; name a kfold-ensemble-* folder")
-    if fold_dirs(parent):
-        return parent
-    trees = list_run_dirs(parent)
-    if not trees:
-        raise UserError(
-            f"--root {root}: no {RUN_DIR_PREFIX}*/fold00 with a checkpoint in it; train first, or "
-            "name a "
-            "tree"
-        )
-    if len(trees) > 1:
-        raise UserError(
-            f"--root {root}: holds {len(trees)} trees ({', '.join(t.name for t in trees)}); name "
-            "one of them"
-        )
-    return trees[0]
-
-
 def load_described(
     path: Path, model: str | None = None, task: str = "main", mapped: bool = True
 ) -> tuple[Checkpoint, CheckpointInfo]:
@@ -990,7 +702,7 @@ def reorder_mask_outputs(
 
 def load_ranked(folder: Path) -> list[tuple[Checkpoint, CheckpointInfo]]:
     """A fold's checkpoints, the best by validation macro F1 first."""
-    found = [load_described(path) for path in fold_checkpoints(folder)]
+    found = [load_described(path) for path in run_directory.fold_checkpoints(folder)]
     return sorted(found, key=lambda pair: (-pair[1].macro_f1, pair[1].epoch, pair[0].path.name))
 
 
@@ -1005,9 +717,3 @@ def member_name(path: Path, tree: Path) -> str:
         else f"{path.parent.name.capitalize()}_{inside.name}"
     )
     return inside.with_name(own).as_posix()
-
-
-def free_disk_bytes(path: Path) -> int:
-    """Bytes free where `path` is or will be."""
-    there = next(p for p in (path, *path.absolute().parents) if p.exists())
-    return shutil.disk_usage(there).free

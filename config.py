@@ -149,18 +149,18 @@ MODELS: dict[str, Model] = {
 BACKBONES: dict[str, Backbone] = {
     **{
         f"efficientnet-b{i}": Backbone(
-            "model:efficientnet", "model:efficientnet_weights", "efficientnet"
+            "backbones:efficientnet", "backbones:efficientnet_weights", "efficientnet"
         )
         for i in range(8)
     },
     "efficientnet-lite0": Backbone(
-        "model:efficientnet_lite0", "model:efficientnet_lite0_weights", "efficientnet"
+        "backbones:efficientnet_lite0", "backbones:efficientnet_lite0_weights", "efficientnet"
     ),
     **{
-        f"resnet{n}": Backbone("model:resnet", "model:resnet_weights", "resnet")
+        f"resnet{n}": Backbone("backbones:resnet", "backbones:resnet_weights", "resnet")
         for n in (18, 34, 50, 101, 152)
     },
-    "timm:NAME": Backbone("model:timm_backbone", "model:timm_weights", "timm"),
+    "timm:NAME": Backbone("backbones:timm_backbone", "backbones:timm_weights", "timm"),
 }
 
 LOSSES: dict[str, Loss] = {

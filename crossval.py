@@ -17,14 +17,13 @@ import ensemble
 import loading
 import metrics
 import model
-import outoffold
+import out_of_fold
 import prepare
-import report
-import suspects
+import run_directory
 import training
 from data import tables
 from prepare import RunContext
-from reporting import html
+from reporting import html, label_issues, summary
 from runtime import cli, distributed
 from runtime.cli import StopSignal, duration
 from runtime.errors import DistInfo, plural, printable, warn, warn_on_failure
@@ -86,31 +85,31 @@ def finish_run(study: RunContext, outside: pd.DataFrame | None, failed: dict[int
         return 1 if failed else 0
     task = study.settings.task
     done = [
-        outoffold.fold_predictions(task, number, study.table.iloc[study.held_out(number)], found)
+        out_of_fold.fold_predictions(task, number, study.table.iloc[study.held_out(number)], found)
         for number, found in answers.items()
         if found is not None
     ]
     if done:
-        print(*outoffold.summary(task, done, failed), sep="\n")
+        print(*out_of_fold.summary(task, done, failed), sep="\n")
         analyze_out_of_fold(study, done)
     if outside is not None and done:
         print(score_holdout(study, outside))
-    content = checkpoint.read_run_json(study.tree)
+    content = run_directory.read_run_json(study.tree)
     content |= {"finished": time.strftime("%Y-%m-%dT%H:%M:%S"), "failed": failed}
-    checkpoint.write_json(study.tree / "run.json", content)
+    run_directory.write_json(study.tree / "run.json", content)
     return 1 if failed else 0
 
 
-def analyze_out_of_fold(study: RunContext, done: list[outoffold.FoldPredictions]) -> None:
+def analyze_out_of_fold(study: RunContext, done: list[out_of_fold.FoldPredictions]) -> None:
     """What the out-of-fold answers tell beyond their score: tables, suspects, the report."""
     task, tree = study.settings.task, study.tree
-    rows, answers = outoffold.nested_epoch_predictions(done)
-    table = outoffold.write_oof(tree, task, rows, answers)
+    rows, answers = out_of_fold.nested_epoch_predictions(done)
+    table = out_of_fold.write_oof(tree, task, rows, answers)
     extra: dict[str, list[tuple[str, object]]] = {}
     if len(done) > 1:
         flattered, plain = (
-            outoffold.selected_scores(task, done).macro_f1,
-            outoffold.score_rows(task, rows, answers).macro_f1,
+            out_of_fold.selected_scores(task, done).macro_f1,
+            out_of_fold.score_rows(task, rows, answers).macro_f1,
         )
         extra["What choosing epochs flatters"] = [
             ("macro F1 with each fold's own best epoch", f"{flattered:.4f}"),
@@ -118,8 +117,8 @@ def analyze_out_of_fold(study: RunContext, done: list[outoffold.FoldPredictions]
             ("optimism", f"{flattered - plain:+.4f}"),
         ]
     if task == "main":
-        found = suspects.find_label_issues(rows, answers)
-        suspects.write_suspects(tree / "suspects.csv", found)
+        found = label_issues.find_label_issues(rows, answers)
+        label_issues.write_suspects(tree / "suspects.csv", found)
         print(
             f"{plural(len(found), 'label')} to look at, the most suspicious first: "
             f"{printable(tree / 'suspects.csv')}"
@@ -133,7 +132,7 @@ def analyze_out_of_fold(study: RunContext, done: list[outoffold.FoldPredictions]
             for row in found.head(MAX_LABEL_ISSUES_SHOWN).itertuples()
         ]
     with warn_on_failure(f"report of {tree}"):
-        report.training_report(tree, study.table, table, extra)
+        summary.training_report(tree, study.table, table, extra)
 
 
 def score_holdout(study: RunContext, outside: pd.DataFrame) -> str:
@@ -141,7 +140,7 @@ def score_holdout(study: RunContext, outside: pd.DataFrame) -> str:
     s = study.settings
     members = [
         pair
-        for folder in checkpoint.fold_dirs(study.tree)
+        for folder in run_directory.fold_dirs(study.tree)
         for pair in checkpoint.load_ranked(folder)
     ]
     rebuilt = [
@@ -186,7 +185,7 @@ def estimate_cost(study: RunContext) -> list[str]:
     )
     size = sum(t.numel() * t.element_size() for t in fold.learner.model.state_dict().values())
     disk = size * s.save_top * s.cv / 2**30
-    free = checkpoint.free_disk_bytes(Path(s.save_path)) / 2**30
+    free = run_directory.free_disk_bytes(Path(s.save_path)) / 2**30
     return [
         f"dry run: one batch of {len(batches.indices)} took {seconds:.2f} s ({1 / per_photo:.1f} "
         "images/s)",

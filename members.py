@@ -19,6 +19,7 @@ import engine
 import ensemble
 import loading
 import model
+import run_directory
 import submission
 from data import images, tables
 from labels import PARTS, TASKS
@@ -40,7 +41,7 @@ def load_members(tree: Path, top_k: int) -> list[Member]:
     """The k best checkpoints of each fold of a tree. Raises UserError for a fold without one."""
     found: list[Member] = []
     fewer: list[str] = []
-    for folder in checkpoint.fold_dirs(tree):
+    for folder in run_directory.fold_dirs(tree):
         ranked = checkpoint.load_ranked(folder)
         if not ranked:
             raise UserError(
@@ -51,11 +52,11 @@ def load_members(tree: Path, top_k: int) -> list[Member]:
             Member(checkpoint.member_name(c.path, tree), info, c) for c, info in ranked[:top_k]
         ]
     warn_counted(fewer, f"--top-k {top_k}: all that a fold holds vote in folds that hold fewer")
-    asked = checkpoint.read_run_json(tree).get("settings", {})
+    asked = run_directory.read_run_json(tree).get("settings", {})
     folds = asked.get("cv") if isinstance(asked, dict) else None
-    if isinstance(folds, int) and folds > len(checkpoint.fold_dirs(tree)):
+    if isinstance(folds, int) and folds > len(run_directory.fold_dirs(tree)):
         warn(
-            f"{tree}: {len(checkpoint.fold_dirs(tree))} of its run's {folds} folds are there; "
+            f"{tree}: {len(run_directory.fold_dirs(tree))} of its run's {folds} folds are there; "
             "those vote"
         )
     kinds = sorted({f"{m.info.model} for {m.info.task}" for m in found})
@@ -144,10 +145,12 @@ def newest_able_run(
     Raises UserError where there is none. option: the one that names another tree or checkpoint.
     """
     parent = Path("./saved_models")
-    for tree in checkpoint.list_run_dirs(parent):
+    for tree in run_directory.list_run_dirs(parent):
         able = []
         for path in [
-            p for folder in checkpoint.fold_dirs(tree) for p in checkpoint.fold_checkpoints(folder)
+            p
+            for folder in run_directory.fold_dirs(tree)
+            for p in run_directory.fold_checkpoints(folder)
         ]:
             info = checkpoint.info_from_name(path.name) or checkpoint.load_described(path)[1]
             if model_type in (None, info.model) and model.can_answer(
@@ -281,7 +284,7 @@ def most_frequent_class(probs: ensemble.Probabilities, tree: Path) -> tuple[floa
     if spec.regression:
         with contextlib.suppress(UserError, KeyError, ValueError):  # an older tree, or none
             return tables.parse_years(
-                str(checkpoint.read_run_json(tree)["data"]["median_age"])
+                str(run_directory.read_run_json(tree)["data"]["median_age"])
             ), "the training data"
     else:
         counts = submission.training_counts(tree, probs.task)

@@ -21,12 +21,14 @@ import pandas as pd
 import torch
 
 import augmentation
+import backbones
 import checkpoint
 import config
 import dataset
 import engine
 import loading
 import model
+import run_directory
 from data import duplicates, faces, images, label_fixes, splits, tables
 from labels import TASKS, scoring_task
 from runtime.devices import free_memory, usable_processors
@@ -175,7 +177,7 @@ def prepare_run(
         start, _ = checkpoint.load_described(
             Path(s.load_state_dict), s.model_type, s.task, mapped=False
         )
-    weights = model.backbone_weights(s.backbone or "", s.pretrained) if start is None else None
+    weights = backbones.backbone_weights(s.backbone or "", s.pretrained) if start is None else None
     boxes = (
         tables.read_boxes(s.boxes, table["file"].tolist(), table["path"].tolist())
         if s.boxes
@@ -284,7 +286,7 @@ def create_run_dir(study: RunContext, outside: pd.DataFrame | None = None) -> Pa
     """The run's tree: a new one, or that of the run to go on with. outside: photographs that are
     only scored at the end.
     """
-    tree = checkpoint.open_run_dir(study.settings)
+    tree = run_directory.open_run_dir(study.settings)
     study = dataclasses.replace(study, tree=tree)
     if (tree / "run.json").is_file():
         note_resume(study)
@@ -350,12 +352,12 @@ def write_run_start(study: RunContext) -> None:
     )
     with atomic_write(study.tree / "folds.csv", "w") as file:
         shown.to_csv(file, index=False)
-    checkpoint.write_json(study.tree / "run.json", content)
+    run_directory.write_json(study.tree / "run.json", content)
 
 
 def note_resume(study: RunContext) -> None:
     """Note in run.json that a run goes on. Raises UserError where its data are others now."""
-    content = checkpoint.read_run_json(study.tree)
+    content = run_directory.read_run_json(study.tree)
     before = content.get("data", {}).get("digest")
     if before not in (None, digest(study.table)):
         raise UserError(
@@ -383,9 +385,9 @@ def note_resume(study: RunContext) -> None:
         {"at": time.strftime("%Y-%m-%dT%H:%M:%S"), "command": sys.argv, "chosen": now}
     )
     content = {key: value for key, value in content.items() if key not in ("finished", "failed")}
-    for folder in (study.tree, *checkpoint.fold_dirs(study.tree)):
+    for folder in (study.tree, *run_directory.fold_dirs(study.tree)):
         remove_stale_writes(folder)
-    checkpoint.write_json(study.tree / "run.json", content)
+    run_directory.write_json(study.tree / "run.json", content)
 
 
 def make_model(study: RunContext, fold: int) -> torch.nn.Module:

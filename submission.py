@@ -164,11 +164,11 @@ def training_counts(tree: Path, task: str) -> np.ndarray | None:
     """[classes]: how many training photographs each class of a task has (for years each group),
     where a tree's run.json or oof.csv tells it.
     """
-    import checkpoint  # needs torch, and a vote on stored probabilities does not
-    import outoffold
+    import out_of_fold
+    import run_directory  # needs torch, and a vote on stored probabilities does not
 
     try:
-        run = checkpoint.read_run_json(tree)
+        run = run_directory.read_run_json(tree)
         trained, told = run["settings"]["task"], run["data"]["photographs_per_class"]
         counts = [told[name] for name in TASKS[scoring_task(trained)].classes]
         if not all(type(count) is int and 0 <= count < 1 << 53 for count in counts):
@@ -179,7 +179,7 @@ def training_counts(tree: Path, task: str) -> np.ndarray | None:
             return np.bincount(TASKS[task].from_main, counts, TASKS[task].outputs)
         if TASKS[trained].regression or TASKS[task].regression:
             return None
-        held_out = outoffold.read_oof(tree, trained)  # trees of parts, multiplied
+        held_out = out_of_fold.read_oof(tree, trained)  # trees of parts, multiplied
         return (
             None
             if held_out is None
@@ -233,10 +233,10 @@ def write_prediction(
         print(f"{printable(folder / f'{name}.csv')}{note}")
     if not (source / PROBS).is_file():  # another vote on stored probabilities is to be quick
         with warn_on_failure(f"report of {folder}"):
-            import report
+            from reporting import summary
 
             made = {"settings": dataclasses.asdict(settings), "notes": list(notes)}
-            report.prediction_report(
+            summary.prediction_report(
                 folder, probs, voted, truth, training_shares(source, probs.task), made
             )
     if truth is not None:

@@ -25,6 +25,7 @@ import metrics
 import model
 import optim
 import prepare
+import run_directory
 from labels import TASKS, head_spec, scoring_task, tasks_answered_by
 from prepare import RunContext
 from runtime import distributed
@@ -236,7 +237,7 @@ def finished(study: RunContext, number: int) -> np.ndarray | None:
     folder = study.tree / f"fold{number:02d}"
     stored = checkpoint.load_validation(folder, study.settings.task)
     files = study.table["file"].iloc[study.held_out(number)].tolist()
-    if (folder / checkpoint.STATE_FILE).exists() or not checkpoint.fold_checkpoints(folder):
+    if (folder / checkpoint.STATE_FILE).exists() or not run_directory.fold_checkpoints(folder):
         return None  # killed before its last epoch was tidied up, or robbed of its checkpoints
     if stored is not None and len(stored[1]) == study.settings.epochs:
         if stored[0] != files:
@@ -253,7 +254,7 @@ def train_fold(study: RunContext, number: int, clock: RemainingTime, stop: StopS
     """
     s = study.settings
     folder = study.tree / f"fold{number:02d}"
-    with checkpoint.fold_lock(folder, study.writes):
+    with run_directory.fold_lock(folder, study.writes):
         # Decided under the lock: another process may have completed the fold while this one waited.
         # Processes that share the fold take the word of the first, which has the lock.
         shared = study.who if study.compute.world > 1 else DistInfo()
@@ -272,9 +273,9 @@ def train_fold(study: RunContext, number: int, clock: RemainingTime, stop: StopS
             done = f"{plural(state.epoch, 'epoch')} and {state.step} of {len(fold.batches)} steps"
             print_once(study, f"fold {number}: goes on after {done}")
         elif study.writes:
-            if (folder / checkpoint.VALIDATION_FILE).exists() and not checkpoint.fold_checkpoints(
-                folder
-            ):
+            if (
+                folder / checkpoint.VALIDATION_FILE
+            ).exists() and not run_directory.fold_checkpoints(folder):
                 warn(f"{folder}: its checkpoints are missing, so the fold is trained again")
             # of a process that was killed before it had kept a state
             checkpoint.delete_displaced(folder, [])

@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-import checkpoint
 import ensemble
 import members
-import outoffold
+import out_of_fold
+import run_directory
 from data import tables
 from labels import PARTS
 from runtime.errors import UserError, printable
 
 # what trees must agree on to be scored together
-LABEL_COLUMNS = ["person", "fold", *outoffold.LABEL_COLUMNS]
+LABEL_COLUMNS = ["person", "fold", *out_of_fold.LABEL_COLUMNS]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def find_runs(roots: Sequence[str] | None, top_k: int, task: str) -> list[Run]:
     """
     found: dict[str, Run] = {}
     paths = (
-        [checkpoint.find_run_dir(root) for root in roots]
+        [run_directory.find_run_dir(root) for root in roots]
         if roots
         else [members.newest_able_run(task, "--root")[0]]
     )
@@ -78,7 +78,7 @@ def runs_title(trees: Sequence[Run]) -> str:
 
 def read_out_of_fold(tree: Run) -> RunOutOfFold | None:
     """A tree's oof.csv, None where it has none. Raises UserError for a damaged one."""
-    read = outoffold.read_oof(tree.path, tree.task)
+    read = out_of_fold.read_oof(tree.path, tree.task)
     if read is None:
         return None
     rows, answers = read
@@ -116,23 +116,24 @@ def mixture(trees: Sequence[Run], task: str) -> list[str]:
     known = [own for own in held if own is not None]
     if len(known) < len(trees):
         return [
-            f"{why}{trees[held.index(None)].name} has no {outoffold.OOF_FILE}; finish its training"
+            f"{why}{trees[held.index(None)].name} has no {out_of_fold.OOF_FILE}; finish its "
+            "training"
         ]
     rows = known[0].rows
     if any(not own.rows[LABEL_COLUMNS].equals(rows[LABEL_COLUMNS]) for own in known):
         return [f"{why}the trees were trained with other photographs or labels of the same people"]
-    lines = [f"out of fold, {outoffold.score_people(rows)}, one epoch of each fold:"]
+    lines = [f"out of fold, {out_of_fold.score_people(rows)}, one epoch of each fold:"]
     whole: list[np.ndarray] = []
     parts: dict[str, list[np.ndarray]] = {part: [] for part in PARTS}
     for tree, own in zip(trees, known, strict=True):
         part = members.known_part(tree.members[0], task)
         answers = ensemble.answer_for(part or task, own.answers, tree.task)
         if answers is None:
-            return [f"{why}the {outoffold.OOF_FILE} of {tree.name} tells nothing of {task}"]
+            return [f"{why}the {out_of_fold.OOF_FILE} of {tree.name} tells nothing of {task}"]
         lines.append(f"  {tree.name}: {scored(part or task, answers, rows)}")
         (parts[part] if part else whole).append(answers)
     if len({len(own) for own in parts.values()}) > 1:
-        return [f"{why}the {outoffold.OOF_FILE} of {trees[0].name} tells nothing of {task}"]
+        return [f"{why}the {out_of_fold.OOF_FILE} of {trees[0].name} tells nothing of {task}"]
     whole += [
         ensemble.multiply_parts(dict(zip(PARTS, three, strict=True)))
         for three in zip(*parts.values(), strict=True)
@@ -144,7 +145,7 @@ def scored(task: str, answers: np.ndarray, rows: pd.DataFrame) -> str:
     """Task, macro F1 and accuracy of answers [images, outputs], with their 95 % intervals by
     bootstrap over people.
     """
-    scores, (low, high), (least, most) = outoffold.with_intervals(task, rows, answers)
+    scores, (low, high), (least, most) = out_of_fold.with_intervals(task, rows, answers)
     return (
         f"{task} macro F1 {scores.macro_f1:.4f} [{low:.4f}, {high:.4f}]  "
         f"accuracy {scores.accuracy:.4f} [{least:.4f}, {most:.4f}]"

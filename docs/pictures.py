@@ -34,7 +34,8 @@ import config
 import ensemble
 import metrics
 import model
-import outoffold
+import out_of_fold
+import run_directory
 from data import images, splits, tables
 from data.faces import Box, find_face
 from labels import (
@@ -814,11 +815,11 @@ def read_result(tree: Path, table: pd.DataFrame) -> Result:
     """The out-of-fold result of a tree, each fold's epoch chosen by the other folds. Raises
     UserError.
     """
-    settings = checkpoint.read_run_json(tree).get("settings")
+    settings = run_directory.read_run_json(tree).get("settings")
     task = settings.get("task") if isinstance(settings, dict) else None
     if task not in (None, "main"):
         raise UserError(f"{tree}: was trained for {task}; the picture shows a run of --task main")
-    folders = checkpoint.fold_dirs(tree)
+    folders = run_directory.fold_dirs(tree)
     if len(folders) < 2:
         raise UserError(
             f"{tree}: holds {len(folders)} fold; the picture shows a run of --cv 2 or more"
@@ -842,7 +843,7 @@ def read_result(tree: Path, table: pd.DataFrame) -> Result:
     if len({len(c) for c in curves} | {len(a) for a in answers}) != 1:
         raise UserError(f"{tree}: its folds have unlike numbers of epochs; finish its training")
     stacked = np.stack(curves)
-    chosen = outoffold.epochs_chosen_by_others(stacked)
+    chosen = out_of_fold.epochs_chosen_by_others(stacked)
     pooled = np.concatenate([probs[epoch] for probs, epoch in zip(answers, chosen, strict=True)])
     scores = metrics.score("main", ensemble.decide("main", pooled), np.concatenate(truths))
     return Result([folder.name for folder in folders], stacked, chosen, scores)
@@ -1024,7 +1025,7 @@ def chosen(text: str) -> list[str]:
 def find_tree(asked: str) -> Path:
     """The tree that the option names. Raises UserError in this script's words."""
     try:
-        return checkpoint.find_run_dir(asked)
+        return run_directory.find_run_dir(asked)
     except UserError as error:
         raise UserError(str(error).replace("--root", "--tree")) from None
 

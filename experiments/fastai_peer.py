@@ -23,6 +23,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+import backbones
 import model
 from benchmarks import harness
 from experiments import peers
@@ -38,8 +39,8 @@ class Body(nn.Module):
 
     def __init__(self, image_size: int) -> None:
         super().__init__()
-        network: Any = model.efficientnet_lite0(peers.BACKBONE, image_size)
-        weights = model.efficientnet_lite0_weights(peers.BACKBONE)
+        network: Any = backbones.efficientnet_lite0(peers.BACKBONE, image_size)
+        weights = backbones.efficientnet_lite0_weights(peers.BACKBONE)
         model.load_weights(network, weights, peers.BACKBONE)
         network._fc = nn.Identity()
         self.network = network

@@ -28,10 +28,11 @@ import numpy as np
 import pandas as pd
 
 import checkpoint
-import suspects
+import run_directory
 from benchmarks import harness
 from data import label_fixes, tables
 from labels import GENDERS, MASKS
+from reporting import label_issues
 
 PART = 0.05
 COLUMNS = [f"p{number}" for number in range(18)]
@@ -43,7 +44,7 @@ Fix = tuple[str, str, str]  # person or file, column, value: a row of --label-fi
 def read_run(run_dir: Path, train_root: Path) -> pd.DataFrame:
     """The root's table with the last epoch's out-of-fold probabilities of the run's folds."""
     parts = []
-    for folder in checkpoint.fold_dirs(run_dir):
+    for folder in run_directory.fold_dirs(run_dir):
         stored = checkpoint.load_validation(folder, "main")
         if stored is not None:
             files, epochs = stored[:2]
@@ -74,7 +75,7 @@ def write_fixes(path: Path, fixes: list[Fix]) -> None:
 
 def our_ranking(table: pd.DataFrame, kind: str) -> list[str]:
     """People for gender, files for masks, the most suspect first."""
-    issues = suspects.find_label_issues(table, table[COLUMNS].to_numpy())
+    issues = label_issues.find_label_issues(table, table[COLUMNS].to_numpy())
     return issues.loc[issues["kind"] == kind, UNITS[kind]].tolist()
 
 

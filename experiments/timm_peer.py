@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import nn
 
-import model
+import backbones
 from benchmarks import harness
 from experiments import peers
 from runtime.errors import UserError
@@ -55,7 +55,7 @@ def make_network(args: argparse.Namespace) -> Any:
 
     options = {"num_classes": peers.CLASSES, "drop_rate": args.drop}
     network = timm.create_model(NAME, pretrained=False, **options)
-    own, weights = network.state_dict(), model.efficientnet_lite0_weights(peers.BACKBONE)
+    own, weights = network.state_dict(), backbones.efficientnet_lite0_weights(peers.BACKBONE)
     for name, value in zip(list(own), weights.values(), strict=True):
         if name.startswith("classifier."):
             continue

@@ -1,1 +1,1 @@
-"""What a finished run or prediction is worth, shown to people."""
+"""Results as numbers, tables, charts and pages."""

@@ -186,36 +186,38 @@ def short_member(name: str) -> str:
 
 def draw_charts(numbers: Numbers) -> dict[str, list[Markup]]:
     """Each section's charts as inline SVG, which names no person."""
-    import charts  # late: matplotlib takes half a second, which every start of train.py would wait
+    from reporting import (
+        plots,  # late: matplotlib takes half a second, which every start of train.py would wait
+    )
 
     drawn: dict[str, list[Markup]] = {"classes": [], "curves": [], "ages": [], "calibration": []}
 
     def add(section: str, draw: Any, title: str, *values: object, **size: float) -> None:
-        drawn[section].append(Markup(charts.drawn(draw, title, *values, **size)))
+        drawn[section].append(Markup(plots.drawn(draw, title, *values, **size)))
 
     names = [words(name) for name in numbers["class_names"]]
     height = 1.0 + 0.24 * len(names)  # inches
     if "classes" in numbers:
         title = "F1 of each class with its interval"
-        add("classes", charts.class_scores, title, numbers["classes"], height=height)
+        add("classes", plots.class_scores, title, numbers["classes"], height=height)
     shares = class_shares(numbers)
     title, predicted = "Share of each class among the predictions", shares.pop("predicted")
-    add("classes", charts.shares, title, names, predicted, shares, height=height)
+    add("classes", plots.shares, title, names, predicted, shares, height=height)
     folds = [fold for fold in numbers.get("folds", []) if fold["history"]]
     if folds:
         label = "validation macro F1"
-        add("curves", charts.learning, "Macro F1 by epoch and fold", folds, "macro_f1", "", label)
+        add("curves", plots.learning, "Macro F1 by epoch and fold", folds, "macro_f1", "", label)
         columns = ("valid_loss", "train_loss", "loss")
-        add("curves", charts.learning, "Loss by epoch and fold", folds, *columns)
+        add("curves", plots.learning, "Loss by epoch and fold", folds, *columns)
     ages = numbers.get("ages")
     if ages:
         title = "Share of photographs in the wrong age group by true age"
-        add("ages", charts.age_errors, title, ages)
+        add("ages", plots.age_errors, title, ages)
         if "mean_answer" in ages[0]:
-            add("ages", charts.mean_answers, "Mean prediction in years by true age", ages)
+            add("ages", plots.mean_answers, "Mean prediction in years by true age", ages)
     if "calibration" in numbers:
         bins = numbers["calibration"]["bins"]
-        add("calibration", charts.reliability, "Accuracy by confidence", bins)
+        add("calibration", plots.reliability, "Accuracy by confidence", bins)
     return drawn
 
 

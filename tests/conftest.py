@@ -10,10 +10,10 @@ import hypothesis
 import pytest
 import support
 
-import charts
-import checkpoint
 import config
+import run_directory
 import train
+from reporting import plots
 from runtime import cli, errors
 
 # No test may fail because the machine has much else to do.
@@ -28,7 +28,7 @@ def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A killed run's readers keep its locks until they notice; a slow run's progress is no line
     that a test counts.
     """
-    monkeypatch.setattr(checkpoint, "LOCK_SECONDS", float(support.LIMIT))
+    monkeypatch.setattr(run_directory, "LOCK_SECONDS", float(support.LIMIT))
     monkeypatch.setattr(cli, "PROGRESS_LINE_SECONDS", float(support.LIMIT))
 
 
@@ -45,7 +45,7 @@ def _no_charts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     reports' own tests draw them.
     """
     if request.module.__name__ != "test_report":
-        monkeypatch.setattr(charts, "drawn", lambda *_, **__: "<svg></svg>")
+        monkeypatch.setattr(plots, "drawn", lambda *_, **__: "<svg></svg>")
 
 
 @pytest.fixture(scope="session")

@@ -32,13 +32,14 @@ import numpy as np
 import support
 import torch
 
-import charts
 import checkpoint
 import config
 import crossval
 import engine
+import run_directory
 import train
 import training
+from reporting import plots
 
 STAGES = (
     "before the first step",
@@ -82,9 +83,9 @@ def child(words: list[str], stage: Any, save_seconds: float) -> None:
     """A training process: silent, its stage told to the parent."""
     config.BACKBONES["tiny"] = support.TINY
     training.SAVE_INTERVAL_SECONDS = save_seconds
-    checkpoint.LOCK_SECONDS = support.LIMIT  # the killed one's readers keep it until they notice
+    run_directory.LOCK_SECONDS = support.LIMIT  # the killed one's readers keep it until they notice
     # else most kills would fall while the report's charts are drawn
-    charts.drawn = lambda *_, **__: "<svg></svg>"
+    plots.drawn = lambda *_, **__: "<svg></svg>"
     watch(stage, engine, "validate", 2, 1)
     watch(stage, checkpoint, "save_checkpoint", 3, 1)
     watch(stage, checkpoint, "save_validation", 4, 1)
@@ -133,7 +134,7 @@ def one_round(
     words = ["--train-root", str(root), "--save-path", str(saved), *RUN, *support.FAST]
     while True:
         begun = list(saved.glob("*/run.json")) if saved.is_dir() else []
-        if begun and "finished" in checkpoint.read_run_json(begun[0].parent):
+        if begun and "finished" in run_directory.read_run_json(begun[0].parent):
             return kills  # killed after its last file was written
         more = ["--resume"] if begun else []
         if not begun and saved.is_dir():  # killed before run.json was there: nothing to go on with

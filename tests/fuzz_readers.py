@@ -42,7 +42,8 @@ import ensemble
 import members
 import metrics
 import optim
-import outoffold
+import out_of_fold
+import run_directory
 import submission
 import trees
 from data import images, label_fixes, tables
@@ -284,8 +285,8 @@ def checkpoints(folder: Path) -> list[Reader]:
 
     def check_run(data: bytes) -> None:
         (folder / "run.json").write_bytes(data)
-        assert isinstance(checkpoint.read_run_json(folder), dict)
-        assert np.isfinite(checkpoint.start_time(folder))
+        assert isinstance(run_directory.read_run_json(folder), dict)
+        assert np.isfinite(run_directory.start_time(folder))
         assert 0 <= members.most_frequent_class(one, folder)[0] < 18
 
     def check_validation(data: bytes) -> None:
@@ -393,14 +394,14 @@ def told_tables(folder: Path) -> list[Reader]:
             }
         )
     )
-    outoffold.write_oof(folder, "main", table, np.full((4, 18), 1 / 18))
+    out_of_fold.write_oof(folder, "main", table, np.full((4, 18), 1 / 18))
     tree = trees.Run(folder, "tree", "main", [])
     boxes = "file,left,top,right,bottom\n" + "".join(f"{file},1,2.0,30,40\n" for file in files)
     fixes = "path,column,value\np1,gender,female\np2,age,30\nimages/p1/normal.jpg,mask,wear\n"
     answers = "ImageID,ans\n" + "".join(f"{file},{number}\n" for number, file in enumerate(files))
 
     def check_oof(data: bytes) -> None:
-        (folder / outoffold.OOF_FILE).write_bytes(data)
+        (folder / out_of_fold.OOF_FILE).write_bytes(data)
         found = trees.read_out_of_fold(tree)
         assert found is not None
         trees.scored("main", found.answers, found.rows)
@@ -423,7 +424,7 @@ def told_tables(folder: Path) -> list[Reader]:
 
     short = "image,mask\nimages/p1/normal.jpg,wear\n"
     return [
-        Reader("oof.csv", [(folder / outoffold.OOF_FILE).read_bytes()], check_oof),
+        Reader("oof.csv", [(folder / out_of_fold.OOF_FILE).read_bytes()], check_oof),
         Reader("boxes", [boxes.encode()], check_boxes),
         Reader("label fixes", [fixes.encode(), short.encode()], check_fixes),
         Reader("answers", [answers.encode()], check_answers),

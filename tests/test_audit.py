@@ -13,10 +13,10 @@ from PIL import Image, ImageOps
 
 import config
 import prepare
-import suspects
 import train
 from data import duplicates, label_fixes, tables
 from labels import GENDERS
+from reporting import label_issues
 from runtime.errors import UserError
 
 # --- suspects
@@ -41,8 +41,8 @@ def answered(people: int = 80, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray]
 
 
 def test_right_labels_raise_few_suspects() -> None:
-    found = suspects.find_label_issues(*answered())
-    assert list(found.columns) == suspects.COLUMNS
+    found = label_issues.find_label_issues(*answered())
+    assert list(found.columns) == label_issues.COLUMNS
     assert len(found) <= 12
 
 
@@ -53,7 +53,7 @@ def test_planted_errors_come_first() -> None:
     wrong.loc[wrong["person"].isin(genders), "gender"] ^= 1
     moved = wrong["person"].isin(swapped) & (wrong["mask"] > 0)
     wrong.loc[moved, "mask"] = 3 - wrong.loc[moved, "mask"]
-    found = suspects.find_label_issues(tables.with_labels(wrong), probabilities)
+    found = label_issues.find_label_issues(tables.with_labels(wrong), probabilities)
     assert found["evidence"].is_monotonic_decreasing
     assert set(found[found["kind"] == "gender"]["person"][:3]) == set(genders)
     masks = found[found["kind"] == "mask"][:4]
@@ -72,7 +72,7 @@ def test_planted_errors_come_first() -> None:
 def test_one_photograph_that_disagrees_makes_nobody_a_suspect() -> None:
     table, probabilities = answered()
     probabilities[table["file"] == "010/mask3.jpg"] = np.eye(18)[3] * 0.99 + 0.0005
-    found = suspects.find_label_issues(table, probabilities)
+    found = label_issues.find_label_issues(table, probabilities)
     assert "010" not in set(found[found["kind"] == "gender"]["person"])
 
 
@@ -83,7 +83,7 @@ def test_a_group_away_is_more_suspicious_than_a_year_away() -> None:
         own = (table["person"] == person).to_numpy()
         table.loc[own, "years"] = years
         probabilities[own] = 0.9 * np.eye(18)[old[own]] + 0.1 / 18
-    found = suspects.find_label_issues(tables.with_labels(table), probabilities)
+    found = label_issues.find_label_issues(tables.with_labels(table), probabilities)
     evidence = found[found["kind"] == "age"].set_index("person")["evidence"]
     assert evidence.index[0] == "003"
     assert evidence.get("002", 0.0) < evidence["003"] / 2
@@ -92,15 +92,17 @@ def test_a_group_away_is_more_suspicious_than_a_year_away() -> None:
 def test_a_table_of_one_gender_has_no_gender_suspects() -> None:
     table, probabilities = answered()
     women = (table["gender"] == 1).to_numpy()
-    found = suspects.find_label_issues(table[women].reset_index(drop=True), probabilities[women])
+    found = label_issues.find_label_issues(
+        table[women].reset_index(drop=True), probabilities[women]
+    )
     assert "gender" not in set(found["kind"])
 
 
 def test_suspects_are_written_as_they_are(tmp_path: Path) -> None:
-    found = suspects.find_label_issues(*answered())
-    suspects.write_suspects(tmp_path / "suspects.csv", found)
+    found = label_issues.find_label_issues(*answered())
+    label_issues.write_suspects(tmp_path / "suspects.csv", found)
     again = pd.read_csv(tmp_path / "suspects.csv", dtype={"person": str})
-    assert list(again.columns) == suspects.COLUMNS
+    assert list(again.columns) == label_issues.COLUMNS
     assert again["file"].tolist() == found["file"].tolist()
 
 

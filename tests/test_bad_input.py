@@ -37,14 +37,14 @@ import ensemble
 import loading
 import members
 import prepare
-import report
+import run_directory
 import submission
 import submit_ensemble
 import submit_singular
-import suspects
 import train
 from data import images, label_fixes, tables
 from labels import TASKS
+from reporting import label_issues, summary
 from runtime.cli import run_script
 from runtime.errors import UserError
 from runtime.files import csv_cell
@@ -724,7 +724,9 @@ def test_a_name_that_is_no_text_is_refused_and_a_path_that_is_none_does_no_harm(
     except OSError:
         pytest.skip("this file system takes only UTF-8")
     assert run(root, odd) == 0
-    assert checkpoint.read_run_json(next(odd.glob("kfold-*")))["settings"]["save_path"] == str(odd)
+    assert run_directory.read_run_json(next(odd.glob("kfold-*")))["settings"]["save_path"] == str(
+        odd
+    )
     photo_file = next((root / "images" / "000001_female_Asian_20").glob("mask1.*"))
     folder = root / "images" / os.fsdecode(b"p\xff_male_Asian_20")
     folder.mkdir()
@@ -771,7 +773,7 @@ def saved(path: Path, content: object) -> Path:
 
 def history(tree: Path) -> object:
     rows = pd.DataFrame({"main": [0], "person": ["p"]})
-    return report.fold_numbers(tree, 0, "main", np.array([0]), rows)
+    return summary.fold_numbers(tree, 0, "main", np.array([0]), rows)
 
 
 def written(path: Path, text: str = "") -> Path:
@@ -797,10 +799,10 @@ def written(path: Path, text: str = "") -> Path:
             lambda r: tables.read_eval(str(r)),
             "no photographs in it, and no info.csv",
         ),
-        ({"run.json": "[]"}, checkpoint.read_run_json, "holds no settings"),
-        ({"run.json": "{"}, checkpoint.read_run_json, "damaged"),
+        ({"run.json": "[]"}, run_directory.read_run_json, "holds no settings"),
+        ({"run.json": "{"}, run_directory.read_run_json, "damaged"),
         *[
-            ({"run.json": text}, checkpoint.read_run_json, "run.json: its .* is no")
+            ({"run.json": text}, run_directory.read_run_json, "run.json: its .* is no")
             for text in (
                 '{"data": [1]}',
                 '{"data": null}',
@@ -845,8 +847,8 @@ def written(path: Path, text: str = "") -> Path:
             lambda r: checkpoint.load_described(saved(r / "b.pth", {"a": torch.zeros(1)})),
             "a bare state dict",
         ),
-        ({}, lambda r: checkpoint.find_run_dir(str(r / "none")), "no such folder"),
-        ({"other/a.txt": ""}, lambda r: checkpoint.find_run_dir(str(r)), "train first"),
+        ({}, lambda r: run_directory.find_run_dir(str(r / "none")), "no such folder"),
+        ({"other/a.txt": ""}, lambda r: run_directory.find_run_dir(str(r)), "train first"),
         ({}, lambda r: submission.load_probabilities(r), "no such file"),
         (
             {"b.csv": "file,left,top,right,bottom\nx.jpg,1,2,3,4\n"},
@@ -986,7 +988,7 @@ def test_a_state_laid_out_otherwise_in_memory_is_copied_and_the_settings_stay_th
 @pytest.mark.parametrize(
     ("name", "read"),
     [
-        ("run.json", checkpoint.read_run_json),
+        ("run.json", run_directory.read_run_json),
         ("probs.npz", submission.load_probabilities),
         ("validation.npz", lambda r: checkpoint.load_validation(r, "main")),
         ("state.pt", checkpoint.load_fold_state),
@@ -1164,7 +1166,7 @@ def test_labels_of_one_class_leave_nothing_to_suspect() -> None:
             }
         )
     )
-    assert suspects.find_label_issues(table, np.full((2, 18), 1 / 18)).empty
+    assert label_issues.find_label_issues(table, np.full((2, 18), 1 / 18)).empty
 
 
 def test_predictions_whose_arrays_do_not_fit_are_refused_and_one_member_prints_no_mean(
@@ -1187,7 +1189,7 @@ def test_a_run_name_and_a_tree_without_settings_are_refused(root: Path, tmp_path
     with pytest.raises(UserError, match=r"has no run\.json with settings"):
         run(root, tmp_path, "--resume", "x")
     with (
-        checkpoint.fold_lock(tmp_path / "fold00", needed=False),
-        checkpoint.fold_lock(tmp_path / "fold00"),
+        run_directory.fold_lock(tmp_path / "fold00", needed=False),
+        run_directory.fold_lock(tmp_path / "fold00"),
     ):
         pass  # a process that shares a fold's work leaves the lock to the first

@@ -34,8 +34,9 @@ import crossval
 import dataset
 import engine
 import loading
-import outoffold
+import out_of_fold
 import prepare
+import run_directory
 import submission
 import submit_ensemble
 import submit_singular
@@ -75,8 +76,8 @@ def _brief(tree: Path) -> Any:
         patch.setattr(
             crossval,
             "analyze_out_of_fold",
-            lambda study, done: outoffold.write_oof(
-                study.tree, study.settings.task, *outoffold.nested_epoch_predictions(done)
+            lambda study, done: out_of_fold.write_oof(
+                study.tree, study.settings.task, *out_of_fold.nested_epoch_predictions(done)
             ),
         )
         torch.set_num_threads(1)
@@ -192,12 +193,12 @@ def check_whole(saved: Path) -> None:
 @pytest.mark.parametrize(
     ("owner", "name", "call", "file"),
     [
-        (checkpoint, "write_json", 0, "run.json"),
+        (run_directory, "write_json", 0, "run.json"),
         (checkpoint, "save_checkpoint", 1, ".pth"),
         (checkpoint, "save_fold_state", 1, "state.pt"),
         (checkpoint, "save_validation", 3, "history.csv"),
         (np, "savez_compressed", 1, "validation.npz"),
-        (outoffold, "write_oof", 0, "oof.csv"),
+        (out_of_fold, "write_oof", 0, "oof.csv"),
     ],
 )
 def test_a_full_disk_is_named_and_costs_nothing(
@@ -407,7 +408,7 @@ def test_of_two_runs_on_one_tree_one_is_refused_and_nothing_is_lost(
     first = Forked(train, asked, wait)
     os.close(tell)
     assert os.read(ready, 1), "it ended before"
-    monkeypatch.setattr(checkpoint, "LOCK_SECONDS", 0.0)
+    monkeypatch.setattr(run_directory, "LOCK_SECONDS", 0.0)
     with pytest.raises(UserError, match="_x/fold00: another process trains this fold"):
         train.main(asked)
     os.write(let, b"x")

@@ -24,12 +24,10 @@ from sklearn.metrics import (
     root_mean_squared_error,
 )
 
-import charts
 import ensemble
 import metrics
-import report
 from labels import TASKS, age_group, scoring_task
-from reporting import html
+from reporting import html, plots, summary
 from runtime.errors import UserError
 
 EVIL = '<script>alert(1)</script> & "quoted" \x07\u202e'
@@ -165,7 +163,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
                 ("gone", html.Picture("no/where.png", "x")),
             ],
         }
-        report.training_report(tree, table, oof, extra)
+        summary.training_report(tree, table, oof, extra)
         stored = json.loads((tree / "report.json").read_text(encoding="utf-8"))
         return oof, stored, checked((tree / "report.html").read_text(encoding="utf-8"))
 
@@ -288,7 +286,7 @@ def test_years_are_reported_as_years_and_as_groups(made: Made) -> None:
 @pytest.mark.parametrize("task", ["mask", "gender", "ageg"])
 def test_each_part_alone_is_reported(task: str, tmp_path: Path) -> None:
     oof = synthetic(task, tmp_path)[1]
-    numbers = report.training_numbers(make_tree(task, tmp_path), oof)
+    numbers = summary.training_numbers(make_tree(task, tmp_path), oof)
     answers = oof[[f"p{number}" for number in range(TASKS[task].outputs)]].to_numpy().argmax(1)
     assert numbers["headline"]["macro_f1"]["value"] == pytest.approx(
         f1_score(oof[task], answers, average="macro")
@@ -303,10 +301,10 @@ def test_a_page_that_fails_leaves_the_numbers_and_no_half_page(
     def broken(*_: object, **__: object) -> str:
         raise RuntimeError("no chart")
 
-    monkeypatch.setattr(charts, "drawn", broken)
+    monkeypatch.setattr(plots, "drawn", broken)
     tree = make_tree("main", tmp_path)
     with pytest.raises(RuntimeError, match="no chart"):
-        report.training_report(tree, *synthetic("main", tmp_path), {})
+        summary.training_report(tree, *synthetic("main", tmp_path), {})
     assert (tree / "report.json").is_file()
     assert not list(tree.glob("*.html*"))
 
@@ -319,7 +317,7 @@ def test_a_name_that_the_template_lacks_stops_the_page_and_is_not_shown_as_nothi
 def test_an_out_of_fold_table_without_a_column_is_refused_by_its_name(tmp_path: Path) -> None:
     table, oof = synthetic("main", tmp_path)
     with pytest.raises(UserError, match="no column 'p7'"):
-        report.training_report(make_tree("main", tmp_path), table, oof.drop(columns="p7"), {})
+        summary.training_report(make_tree("main", tmp_path), table, oof.drop(columns="p7"), {})
 
 
 def probabilities(task: str) -> tuple[ensemble.Probabilities, np.ndarray]:
@@ -357,7 +355,7 @@ def test_a_prediction_tells_members_agreement_shares_and_scores(
     voted = ensemble.vote("softvoting", task, probs.array, probs.weights)
     classes = len(TASKS[scoring_task(task)].classes)
     shares = np.full(classes, 1 / classes)
-    report.prediction_report(tmp_path, probs, voted, truth if known else None, shares)
+    summary.prediction_report(tmp_path, probs, voted, truth if known else None, shares)
     numbers = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     members = [
         metrics.to_classes(task, ensemble.decide(task, probs.array[m].mean(0))) for m in range(4)
@@ -393,14 +391,14 @@ def test_a_prediction_tells_members_agreement_shares_and_scores(
 def test_one_member_and_unknown_shares_make_a_page_too(tmp_path: Path) -> None:
     probs, _ = probabilities("main")
     alone = probs.select([1])
-    report.prediction_report(
+    summary.prediction_report(
         tmp_path, alone, {"submission": ensemble.decide("main", ensemble.arithmetic(alone.array))}
     )
     checked((tmp_path / "report.html").read_text(encoding="utf-8"))
 
 
 def test_values_that_json_does_not_know_are_mended() -> None:
-    mended = report.to_json(
+    mended = summary.to_json(
         {
             "nan": float("nan"),
             "one": np.float32(1),

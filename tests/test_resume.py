@@ -22,9 +22,10 @@ import torch
 
 import checkpoint
 import config
-import crossval
 import engine
 import optim
+import out_of_fold
+import run_directory
 import train
 import training
 from runtime.errors import RunError, Stopped, UserError
@@ -75,7 +76,7 @@ def result(saved: Path) -> dict[str, object]:
 def unbroken(train_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     saved = tmp_path_factory.mktemp("unbroken")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(crossval.config.BACKBONES, "tiny", support.TINY)
+        patch.setitem(config.BACKBONES, "tiny", support.TINY)
         assert run(train_root, saved) == 0
         return result(saved)
 
@@ -110,7 +111,7 @@ def kill_at(
         (checkpoint, "save_fold_state", 7),
         (checkpoint, "delete_displaced", 9),
         (engine, "validate", 4),
-        (crossval.outoffold, "write", 0),
+        (out_of_fold, "write_oof", 0),
     ],
 )
 def test_a_run_killed_anywhere_ends_as_if_it_had_not_been(
@@ -128,7 +129,7 @@ def test_a_run_killed_anywhere_ends_as_if_it_had_not_been(
         with pytest.raises(Killed):
             run(train_root, tmp_path)
         patch.undo()
-        patch.setitem(crossval.config.BACKBONES, "tiny", support.TINY)
+        patch.setitem(config.BACKBONES, "tiny", support.TINY)
         assert run(train_root, tmp_path, "--resume", "--workers", str(call % 2)) == 0
     assert result(tmp_path) == unbroken
 
@@ -312,14 +313,14 @@ def test_every_optimizer_goes_on_from_its_kept_state_to_the_bit(name: str) -> No
 def test_two_processes_do_not_train_one_fold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "LOCK_SECONDS", 0.3)
+    monkeypatch.setattr(run_directory, "LOCK_SECONDS", 0.3)
     tree = tmp_path / "kfold-ensemble-VanillaEfficientNet_x"
     tree.mkdir()
     with (
-        checkpoint.fold_lock(tree / "fold00"),
-        checkpoint.fold_lock(tree / "fold01"),
+        run_directory.fold_lock(tree / "fold00"),
+        run_directory.fold_lock(tree / "fold01"),
         pytest.raises(UserError, match="fold00: another process trains this fold"),
-        checkpoint.fold_lock(tree / "fold00"),
+        run_directory.fold_lock(tree / "fold00"),
     ):
         pass
 
@@ -438,7 +439,7 @@ def test_a_drive_without_locks_trains_with_a_warning(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with checkpoint.fold_lock(tmp_path / "fold00"), checkpoint.fold_lock(tmp_path / "fold01"):
+    with run_directory.fold_lock(tmp_path / "fold00"), run_directory.fold_lock(tmp_path / "fold01"):
         assert living.exists()  # without a lock another process may be writing it
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{tmp_path}: folders cannot be locked there ({os.strerror(number)})" in line
@@ -457,7 +458,7 @@ def test_a_drive_that_fails_while_a_fold_is_locked_is_named(
         pytest.raises(
             RunError, match=r"fold00: cannot be locked \(Input/output error\); .*--resume"
         ),
-        checkpoint.fold_lock(tmp_path / "fold00"),
+        run_directory.fold_lock(tmp_path / "fold00"),
     ):
         pass
 

@@ -22,13 +22,12 @@ from sklearn.metrics import accuracy_score, f1_score
 import augmentation
 import checkpoint
 import config
-import crossval
 import dataset
 import engine
 import ensemble
 import metrics
 import model
-import outoffold
+import out_of_fold
 import prepare
 import submission
 import submit_ensemble
@@ -37,6 +36,7 @@ import train
 import training
 from data import images, tables
 from labels import TASKS
+from reporting import summary
 from runtime import devices
 from runtime.errors import UserError
 
@@ -189,7 +189,7 @@ def test_squares_kept_in_memory_are_decoded_once_and_change_nothing(
 
     monkeypatch.setattr(images, "decode_image", counted)
     monkeypatch.setattr(prepare, "warn_of_duplicates", lambda tree, parts: None)
-    monkeypatch.setattr(crossval.report, "training_report", lambda *_: None)
+    monkeypatch.setattr(summary, "training_report", lambda *_: None)
     assert run_train(root, tmp_path / "once", *words, "--cache", "ram") == 0
     assert len(decoded) == len(set(decoded)) == 84
     name = "kfold-ensemble-VanillaEfficientNet"
@@ -426,7 +426,7 @@ def test_training_goes_on_from_a_checkpoint(tree: Path, train_root: Path, tmp_pa
 
 def test_the_headline_never_scores_an_epoch_by_the_people_who_chose_it() -> None:
     curves = np.array([[0.9, 0.1, 0.2], [0.1, 0.5, 0.6], [0.2, 0.3, 0.7]])
-    assert outoffold.epochs_chosen_by_others(curves) == [2, 0, 0]
+    assert out_of_fold.epochs_chosen_by_others(curves) == [2, 0, 0]
     assert curves.argmax(1).tolist() == [0, 2, 2]
 
 
@@ -443,7 +443,7 @@ def test_the_headline_and_the_kept_answers_are_of_the_epochs_that_the_others_cho
             ]
         )
         folds.append(
-            outoffold.FoldPredictions(
+            out_of_fold.FoldPredictions(
                 number,
                 rows.assign(person=rows["person"] + str(number), fold=number),
                 answers,
@@ -451,8 +451,8 @@ def test_the_headline_and_the_kept_answers_are_of_the_epochs_that_the_others_cho
             )
         )
     chosen = [folds[k].answers[epoch] for k, epoch in enumerate([2, 0, 0])]
-    assert np.array_equal(outoffold.nested_epoch_predictions(folds)[1], np.concatenate(chosen))
-    told = "\n".join(outoffold.summary("mask", folds, {}))
+    assert np.array_equal(out_of_fold.nested_epoch_predictions(folds)[1], np.concatenate(chosen))
+    told = "\n".join(out_of_fold.summary("mask", folds, {}))
     accuracy = dict(re.findall(r"(headline|selected)  macro F1 [\d.]+  accuracy ([\d.]+)", told))
     assert accuracy == {
         "headline": f"{(2 + 1 + 2) / 30:.4f}",

@@ -18,6 +18,7 @@ import pytest
 import support
 
 import checkpoint
+import run_directory
 import submit_singular
 import train
 import training
@@ -92,7 +93,8 @@ def test_charts_need_no_backend(backend: str) -> None:
     as it was.
     """
     code = (
-        "import os, charts; print(charts.drawn(lambda ax: ax.plot([1, 2]), 'a line')[:4], "
+        "import os; from reporting import plots; print(plots.drawn(lambda ax: ax.plot([1, 2]), 'a "
+        "line')[:4], "
         "os.environ['MPLBACKEND'])"
     )
     done = run_code(code, env={**os.environ, "MPLBACKEND": backend})
@@ -124,7 +126,7 @@ def test_a_report_that_fails_is_one_warning_and_the_run_is_complete(
     assert "--tensorboard: cannot be written (No space left on device)" in warnings[0]
     assert "report of " in warnings[1]
     (tree,) = tmp_path.iterdir()
-    assert "finished" in checkpoint.read_run_json(tree)
+    assert "finished" in run_directory.read_run_json(tree)
     assert (tree / "oof.csv").is_file()
     assert not (tree / "report.html").exists()
 
@@ -306,7 +308,7 @@ def test_a_run_without_streams_is_complete(train_root: Path, tmp_path: Path) -> 
             "",
         )
     (tree,) = tmp_path.iterdir()
-    assert "finished" in checkpoint.read_run_json(tree)
+    assert "finished" in run_directory.read_run_json(tree)
 
 
 # --- (16.19) variables of other launchers
@@ -397,13 +399,13 @@ def test_free_disk_is_read_where_there_is_no_statvfs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """(16.22)"""
-    free = checkpoint.free_disk_bytes(tmp_path / "still" / "to be made")
+    free = run_directory.free_disk_bytes(tmp_path / "still" / "to be made")
     assert free > 0
-    monkeypatch.setattr(checkpoint.os, "statvfs", None)
+    monkeypatch.setattr(os, "statvfs", None)
     monkeypatch.setattr(
         "shutil.disk_usage", lambda path: type("Usage", (), {"free": 5, "path": path})()
     )
-    assert checkpoint.free_disk_bytes(tmp_path / "still" / "to be made") == 5
+    assert run_directory.free_disk_bytes(tmp_path / "still" / "to be made") == 5
 
 
 def test_on_windows_no_process_is_asked_by_a_signal(
@@ -435,7 +437,7 @@ def test_a_drive_that_fails_makes_no_file_damaged(
     """(16.2, its siblings) Weights, validation.npz and run.json: exit code 1, and no advice to
     remove them.
     """
-    path = checkpoint.fold_checkpoints(tree / "fold00")[0]
+    path = run_directory.fold_checkpoints(tree / "fold00")[0]
 
     def failing(*_: object, **__: object) -> object:
         raise OSError(number, os.strerror(number))
@@ -445,7 +447,7 @@ def test_a_drive_that_fails_makes_no_file_damaged(
         for read in (
             lambda: checkpoint.load_checkpoint(path),
             lambda: checkpoint.load_validation(tree / "fold00", "main"),
-            lambda: checkpoint.read_run_json(tree),
+            lambda: run_directory.read_run_json(tree),
         ):
             with pytest.raises(RunError, match="cannot be read .*the machine failed, not the file"):
                 read()

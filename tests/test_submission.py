@@ -21,7 +21,7 @@ import checkpoint
 import config
 import ensemble
 import members
-import outoffold
+import out_of_fold
 import submission
 import submit_ensemble
 import submit_singular
@@ -753,12 +753,12 @@ def test_a_registered_task_trains_and_votes_in_several_trees(
     shares = json.loads((made / "report.json").read_text())["training_shares"]
     rows = tables.read_train(str(small_root))
     assert shares == pytest.approx(np.bincount(rows[name], minlength=2) / len(rows))
-    held = outoffold.read_oof(trees["1"], name)
-    older = outoffold.read_oof(trees["before"], "main")  # its oof.csv knows nothing of the task
+    held = out_of_fold.read_oof(trees["1"], name)
+    older = out_of_fold.read_oof(trees["before"], "main")  # its oof.csv knows nothing of the task
     assert held is not None
     assert older is not None
     assert held[0].set_index("file")[name].to_dict() == older[0].set_index("file")[name].to_dict()
-    assert set(pd.read_csv(trees["1"] / outoffold.OOF_FILE, nrows=1)) >= {
+    assert set(pd.read_csv(trees["1"] / out_of_fold.OOF_FILE, nrows=1)) >= {
         "mask",
         "gender",
         "age",
@@ -807,7 +807,7 @@ def test_a_task_that_main_tells_is_answered_by_models_of_three_parts(
 
 
 def test_columns_of_an_out_of_fold_table_are_in_their_old_order(tree: Path) -> None:
-    header = (tree / outoffold.OOF_FILE).read_text().partition("\n")[0]
+    header = (tree / out_of_fold.OOF_FILE).read_text().partition("\n")[0]
     assert header.startswith("file,person,fold,mask,gender,age,ageg,main,p0,p1,")
 
 
@@ -815,16 +815,16 @@ def test_columns_of_an_out_of_fold_table_are_in_their_old_order(tree: Path) -> N
 def test_an_out_of_fold_table_without_a_column_is_refused(
     tree: Path, tmp_path: Path, change: tuple[str, str]
 ) -> None:
-    (tmp_path / outoffold.OOF_FILE).write_text(
-        (tree / outoffold.OOF_FILE).read_text().replace(*change, 1)
+    (tmp_path / out_of_fold.OOF_FILE).write_text(
+        (tree / out_of_fold.OOF_FILE).read_text().replace(*change, 1)
     )
     with pytest.raises(UserError, match=r"oof\.csv: (no column|the column)"):
-        outoffold.read_oof(tmp_path, "main")
+        out_of_fold.read_oof(tmp_path, "main")
 
 
 def test_probabilities_out_of_fold_that_are_none_are_refused(tree: Path, tmp_path: Path) -> None:
     """(16.7)"""
-    whole = pd.read_csv(tree / outoffold.OOF_FILE)
+    whole = pd.read_csv(tree / out_of_fold.OOF_FILE)
     for other in (
         {"p0": 1e300},
         {"p0": -0.5},
@@ -833,6 +833,6 @@ def test_probabilities_out_of_fold_that_are_none_are_refused(tree: Path, tmp_pat
         {"age": 201.0},
         {"fold": np.nan},
     ):
-        whole.assign(**other).to_csv(tmp_path / outoffold.OOF_FILE, index=False)
+        whole.assign(**other).to_csv(tmp_path / out_of_fold.OOF_FILE, index=False)
         with pytest.raises(UserError, match=r"oof\.csv: .*--resume that run"):
-            outoffold.read_oof(tmp_path, "main")
+            out_of_fold.read_oof(tmp_path, "main")

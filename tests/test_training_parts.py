@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 import augmentation
+import backbones
 import checkpoint
 import config
 import dataset
@@ -342,9 +343,9 @@ def test_batchnorm_learns_its_statistics_in_a_short_run() -> None:
 
 
 def test_lite0_has_its_real_weights_and_keeps_its_padding() -> None:
-    weights = model.backbone_weights("efficientnet-lite0", "imagenet")
+    weights = backbones.backbone_weights("efficientnet-lite0", "imagenet")
     assert weights is not None
-    network = model.efficientnet_lite0("efficientnet-lite0", 96)
+    network = backbones.efficientnet_lite0("efficientnet-lite0", 96)
     model.load_weights(network, weights, "lite0")
     image = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     assert network.eval()(image).std() > 0.1
@@ -357,9 +358,9 @@ def test_published_weights_come_from_the_cache_safely(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     cache = tmp_path / "hub" / "checkpoints"
     cache.mkdir(parents=True)
-    state = model.resnet("resnet18", None).state_dict()
+    state = backbones.resnet("resnet18", None).state_dict()
     torch.save(state, cache / "resnet18-f37072fd.pth")
-    found = model.backbone_weights("resnet18", "imagenet")
+    found = backbones.backbone_weights("resnet18", "imagenet")
     assert found is not None
     assert torch.equal(found["conv1.weight"], state["conv1.weight"])
     assert "not the published file" in capsys.readouterr().err
@@ -386,7 +387,7 @@ def test_a_pickle_that_runs_code_is_refused_also_in_the_cache(
     else:
         torch.save({"conv1.weight": Evil()}, path)
     with pytest.raises(UserError, match="cannot be read safely"):
-        model.backbone_weights("resnet18", "imagenet")
+        backbones.backbone_weights("resnet18", "imagenet")
     assert "the pickle ran" not in capsys.readouterr().out
 
 
@@ -399,7 +400,7 @@ def test_a_failed_download_stops_with_the_ways_on(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
     with pytest.raises(UserError) as caught:
-        model.backbone_weights("efficientnet-b3", "imagenet")
+        backbones.backbone_weights("efficientnet-b3", "imagenet")
     for way in (
         "no route to host",
         "--pretrained none",
@@ -411,16 +412,16 @@ def test_a_failed_download_stops_with_the_ways_on(
     with pytest.raises(
         UserError, match="--model-type VanillaEfficientNet --backbone efficientnet-lite0 after"
     ):
-        model.backbone_weights("resnet50", "imagenet")
+        backbones.backbone_weights("resnet50", "imagenet")
 
 
 def test_weights_of_another_network_are_refused_by_three_names(tmp_path: Path) -> None:
     path = tmp_path / "resnet34.pth"
-    torch.save(model.resnet("resnet34", None).state_dict(), path)
-    weights = model.backbone_weights("resnet18", str(path))
+    torch.save(backbones.resnet("resnet34", None).state_dict(), path)
+    weights = backbones.backbone_weights("resnet18", str(path))
     assert weights is not None
     with pytest.raises(UserError, match="mismatches: .*;.*;.*--backbone"):
-        model.load_weights(model.resnet("resnet18", None), weights, str(path))
+        model.load_weights(backbones.resnet("resnet18", None), weights, str(path))
 
 
 def test_main_answers_the_parts_and_the_parts_answer_main() -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 import config
 import ensemble
 import metrics
-import outoffold
+import out_of_fold
 import submission
 import submit_ensemble
 import train
@@ -152,7 +152,7 @@ def test_two_trees_vote_each_photograph_decoded_once(
     assert len(list(made.glob("members/*/Fold*.csv"))) == 4
 
     # the mixture's score, from the trees' own tables
-    held = [outoffold.read_oof(root, "main") for root in (tree, grown["seed"])]
+    held = [out_of_fold.read_oof(root, "main") for root in (tree, grown["seed"])]
     (rows, first), (others, second) = [one for one in held if one is not None]
     assert rows["file"].tolist() == others["file"].tolist()
     truth, answers = rows["main"].to_numpy(), (first + second) / 2
@@ -193,7 +193,7 @@ def test_trees_of_the_parts_multiply_into_main(
     assert whole.weights == pytest.approx(np.prod([parts[part].weights for part in PARTS], axis=0))
     (made,) = (tmp_path / "whole").iterdir()
     assert whole.members[3] == "mask x gender x ageg/fold01/Fold01_rank2"
-    held = {part: outoffold.read_oof(grown[part], part) for part in PARTS}
+    held = {part: out_of_fold.read_oof(grown[part], part) for part in PARTS}
     answers = ensemble.multiply_parts(
         {part: found[1] for part, found in held.items() if found is not None}
     )

@@ -25,10 +25,12 @@ import support
 import torch
 from torch import Tensor, nn
 
+import backbones
 import checkpoint
 import config
 import model
 import prepare
+import run_directory
 import submission
 import submit_ensemble
 import submit_singular
@@ -349,7 +351,7 @@ def test_a_backbone_that_differs_elsewhere_is_still_refused(
 
 def test_published_resnets_lack_the_batch_norms_counts(tmp_path: Path) -> None:
     """Files older than torch 0.4.1, torchvision's first ResNets among them."""
-    network = model.resnet("resnet18", None)
+    network = backbones.resnet("resnet18", None)
     weights = {
         name: value + 1
         for name, value in network.state_dict().items()
@@ -383,7 +385,7 @@ def test_a_backbone_whose_own_names_all_begin_alike_takes_its_file(
 ) -> None:
     weights, network = support.tiny_weights("tiny"), Wrapped()
     path = saved(tmp_path / "a.pth", {prefix + name: value for name, value in weights.items()})
-    found = model.backbone_weights("tiny", str(path))
+    found = backbones.backbone_weights("tiny", str(path))
     assert found is not None
     model.load_backbone(network, found, str(path))
     assert all(
@@ -402,7 +404,7 @@ def test_names_without_a_fold_vote_in_the_fold_that_holds_them(
     weights = [weights_of(seed=seed) for seed in (1, 2)]
     for fold, own in enumerate(weights):
         saved(tree / f"fold0{fold}" / f"VanillaEfficientNet_{LONG.format('main', 0.81)}", own)
-    found = [checkpoint.load_ranked(folder)[0][1] for folder in checkpoint.fold_dirs(tree)]
+    found = [checkpoint.load_ranked(folder)[0][1] for folder in run_directory.fold_dirs(tree)]
     assert [(info.fold, info.macro_f1, info.epoch, info.transform) for info in found] == [
         (0, 0.81, 3, "random"),
         (1, 0.81, 3, "random"),
@@ -587,7 +589,9 @@ def test_macos_files_beside_checkpoints_are_passed_over_everywhere(
     copy = Path(shutil.copytree(tree, tmp_path / "saved_models" / tree.name))
     stray = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        "
     for path in [
-        p for folder in checkpoint.fold_dirs(copy) for p in checkpoint.fold_checkpoints(folder)
+        p
+        for folder in run_directory.fold_dirs(copy)
+        for p in run_directory.fold_checkpoints(folder)
     ]:
         path.with_name(f"._{path.name}").write_bytes(stray)
     for folder in (
@@ -598,8 +602,8 @@ def test_macos_files_beside_checkpoints_are_passed_over_everywhere(
         (tmp_path / "saved_models" / folder).mkdir(parents=True)
         # newer, and no tree at all
         (tmp_path / "saved_models" / folder / "._Fold00_x.pth").write_bytes(stray)
-    assert [path.name for path in checkpoint.list_run_dirs(Path("saved_models"))] == [tree.name]
-    assert checkpoint.find_run_dir("saved_models").resolve() == copy.resolve()
+    assert [path.name for path in run_directory.list_run_dirs(Path("saved_models"))] == [tree.name]
+    assert run_directory.find_run_dir("saved_models").resolve() == copy.resolve()
     assert answers(submit_singular, eval_root, tmp_path / "p").shape == (1, 9, 18)
     assert answers(submit_ensemble, eval_root, tmp_path / "q").shape == (6, 9, 18)
 

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-import checkpoint
 import ensemble
 import metrics
+import run_directory
 from labels import GROUP_STARTS, PARTS, TASKS, age_group, scoring_task
 from reporting import html
 from reporting.html import Numbers, Picture, Rows
@@ -53,7 +53,7 @@ def training_report(
 
 def training_numbers(tree: Path, oof: pd.DataFrame) -> Numbers:
     """Everything report.json holds, but the extra rows."""
-    run = checkpoint.read_run_json(tree)
+    run = run_directory.read_run_json(tree)
     task = str(run.get("settings", {}).get("task", "main"))
     answers = answers_of(task, oof)
     decided = ensemble.decide(task, answers)
@@ -303,8 +303,8 @@ def elapsed(tree: Path) -> float | None:
     """Seconds from the run's start to its last epoch; None where the tree does not tell."""
     ends = [path.stat().st_mtime for path in tree.glob("fold*/history.csv")]
     return (
-        max(0.0, max(ends) - checkpoint.start_time(tree))
-        if ends and checkpoint.read_run_json(tree)
+        max(0.0, max(ends) - run_directory.start_time(tree))
+        if ends and run_directory.read_run_json(tree)
         else None
     )
 
@@ -406,7 +406,7 @@ def scored(task: str, answers: np.ndarray, truth: np.ndarray | None) -> dict[str
 def write(folder: Path, numbers: Numbers, page: Callable[[Numbers], str]) -> None:
     """report.json first, then report.html: a page that fails leaves the numbers."""
     stored = to_json(numbers)
-    checkpoint.write_json(folder / "report.json", stored)
+    run_directory.write_json(folder / "report.json", stored)
     with atomic_write(folder / "report.html", "w") as file:
         file.write(page(stored))
     print(f"report: {printable(folder / 'report.html')}")

