@@ -23,7 +23,7 @@ def stored(
     """(name of the earlier prediction, its probabilities for this task and --top-k, its folder, no
     notes).
     """
-    import submission
+    from inference import submission
 
     folder = Path(settings.from_probs or "")
     probs = submission.load_probabilities(folder).answering(settings.task)
@@ -41,13 +41,11 @@ def predicted(
     """(name of the trees, probabilities of their members, the tree that knows the task, what was
     said of the trees); of several processes that share the photographs, in the first.
     """
-    import members
-    import submission
-    import trees
     from data import tables
+    from inference import predictor, runs, submission
     from runtime import distributed
 
-    found = trees.find_runs(settings.root, settings.top_k or 3, settings.task)
+    found = runs.find_runs(settings.root, settings.top_k or 3, settings.task)
     views, transform = settings.tta or 1, settings.transform_type or "base"
     voters = [member for tree in found for member in tree.members]
     names, paths = tables.read_eval(settings.data_root)
@@ -58,15 +56,15 @@ def predicted(
     ]
     submission.read_truth(settings, names)  # refused before the long part, if it is to be refused
     home = next((tree for tree in found if tree.task in ("main", settings.task)), found[0])
-    members.part_groups(voters, settings.task)
-    lines += trees.mixture(found, settings.task) if len(found) > 1 else []
+    predictor.part_groups(voters, settings.task)
+    lines += runs.mixture(found, settings.task) if len(found) > 1 else []
     with distributed.distributed() as who:
         if who.first:
             print(*lines, sep="\n", flush=True)
-        probs = members.predict_images(
+        probs = predictor.predict_images(
             voters, settings, transform, views, home.path, names, paths, who
         )
-    return (trees.runs_title(found), probs, home.path, lines) if who.first else None
+    return (runs.runs_title(found), probs, home.path, lines) if who.first else None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -75,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     ).completed()
 
     import ensemble
-    import submission
+    from inference import submission
 
     found = stored(settings) if settings.from_probs else predicted(settings)
     if found is None:

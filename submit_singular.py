@@ -18,12 +18,12 @@ def main(argv: list[str] | None = None) -> int:
 
     import checkpoint
     import ensemble
-    import members
-    import submission
     from data import tables
+    from inference import predictor, submission
 
     path = Path(
-        settings.load_state_dict or members.find_best_checkpoint(settings.task, settings.model_type)
+        settings.load_state_dict
+        or predictor.find_best_checkpoint(settings.task, settings.model_type)
     )
     print(f"checkpoint: {printable(path)}", flush=True)
     found, info = checkpoint.load_described(path, settings.model_type, settings.task, mapped=False)
@@ -31,11 +31,11 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(
             f"--model-type {settings.model_type}: {path} holds a {info.model}; leave the option out"
         )
-    member = members.Member(path.name, info, found)
+    member = predictor.Member(path.name, info, found)
     names, paths = tables.read_eval(settings.data_root)
     truth = submission.read_truth(settings, names)
     tree = path.absolute().parent.parent
-    probs = members.predict_images(
+    probs = predictor.predict_images(
         [member], settings, settings.transform_type, 1, tree, names, paths
     )
     answers = ensemble.decide(probs.task, ensemble.arithmetic(probs.array))

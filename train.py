@@ -22,9 +22,11 @@ def main(argv: list[str] | None = None) -> int:
             print(settings.recipe_line)
         print(settings.explain_lr(asked.lr), flush=True)
 
-    import crossval  # torch is loaded only once the settings are known to be good
+    from training import (
+        cross_validation,  # torch is loaded only once the settings are known to be good
+    )
 
-    return crossval.train_all_folds(settings)
+    return cross_validation.train_all_folds(settings)
 
 
 if __name__ == "__main__":

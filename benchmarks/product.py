@@ -18,9 +18,9 @@ import dataset
 import engine
 import loading
 import model
-import prepare
-import training
 from benchmarks import harness
+from training import fold as training_fold
+from training import run as training_run
 
 FOLDS = 5
 
@@ -29,7 +29,7 @@ def choose_compute(args: argparse.Namespace, batch_size: int) -> engine.Compute:
     """Device, precision, threads and workers, by add_machine_options' arguments."""
     names = ("device", "precision", "workers", "threads")
     machine = config.MachineSettings(**{name: getattr(args, name) for name in names})
-    return engine.make_compute(machine, batch_size, prepare.SINGLE_PROCESS, shared=False)
+    return engine.make_compute(machine, batch_size, training_run.SINGLE_PROCESS, shared=False)
 
 
 def make_network(backbone: str, image_size: int, compute: engine.Compute) -> nn.Module:
@@ -42,8 +42,8 @@ def make_network(backbone: str, image_size: int, compute: engine.Compute) -> nn.
 class FirstFold:
     """Fold 0 of a run, ready to be trained."""
 
-    study: prepare.RunContext
-    fold: training.Fold
+    study: training_run.RunContext
+    fold: training_fold.Fold
 
     @property
     def compute(self) -> engine.Compute:
@@ -62,8 +62,8 @@ def prepare_fold(args: argparse.Namespace, **options: Any) -> FirstFold:
         threads=args.threads,
         **options,
     )
-    study, _ = prepare.prepare_run(settings.completed())
-    return FirstFold(study, training.prepare_fold(study, 0))
+    study, _ = training_run.prepare_run(settings.completed())
+    return FirstFold(study, training_fold.prepare_fold(study, 0))
 
 
 class TimedLoader:

@@ -18,8 +18,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where it is run as a file
 import ensemble
-import submission
 from benchmarks import harness
+from inference import submission
 
 CLASSES = 18
 

@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where it is run as a file
 from benchmarks import harness
 
-HELP = ("train.py", "submit_singular.py", "submit_ensemble.py", "sample_data.py")
+HELP = ("train.py", "submit_singular.py", "submit_ensemble.py", "-m tools.sample_data")
 REFUSED = (
     "train.py --task age --model-type THANet",
     "train.py --epochs 0",
@@ -30,7 +30,9 @@ def main(argv: list[str] | None = None) -> int:
     args = harness.make_parser(__doc__, rounds=11).parse_args(argv)
     print(harness.describe_machine())
     sides = {"python -c pass": harness.python_side(["-c", "pass"])}
-    sides |= {f"{script} --help": harness.python_side([script, "--help"]) for script in HELP}
+    sides |= {
+        f"{script} --help": harness.python_side([*script.split(), "--help"]) for script in HELP
+    }
     sides |= {line: harness.python_side(line.split(), expected_code=2) for line in REFUSED}
     seconds = harness.median_seconds(sides, args.rounds)
     for name, each in seconds.items():

@@ -23,11 +23,11 @@ from benchmarks import harness  # isort: skip  (before torch, whose threads it s
 
 import torch
 
-import checkpoint
 import engine
 import model
 import optim
-import training
+from training import fold as training_fold
+from training import fold_state
 
 
 def make_learner(backbone: str, image_size: int) -> engine.Learner:
@@ -48,16 +48,16 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     print(harness.describe_machine())
-    learner, state = make_learner(args.backbone, args.image_size), checkpoint.FoldState(0)
+    learner, state = make_learner(args.backbone, args.image_size), fold_state.FoldState(0)
     seconds = []
     with tempfile.TemporaryDirectory(dir=".") as name:
         for _ in range(args.rounds):
             start = time.perf_counter()
-            checkpoint.save_fold_state(Path(name), state, learner.state())
+            fold_state.save_fold_state(Path(name), state, learner.state())
             seconds.append(time.perf_counter() - start)
-        mib = (Path(name) / checkpoint.STATE_FILE).stat().st_size / 2**20
+        mib = (Path(name) / fold_state.STATE_FILE).stat().st_size / 2**20
     each, slowest = statistics.median(seconds), max(seconds)
-    between = training.SAVE_INTERVAL_SECONDS
+    between = training_fold.SAVE_INTERVAL_SECONDS
     print(
         f"state of {args.backbone}: {mib:.0f} MiB, {each:.2f} s a write (slowest {slowest:.2f} "
         "s): "

@@ -29,7 +29,6 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import augmentation
-import checkpoint
 import config
 import ensemble
 import metrics
@@ -51,6 +50,7 @@ from labels import (
 from runtime.cli import run_script
 from runtime.errors import UserError
 from runtime.files import atomic_write
+from training import fold_state
 from utils import seeded
 
 PICTURES = ("split", "models", "transforms", "ensemble", "result")
@@ -827,9 +827,9 @@ def read_result(tree: Path, table: pd.DataFrame) -> Result:
     curves, answers, truths = [], [], []
     truth = dict(zip(table["file"], table["main"], strict=True))
     for folder in folders:
-        stored = checkpoint.load_validation(folder, "main")
+        stored = fold_state.load_validation(folder, "main")
         if stored is None:
-            raise UserError(f"{folder}: holds no {checkpoint.VALIDATION_FILE}; finish its training")
+            raise UserError(f"{folder}: holds no {fold_state.VALIDATION_FILE}; finish its training")
         files, probs = stored
         strange = [name for name in files if name not in truth]
         if strange:

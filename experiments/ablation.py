@@ -35,9 +35,9 @@ import pandas as pd
 
 import ensemble
 import metrics
-import submission
 from benchmarks import harness
 from data import tables
+from inference import submission
 from runtime.errors import UserError
 
 CLASSES = 18

@@ -25,11 +25,11 @@ import pandas as pd
 
 import config
 import metrics
-import prepare
 from data import tables
 from runtime.devices import set_threads
 from runtime.errors import UserError
 from runtime.files import atomic_write, load_npz
+from training import run as training_run
 
 BACKBONE = "efficientnet-lite0"
 TASK = "main"
@@ -83,7 +83,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
 def read_data(args: argparse.Namespace) -> Data:
     """Both sides of the split and the evaluation photographs. Raises UserError."""
     settings = config.TrainSettings(train_root=str(Path(args.data) / "train"))
-    table, _ = prepare.load_table(settings)
+    table, _ = training_run.load_table(settings)
     if args.folds is not None:
         rows = tables.read_csv(Path(args.folds), ("person", "fold"))
         people, folds = rows["person"].str.strip().map(tables.nfc), rows["fold"].str.strip()

@@ -27,12 +27,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-import checkpoint
 import run_directory
 from benchmarks import harness
 from data import label_fixes, tables
 from labels import GENDERS, MASKS
 from reporting import label_issues
+from training import fold_state
 
 PART = 0.05
 COLUMNS = [f"p{number}" for number in range(18)]
@@ -45,7 +45,7 @@ def read_run(run_dir: Path, train_root: Path) -> pd.DataFrame:
     """The root's table with the last epoch's out-of-fold probabilities of the run's folds."""
     parts = []
     for folder in run_directory.fold_dirs(run_dir):
-        stored = checkpoint.load_validation(folder, "main")
+        stored = fold_state.load_validation(folder, "main")
         if stored is not None:
             files, epochs = stored[:2]
             parts.append(pd.DataFrame(epochs[-1], columns=COLUMNS).assign(file=files))

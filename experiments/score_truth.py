@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Is the headline score true? python -m experiments.score_truth DIR [--seeds 10]
 
-For each seed, people are drawn (sample_data.py), a small model is trained on them with the real
+For each seed, people are drawn (tools/sample_data.py), a small model is trained on them with the real
 command, and its single fold models answer evaluation people whom nothing has seen. The headline
 out-of-fold macro F1 with its 95 % interval (report.json) is compared with the truth: the mean macro
 F1 of the fold models, alone, on eval/answers.csv. Both kinds of people are drawn alike. The
@@ -36,7 +36,9 @@ LOCK = threading.Lock()
 def draw_people(folder: Path, people: int, eval_people: int, seed: int) -> None:
     """Draw a data root; a complete one is left as it is."""
     counts = {"people": people, "eval-people": eval_people, "seed": seed}
-    harness.run_python(["sample_data.py", "--out", str(folder), *harness.as_options(counts)])
+    harness.run_python(
+        ["-m", "tools.sample_data", "--out", str(folder), *harness.as_options(counts)]
+    )
 
 
 def score_seed(args: argparse.Namespace, seed: int) -> dict[str, float]:

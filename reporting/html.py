@@ -186,9 +186,7 @@ def short_member(name: str) -> str:
 
 def draw_charts(numbers: Numbers) -> dict[str, list[Markup]]:
     """Each section's charts as inline SVG, which names no person."""
-    from reporting import (
-        plots,  # late: matplotlib takes half a second, which every start of train.py would wait
-    )
+    from reporting import plots
 
     drawn: dict[str, list[Markup]] = {"classes": [], "curves": [], "ages": [], "calibration": []}
 

@@ -34,12 +34,12 @@ import torch
 
 import checkpoint
 import config
-import crossval
 import engine
 import run_directory
 import train
-import training
 from reporting import plots
+from training import cross_validation, fold_state
+from training import fold as training_fold
 
 STAGES = (
     "before the first step",
@@ -82,16 +82,16 @@ def watch(stage: Any, owner: Any, name: str, inside: int, after: int) -> None:
 def child(words: list[str], stage: Any, save_seconds: float) -> None:
     """A training process: silent, its stage told to the parent."""
     config.BACKBONES["tiny"] = support.TINY
-    training.SAVE_INTERVAL_SECONDS = save_seconds
+    training_fold.SAVE_INTERVAL_SECONDS = save_seconds
     run_directory.LOCK_SECONDS = support.LIMIT  # the killed one's readers keep it until they notice
     # else most kills would fall while the report's charts are drawn
     plots.drawn = lambda *_, **__: "<svg></svg>"
     watch(stage, engine, "validate", 2, 1)
     watch(stage, checkpoint, "save_checkpoint", 3, 1)
-    watch(stage, checkpoint, "save_validation", 4, 1)
-    watch(stage, checkpoint, "save_fold_state", 5, 1)
+    watch(stage, fold_state, "save_validation", 4, 1)
+    watch(stage, fold_state, "save_fold_state", 5, 1)
     watch(stage, checkpoint, "delete_displaced", 6, 1)
-    watch(stage, crossval, "finish_run", 7, 7)
+    watch(stage, cross_validation, "finish_run", 7, 7)
     with (
         open(os.devnull, "w") as nothing,
         contextlib.redirect_stdout(nothing),

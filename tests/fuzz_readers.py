@@ -39,16 +39,15 @@ import checkpoint
 import config
 import engine
 import ensemble
-import members
 import metrics
 import optim
 import out_of_fold
 import run_directory
-import submission
-import trees
 from data import images, label_fixes, tables
+from inference import predictor, runs, submission
 from labels import TASKS
 from runtime.errors import UserError
+from training import fold_state
 
 SLOW = 600  # seconds after which a thousand cases count as hanging
 EXTREMES = (
@@ -287,11 +286,11 @@ def checkpoints(folder: Path) -> list[Reader]:
         (folder / "run.json").write_bytes(data)
         assert isinstance(run_directory.read_run_json(folder), dict)
         assert np.isfinite(run_directory.start_time(folder))
-        assert 0 <= members.most_frequent_class(one, folder)[0] < 18
+        assert 0 <= predictor.most_frequent_class(one, folder)[0] < 18
 
     def check_validation(data: bytes) -> None:
-        (folder / checkpoint.VALIDATION_FILE).write_bytes(data)
-        read = checkpoint.load_validation(folder, "main")
+        (folder / fold_state.VALIDATION_FILE).write_bytes(data)
+        read = fold_state.load_validation(folder, "main")
         assert read is not None
         assert read[1].shape[1:] == (len(read[0]), 18)
 
@@ -355,17 +354,17 @@ def step(made: engine.Learner) -> None:
 def states(folder: Path) -> list[Reader]:
     """state.pt, beside the validation.npz that belongs to it."""
     kept, history = [checkpoint.KeptCheckpoint("a.pth", 2, 0.4)], [{"epoch": 1.0}, {"epoch": 2.0}]
-    state = checkpoint.FoldState(1, 2, 3, [0.5, 1.0, 0.0, 1.0, -1.0], kept, history)
+    state = fold_state.FoldState(1, 2, 3, [0.5, 1.0, 0.0, 1.0, -1.0], kept, history)
     state.probabilities = {"main": [np.full((2, 18), 1 / 18, np.float32)] * 2}
-    checkpoint.save_validation(folder, state, ["a.jpg", "b.jpg"])
-    checkpoint.save_fold_state(folder, state, learner().state())
+    fold_state.save_validation(folder, state, ["a.jpg", "b.jpg"])
+    fold_state.save_fold_state(folder, state, learner().state())
 
     def check(data: bytes) -> None:
-        (folder / checkpoint.STATE_FILE).write_bytes(data)
-        read = checkpoint.load_fold_state(folder)
+        (folder / fold_state.STATE_FILE).write_bytes(data)
+        read = fold_state.load_fold_state(folder)
         assert read is not None
         taken = learner()
-        taken.restore(read[1], str(folder / checkpoint.STATE_FILE))
+        taken.restore(read[1], str(folder / fold_state.STATE_FILE))
         step(taken)
         found = read[0]
         assert min(found.fold, found.epoch, found.step) >= 0
@@ -373,7 +372,7 @@ def states(folder: Path) -> list[Reader]:
         assert all(len(rows) == found.epoch for rows in found.probabilities.values())
         assert metrics.RunningLoss(torch.device("cpu"), found.sums).kept() is not None
 
-    return [Reader("state", [(folder / checkpoint.STATE_FILE).read_bytes()], check)]
+    return [Reader("state", [(folder / fold_state.STATE_FILE).read_bytes()], check)]
 
 
 def told_tables(folder: Path) -> list[Reader]:
@@ -395,16 +394,16 @@ def told_tables(folder: Path) -> list[Reader]:
         )
     )
     out_of_fold.write_oof(folder, "main", table, np.full((4, 18), 1 / 18))
-    tree = trees.Run(folder, "tree", "main", [])
+    tree = runs.Run(folder, "tree", "main", [])
     boxes = "file,left,top,right,bottom\n" + "".join(f"{file},1,2.0,30,40\n" for file in files)
     fixes = "path,column,value\np1,gender,female\np2,age,30\nimages/p1/normal.jpg,mask,wear\n"
     answers = "ImageID,ans\n" + "".join(f"{file},{number}\n" for number, file in enumerate(files))
 
     def check_oof(data: bytes) -> None:
         (folder / out_of_fold.OOF_FILE).write_bytes(data)
-        found = trees.read_out_of_fold(tree)
+        found = runs.read_out_of_fold(tree)
         assert found is not None
-        trees.scored("main", found.answers, found.rows)
+        runs.scored("main", found.answers, found.rows)
 
     def check_boxes(data: bytes) -> None:
         (folder / "boxes.csv").write_bytes(data)

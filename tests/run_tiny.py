@@ -19,8 +19,8 @@ from torch import Tensor, nn  # noqa: E402
 import config  # noqa: E402
 import submit_ensemble  # noqa: E402
 import train  # noqa: E402
-import training  # noqa: E402
 from runtime.cli import run_script  # noqa: E402
+from training import fold as training_fold  # noqa: E402
 
 
 class Plain(nn.Module):
@@ -50,8 +50,8 @@ def register() -> None:
 if __name__ == "__main__":
     register()
     torch.set_num_threads(1)
-    training.SAVE_INTERVAL_SECONDS = float(
-        os.environ.get("SAVE_SECONDS", training.SAVE_INTERVAL_SECONDS)
+    training_fold.SAVE_INTERVAL_SECONDS = float(
+        os.environ.get("SAVE_SECONDS", training_fold.SAVE_INTERVAL_SECONDS)
     )
     script = {"train.py": train, "submit_ensemble.py": submit_ensemble}[sys.argv.pop(1)]
     sys.exit(run_script(script.main, "train.py"))

@@ -12,12 +12,12 @@ import support
 from PIL import Image, ImageOps
 
 import config
-import prepare
 import train
 from data import duplicates, label_fixes, tables
 from labels import GENDERS
 from reporting import label_issues
 from runtime.errors import UserError
+from training import run as training_run
 
 # --- suspects
 
@@ -220,9 +220,9 @@ def test_fixes_do_not_move_a_fold(
         for row in table.drop_duplicates("person").itertuples()
     ]
     settings = config.TrainSettings(train_root=str(train_root), cv=cv)
-    before = prepare.load_table(settings)[0]
+    before = training_run.load_table(settings)[0]
     path = fixes(tmp_path, "path,column,value", *lines[:5], "000003_female_Asian_45,age,20")
-    after = prepare.load_table(
+    after = training_run.load_table(
         config.TrainSettings(train_root=str(train_root), cv=cv, label_fixes=path)
     )[0]
     assert (before["file"] == after["file"]).all()

@@ -35,19 +35,19 @@ import config
 import dataset
 import ensemble
 import loading
-import members
-import prepare
 import run_directory
-import submission
 import submit_ensemble
 import submit_singular
 import train
 from data import images, label_fixes, tables
+from inference import predictor, submission
 from labels import TASKS
 from reporting import label_issues, summary
 from runtime.cli import run_script
 from runtime.errors import UserError
 from runtime.files import csv_cell
+from training import fold_state
+from training import run as training_run
 
 
 def encoded(image: Image.Image, kind: str, **save: object) -> bytes:
@@ -308,7 +308,9 @@ def test_skipping_keeps_everybodys_fold_and_drops_who_has_none_left(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = config.TrainSettings(train_root=str(root), cv=2)
-    before = prepare.load_table(settings)[0].drop_duplicates("person").set_index("person")["fold"]
+    before = (
+        training_run.load_table(settings)[0].drop_duplicates("person").set_index("person")["fold"]
+    )
     damage(root, 0, *support.SHOTS)
     damage(root, 2, "mask3", "normal")
     assert run(root, tmp_path / "saved", "--skip-bad-images") == 0
@@ -320,14 +322,14 @@ def test_skipping_keeps_everybodys_fold_and_drops_who_has_none_left(
     )[1:]
     assert {row[0]: int(row[3]) for row in rows} == before.drop(sorted(before.index)[0]).to_dict()
     stored = [
-        checkpoint.load_validation(p, "main") for p in sorted((tmp_path / "saved").glob("*/fold??"))
+        fold_state.load_validation(p, "main") for p in sorted((tmp_path / "saved").glob("*/fold??"))
     ]
     assert sum(len(found[0]) for found in stored if found) == 42 - 9
 
 
 def test_a_fold_that_loses_everybody_is_refused(root: Path, tmp_path: Path) -> None:
     settings = config.TrainSettings(train_root=str(root), cv=6)
-    folds = prepare.load_table(settings)[0].drop_duplicates("person")["fold"].tolist()
+    folds = training_run.load_table(settings)[0].drop_duplicates("person")["fold"].tolist()
     damage(root, 3, *support.SHOTS)
     with pytest.raises(
         UserError, match=f"--skip-bad-images: nobody is left on one side of fold {folds[3]}"
@@ -445,12 +447,12 @@ def test_one_checkpoint_alone_falls_back_on_its_own_predictions(
 def test_years_fall_back_on_the_median(tmp_path: Path) -> None:
     array = np.array([20.0, 50.0, 30.0], np.float32).reshape(1, 1, 3, 1)
     probs = ensemble.Probabilities("age", array, ["m"], [0], [0.5], ["a", "b", "c"])
-    filled = members.fill_unreadable(probs, ["a", "x", "b", "c"], [0, 2, 3], tmp_path)
+    filled = predictor.fill_unreadable(probs, ["a", "x", "b", "c"], [0, 2, 3], tmp_path)
     assert filled.array[0, 0, :, 0].tolist() == [20, 30, 50, 30]
     (tmp_path / "run.json").write_text(
         '{"settings": {"task": "age"}, "data": {"median_age": 41.5}}'
     )
-    assert members.most_frequent_class(probs, tmp_path) == (41.5, "the training data")
+    assert predictor.most_frequent_class(probs, tmp_path) == (41.5, "the training data")
 
 
 def test_metadata_that_lacks_an_entry_is_refused(tmp_path: Path) -> None:
@@ -906,9 +908,9 @@ def test_a_folder_that_cannot_be_listed_is_named(
     ],
 )
 def test_a_state_that_is_none_is_refused(tmp_path: Path, content: object, told: str) -> None:
-    torch.save(content, tmp_path / checkpoint.STATE_FILE)
+    torch.save(content, tmp_path / fold_state.STATE_FILE)
     with pytest.raises(UserError, match=told):
-        checkpoint.load_fold_state(tmp_path)
+        fold_state.load_fold_state(tmp_path)
 
 
 def slot(content: dict[str, Any]) -> dict[str, Any]:
@@ -959,11 +961,11 @@ def test_a_state_of_wrong_kinds_or_shapes_is_refused_before_the_optimizer_uses_i
     tmp_path: Path, change: Callable[[dict[str, Any]], object]
 ) -> None:
     (reader,) = fuzz_readers.states(tmp_path)
-    content = torch.load(tmp_path / checkpoint.STATE_FILE, weights_only=True)
+    content = torch.load(tmp_path / fold_state.STATE_FILE, weights_only=True)
     change(content)
-    torch.save(content, tmp_path / checkpoint.STATE_FILE)
+    torch.save(content, tmp_path / fold_state.STATE_FILE)
     assert (
-        fuzz_readers.judge(reader.check, (tmp_path / checkpoint.STATE_FILE).read_bytes())
+        fuzz_readers.judge(reader.check, (tmp_path / fold_state.STATE_FILE).read_bytes())
         == "refused"
     )
 
@@ -990,8 +992,8 @@ def test_a_state_laid_out_otherwise_in_memory_is_copied_and_the_settings_stay_th
     [
         ("run.json", run_directory.read_run_json),
         ("probs.npz", submission.load_probabilities),
-        ("validation.npz", lambda r: checkpoint.load_validation(r, "main")),
-        ("state.pt", checkpoint.load_fold_state),
+        ("validation.npz", lambda r: fold_state.load_validation(r, "main")),
+        ("state.pt", fold_state.load_fold_state),
         ("a.pth", lambda r: checkpoint.load_checkpoint(r / "a.pth")),
         ("fold00/history.csv", history),
     ],
@@ -1023,7 +1025,7 @@ def test_odd_counts_in_a_run_json_are_passed_over(tmp_path: Path, data: str) -> 
         probs = ensemble.Probabilities(
             task, np.ones((1, 1, 2, width), np.float32), ["m"], [0], [1.0], ["a", "b"]
         )
-        assert members.most_frequent_class(probs, tmp_path)[0] in (0, 1)
+        assert predictor.most_frequent_class(probs, tmp_path)[0] in (0, 1)
         written(tmp_path / "run.json", json.dumps(many))
         assert submission.training_shares(tmp_path, task) is None
 
@@ -1031,13 +1033,13 @@ def test_odd_counts_in_a_run_json_are_passed_over(tmp_path: Path, data: str) -> 
 def test_validation_answers_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     fuzz_readers.states(tmp_path)
     np.savez(
-        tmp_path / checkpoint.VALIDATION_FILE,
+        tmp_path / fold_state.VALIDATION_FILE,
         files=np.array(["a", "b"]),
         probs_main=np.full((2, 2, 18), np.nan, np.float32),
     )
     for read_it in (
-        checkpoint.load_fold_state,
-        lambda folder: checkpoint.load_validation(folder, "main"),
+        fold_state.load_fold_state,
+        lambda folder: fold_state.load_validation(folder, "main"),
     ):
         with pytest.raises(UserError, match=r"validation\.npz: damaged .*no number"):
             read_it(tmp_path)
@@ -1131,7 +1133,7 @@ def test_label_fixes_are_printed_harmlessly(
         tmp_path / f"{EVIL}.csv",
         f"path,column,value\n{tables.read_train(root)['person'][0]},age,44\n",
     )
-    prepare.load_table(config.TrainSettings(train_root=str(root), label_fixes=str(fixes)))
+    training_run.load_table(config.TrainSettings(train_root=str(root), label_fixes=str(fixes)))
     assert "\x1b" not in capsys.readouterr().out
 
 

@@ -21,11 +21,11 @@ import augmentation
 import config
 import dataset
 import loading
-import prepare
-import training
 from data import images, splits, tables
 from labels import age_group
 from runtime.errors import UserError
+from training import fold as training_fold
+from training import run as training_run
 from utils import seeded
 
 CPU = torch.device("cpu")
@@ -162,14 +162,14 @@ def test_no_person_is_on_both_sides(train_root: Path) -> None:
     assert table.groupby("person")["fold"].nunique().max() == 1
     assert sorted(table["fold"].unique()) == [0, 1, 2, 3, 4]
     words = ["--train-root", str(train_root), "--cv", "5", *support.FAST]
-    study, _ = prepare.prepare_run(
+    study, _ = training_run.prepare_run(
         config.parse(config.TrainSettings, words, "train.py", "").completed()
     )
     # not by the table's own word for a person
     folders = [Path(path).parent.name for path in study.table["path"]]
     seen = []
     for number in range(5):
-        fold = training.prepare_fold(study, number)
+        fold = training_fold.prepare_fold(study, number)
         held_out = {folders[row] for row in fold.rows}
         assert held_out.isdisjoint(folders[row] for row in fold.batches.indices)
         seen += sorted(held_out)

@@ -36,6 +36,7 @@ from data import tables
 from runtime import distributed
 from runtime.devices import choose_device, free_memory, usable_processors
 from runtime.errors import RunError, UserError
+from training import fold_state
 
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")
@@ -96,7 +97,7 @@ def test_the_validation_loss_is_that_of_the_networks_outputs(
     assert train.main([*words, "--loss-type", name]) == 0
     (folder,) = tmp_path.glob("*/fold00")
     found, info = checkpoint.load_ranked(folder)[0]
-    stored = checkpoint.load_validation(folder, "mask")
+    stored = fold_state.load_validation(folder, "mask")
     assert stored is not None
     table = tables.read_train(train_root).set_index("file").loc[stored[0]]
     view = augmentation.View(augmentation.forms(info.transform, 32).valid)

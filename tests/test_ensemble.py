@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ensemble
-import submission
 import submit_ensemble
+from inference import submission
 
 # Three members, one view, four photographs, three classes.
 MEMBERS = np.array(

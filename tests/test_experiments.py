@@ -14,7 +14,6 @@ import pytest
 
 import config
 import dataset
-import prepare
 from data import tables
 from experiments import (
     ablation,
@@ -27,6 +26,7 @@ from experiments import (
     score_truth,
 )
 from runtime.errors import UserError
+from training import run as training_run
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_peers_hold_out_whom_training_does_and_refuse_another_runs_result(
     assert lines[0].startswith("stub 1, seed 1: answers macro F1 ")
     assert lines[:2] == lines[2:]
     (given,) = received
-    table, _ = prepare.load_table(config.TrainSettings(train_root=str(data / "train")))
+    table, _ = training_run.load_table(config.TrainSettings(train_root=str(data / "train")))
     held_out = table.loc[table["fold"] == 0, "file"].tolist()
     assert given.held_out["file"].tolist() == held_out
     assert len(given.train) + len(given.held_out) == len(table)

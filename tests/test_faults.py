@@ -30,23 +30,23 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 import checkpoint
 import config
-import crossval
 import dataset
 import engine
 import loading
 import out_of_fold
-import prepare
 import run_directory
-import submission
 import submit_ensemble
 import submit_singular
 import train
-import training
 import utils
 from data import images
+from inference import submission
 from runtime import errors
 from runtime.cli import run_script
 from runtime.errors import RunError, UserError
+from training import cross_validation, fold_state
+from training import fold as training_fold
+from training import run as training_run
 
 RUN = (
     "--cv",
@@ -72,9 +72,9 @@ def _brief(tree: Path) -> Any:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(config.BACKBONES, "tiny", support.TINY)
-        patch.setattr(prepare, "warn_of_duplicates", lambda tree, parts: None)
+        patch.setattr(training_run, "warn_of_duplicates", lambda tree, parts: None)
         patch.setattr(
-            crossval,
+            cross_validation,
             "analyze_out_of_fold",
             lambda study, done: out_of_fold.write_oof(
                 study.tree, study.settings.task, *out_of_fold.nested_epoch_predictions(done)
@@ -181,8 +181,8 @@ def check_whole(saved: Path) -> None:
     assert not list(saved.rglob(".writing-*"))
     for path in saved.rglob("*.pth"):
         checkpoint.load_checkpoint(path)
-    for path in saved.rglob(checkpoint.STATE_FILE):
-        found = checkpoint.load_fold_state(path.parent)
+    for path in saved.rglob(fold_state.STATE_FILE):
+        found = fold_state.load_fold_state(path.parent)
         assert found is not None
         assert all((path.parent / kept.file).is_file() for kept in found[0].kept)
 
@@ -195,8 +195,8 @@ def check_whole(saved: Path) -> None:
     [
         (run_directory, "write_json", 0, "run.json"),
         (checkpoint, "save_checkpoint", 1, ".pth"),
-        (checkpoint, "save_fold_state", 1, "state.pt"),
-        (checkpoint, "save_validation", 3, "history.csv"),
+        (fold_state, "save_fold_state", 1, "state.pt"),
+        (fold_state, "save_validation", 3, "history.csv"),
         (np, "savez_compressed", 1, "validation.npz"),
         (out_of_fold, "write_oof", 0, "oof.csv"),
     ],
@@ -277,7 +277,10 @@ def test_a_folder_that_becomes_read_only_is_named(
 def test_too_few_open_files_are_told_and_never_waited_for(root: Path, tmp_path: Path) -> None:
     def few() -> None:
         at_call(
-            training, "train_fold", 0, lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+            training_fold,
+            "train_fold",
+            0,
+            lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)),
         )
 
     code, lines = Forked(train, words(root, tmp_path / "a", "--workers", "1"), few).end()
@@ -472,9 +475,9 @@ def test_pickles_that_run_code_are_refused_wherever_they_lie(
     cached = poison(tmp_path / "home" / "hub" / "checkpoints" / "resnet18-f37072fd.pth")
     resnet = ["--model-type", "VanillaResNet", "--backbone", "resnet18"]
     refused(train, [*words(root, tmp_path / "s"), *resnet], cached)
-    state = poison(copy / "fold02" / checkpoint.STATE_FILE)
+    state = poison(copy / "fold02" / fold_state.STATE_FILE)
     with pytest.raises(UserError, match="cannot be read safely"):
-        checkpoint.load_fold_state(state.parent)
+        fold_state.load_fold_state(state.parent)
     assert not mark.exists()
     assert not (tmp_path / "s").exists()
 

@@ -19,10 +19,10 @@ import torch
 import torchvision
 
 import checkpoint
-import submission
 import submit_ensemble
 import submit_singular
 import train
+from inference import submission
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden"
 RUN = "kfold-ensemble-VanillaEfficientNet"

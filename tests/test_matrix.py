@@ -26,15 +26,15 @@ import checkpoint
 import config
 import dataset
 import model
-import prepare
-import submission
 import submit_ensemble
 import submit_singular
 import train
-import training
 from data import faces, images, tables
+from inference import submission
 from labels import TASKS, Task, tasks_answered_by
 from runtime.errors import UserError
+from training import fold as training_fold
+from training import run as training_run
 from utils import seeded
 
 AXES = {
@@ -522,8 +522,8 @@ def test_a_frozen_backbone_stays_as_it_is_with_its_statistics(
         "0",
     ]
     s = config.parse(config.TrainSettings, asked, "train.py", "").completed()
-    study, _ = prepare.prepare_run(s)
-    start = {k: v.clone() for k, v in prepare.make_model(study, 0).state_dict().items()}
+    study, _ = training_run.prepare_run(s)
+    start = {k: v.clone() for k, v in training_run.make_model(study, 0).state_dict().items()}
     assert train.main([*asked, "--save-path", str(tmp_path)]) == 0
     ends = {
         (info.epoch): found.weights
@@ -659,8 +659,8 @@ def test_stages_compose(small_root: Path, tmp_path: Path) -> None:
     header, *rows = support.read_rows(fold / "history.csv")
     assert [float(row[header.index("lr")]) for row in rows] == pytest.approx([0.0005, 0.001, 0.001])
     settings = config.parse(config.TrainSettings, words, "train.py", "").completed()
-    study, _ = prepare.prepare_run(settings)
-    before = prepare.make_model(study, 0).state_dict()
+    study, _ = training_run.prepare_run(settings)
+    before = training_run.make_model(study, 0).state_dict()
     after = {info.epoch: found.weights for found, info in checkpoint.load_ranked(fold)}
     assert torch.equal(before["efficientnet.stem.weight"], after[1]["efficientnet.stem.weight"])
     backbone, head = (
@@ -688,11 +688,11 @@ def test_oversampling_brings_every_class_up_to_the_largest(classes: list[int], s
         assert own.max() - own.min() <= 1
 
 
-def study_of(root: Path, *asked: str) -> prepare.RunContext:
+def study_of(root: Path, *asked: str) -> training_run.RunContext:
     s = config.parse(
         config.TrainSettings, ["--train-root", str(root), *support.FAST, *asked], "train.py", ""
     ).completed()
-    return prepare.prepare_run(s)[0]
+    return training_run.prepare_run(s)[0]
 
 
 def test_mixup_blends_two_people_of_one_class_and_nobody_held_out(
@@ -706,7 +706,7 @@ def test_mixup_blends_two_people_of_one_class_and_nobody_held_out(
     table = study.table
     lone = table.loc[table["age"] == 60, "fold"].iloc[0]
     number = next(f for f in range(3) if f != lone)
-    fold = training.prepare_fold(study, number)
+    fold = training_fold.prepare_fold(study, number)
     assert "photographs an epoch" in capsys.readouterr().out
     person, label = table["person"].to_numpy(), table["main"].to_numpy()
     counts = np.bincount(label[fold.batches.indices])
@@ -746,7 +746,7 @@ def test_a_class_of_one_person_is_repeated_with_one_warning(
 
 def test_repeated_photographs_are_augmented_anew(small_root: Path) -> None:
     study = study_of(small_root, "--oversample", "repeat")
-    fold = training.prepare_fold(study, 0)
+    fold = training_fold.prepare_fold(study, 0)
     key = next(k for k in itertools.chain.from_iterable(fold.batches) if k[2])
     first = fold.training[(key[0], key[1], 0)][1][0]
     assert not torch.equal(first, fold.training[key][1][0])
@@ -758,7 +758,7 @@ def test_the_years_loss_reckons_with_the_shares_that_it_trains_on(tmp_path: Path
     ]
     root = support.make_train(tmp_path / "train", people)
     for asked, oldest in (([], 58), (["--age-filter", "58"], 60)):
-        fold = training.prepare_fold(
+        fold = training_fold.prepare_fold(
             study_of(root, "--model-type", "Factorised", "--cv", "10", *asked), 0
         )
         assert set(fold.recipe.criteria) == {"mask", "gender", "year"}
@@ -880,7 +880,7 @@ def test_boxes_take_the_finders_place_in_training_and_at_test(
     study = study_of(small_root, *s)
     assert len(study.boxes) == len(table) - 1
     photo = images.read_image(table["path"][1])
-    fold = training.prepare_fold(study, 0)
+    fold = training_fold.prepare_fold(study, 0)
     expected = augmentation.forms("facecrop", 32).valid(photo, (10, 20, 110, 140))
     assert torch.equal(
         fold.validation[(0, 1, 0)][1][0], torch.from_numpy(augmentation.pixels(expected))

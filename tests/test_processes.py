@@ -21,12 +21,13 @@ import dataset
 import engine
 import ensemble
 import metrics
-import prepare
-import submission
 import submit_ensemble
 import train
-import training
+from inference import submission
 from runtime.errors import DistInfo, UserError
+from training import fold as training_fold
+from training import fold_state
+from training import run as training_run
 
 HERE = Path(__file__).parent
 
@@ -127,7 +128,7 @@ def test_a_shared_batch_gives_the_weights_of_a_whole_one(trees: dict[str, Path])
     assert one_info.epoch == two_info.epoch
     for name, value in one.weights.items():
         assert torch.allclose(value, two.weights[name], rtol=1e-4, atol=1e-6), name
-    a, b = (checkpoint.load_validation(trees[t] / "fold00", "main") for t in ("single", "shared"))
+    a, b = (fold_state.load_validation(trees[t] / "fold00", "main") for t in ("single", "shared"))
     assert a is not None
     assert b is not None
     assert a[0] == b[0]
@@ -235,7 +236,8 @@ def failing(code: str, words: list[str]) -> list[subprocess.CompletedProcess[str
     text = f"""
 import os, sys
 sys.path[:0] = [{str(HERE)!r}, {str(HERE.parent)!r}]
-import run_tiny, train, training
+import run_tiny, train
+from training import fold
 from runtime.cli import run_script
 run_tiny.register()
 rank = int(os.environ["RANK"])
@@ -277,7 +279,7 @@ def test_when_one_process_dies_the_other_says_so_in_a_line(
 ) -> None:
     # after the first step, so that the first process is in the next one's exchange
     code = (
-        "training.SAVE_INTERVAL_SECONDS = 0; training.Keeper.after_step = lambda *_: os._exit(9) "
+        "fold.SAVE_INTERVAL_SECONDS = 0; fold.Keeper.after_step = lambda *_: os._exit(9) "
         "if "
         "rank else None"
     )
@@ -331,7 +333,7 @@ def test_a_batch_too_small_to_share_and_other_processes_are_refused(
         train_root=str(train_root), batch_size=7, backbone="tiny", device="cpu"
     ).completed()
     with pytest.raises(UserError, match="--batch-size 7: shared by 4 processes; use at least 8"):
-        prepare.prepare_run(settings, who)
+        training_run.prepare_run(settings, who)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match="--nproc-per-node 4: more processes than the 2 GPUs here"):
         engine.select_gpu(torch.device("cuda"), who)
@@ -387,19 +389,19 @@ def test_a_shared_epoch_taken_up_in_its_middle_counts_what_all_had_seen(
     ]
     assert in_two(train.main, [*common, "--save-path", str(tmp_path / "whole")]) == [0, 0]
     words = [*common, "--save-path", str(tmp_path / "broken")]
-    plain = training.Keeper.after_step
+    plain = training_fold.Keeper.after_step
 
-    def dying(keeper: training.Keeper, running: metrics.RunningLoss, done: int) -> None:
+    def dying(keeper: training_fold.Keeper, running: metrics.RunningLoss, done: int) -> None:
         plain(keeper, running, done)
         if done == 4:
             os._exit(9)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "SAVE_INTERVAL_SECONDS", 0.0)
-        patch.setattr(training.Keeper, "after_step", dying)
+        patch.setattr(training_fold, "SAVE_INTERVAL_SECONDS", 0.0)
+        patch.setattr(training_fold.Keeper, "after_step", dying)
         assert in_two(train.main, words) == [-1, -1]
     (folder,) = tmp_path.glob("broken/*/fold00")
-    begun = checkpoint.load_fold_state(folder)
+    begun = fold_state.load_fold_state(folder)
     assert begun is not None
     assert (begun[0].step, begun[0].sums[1]) == (4, 36)
     assert in_two(train.main, [*words, "--resume"]) == [0, 0]

@@ -27,8 +27,9 @@ import optim
 import out_of_fold
 import run_directory
 import train
-import training
 from runtime.errors import RunError, Stopped, UserError
+from training import fold as training_fold
+from training import fold_state
 
 RUN = (
     "--cv",
@@ -106,9 +107,9 @@ def kill_at(
     [
         (checkpoint, "save_checkpoint", 0),
         (checkpoint, "save_checkpoint", 3),
-        (checkpoint, "save_validation", 2),
-        (checkpoint, "save_fold_state", 1),
-        (checkpoint, "save_fold_state", 7),
+        (fold_state, "save_validation", 2),
+        (fold_state, "save_fold_state", 1),
+        (fold_state, "save_fold_state", 7),
         (checkpoint, "delete_displaced", 9),
         (engine, "validate", 4),
         (out_of_fold, "write_oof", 0),
@@ -124,7 +125,9 @@ def test_a_run_killed_anywhere_ends_as_if_it_had_not_been(
     after: bool,
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "SAVE_INTERVAL_SECONDS", 0.0)  # the state is kept after every step
+        patch.setattr(
+            training_fold, "SAVE_INTERVAL_SECONDS", 0.0
+        )  # the state is kept after every step
         kill_at(patch, owner, name, call, after)
         with pytest.raises(Killed):
             run(train_root, tmp_path)
@@ -141,7 +144,7 @@ def test_a_run_killed_before_it_deletes_in_its_last_epoch_leaves_no_displaced_ch
 
     def dying(folder: Path, kept: list[checkpoint.KeptCheckpoint]) -> None:
         if len(list(folder.glob("*.pth"))) > len(kept):
-            state = checkpoint.load_fold_state(folder)
+            state = fold_state.load_fold_state(folder)
             assert state is not None
             epochs.append(state[0].epoch)
             raise Killed
@@ -204,7 +207,7 @@ def test_resume_refuses_other_settings_and_says_what_there_is(
     with pytest.raises(UserError, match="--resume: no unfinished run in"):
         run(train_root, tmp_path, "--resume")
     with pytest.MonkeyPatch.context() as patch:
-        kill_at(patch, checkpoint, "save_fold_state", 1, True)
+        kill_at(patch, fold_state, "save_fold_state", 1, True)
         with pytest.raises(Killed):
             run(train_root, tmp_path)
     with pytest.raises(
@@ -214,11 +217,11 @@ def test_resume_refuses_other_settings_and_says_what_there_is(
     with pytest.raises(UserError, match="--resume nobody: no such run"):
         run(train_root, tmp_path, "--resume", "nobody")
     (tree,) = tmp_path.iterdir()
-    before = (tree / "fold00" / checkpoint.STATE_FILE).read_bytes()
-    (tree / "fold00" / checkpoint.STATE_FILE).write_bytes(before[:-1000])
+    before = (tree / "fold00" / fold_state.STATE_FILE).read_bytes()
+    (tree / "fold00" / fold_state.STATE_FILE).write_bytes(before[:-1000])
     with pytest.raises(UserError, match=r"state\.pt: cannot be read safely"):
         run(train_root, tmp_path, "--resume", tree.name)
-    (tree / "fold00" / checkpoint.STATE_FILE).write_bytes(before)
+    (tree / "fold00" / fold_state.STATE_FILE).write_bytes(before)
     other = shutil.copytree(train_root, tmp_path.parent / f"{tmp_path.name}-other")
     shutil.rmtree(next((other / "images").glob("000001*")))
     text = (other / "train.csv").read_text().splitlines()
@@ -239,18 +242,18 @@ def test_a_state_that_is_not_of_its_fold_is_refused(
     train_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, object]
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        kill_at(patch, checkpoint, "save_fold_state", 0, True)
+        kill_at(patch, fold_state, "save_fold_state", 0, True)
         with pytest.raises(Killed):
             run(train_root, tmp_path)
-    (path,) = tmp_path.rglob(checkpoint.STATE_FILE)
+    (path,) = tmp_path.rglob(fold_state.STATE_FILE)
     content = torch.load(path, weights_only=True)
     content["state"].update(change)
     torch.save(content, path)
-    with np.load(path.parent / checkpoint.VALIDATION_FILE) as arrays:
+    with np.load(path.parent / fold_state.VALIDATION_FILE) as arrays:
         longer: dict[str, Any] = {
             n: a if n == "files" else np.concatenate([a] * 4) for n, a in arrays.items()
         }
-    np.savez(path.parent / checkpoint.VALIDATION_FILE, **longer)
+    np.savez(path.parent / fold_state.VALIDATION_FILE, **longer)
     with pytest.raises(
         UserError,
         match=r"state\.pt: is not of this fold \(fold ., epoch ., step \d+\); remove .*fold00 to",
@@ -355,9 +358,9 @@ def test_a_second_process_leaves_a_fold_alone_that_the_first_completed(
     words += ["--run-name", "both", "--folds", "0"]
     folder = tmp_path / "kfold-ensemble-VanillaEfficientNet_both" / "fold00"
     first = fault_runs.start(words, fault_runs.FORK.Value("i", 0))
-    wait_for((folder / checkpoint.STATE_FILE).exists)
+    wait_for((folder / fold_state.STATE_FILE).exists)
     os.kill(first.pid, signal.SIGSTOP)
-    assert (folder / checkpoint.STATE_FILE).exists()
+    assert (folder / fold_state.STATE_FILE).exists()
     second = fault_runs.start(words, fault_runs.FORK.Value("i", 0))
     wait_for(
         lambda: (
@@ -404,9 +407,9 @@ def test_a_dead_process_leaves_no_temporary_file_when_a_fold_goes_on(
     train_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """(16.5) It is gone before anything is written: it may fill the disk."""
-    monkeypatch.setattr(training, "SAVE_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr(training_fold, "SAVE_INTERVAL_SECONDS", 0.0)
     with monkeypatch.context() as patch:
-        kill_at(patch, checkpoint, "save_fold_state", 2, True)
+        kill_at(patch, fold_state, "save_fold_state", 2, True)
         with pytest.raises(Killed):
             run(train_root, tmp_path)
     (tree,) = tmp_path.iterdir()
@@ -416,13 +419,13 @@ def test_a_dead_process_leaves_no_temporary_file_when_a_fold_goes_on(
     ]
     for path in stray:
         path.write_bytes(b"half a state")
-    plain = checkpoint.save_fold_state
+    plain = fold_state.save_fold_state
 
     def write_state(folder: Path, *rest: Any) -> None:
         assert not list(folder.glob(".writing-*"))
         plain(folder, *rest)
 
-    monkeypatch.setattr(checkpoint, "save_fold_state", write_state)
+    monkeypatch.setattr(fold_state, "save_fold_state", write_state)
     assert run(train_root, tmp_path, "--resume") == 0
 
 

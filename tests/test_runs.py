@@ -28,17 +28,18 @@ import ensemble
 import metrics
 import model
 import out_of_fold
-import prepare
-import submission
 import submit_ensemble
 import submit_singular
 import train
-import training
 from data import images, tables
+from inference import submission
 from labels import TASKS
 from reporting import summary
 from runtime import devices
 from runtime.errors import UserError
+from training import fold as training_fold
+from training import fold_state
+from training import run as training_run
 
 
 def run_train(root: Path, saved: Path, *words: str) -> int:
@@ -142,7 +143,7 @@ def test_a_checkpoint_knows_whom_it_never_saw(tree: Path, train_root: Path) -> N
 def test_the_stored_probabilities_are_those_of_the_checkpoint(tree: Path, train_root: Path) -> None:
     path = next((tree / "fold01").glob("*.pth"))
     found, info = checkpoint.load_described(path)
-    stored = checkpoint.load_validation(tree / "fold01", "main")
+    stored = fold_state.load_validation(tree / "fold01", "main")
     assert stored is not None
     table = tables.read_train(train_root).set_index("file").loc[stored[0]]
     photos = dataset.ImageDataset(
@@ -188,7 +189,7 @@ def test_squares_kept_in_memory_are_decoded_once_and_change_nothing(
         return plain(path, shrink)
 
     monkeypatch.setattr(images, "decode_image", counted)
-    monkeypatch.setattr(prepare, "warn_of_duplicates", lambda tree, parts: None)
+    monkeypatch.setattr(training_run, "warn_of_duplicates", lambda tree, parts: None)
     monkeypatch.setattr(summary, "training_report", lambda *_: None)
     assert run_train(root, tmp_path / "once", *words, "--cache", "ram") == 0
     assert len(decoded) == len(set(decoded)) == 84
@@ -376,8 +377,8 @@ def test_validation_is_on_unaltered_labels(train_root: Path, tmp_path: Path) -> 
         "train.py",
         "",
     ).completed()
-    study, _ = prepare.prepare_run(s)
-    fold = training.prepare_fold(study, 0)
+    study, _ = training_run.prepare_run(s)
+    fold = training_fold.prepare_fold(study, 0)
     rows = np.arange(len(study.table))
     assert (study.truth(rows) == tables.read_train(train_root)["main"].to_numpy()).all()
     assert (fold.labels["main"].numpy() != study.truth(rows)).any()

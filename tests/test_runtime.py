@@ -21,12 +21,13 @@ import checkpoint
 import run_directory
 import submit_singular
 import train
-import training
 from reporting import html
 from runtime import distributed
 from runtime.cli import run_script
 from runtime.errors import DistInfo, RunError, UserError, is_rank_zero, warn_counted
 from runtime.files import atomic_write, create_folder, remove_stale_writes
+from training import fold as training_fold
+from training import fold_state
 
 HERE = Path(__file__).parent
 
@@ -117,7 +118,7 @@ def test_a_report_that_fails_is_one_warning_and_the_run_is_complete(
 ) -> None:
     """(16.9) So is TensorBoard's."""
     monkeypatch.setattr(html, "training_page", broken)
-    monkeypatch.setattr(training, "write_board", broken)
+    monkeypatch.setattr(training_fold, "write_board", broken)
     assert train.main(train_words(train_root, tmp_path, "--tensorboard")) == 0
     warnings = [
         line for line in capsys.readouterr().err.splitlines() if "cannot be written" in line
@@ -446,7 +447,7 @@ def test_a_drive_that_fails_makes_no_file_damaged(
         patch.setattr("builtins.open", failing)
         for read in (
             lambda: checkpoint.load_checkpoint(path),
-            lambda: checkpoint.load_validation(tree / "fold00", "main"),
+            lambda: fold_state.load_validation(tree / "fold00", "main"),
             lambda: run_directory.read_run_json(tree),
         ):
             with pytest.raises(RunError, match="cannot be read .*the machine failed, not the file"):

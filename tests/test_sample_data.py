@@ -10,8 +10,8 @@ import pytest
 import support
 from PIL import Image
 
-import sample_data
 from data import tables
+from tools import sample_data
 
 
 @pytest.fixture(scope="module")

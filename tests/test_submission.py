@@ -20,13 +20,12 @@ import augmentation
 import checkpoint
 import config
 import ensemble
-import members
 import out_of_fold
-import submission
 import submit_ensemble
 import submit_singular
 import train
 from data import tables
+from inference import predictor, submission
 from labels import PARTS, TASKS, Task
 from runtime.cli import run_script
 from runtime.errors import RunError, UserError, path_error, plural
@@ -343,14 +342,14 @@ def test_a_registered_transform_brings_its_random_form_along(
     info = checkpoint.CheckpointInfo(
         "VanillaResNet", "main", "mine", "tiny", 32, 32, 0, 1, 0.5, 1.0
     )
-    member = members.Member("m", info, checkpoint.Checkpoint(Path("m.pth"), {}, info))
-    assert members.resolve_transforms([member], "auto", 2) == ["tta"]
-    assert members.resolve_transforms([member], "auto", 1) == ["mine"]
+    member = predictor.Member("m", info, checkpoint.Checkpoint(Path("m.pth"), {}, info))
+    assert predictor.resolve_transforms([member], "auto", 2) == ["tta"]
+    assert predictor.resolve_transforms([member], "auto", 1) == ["mine"]
     alone = dataclasses.replace(member, info=dataclasses.replace(info, transform="alone"))
     with pytest.raises(
         UserError, match="--tta 2: transform alone shows every view alike; use --tta 1"
     ):
-        members.resolve_transforms([member, alone], "auto", 2)
+        predictor.resolve_transforms([member, alone], "auto", 2)
 
 
 # --- run.json (16.27)
@@ -391,7 +390,7 @@ def test_what_run_json_holds_is_checked_before_the_work(
     (tree / "run.json").write_text(
         json.dumps({**json.loads((tree / "run.json").read_text()), **other})
     )
-    monkeypatch.setattr(members.engine, "predict", lambda *_: pytest.fail("predicted"))
+    monkeypatch.setattr(predictor.engine, "predict", lambda *_: pytest.fail("predicted"))
     with pytest.raises(UserError, match=r"run\.json: .*; restore or remove it"):
         predict(submit_ensemble, eval_root, tmp_path / "p", "--root", str(tree))
     with pytest.raises(UserError, match=r"run\.json: .*; restore or remove it"):
@@ -479,7 +478,7 @@ def test_a_link_to_nothing_as_the_place_of_results_is_named_before_the_work(
     """(16.31) It was told as 999 folders."""
     (tmp_path / "link").symlink_to(tmp_path / "unplugged")
     place = tmp_path / "link" / below
-    monkeypatch.setattr(members.engine, "predict", lambda *_: pytest.fail("predicted"))
+    monkeypatch.setattr(predictor.engine, "predict", lambda *_: pytest.fail("predicted"))
     with pytest.raises(
         UserError, match=f"^--save-path {place}: .*link is a link to nothing; name another"
     ):

@@ -31,6 +31,7 @@ import train
 from data import tables
 from labels import TASKS
 from runtime.errors import RunError, UserError
+from training import fold_state
 
 
 def test_label_smoothing_spreads_over_the_other_classes() -> None:
@@ -553,15 +554,15 @@ def test_damaged_checkpoints_are_refused_by_name(tmp_path: Path, damage: str) ->
 
 
 def test_every_epochs_validation_comes_back(tmp_path: Path) -> None:
-    state = checkpoint.FoldState(
+    state = fold_state.FoldState(
         0, probabilities={"mask": [np.full((2, 3), e / 10, np.float32) for e in range(3)]}
     )
     state.history = [{"epoch": 1.0, "valid_loss": 0.5}]
-    checkpoint.save_validation(tmp_path, state, ["a", "b"])
-    stored = checkpoint.load_validation(tmp_path, "mask")
+    fold_state.save_validation(tmp_path, state, ["a", "b"])
+    stored = fold_state.load_validation(tmp_path, "mask")
     assert stored is not None
     assert stored[0] == ["a", "b"]
     assert stored[1].shape == (3, 2, 3)
-    (tmp_path / checkpoint.VALIDATION_FILE).write_bytes(b"PK\x03\x04 not really")
+    (tmp_path / fold_state.VALIDATION_FILE).write_bytes(b"PK\x03\x04 not really")
     with pytest.raises(UserError, match="damaged"):
-        checkpoint.load_validation(tmp_path, "mask")
+        fold_state.load_validation(tmp_path, "mask")

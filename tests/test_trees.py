@@ -16,10 +16,10 @@ import config
 import ensemble
 import metrics
 import out_of_fold
-import submission
 import submit_ensemble
 import train
 from data import images
+from inference import submission
 from labels import PARTS
 from runtime.errors import UserError
 

@@ -29,14 +29,15 @@ import backbones
 import checkpoint
 import config
 import model
-import prepare
 import run_directory
-import submission
 import submit_ensemble
 import submit_singular
 import train
+from inference import submission
 from runtime.errors import UserError
 from runtime.files import load_npz
+from training import fold_state
+from training import run as training_run
 
 LONG = (
     "task({})ep(3)f1({})bs(32)loss(0.5)lr(0.001)trans(random)optim(adam)"
@@ -67,9 +68,9 @@ def weights_of(
     return network.state_dict()
 
 
-def study_of(train_root: Path, *words: str) -> prepare.RunContext:
+def study_of(train_root: Path, *words: str) -> training_run.RunContext:
     asked = ["--train-root", str(train_root), *support.FAST, *words]
-    return prepare.prepare_run(
+    return training_run.prepare_run(
         config.parse(config.TrainSettings, asked, "train.py", "").completed()
     )[0]
 
@@ -115,7 +116,7 @@ def test_a_file_changed_during_a_run_changes_nothing(
     study = study_of(train_root, option, str(path), "--cv", "2")
     path.write_bytes(b"\0" * path.stat().st_size)
     os.truncate(path, 100)
-    network = prepare.make_model(study, 1)
+    network = training_run.make_model(study, 1)
     own = network if whole else model.trunk_of(network)
     assert all(torch.equal(value, weights[name]) for name, value in own.state_dict().items())
 
@@ -180,7 +181,7 @@ def test_weights_that_others_wrapped_are_taken_in_a_line(
     """(16.10)"""
     weights = weights_of()
     path = saved(tmp_path / "a.pth", wrap(weights))
-    network = prepare.make_model(study_of(train_root, "--load-state-dict", str(path)), 0)
+    network = training_run.make_model(study_of(train_root, "--load-state-dict", str(path)), 0)
     assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
     assert capsys.readouterr().err.count(told) == 1
 
@@ -319,8 +320,8 @@ def test_a_backbone_of_other_outputs_gives_all_but_its_last_layer(
     """(16.10)"""
     weights = support.tiny_weights("tiny")
     path = saved(tmp_path / "a.pth", change(weights))
-    network = prepare.make_model(study_of(train_root, "--pretrained", str(path)), 0)
-    scratch = prepare.make_model(study_of(train_root, "--pretrained", "none"), 0)
+    network = training_run.make_model(study_of(train_root, "--pretrained", str(path)), 0)
+    scratch = training_run.make_model(study_of(train_root, "--pretrained", "none"), 0)
     for name, value in model.trunk_of(network).state_dict().items():
         start = model.trunk_of(scratch).state_dict()[name]
         assert torch.equal(value, start if name.startswith("fc.") else weights[name])
@@ -543,7 +544,7 @@ def test_training_goes_on_from_the_original_entrys_mask_in_order(
     """(16.11) Also where only the options tell what the file is."""
     weights = weights_of(task="mask")
     path = saved(tmp_path / "best.pth", weights)
-    network = prepare.make_model(
+    network = training_run.make_model(
         study_of(train_root, "--task", "mask", "--load-state-dict", str(path)), 0
     )
     assert torch.equal(network.state_dict()["linear.bias"], weights["linear.bias"][[1, 0, 2]])
@@ -715,15 +716,15 @@ def test_a_states_slots_are_looked_at_before_torch_walks_through_them(
 ) -> None:
     """(16.26) state.pt"""
     fuzz_readers.states(tmp_path)
-    content = torch.load(tmp_path / checkpoint.STATE_FILE, weights_only=True)
+    content = torch.load(tmp_path / fold_state.STATE_FILE, weights_only=True)
     content["learner"]["optimizer"]["state"][0][slot] = HOSTILE[kind]
-    torch.save(content, tmp_path / checkpoint.STATE_FILE)
-    read = checkpoint.load_fold_state(tmp_path)
+    torch.save(content, tmp_path / fold_state.STATE_FILE)
+    read = fold_state.load_fold_state(tmp_path)
     assert read is not None
     with pytest.raises(
         UserError, match=r"state\.pt: holds another optimizer's state .it holds something else"
     ):
-        fuzz_readers.learner().restore(read[1], str(tmp_path / checkpoint.STATE_FILE))
+        fuzz_readers.learner().restore(read[1], str(tmp_path / fold_state.STATE_FILE))
 
 
 # --- timm's names
@@ -914,7 +915,7 @@ def test_a_regression_starts_at_the_mean_age_whatever_its_layer_is_called(
     words = ("--task", "age", "--model-type", name, "--lr", "1e-12", "--epochs", "1")
     study = study_of(train_root, *words)
     mean = study.table.loc[study.table["fold"] != 0, "age"].mean()
-    bias = prepare.make_model(study, 0).get_parameter(f"{layer}.bias")
+    bias = training_run.make_model(study, 0).get_parameter(f"{layer}.bias")
     assert bias.item() == pytest.approx(mean)
     assert (
         train.main(

@@ -18,15 +18,15 @@ import loading
 import metrics
 import model
 import out_of_fold
-import prepare
 import run_directory
-import training
 from data import tables
-from prepare import RunContext
 from reporting import html, label_issues, summary
 from runtime import cli, distributed
 from runtime.cli import StopSignal, duration
 from runtime.errors import DistInfo, plural, printable, warn, warn_on_failure
+from training import fold as training_fold
+from training import run as training_run
+from training.run import RunContext
 
 MAX_LABEL_ISSUES_SHOWN = 24  # suspects with pictures in the report
 
@@ -44,18 +44,20 @@ def train_all_folds(settings: config.TrainSettings) -> int:
 
 def train_folds(settings: config.TrainSettings, who: DistInfo) -> int:
     """What `run` does, as one of these processes."""
-    study, outside = distributed.on_all_ranks(who, lambda: prepare.prepare_run(settings, who))
+    study, outside = distributed.on_all_ranks(who, lambda: training_run.prepare_run(settings, who))
     if who.first:
-        print(*prepare.banner(study), sep="\n", flush=True)
+        print(*training_run.banner(study), sep="\n", flush=True)
     if settings.dry_run:
         if who.first:
             print(*estimate_cost(study), sep="\n")
         return 0
     study = dataclasses.replace(
         study,
-        tree=distributed.broadcast_from_rank0(who, lambda: prepare.create_run_dir(study, outside)),
+        tree=distributed.broadcast_from_rank0(
+            who, lambda: training_run.create_run_dir(study, outside)
+        ),
     )
-    clock = training.RemainingTime(settings.epochs * len(study.own_folds))
+    clock = training_fold.RemainingTime(settings.epochs * len(study.own_folds))
     failed: dict[int, str] = {}
     with StopSignal() as stop:
         for number in study.own_folds:
@@ -63,8 +65,8 @@ def train_folds(settings: config.TrainSettings, who: DistInfo) -> int:
                 with distributed.explain_lost_processes(
                     stop, f"; the same command with --resume goes on ({study.tree})"
                 ):
-                    training.train_fold(study, number, clock, stop)
-            except training.Diverged as error:
+                    training_fold.train_fold(study, number, clock, stop)
+            except training_fold.Diverged as error:
                 failed[number] = str(error)
                 warn(str(error))
     return finish_run(study, outside, failed) if study.writes else 1 if failed else 0
@@ -73,7 +75,9 @@ def train_folds(settings: config.TrainSettings, who: DistInfo) -> int:
 def finish_run(study: RunContext, outside: pd.DataFrame | None, failed: dict[int, str]) -> int:
     """The tables of a tree that is complete; whichever process completes it writes them."""
     answers = {
-        number: training.finished(study, number) for number in study.folds if number not in failed
+        number: training_fold.finished(study, number)
+        for number in study.folds
+        if number not in failed
     }
     missing = [number for number, found in answers.items() if found is None]
     if missing:
@@ -151,7 +155,7 @@ def score_holdout(study: RunContext, outside: pd.DataFrame) -> str:
     names, paths = outside["file"].tolist(), outside["path"].tolist()
     boxes = tables.read_boxes(s.boxes, names, paths) if s.boxes else None
     photos = dataset.ImageDataset(names, paths, [view], boxes)
-    training.warn_of_absent(s.task, outside[s.task].to_numpy(), f"--valid-root {s.valid_root}")
+    training_fold.warn_of_absent(s.task, outside[s.task].to_numpy(), f"--valid-root {s.valid_root}")
     answers = engine.predict(networks, [[0]] * len(networks), photos, [s.task], study.compute)[
         s.task
     ]
@@ -166,7 +170,7 @@ def score_holdout(study: RunContext, outside: pd.DataFrame) -> str:
 def estimate_cost(study: RunContext) -> list[str]:
     """One batch of training, and what it says of the whole run's time and disk."""
     s = study.settings
-    fold = training.prepare_fold(study, 0)
+    fold = training_fold.prepare_fold(study, 0)
     own = s.batch_size // study.compute.world
     batches = dataset.EpochBatchSampler(fold.batches.indices[:own], own)
     alone = dataclasses.replace(study.compute, rank=0, world=1)

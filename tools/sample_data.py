@@ -1,4 +1,4 @@
-"""Draw sample people, so that the toolkit can be tried with no data: python sample_data.py
+"""Draw sample people, so that the toolkit can be tried with no data: python -m tools.sample_data
 
 Writes the competition's layout into --out, with drawings in place of photographs, and the true
 classes of the evaluation pictures in eval/answers.csv.  Age and gender show in shapes and lines,

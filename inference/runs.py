@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 import ensemble
-import members
 import out_of_fold
 import run_directory
 from data import tables
+from inference import predictor
 from labels import PARTS
 from runtime.errors import UserError, printable
 
@@ -29,7 +29,7 @@ class Run:
     path: Path
     name: str  # its folder's, made distinct
     task: str  # what it was trained for
-    members: list[members.Member]
+    members: list[predictor.Member]
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ def find_runs(roots: Sequence[str] | None, top_k: int, task: str) -> list[Run]:
     paths = (
         [run_directory.find_run_dir(root) for root in roots]
         if roots
-        else [members.newest_able_run(task, "--root")[0]]
+        else [predictor.newest_able_run(task, "--root")[0]]
     )
     for number, path in enumerate(paths):
         if path.resolve() in [other.resolve() for other in paths[:number]]:
             raise UserError(f"--root {path}: named twice; name each tree once")
-        own = members.load_members(path, top_k)
+        own = predictor.load_members(path, top_k)
         plain = printable(path.resolve().name)
         name = next(
             n
@@ -126,7 +126,7 @@ def mixture(trees: Sequence[Run], task: str) -> list[str]:
     whole: list[np.ndarray] = []
     parts: dict[str, list[np.ndarray]] = {part: [] for part in PARTS}
     for tree, own in zip(trees, known, strict=True):
-        part = members.known_part(tree.members[0], task)
+        part = predictor.known_part(tree.members[0], task)
         answers = ensemble.answer_for(part or task, own.answers, tree.task)
         if answers is None:
             return [f"{why}the {out_of_fold.OOF_FILE} of {tree.name} tells nothing of {task}"]

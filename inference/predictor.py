@@ -20,8 +20,8 @@ import ensemble
 import loading
 import model
 import run_directory
-import submission
 from data import images, tables
+from inference import submission
 from labels import PARTS, TASKS
 from runtime import distributed
 from runtime.errors import DistInfo, UserError, is_rank_zero, warn, warn_counted

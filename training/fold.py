@@ -24,13 +24,14 @@ import loss
 import metrics
 import model
 import optim
-import prepare
 import run_directory
 from labels import TASKS, head_spec, scoring_task, tasks_answered_by
-from prepare import RunContext
 from runtime import distributed
 from runtime.cli import StopSignal, duration
 from runtime.errors import DistInfo, Stopped, UserError, plural, warn, warn_on_failure
+from training import fold_state
+from training import run as training_run
+from training.run import RunContext
 
 SAVE_INTERVAL_SECONDS = 60.0  # a kill inside an epoch costs no more than this
 
@@ -72,7 +73,7 @@ class Fold:
 def prepare_fold(study: RunContext, number: int) -> Fold:
     """Network, optimizer, schedule, photographs and labels of a fold."""
     s, table, device = study.settings, study.table, study.compute.device
-    network = model.to_device(prepare.make_model(study, number), device)
+    network = model.to_device(training_run.make_model(study, number), device)
     optimizer = optim.make_optimizer(
         s.optim_type,
         model.parameter_groups(network, s.backbone_lr_scale),
@@ -163,7 +164,7 @@ class Keeper:
         self,
         study: RunContext,
         fold: Fold,
-        state: checkpoint.FoldState,
+        state: fold_state.FoldState,
         folder: Path,
         stop: StopSignal,
     ) -> None:
@@ -173,7 +174,7 @@ class Keeper:
     def save(self) -> None:
         """Write the state, then delete the checkpoints that it does not list."""
         if self.study.writes:
-            checkpoint.save_fold_state(self.folder, self.state, self.fold.learner.state())
+            fold_state.save_fold_state(self.folder, self.state, self.fold.learner.state())
             checkpoint.delete_displaced(self.folder, self.state.kept)
         self.saved = time.monotonic()
 
@@ -235,9 +236,9 @@ def finished(study: RunContext, number: int) -> np.ndarray | None:
     other photographs.
     """
     folder = study.tree / f"fold{number:02d}"
-    stored = checkpoint.load_validation(folder, study.settings.task)
+    stored = fold_state.load_validation(folder, study.settings.task)
     files = study.table["file"].iloc[study.held_out(number)].tolist()
-    if (folder / checkpoint.STATE_FILE).exists() or not run_directory.fold_checkpoints(folder):
+    if (folder / fold_state.STATE_FILE).exists() or not run_directory.fold_checkpoints(folder):
         return None  # killed before its last epoch was tidied up, or robbed of its checkpoints
     if stored is not None and len(stored[1]) == study.settings.epochs:
         if stored[0] != files:
@@ -262,19 +263,19 @@ def train_fold(study: RunContext, number: int, clock: RemainingTime, stop: StopS
             clock.fold_over(s.epochs)
             print_once(study, f"fold {number}: complete already")
             return
-        begun = checkpoint.load_fold_state(folder)
+        begun = fold_state.load_fold_state(folder)
         fold = prepare_fold(study, number)
-        state = checkpoint.FoldState(number)
+        state = fold_state.FoldState(number)
         if begun is not None:
             state = begun[0]
             check_fits(study, fold, state, folder)
-            fold.learner.restore(begun[1], str(folder / checkpoint.STATE_FILE))
+            fold.learner.restore(begun[1], str(folder / fold_state.STATE_FILE))
             clock.fold_over(state.epoch)
             done = f"{plural(state.epoch, 'epoch')} and {state.step} of {len(fold.batches)} steps"
             print_once(study, f"fold {number}: goes on after {done}")
         elif study.writes:
             if (
-                folder / checkpoint.VALIDATION_FILE
+                folder / fold_state.VALIDATION_FILE
             ).exists() and not run_directory.fold_checkpoints(folder):
                 warn(f"{folder}: its checkpoints are missing, so the fold is trained again")
             # of a process that was killed before it had kept a state
@@ -294,7 +295,7 @@ def train_fold(study: RunContext, number: int, clock: RemainingTime, stop: StopS
         if study.writes:
             # a killed process may have come to its last state and no further
             checkpoint.delete_displaced(folder, state.kept)
-            (folder / checkpoint.STATE_FILE).unlink(missing_ok=True)
+            (folder / fold_state.STATE_FILE).unlink(missing_ok=True)
 
 
 def warn_of_absent(task: str, truth: np.ndarray, where: str) -> None:
@@ -308,7 +309,7 @@ def warn_of_absent(task: str, truth: np.ndarray, where: str) -> None:
         )
 
 
-def check_fits(study: RunContext, fold: Fold, state: checkpoint.FoldState, folder: Path) -> None:
+def check_fits(study: RunContext, fold: Fold, state: fold_state.FoldState, folder: Path) -> None:
     """Raise UserError where a kept state is not one of this fold: another number, or counts that it
     never reaches.
     """
@@ -318,14 +319,14 @@ def check_fits(study: RunContext, fold: Fold, state: checkpoint.FoldState, folde
     shapes = {task: (len(fold.rows), TASKS[task].outputs) for task in told if task in TASKS}
     if not fits or any(row.shape != shapes[task] for task, rows in told.items() for row in rows):
         raise UserError(
-            f"{folder / checkpoint.STATE_FILE}: is not of this fold (fold {state.fold}, epoch "
+            f"{folder / fold_state.STATE_FILE}: is not of this fold (fold {state.fold}, epoch "
             f"{state.epoch}, step "
             f"{state.step}); remove {folder} to train it again"
         )
 
 
 def train_epoch(
-    study: RunContext, fold: Fold, state: checkpoint.FoldState, loader: Any, keeper: Keeper
+    study: RunContext, fold: Fold, state: fold_state.FoldState, loader: Any, keeper: Keeper
 ) -> tuple[float, float, float]:
     """What is left of the epoch under way. Returns (mean loss, accuracy, photographs a second)."""
     model.freeze(fold.learner.model, state.epoch < study.settings.freeze)
@@ -357,7 +358,7 @@ def train_epoch(
 def finish_epoch(
     study: RunContext,
     fold: Fold,
-    state: checkpoint.FoldState,
+    state: fold_state.FoldState,
     trained: tuple[float, float, float],
     keeper: Keeper,
     clock: RemainingTime,
@@ -406,7 +407,7 @@ def finish_epoch(
         checkpoint.save_if_best(
             keeper.folder, state.kept, new, fold.learner.model.state_dict(), info, s.save_top
         )
-        checkpoint.save_validation(
+        fold_state.save_validation(
             keeper.folder, state, study.table["file"].iloc[fold.rows].tolist()
         )
     keeper.save()
@@ -497,7 +498,7 @@ def epoch_row(
 
 
 def epoch_line(
-    state: checkpoint.FoldState,
+    state: fold_state.FoldState,
     s: config.TrainSettings,
     scores: dict[str, metrics.Scores],
     left: str,

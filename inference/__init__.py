@@ -1,0 +1,1 @@
+"""From checkpoints and photographs to probabilities, and from those to submissions."""

@@ -1,0 +1,1 @@
+"""Commands beside the product: python -m tools.NAME."""

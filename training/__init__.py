@@ -1,0 +1,1 @@
+"""Training: a run, its folds, and what each goes on from."""
