@@ -11,19 +11,17 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from data import images
+from data.faces import Box
 from data.images import is_photo
 from labels import GENDERS, TASKS, Task
 from runtime.errors import UserError, path_error, plural, reason, warn, warn_counted
 from runtime.files import read_file
-
-if TYPE_CHECKING:
-    from augmentation import Box
 
 MAX_TABLE_BYTES = 1 << 29  # of a table
 MAX_ROWS = 4_000_000
