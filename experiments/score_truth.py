@@ -4,8 +4,8 @@
 For each seed, people are drawn (tools.sample_data), a small model is trained on them with the
 real command, and its single fold models answer evaluation people whom nothing has seen. The
 headline out-of-fold macro F1 with its 95 % interval (report.json) is compared with the truth: the
-mean macro F1 of the fold models, alone, on eval/answers.csv. Both kinds of people are drawn alike. The
-evaluation people are drawn once for all seeds, and are several times as many as the training
+mean macro F1 of the fold models, alone, on eval/answers.csv. Both kinds of people are drawn alike.
+The evaluation people are drawn once for all seeds, and are several times as many as the training
 people: the interval allows for the luck of the people who were held out, not for that of those who
 give the truth.
 

@@ -227,7 +227,9 @@ def test_a_full_disk_is_named_and_costs_nothing(
     assert fault_runs.result(tmp_path) == unbroken
 
 
-@pytest.mark.parametrize(("name", "file"), [("save", "probs.npz"), ("write_answers", ".csv")])
+@pytest.mark.parametrize(
+    ("name", "file"), [("save_probabilities", "probs.npz"), ("write_predictions", ".csv")]
+)
 def test_a_full_disk_in_a_submission(
     tree: Path, eval_root: Path, tmp_path: Path, name: str, file: str
 ) -> None:

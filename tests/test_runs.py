@@ -35,7 +35,6 @@ from data import images, tables
 from inference import submission
 from labels import TASKS
 from reporting import summary
-from runtime import devices
 from runtime.errors import UserError
 from training import fold as training_fold
 from training import fold_state
@@ -206,7 +205,7 @@ def test_squares_that_do_not_fit_are_refused(
         UserError, match="--cache ram: --transform-type facecrop looks beyond the middle square"
     ):
         run_train(train_root, tmp_path, "--cache", "ram", "--transform-type", "facecrop")
-    monkeypatch.setattr(devices, "free_memory", lambda: 4e7)
+    monkeypatch.setattr(training_run, "free_memory", lambda: 4e7)
     with pytest.raises(
         UserError, match="--cache ram: 84 photographs take 0.0 GiB, and 0.0 GiB are free"
     ):
