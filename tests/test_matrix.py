@@ -45,6 +45,14 @@ AXES = {
     "--optim-type": list(config.OPTIMIZERS),
 }
 FEW = support.PEOPLE[:5]
+OWN_MODELS = (  # that the contract describes; what is registered besides may be otherwise
+    "VanillaEfficientNet",
+    "VanillaResNet",
+    "MultiClassTHANet_MK1",
+    "MultiLabelTHANet",
+    "THANet_MK1",
+    "Factorised",
+)
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +106,11 @@ def test_every_combination_is_allowed_or_refused_by_name() -> None:
     of_values = sum(loss.regression for loss in config.LOSSES.values())
     alike = len(config.TRANSFORMS) * len(config.OPTIMIZERS)
     known = [sum(has_head(network, task) for network in config.MODELS) for task in TASKS]
-    assert {"main": 6, "mask": 6, "ageg": 6, "age": 2, "gender": 6}.items() <= dict(
-        zip(TASKS, known, strict=True)
-    ).items()
+    own = [network for network in config.MODELS if network in OWN_MODELS]
+    assert {
+        task: sum(has_head(network, task) for network in own)
+        for task in ("main", "mask", "ageg", "age", "gender")
+    } == {"main": 6, "mask": 6, "ageg": 6, "age": 2, "gender": 6}
     fitting = [
         of_values if task.regression else len(config.LOSSES) - of_values for task in TASKS.values()
     ]
@@ -374,7 +384,7 @@ def test_the_thanets_are_built_as_the_contract_says() -> None:
 
 def test_dropout_works_in_training_only() -> None:
     images = torch.randn(4, 3, 32, 32)
-    for name in config.MODELS:
+    for name in OWN_MODELS:
         network = model.build(name, "main", "tiny", 32)
         network.train()
         assert not torch.equal(*(next(iter(network(images).values())) for _ in range(2)))
