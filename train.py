@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     if is_rank_zero():
         if settings.recipe:
             print(settings.explain_preset())
-        print(settings.explain_lr(), flush=True)
+        print(asked.explain_lr(), flush=True)
 
     from training import (
         cross_validation,  # torch is loaded only once the settings are known to be good
