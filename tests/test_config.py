@@ -58,6 +58,8 @@ def test_the_version_is_printed(
     with pytest.raises(SystemExit) as end:
         settings.parse(["--version"], script, "")
     assert (end.value.code, capsys.readouterr().out) == (0, f"{script} {config.VERSION}\n")
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'version = { attr = "config.VERSION" }' in project
 
 
 def test_choices_of_the_backbone_are_listed_by_family() -> None:
