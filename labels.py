@@ -101,6 +101,12 @@ def head_spec(name: str) -> Task | InnerHead:
     return INNER_HEADS[name] if name in INNER_HEADS else TASKS[name]
 
 
+def depends_on_age_filter(head: str) -> bool:
+    """Whether --age-filter can change the head's labels: those of 59 and 60 years differ."""
+    spec = head_spec(head)
+    return not spec.regression and spec.label(0, 0, 59) != spec.label(0, 0, 60)
+
+
 def tasks_answered_by(head: str) -> tuple[str, ...]:
     """The tasks that a head answers by itself."""
     return tuple(INNER_HEADS[head].answers) if head in INNER_HEADS else (head,)

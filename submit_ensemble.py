@@ -68,9 +68,7 @@ def predicted(
 
 
 def main(argv: list[str] | None = None) -> int:
-    settings = config.parse(
-        config.EnsembleSettings, argv, "submit_ensemble.py", __doc__ or ""
-    ).completed()
+    settings = config.EnsembleSettings.parse(argv, "submit_ensemble.py", __doc__ or "").completed()
 
     import ensemble
     from inference import submission

@@ -12,9 +12,7 @@ from runtime.errors import UserError, printable
 
 
 def main(argv: list[str] | None = None) -> int:
-    settings = config.parse(
-        config.SingularSettings, argv, "submit_singular.py", __doc__ or ""
-    ).completed()
+    settings = config.SingularSettings.parse(argv, "submit_singular.py", __doc__ or "").completed()
 
     import checkpoint
     import ensemble

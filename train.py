@@ -13,14 +13,14 @@ from runtime.errors import is_rank_zero
 
 
 def main(argv: list[str] | None = None) -> int:
-    asked = config.parse(config.TrainSettings, argv, "train.py", __doc__ or "")
+    asked = config.TrainSettings.parse(argv, "train.py", __doc__ or "")
     settings = asked.completed()
     if settings.dry_run:
         exit_when_reader_is_gone()
     if is_rank_zero():
         if settings.recipe:
-            print(settings.recipe_line)
-        print(settings.explain_lr(asked.lr), flush=True)
+            print(settings.explain_preset())
+        print(asked.explain_lr(), flush=True)
 
     from training import (
         cross_validation,  # torch is loaded only once the settings are known to be good

@@ -1,7 +1,5 @@
 #!/usr/bin/env python3
-"""Write the tables of options, made from the parsers, into README.md and README.ko.md between their
-markers.
-"""
+"""Write the tables of options into README.md and README.ko.md, between their markers."""
 
 from __future__ import annotations
 
@@ -12,6 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import config  # noqa: E402
+from runtime.options import options_table  # noqa: E402
 
 SCRIPTS = {
     "train.py": config.TrainSettings,
@@ -28,7 +27,7 @@ def filled(text: str, translated: bool = False) -> str:
         if not found:
             raise SystemExit(f"a README has no marker {start.strip()}")
         before, end, tail = rest.partition("<!-- end -->")
-        table = config.options_table(settings, script)
+        table = options_table(settings)
         text = (
             head + start + (in_words_of(table, before) if translated else table) + "\n" + end + tail
         )

@@ -15,6 +15,7 @@ import submit_singular
 import train
 from labels import TASKS
 from runtime.errors import UserError
+from runtime.options import build_parser, flag, options_table
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {
@@ -25,7 +26,7 @@ SCRIPTS = {
 
 
 def training(*words: str) -> config.TrainSettings:
-    return config.parse(config.TrainSettings, list(words), "train.py", "").completed()
+    return config.TrainSettings.parse(list(words), "train.py", "").completed()
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -41,10 +42,30 @@ def test_help_is_free_of_torch_and_shows_choices_and_defaults(script: str) -> No
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    options = [line for line in done.stdout.splitlines() if line.startswith("  --")]
-    assert 10 < len(options) <= 40
-    assert done.stdout.count("(default:") == len(options)
+    lines = [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  --")]
+    fields = [field.name for field in dataclasses.fields(SCRIPTS[script])]
+    assert sorted(lines) == sorted(["--version", *map(flag, fields)])
+    assert done.stdout.count("(default:") == len(fields)
+    assert "recipe" not in fields or lines[:2] == ["--version", "--recipe"]
+    assert all(group in done.stdout for group in ("\ndata:\n", "\nmodel:\n", "\nmachine:\n"))
     assert "{" + ",".join(TASKS) + "}" in done.stdout
+
+
+@pytest.mark.parametrize(("script", "settings"), SCRIPTS.items())
+def test_the_version_is_printed(
+    script: str, settings: type[config.MachineSettings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        settings.parse(["--version"], script, "")
+    assert (end.value.code, capsys.readouterr().out) == (0, f"{script} {config.VERSION}\n")
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'version = { attr = "config.VERSION" }' in project
+
+
+def test_choices_of_the_backbone_are_listed_by_family() -> None:
+    text = " ".join(build_parser(config.TrainSettings, "train.py", "").format_help().split())
+    families = [text.index(f"{name}") for name in ("efficientnet-lite0; resnet18", "; timm:NAME")]
+    assert families == sorted(families)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -115,7 +136,7 @@ def test_a_removed_option_is_refused_however_it_is_spelled(
             with pytest.raises(
                 UserError, match=rf"^{name}: was removed, because .*; leave it out$"
             ):
-                config.parse(settings, words, "", "")
+                settings.parse(words, "", "")
 
 
 def test_defaults_are_the_contracts() -> None:
@@ -153,9 +174,9 @@ def test_defaults_are_the_contracts() -> None:
     ],
 )
 def test_the_default_learning_rate(words: list[str], rate: float) -> None:
-    asked = config.parse(config.TrainSettings, words, "train.py", "")
+    asked = config.TrainSettings.parse(words, "train.py", "")
     assert asked.completed().lr == rate
-    assert f"learning rate {rate:g}" in asked.explain_lr(asked.lr)
+    assert f"learning rate {rate:g}" in asked.explain_lr()
 
 
 @pytest.mark.parametrize(
@@ -226,9 +247,7 @@ def test_what_does_not_go_together_is_refused(words: list[str], told: str) -> No
 
 def test_tta_needs_a_transform_with_random_views() -> None:
     def ensemble(*words: str) -> config.EnsembleSettings:
-        return config.parse(
-            config.EnsembleSettings, list(words), "submit_ensemble.py", ""
-        ).completed()
+        return config.EnsembleSettings.parse(list(words), "submit_ensemble.py", "").completed()
 
     assert ensemble().transform_type == "base"
     assert ensemble("--tta", "2").transform_type == "tta"
@@ -254,7 +273,7 @@ def test_a_recipe_stands_for_its_options_and_each_of_them_goes_before(name: str)
         changed = training("--recipe", name, f"--{field.replace('_', '-')}", other)
         assert str(getattr(changed, field)) == other != str(value)
     assert str(recipe) in " ".join(
-        config.build_parser(config.TrainSettings, "train.py", "").format_help().split()
+        build_parser(config.TrainSettings, "train.py", "").format_help().split()
     )
 
 
@@ -274,7 +293,7 @@ def test_empty_and_huge_values_of_a_submission_are_refused() -> None:
         ["--from-probs="],
     ):
         with pytest.raises(UserError, match=words[0].rstrip("=")) as refusal:
-            config.parse(config.EnsembleSettings, words, "submit_ensemble.py", "")
+            config.EnsembleSettings.parse(words, "submit_ensemble.py", "")
         assert len(str(refusal.value)) < 300
 
 
@@ -293,4 +312,4 @@ def test_the_readmes_options_are_the_parsers() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for script, settings in SCRIPTS.items():
         table = readme.partition(f"<!-- options: {script} -->\n")[2].partition("\n<!-- end -->")[0]
-        assert table == config.options_table(settings, script), "run python docs/options.py"
+        assert table == options_table(settings), "run python docs/options.py"

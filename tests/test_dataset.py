@@ -163,7 +163,7 @@ def test_no_person_is_on_both_sides(train_root: Path) -> None:
     assert sorted(table["fold"].unique()) == [0, 1, 2, 3, 4]
     words = ["--train-root", str(train_root), "--cv", "5", *support.FAST]
     study, _ = training_run.prepare_run(
-        config.parse(config.TrainSettings, words, "train.py", "").completed()
+        config.TrainSettings.parse(words, "train.py", "").completed()
     )
     # not by the table's own word for a person
     folders = [Path(path).parent.name for path in study.table["path"]]

@@ -33,6 +33,7 @@ from data import faces, images, tables
 from inference import submission
 from labels import TASKS, Task, tasks_answered_by
 from runtime.errors import UserError
+from runtime.options import build_parser
 from training import fold as training_fold
 from training import run as training_run
 from utils import seeded
@@ -84,7 +85,7 @@ def is_allowed(combination: tuple[str, ...]) -> bool:
 def test_every_combination_is_allowed_or_refused_by_name() -> None:
     counts = {True: 0, False: 0}
     for combination in itertools.product(*AXES.values()):
-        asked = config.parse(config.TrainSettings, words(combination), "train.py", "")
+        asked = config.TrainSettings.parse(words(combination), "train.py", "")
         counts[is_allowed(combination)] += 1
         if is_allowed(combination):
             asked.completed()
@@ -285,10 +286,10 @@ def test_one_entry_adds_a_model_loss_transform_optimizer_and_task(
     over = Task(lambda mask, gender, years: int(years >= 40), ("young", "older"), "under 40 or not")
     monkeypatch.setitem(TASKS, "over40", over)
     for settings_class in (config.TrainSettings, config.SingularSettings, config.EnsembleSettings):
-        text = config.build_parser(settings_class, "x", "").format_help()
+        text = build_parser(settings_class, "x", "").format_help()
         assert "over40" in text
         assert "upsidedown" in text
-    text = config.build_parser(config.TrainSettings, "x", "").format_help()
+    text = build_parser(config.TrainSettings, "x", "").format_help()
     assert all(name in text for name in ("Wide", "onehotloss", "slow"))
     asked = [
         "--model-type",
@@ -531,7 +532,7 @@ def test_a_frozen_backbone_stays_as_it_is_with_its_statistics(
         "--workers",
         "0",
     ]
-    s = config.parse(config.TrainSettings, asked, "train.py", "").completed()
+    s = config.TrainSettings.parse(asked, "train.py", "").completed()
     study, _ = training_run.prepare_run(s)
     start = {k: v.clone() for k, v in training_run.make_model(study, 0).state_dict().items()}
     assert train.main([*asked, "--save-path", str(tmp_path)]) == 0
@@ -545,9 +546,7 @@ def test_a_frozen_backbone_stays_as_it_is_with_its_statistics(
         assert still == (epoch <= 2)
         assert not torch.equal(start["linear.weight"], weights["linear.weight"])
     with pytest.raises(UserError, match="--freeze 3"):
-        config.parse(
-            config.TrainSettings, ["--epochs", "3", "--freeze", "3"], "train.py", ""
-        ).completed()
+        config.TrainSettings.parse(["--epochs", "3", "--freeze", "3"], "train.py", "").completed()
 
 
 class FixedSize(support.Tiny):
@@ -668,7 +667,7 @@ def test_stages_compose(small_root: Path, tmp_path: Path) -> None:
     (fold,) = tmp_path.glob("*/fold00")
     header, *rows = support.read_rows(fold / "history.csv")
     assert [float(row[header.index("lr")]) for row in rows] == pytest.approx([0.0005, 0.001, 0.001])
-    settings = config.parse(config.TrainSettings, words, "train.py", "").completed()
+    settings = config.TrainSettings.parse(words, "train.py", "").completed()
     study, _ = training_run.prepare_run(settings)
     before = training_run.make_model(study, 0).state_dict()
     after = {info.epoch: found.weights for found, info in checkpoint.load_ranked(fold)}
@@ -699,8 +698,8 @@ def test_oversampling_brings_every_class_up_to_the_largest(classes: list[int], s
 
 
 def study_of(root: Path, *asked: str) -> training_run.RunContext:
-    s = config.parse(
-        config.TrainSettings, ["--train-root", str(root), *support.FAST, *asked], "train.py", ""
+    s = config.TrainSettings.parse(
+        ["--train-root", str(root), *support.FAST, *asked], "train.py", ""
     ).completed()
     return training_run.prepare_run(s)[0]
 
@@ -946,4 +945,4 @@ def test_bad_boxes_are_refused_by_row(
 
 def test_boxes_without_the_face_crop_are_refused() -> None:
     with pytest.raises(UserError, match="--boxes.*facecrop and facerandom"):
-        config.parse(config.TrainSettings, ["--boxes", "b.csv"], "train.py", "").completed()
+        config.TrainSettings.parse(["--boxes", "b.csv"], "train.py", "").completed()

@@ -370,11 +370,8 @@ def test_years_that_are_no_numbers_end_a_fold_too(
 
 
 def test_validation_is_on_unaltered_labels(train_root: Path, tmp_path: Path) -> None:
-    s = config.parse(
-        config.TrainSettings,
-        ["--train-root", str(train_root), "--age-filter", "50", *support.FAST],
-        "train.py",
-        "",
+    s = config.TrainSettings.parse(
+        ["--train-root", str(train_root), "--age-filter", "50", *support.FAST], "train.py", ""
     ).completed()
     study, _ = training_run.prepare_run(s)
     fold = training_fold.prepare_fold(study, 0)

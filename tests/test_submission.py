@@ -319,8 +319,8 @@ def test_several_views_of_a_fixed_transform_are_refused_with_the_one_that_has_th
     fixed: str, random: str
 ) -> None:
     """(16.25)"""
-    asked = config.parse(
-        config.EnsembleSettings, ["--tta", "3", "--transform-type", fixed], "submit_ensemble.py", ""
+    asked = config.EnsembleSettings.parse(
+        ["--tta", "3", "--transform-type", fixed], "submit_ensemble.py", ""
     )
     with pytest.raises(
         UserError,
@@ -454,7 +454,7 @@ def test_the_number_of_views_has_a_bound() -> None:
             UserError,
             match=f"--tta: {views} is out of range: it must be at least 1 and at most 1,000 ",
         ):
-            config.parse(config.EnsembleSettings, ["--tta", views], "submit_ensemble.py", "")
+            config.EnsembleSettings.parse(["--tta", views], "submit_ensemble.py", "")
 
 
 def test_a_plan_of_many_views_numbers_each_once() -> None:
@@ -531,7 +531,7 @@ def test_the_remedy_of_a_failing_machine_fits_the_command(
         config.SingularSettings,
         settings,
     ):  # the last one's words count
-        config.parse(other, [], script, "")
+        other.parse([], script, "")
 
     def write(name: str) -> None:
         with atomic_write(tmp_path / name):
@@ -608,9 +608,7 @@ def test_one_of_a_kind_is_told_in_the_singular(
 def test_what_a_recipe_set_is_refused_in_the_users_words(words: list[str], told: str) -> None:
     """(16: --recipe strong --task age)"""
     with pytest.raises(UserError) as refusal:
-        config.parse(
-            config.TrainSettings, ["--recipe", "strong", *words], "train.py", ""
-        ).completed()
+        config.TrainSettings.parse(["--recipe", "strong", *words], "train.py", "").completed()
     assert str(refusal.value) == told
 
 
@@ -651,7 +649,7 @@ def test_a_recipes_line_tells_what_runs(
 def test_a_misspelt_option_is_answered_with_the_one_meant(word: str, told: str) -> None:
     """(16: did you mean --epochs)"""
     with pytest.raises(UserError) as refusal:
-        config.parse(config.TrainSettings, [word, "3"], "train.py", "")
+        config.TrainSettings.parse([word, "3"], "train.py", "")
     assert told in str(refusal.value)
 
 
@@ -666,7 +664,7 @@ def test_a_misspelt_option_is_answered_with_the_one_meant(word: str, told: str) 
 def test_bounds_are_told_in_digits(words: list[str], told: str) -> None:
     """(16: --epochs 0 told without 1e+06)"""
     with pytest.raises(UserError) as refusal:
-        config.parse(config.TrainSettings, words, "train.py", "")
+        config.TrainSettings.parse(words, "train.py", "")
     assert told in str(refusal.value)
 
 

@@ -450,7 +450,7 @@ INFO = checkpoint.CheckpointInfo(
 
 
 def test_the_name_is_the_contracts() -> None:
-    settings = config.parse(config.TrainSettings, [], "train.py", "").completed()
+    settings = config.TrainSettings.parse([], "train.py", "").completed()
     assert checkpoint.file_name(INFO, settings) == (
         "Fold00_VanillaEfficientNet_task(main)ep(28)f1(0.8311)bs(32)loss(0.0014)lr(0.001)trans(random)optim(adam)"
         "crit(labelsmoothingloss)seed(42).pth"
@@ -458,8 +458,8 @@ def test_the_name_is_the_contracts() -> None:
 
 
 def test_a_name_tells_what_was_written_into_it() -> None:
-    settings = config.parse(
-        config.TrainSettings, ["--lr", "1e-05", "--optim-type", "adamp"], "train.py", ""
+    settings = config.TrainSettings.parse(
+        ["--lr", "1e-05", "--optim-type", "adamp"], "train.py", ""
     ).completed()
     read = checkpoint.info_from_name(checkpoint.file_name(INFO, settings))
     assert read is not None

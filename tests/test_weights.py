@@ -70,9 +70,9 @@ def weights_of(
 
 def study_of(train_root: Path, *words: str) -> training_run.RunContext:
     asked = ["--train-root", str(train_root), *support.FAST, *words]
-    return training_run.prepare_run(
-        config.parse(config.TrainSettings, asked, "train.py", "").completed()
-    )[0]
+    return training_run.prepare_run(config.TrainSettings.parse(asked, "train.py", "").completed())[
+        0
+    ]
 
 
 def answers(script: Any, eval_root: Path, out: Path, *words: str) -> np.ndarray:

@@ -338,6 +338,7 @@ def write_run_start(study: RunContext) -> None:
     if study.compute.device.type == "cuda":
         machine["gpu"] = torch.cuda.get_device_name(study.compute.device)
     content = {
+        "version": config.VERSION,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
         "command": sys.argv,
         "settings": dataclasses.asdict(study.settings),
