@@ -86,12 +86,23 @@ FILE_NAME = re.compile(
 )
 
 
-def file_name(info: CheckpointInfo, settings: config.TrainSettings) -> str:
-    """The long name that tells a checkpoint's story."""
+@dataclass(frozen=True)
+class Hyperparameters:
+    """What a checkpoint's name says of its training beside its CheckpointInfo."""
+
+    batch_size: int
+    lr: float | None
+    optimizer: str
+    loss: str | None
+    seed: int
+
+
+def file_name(info: CheckpointInfo, training: Hyperparameters) -> str:
+    """Fold00_VanillaEfficientNet_task(main)ep(28)f1(0.8311)...seed(42).pth"""
     return (
         f"Fold{info.fold:02d}_{info.model}_task({info.task})ep({info.epoch})f1({info.macro_f1:.4f})"
-        f"bs({settings.batch_size})loss({info.loss:.4f})lr({settings.lr!r})trans({info.transform})"
-        f"optim({settings.optim_type})crit({settings.loss_type})seed({settings.seed}).pth"
+        f"bs({training.batch_size})loss({info.loss:.4f})lr({training.lr!r})trans({info.transform})"
+        f"optim({training.optimizer})crit({training.loss})seed({training.seed}).pth"
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import json
 import os
@@ -45,93 +44,95 @@ RUN_JSON_TYPES = {
     "command": list,
     "resumed": list,
 }
+# settings that a run may be resumed with differently
+FREE_SETTINGS = (
+    *("workers", "dry_run", "save_path", "run_name", "device", "folds", "resume", "quiet"),
+    *("tensorboard", "cache", "recipe"),
+)
 MAX_RUN_JSON_DEPTH = 8  # levels of run.json; a run writes 4
 
 
 # --- the tree
 
 
-def open_run_dir(settings: config.TrainSettings) -> Path:
-    """The folder of a run: new, or that of --run-name or --resume, whose settings must agree.
-    Raises UserError.
+def open_run_dir(
+    save_path: Path, model: str, run_name: str | None, resume: str | None, settings: dict[str, Any]
+) -> Path:
+    """The folder of a run: new, or that of --run-name or --resume, whose result_settings must be
+    `settings`. Raises UserError.
     """
-    parent, name = Path(settings.save_path), RUN_DIR_PREFIX + settings.model_type
-    if settings.resume is not None:
-        return find_unfinished_run(settings)
-    if settings.run_name is None:
-        return create_new_folder(
-            parent, name if not (parent / name).exists() else f"{name}_{timestamp()}"
-        )
-    if not re.fullmatch(r"[\w.-]+", settings.run_name):
+    name = RUN_DIR_PREFIX + model
+    if resume is not None:
+        return find_unfinished_run(save_path, name, resume, settings)
+    if run_name is None:
+        exists = (save_path / name).exists()
+        return create_new_folder(save_path, f"{name}_{timestamp()}" if exists else name)
+    if not re.fullmatch(r"[\w.-]+", run_name):
         raise UserError(
-            f"--run-name {settings.run_name!r}: use letters, digits, dots, hyphens and underscores"
+            f"--run-name {run_name!r}: use letters, digits, dots, hyphens and underscores"
         )
-    tree = parent / f"{name}_{settings.run_name}"
-    create_folder(tree)
-    if read_run_json(tree) or fold_dirs(tree):
+    run_dir = save_path / f"{name}_{run_name}"
+    create_folder(run_dir)
+    if read_run_json(run_dir) or fold_dirs(run_dir):
         check_same_settings(
-            settings, tree, f"--run-name {settings.run_name}", "choose another --run-name"
+            settings, run_dir, f"--run-name {run_name}", "choose another --run-name"
         )
-    return tree
+    return run_dir
 
 
-def find_unfinished_run(settings: config.TrainSettings) -> Path:
-    """The tree that --resume means: the newest unfinished one of the same settings, or the one
-    named. Raises UserError.
+def find_unfinished_run(save_path: Path, name: str, resume: str, settings: dict[str, Any]) -> Path:
+    """The run that --resume means: the newest unfinished one with these settings, or the one named
+    (in full, or by its suffix to `name`). Raises UserError.
     """
-    parent, name = Path(settings.save_path), RUN_DIR_PREFIX + settings.model_type
-    if settings.resume != config.NEWEST:
-        named = [parent / str(settings.resume), parent / f"{name}_{settings.resume}"]
-        tree = next((p for p in named if (p / "run.json").is_file()), None)
-        if tree is None:
+    remedy = "give the settings it began with"
+    if resume != config.NEWEST:
+        named = [save_path / resume, save_path / f"{name}_{resume}"]
+        run_dir = next((p for p in named if (p / "run.json").is_file()), None)
+        if run_dir is None:
             raise UserError(
-                f"--resume {settings.resume}: no such run in {parent}; name a folder that is there"
+                f"--resume {resume}: no such run in {save_path}; name a folder that is there"
             )
-        check_same_settings(settings, tree, "--resume", "give the settings it began with")
-        return tree
+        check_same_settings(settings, run_dir, "--resume", remedy)
+        return run_dir
     runs = [
         p
-        for p in parent.glob(f"{RUN_DIR_PREFIX}*")
+        for p in save_path.glob(f"{RUN_DIR_PREFIX}*")
         if (p / "run.json").is_file() and not is_complete(read_run_json(p))
     ]
     runs.sort(key=lambda p: (start_time(p), p.name), reverse=True)
     if not runs:
-        raise UserError(f"--resume: no unfinished run in {parent}; leave --resume out to start one")
+        raise UserError(
+            f"--resume: no unfinished run in {save_path}; leave --resume out to start one"
+        )
     same = next((p for p in runs if not differing_settings(settings, p)), None)
     if same is None:
-        check_same_settings(settings, runs[0], "--resume", "give the settings it began with")
+        check_same_settings(settings, runs[0], "--resume", remedy)
     return same or runs[0]
 
 
 def is_complete(run: dict[str, Any]) -> bool:
-    """Whether a run.json tells of a run that ended with all its folds; a fold that failed is tried
-    again.
-    """
+    """Whether a run.json says that a run ended with all its folds (a failed one is tried again)."""
     return "finished" in run and not run.get("failed")
 
 
-def differing_settings(settings: config.TrainSettings, tree: Path) -> list[str]:
-    """`--lr 0.001 (now 0.01)`: the settings that a result hangs on and a tree's run had otherwise.
-    Raises UserError.
-    """
-    before = read_run_json(tree).get("settings")
+def differing_settings(settings: dict[str, Any], run_dir: Path) -> list[str]:
+    """`--lr 0.001 (now 0.01)`: the result_settings in which a run differs. Raises UserError."""
+    before = read_run_json(run_dir).get("settings")
     if not isinstance(before, dict):
-        raise UserError(f"{tree}: has no run.json with settings; start a new run")
-    now = json.loads(json.dumps(result_settings(settings)))
-    differ = {key: value for key, value in now.items() if before.get(key) != value}
+        raise UserError(f"{run_dir}: has no run.json with settings; start a new run")
+    now = json.loads(json.dumps(settings))
     return [
         f"--{key.replace('_', '-')} {before.get(key)} (now {value})"
-        for key, value in differ.items()
+        for key, value in now.items()
+        if before.get(key) != value
     ]
 
 
-def check_same_settings(
-    settings: config.TrainSettings, tree: Path, option: str, remedy: str
-) -> None:
-    """Raise UserError naming the settings that a tree's run had otherwise."""
-    differ = differing_settings(settings, tree)
+def check_same_settings(settings: dict[str, Any], run_dir: Path, option: str, remedy: str) -> None:
+    """Raise UserError naming the settings in which a run differs."""
+    differ = differing_settings(settings, run_dir)
     if differ:
-        raise UserError(f"{option}: {tree} was trained with {', '.join(differ)}; {remedy}")
+        raise UserError(f"{option}: {run_dir} was trained with {', '.join(differ)}; {remedy}")
 
 
 def _try_lock(handle: int, folder: Path) -> bool | None:
@@ -186,22 +187,9 @@ def fold_lock(folder: Path, needed: bool = True) -> Iterator[None]:
             os.close(handle)
 
 
-def result_settings(settings: config.TrainSettings) -> dict[str, Any]:
-    """The settings that a run's result hangs on."""
-    free = (
-        "workers",
-        "dry_run",
-        "save_path",
-        "run_name",
-        "device",
-        "folds",
-        "resume",
-        "quiet",
-        "tensorboard",
-        "cache",
-        "recipe",
-    )
-    return {key: value for key, value in dataclasses.asdict(settings).items() if key not in free}
+def result_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Those of a run's settings that its result depends on."""
+    return {key: value for key, value in settings.items() if key not in FREE_SETTINGS}
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

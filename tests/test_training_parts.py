@@ -449,9 +449,15 @@ INFO = checkpoint.CheckpointInfo(
 )
 
 
+def named(settings: config.TrainSettings) -> checkpoint.Hyperparameters:
+    return checkpoint.Hyperparameters(
+        settings.batch_size, settings.lr, settings.optim_type, settings.loss_type, settings.seed
+    )
+
+
 def test_the_name_is_the_contracts() -> None:
     settings = config.TrainSettings.parse([], "train.py", "").completed()
-    assert checkpoint.file_name(INFO, settings) == (
+    assert checkpoint.file_name(INFO, named(settings)) == (
         "Fold00_VanillaEfficientNet_task(main)ep(28)f1(0.8311)bs(32)loss(0.0014)lr(0.001)trans(random)optim(adam)"
         "crit(labelsmoothingloss)seed(42).pth"
     )
@@ -461,7 +467,7 @@ def test_a_name_tells_what_was_written_into_it() -> None:
     settings = config.TrainSettings.parse(
         ["--lr", "1e-05", "--optim-type", "adamp"], "train.py", ""
     ).completed()
-    read = checkpoint.info_from_name(checkpoint.file_name(INFO, settings))
+    read = checkpoint.info_from_name(checkpoint.file_name(INFO, named(settings)))
     assert read is not None
     assert (read.model, read.task, read.epoch, read.macro_f1, read.transform) == (
         INFO.model,
@@ -485,7 +491,7 @@ def test_contents_are_plain_and_come_back(tmp_path: Path) -> None:
 
 def name_of(epoch: int) -> str:
     settings = config.TrainSettings().completed()
-    return checkpoint.file_name(dataclasses.replace(INFO, epoch=epoch), settings)
+    return checkpoint.file_name(dataclasses.replace(INFO, epoch=epoch), named(settings))
 
 
 @pytest.mark.parametrize(

@@ -403,7 +403,14 @@ def finish_epoch(
             score_dict(mine),
             held_out,
         )
-        new = checkpoint.KeptCheckpoint(checkpoint.file_name(info, s), state.epoch, mine.macro_f1)
+        new = checkpoint.KeptCheckpoint(
+            checkpoint.file_name(
+                info,
+                checkpoint.Hyperparameters(s.batch_size, s.lr, s.optim_type, s.loss_type, s.seed),
+            ),
+            state.epoch,
+            mine.macro_f1,
+        )
         checkpoint.save_if_best(
             keeper.folder, state.kept, new, fold.learner.model.state_dict(), info, s.save_top
         )

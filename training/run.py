@@ -286,7 +286,14 @@ def create_run_dir(study: RunContext, outside: pd.DataFrame | None = None) -> Pa
     """The run's tree: a new one, or that of the run to go on with. outside: photographs that are
     only scored at the end.
     """
-    tree = run_directory.open_run_dir(study.settings)
+    s = study.settings
+    tree = run_directory.open_run_dir(
+        Path(s.save_path),
+        s.model_type,
+        s.run_name,
+        s.resume,
+        run_directory.result_settings(dataclasses.asdict(s)),
+    )
     study = dataclasses.replace(study, tree=tree)
     if (tree / "run.json").is_file():
         note_resume(study)
