@@ -19,16 +19,18 @@ from data.faces import Box, find_face
 from labels import PHOTO_SIZE
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
-WIDE = 384  # side of the square that holds the person
-NARROW = 224  # side of the square in the middle that inference looks at
+WIDE_CROP_PIXELS = 384  # side of the square that holds the person
+NARROW_CROP_PIXELS = 224  # side of the square in the middle that inference looks at
 
-MARGIN = 0.15  # of the face's box, added on each side before it is made square
+FACE_MARGIN = 0.15  # of the face's box, added on each side before it is made square
 # the face's square is brought to this much more than the network's size, for the crop to move in
-ROOM = 8 / 7
+FACE_CROP_SCALE = 8 / 7
 
-SQUARE = Image.new("L", (WIDE, WIDE))  # stands for the square that windows are drawn in
+BLANK_SQUARE = Image.new(
+    "L", (WIDE_CROP_PIXELS, WIDE_CROP_PIXELS)
+)  # stands for the square that windows are drawn in
 
 # a photograph, and where its face is if a file told
 Form = Callable[[Image.Image, Box | None], Image.Image]
@@ -95,22 +97,22 @@ class Crop:
     def window(self) -> tuple[int, int, int, int]:
         """Draw the part of the middle square to cut out: left, top, width, height in its pixels."""
         if self.side is not None:
-            start = (WIDE - self.side) // 2
+            start = (WIDE_CROP_PIXELS - self.side) // 2
             return start, start, self.side, self.side
-        made = self.random.make_params([SQUARE])
+        made = self.random.make_params([BLANK_SQUARE])
         return made["left"], made["top"], made["width"], made["height"]
 
     def __call__(self, photo: Image.Image, box: Box | None = None) -> Image.Image:
         photo = self.frame(photo)
-        return self.cut(photo, *corner(photo))
+        return self.cut(photo, *middle_corner(photo))
 
     def square(self, photo: Image.Image) -> Image.Image:
         """The middle square of the frame, of which `cut` makes what a call on the whole photograph
         does.
         """
         photo = self.frame(photo)
-        left, top = corner(photo)
-        return photo.crop((left, top, left + WIDE, top + WIDE))
+        left, top = middle_corner(photo)
+        return photo.crop((left, top, left + WIDE_CROP_PIXELS, top + WIDE_CROP_PIXELS))
 
     def cut(self, photo: Image.Image, left: int = 0, top: int = 0) -> Image.Image:
         """A window of the square that begins at left, top of a photograph."""
@@ -120,14 +122,14 @@ class Crop:
         return photo if self.change is None else self.change(photo)
 
 
-def corner(photo: Image.Image) -> tuple[int, int]:
-    """Left and top of the middle square of WIDE pixels."""
-    return round((photo.width - WIDE) / 2), round((photo.height - WIDE) / 2)
+def middle_corner(photo: Image.Image) -> tuple[int, int]:
+    """Left and top of the middle square of WIDE_CROP_PIXELS pixels."""
+    return round((photo.width - WIDE_CROP_PIXELS) / 2), round((photo.height - WIDE_CROP_PIXELS) / 2)
 
 
 def base(size: int) -> Forms:
     """Resize(512, 384); a random crop of the middle 384 to train on, the middle 224 to judge by."""
-    narrow = Crop(size, NARROW, frame=stretch_to_frame)
+    narrow = Crop(size, NARROW_CROP_PIXELS, frame=stretch_to_frame)
     return Forms(Crop(size, frame=stretch_to_frame), narrow, narrow)
 
 
@@ -135,7 +137,7 @@ def random(size: int) -> Forms:
     """A random crop of the middle 384 and RandAugment(2, 9) to train on, the middle 224 to judge
     by.
     """
-    narrow = Crop(size, NARROW)
+    narrow = Crop(size, NARROW_CROP_PIXELS)
     return Forms(Crop(size, change=v2.RandAugment(2, 9)), narrow, narrow)
 
 
@@ -144,7 +146,7 @@ def tta(size: int) -> Forms:
     it.
     """
     crop = Crop(size)
-    return Forms(random(size).train, Crop(size, WIDE), crop)
+    return Forms(random(size).train, Crop(size, WIDE_CROP_PIXELS), crop)
 
 
 def face_square(photo: Image.Image, box: Box | None) -> tuple[float, float, float, float]:
@@ -158,7 +160,7 @@ def face_square(photo: Image.Image, box: Box | None) -> tuple[float, float, floa
     left, top, right, bottom = box or (0, 0, 0, 0)
     inside = min(right, width) - max(left, 0) >= 1 and min(bottom, height) - max(top, 0) >= 1
     if inside:
-        side = (1 + 2 * MARGIN) * max(right - left, bottom - top)
+        side = (1 + 2 * FACE_MARGIN) * max(right - left, bottom - top)
     else:
         left, top, right, bottom = 0, 0, width, height
         side = 0.6 * min(width, height)
@@ -172,7 +174,7 @@ class FaceSteps:
     """Cut the face's square out, told or found, bring it to a size, and go on with one crop."""
 
     def __init__(self, size: int, crop: v2.Transform) -> None:
-        self.size = (round(size * ROOM),) * 2
+        self.size = (round(size * FACE_CROP_SCALE),) * 2
         self.crop = crop
 
     def __call__(self, photo: Image.Image, box: Box | None = None) -> Image.Image:
@@ -212,7 +214,7 @@ def pixels(photo: Image.Image) -> np.ndarray:
     return np.array(photo, dtype=np.uint8)
 
 
-def view_plan(
+def plan_views(
     members: list[tuple[str, str, int]], views: int, auto: bool
 ) -> tuple[list[View], list[list[int]]]:
     """The distinct views that an ensemble needs of each photograph, and which of them each member

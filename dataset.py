@@ -64,10 +64,12 @@ class CropCache:
     write the same.
     """
 
-    SIZE = augmentation.WIDE * augmentation.WIDE * 3 + 1  # bytes for a photograph
+    SIZE = (
+        augmentation.WIDE_CROP_PIXELS * augmentation.WIDE_CROP_PIXELS * 3 + 1
+    )  # bytes for a photograph
 
     def __init__(self, count: int) -> None:
-        shape = (count, augmentation.WIDE, augmentation.WIDE, 3)
+        shape = (count, augmentation.WIDE_CROP_PIXELS, augmentation.WIDE_CROP_PIXELS, 3)
         self.pixels = np.frombuffer(mmap.mmap(-1, math.prod(shape)), np.uint8).reshape(shape)
         self.filled = np.frombuffer(mmap.mmap(-1, count), np.uint8)
 

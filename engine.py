@@ -90,7 +90,7 @@ def imagenet_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
     """Mean and deviation [1, 3, 1, 1] of ImageNet's pixels, counted from 0 to 255."""
     mean, deviation = (
         torch.tensor(values, device=device).view(1, 3, 1, 1) * 255
-        for values in (augmentation.IMAGENET_MEAN, augmentation.IMAGENET_DEVIATION)
+        for values in (augmentation.IMAGENET_MEAN, augmentation.IMAGENET_STD)
     )
     return mean, deviation
 

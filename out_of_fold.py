@@ -13,7 +13,7 @@ import pandas as pd
 
 import ensemble
 import metrics
-from data import tables
+from data import csv_tables, tables
 from labels import TASKS
 from runtime.errors import UserError, plural
 from runtime.files import atomic_write, csv_cell
@@ -128,7 +128,7 @@ def read_oof(tree: Path, task: str) -> tuple[pd.DataFrame, np.ndarray] | None:
     path, remedy = tree / OOF_FILE, "--resume that run to have it written again"
     if not path.is_file():
         return None
-    whole = tables.read_csv(
+    whole = csv_tables.read_csv(
         path, ["file", "person", "fold", *LABEL_COLUMNS, *probability_columns(task)]
     )
     try:

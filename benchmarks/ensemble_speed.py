@@ -6,7 +6,7 @@
 Sides, taking turns in one run, in passes of a photograph through a network (a photograph counts
 members x views):
 
-- real: engine.predict with the views that augmentation.view_plan gives for `tta`: files in,
+- real: engine.predict with the views that augmentation.plan_views gives for `tta`: files in,
   probabilities out. The start of its reading processes counts; building the networks does not.
 - limit: the same networks' forwards on resident tensors: channels last, native SiLU, inference
   mode, same batch.
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     names = [f"member {m}" for m in range(args.members)]
     networks = [product.make_network(args.backbone, size, compute) for _ in names]
     forms = [(name, "tta", size) for name in names]
-    views, plan = augmentation.view_plan(forms, args.views, False)
+    views, plan = augmentation.plan_views(forms, args.views, False)
     photos = dataset.ImageDataset([str(i) for i in range(len(paths))], paths, views)
     answer = product.prediction(networks, plan, photos, compute)
     child = start_plain(args, compute.device)

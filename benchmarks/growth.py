@@ -13,7 +13,7 @@
   all of the folder's photographs.
 - Tables: tables.read_train, dataset.assign_folds and the labels. Of 18,900 rows both the listing
   (real folders of empty files) and the rest are timed; for 1,000,000 rows the listing is made up
-  (a function that gives the names replaces tables.list_photos), the train.csv is a real file.
+  (a function that gives the names replaces tables.list_images), the train.csv is a real file.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def write_table(root: Path, people: list[Person], with_files: bool) -> None:
 
 
 def made_up_listing(people: list[Person]) -> Callable[[Path, Path], pd.DataFrame]:
-    """Stands for tables.list_photos."""
+    """Stands for tables.list_images."""
     files = [
         (path, shot, f"images/{path}/{shot}.jpg") for path, _, _ in people for shot in harness.SHOTS
     ]
@@ -63,9 +63,9 @@ def time_table(root: Path, rows: int, with_files: bool) -> None:
     """Print seconds per row of a table."""
     people = harness.made_up_people(-(-rows // len(harness.SHOTS)))
     write_table(root, people, with_files)
-    list_photos = tables.list_photos
+    list_images = tables.list_images
     if not with_files:
-        tables.list_photos = made_up_listing(people)  # type: ignore[assignment]
+        tables.list_images = made_up_listing(people)  # type: ignore[assignment]
     try:
         start = time.perf_counter()
         table = tables.read_train(root)
@@ -74,7 +74,7 @@ def time_table(root: Path, rows: int, with_files: bool) -> None:
         dataset.label_tensors(table, ["main"])
         split = time.perf_counter()
     finally:
-        tables.list_photos = list_photos
+        tables.list_images = list_images
     listing = "files listed" if with_files else "listing made up"
     print(
         f"  {len(table):>9,} rows, {listing:<15}  read {read - start:6.2f} s  split and labels "

@@ -22,12 +22,14 @@ WIDTH, HEIGHT = 72, 96  # of the thumbnails
 FREQUENCIES = 12  # in each direction of the perceptual hash
 MAX_HASH_BITS = 0.23  # part of the hash's bits in which candidates may differ
 MAX_DISTANCE = 0.15  # 1 - correlation up to which aligned candidates are the same photograph
-BLOCK = 1024  # photographs compared with all others at once
+BLOCK_IMAGES = 1024  # photographs compared with all others at once
 # left, top, right, bottom: what crops leave
-MIDDLE = np.array([0.06 * WIDTH, 0.06 * HEIGHT, 0.94 * WIDTH, 0.94 * HEIGHT])
-STEPS = 4  # of the alignment
-SPAN = 4  # pixels of a thumbnail over which details are compared
-CANDIDATES = 1  # looked at closely per photograph of a block on average, at most; the nearest ones
+MIDDLE_BOX = np.array([0.06 * WIDTH, 0.06 * HEIGHT, 0.94 * WIDTH, 0.94 * HEIGHT])
+ALIGNMENT_STEPS = 4  # of the alignment
+DETAIL_SPAN_PIXELS = 4  # pixels of a thumbnail over which details are compared
+MAX_PAIRS_PER_IMAGE = (
+    1  # looked at closely per photograph of a block on average, at most; the nearest ones
+)
 
 Pair = tuple[str, str, float]
 
@@ -51,7 +53,7 @@ def find_duplicates(paths: Sequence[str], people: Sequence[str]) -> list[Pair]:
         return []
     pixels = np.stack([thumbnails[number] for number in kept])  # type: ignore[misc]
     codes = np.unique([people[number] for number in kept], return_inverse=True)[1]
-    pairs = candidates(hashes(pixels), codes)
+    pairs = candidate_pairs(perceptual_hashes(pixels), codes)
     # in threads it takes twice as long
     apart = (distance(pixels[i], pixels[j], mirrored) for i, j, mirrored in pairs)
     measured = list(progress(apart, "comparing look-alikes", len(pairs)))
@@ -92,7 +94,7 @@ def read_thumbnails(paths: Sequence[str]) -> list[np.ndarray | None]:
         return list(found)
 
 
-def hashes(pixels: np.ndarray) -> np.ndarray:
+def perceptual_hashes(pixels: np.ndarray) -> np.ndarray:
     """Perceptual hashes, float32 -1 or 1 [photographs, FREQUENCIES, FREQUENCIES]: signs of the
     lowest cosine frequencies.
 
@@ -103,30 +105,32 @@ def hashes(pixels: np.ndarray) -> np.ndarray:
         for n in (HEIGHT, WIDTH)
     )
     parts = [
-        down @ pixels[k : k + BLOCK].astype(np.float32) @ across.T
-        for k in range(0, len(pixels), BLOCK)
+        down @ pixels[k : k + BLOCK_IMAGES].astype(np.float32) @ across.T
+        for k in range(0, len(pixels), BLOCK_IMAGES)
     ]
     found = np.where(np.concatenate(parts) > 0, np.float32(1), np.float32(-1))
     found[:, 0, 0] = 0  # the mean brightness tells nothing
     return found
 
 
-def candidates(hashed: np.ndarray, codes: np.ndarray) -> list[tuple[int, int, bool]]:
+def candidate_pairs(hashed: np.ndarray, codes: np.ndarray) -> list[tuple[int, int, bool]]:
     """(i, j, whether j is mirrored), i < j, of different people whose hashes differ in few bits (by
     matrix products).
     """
     straight = hashed.reshape(len(hashed), -1)
     turned = (hashed * (-1.0) ** np.arange(FREQUENCIES, dtype=np.float32)).reshape(straight.shape)
     bits, pairs = straight.shape[1] - 1, []
-    for start in range(0, len(straight), BLOCK):
-        block = straight[start : start + BLOCK]
+    for start in range(0, len(straight), BLOCK_IMAGES):
+        block = straight[start : start + BLOCK_IMAGES]
         others = np.arange(start, len(straight)) > np.arange(start, start + len(block))[:, None]
         others &= codes[start:] != codes[start : start + len(block), None]
         for mirrored, against in ((False, straight), (True, turned)):
             differing = (bits - block @ against[start:].T) / 2
             differing[~others] = bits
             i, j = np.nonzero(differing <= MAX_HASH_BITS * bits)
-            nearest = np.argsort(differing[i, j], kind="stable")[: CANDIDATES * BLOCK]
+            nearest = np.argsort(differing[i, j], kind="stable")[
+                : MAX_PAIRS_PER_IMAGE * BLOCK_IMAGES
+            ]
             pairs += [
                 (start + int(a), start + int(b), mirrored)
                 for a, b in zip(i[nearest], j[nearest], strict=True)
@@ -148,10 +152,10 @@ def align(first: Image.Image, second: Image.Image) -> np.ndarray:
     more).
     """
     size = (WIDTH // 2, HEIGHT // 2)
-    sought, box = crop_gray(first, MIDDLE, size).ravel(), MIDDLE.copy()
+    sought, box = crop_gray(first, MIDDLE_BOX, size).ravel(), MIDDLE_BOX.copy()
     places = (np.linspace(-0.5, 0.5, n, dtype=np.float32) for n in size[::-1])
     y, x = (grid.ravel() for grid in np.meshgrid(*places, indexing="ij"))
-    for _ in range(STEPS):
+    for _ in range(ALIGNMENT_STEPS):
         shown = crop_gray(second, box, size)
         down, across = (gradient.ravel() for gradient in np.gradient(shown))
         columns = np.stack([across, across * x, down, down * y, shown.ravel(), np.ones_like(x)])
@@ -163,17 +167,26 @@ def align(first: Image.Image, second: Image.Image) -> np.ndarray:
             box + np.clip(np.multiply(change, 2), -2, 2), 0, [WIDTH, HEIGHT, WIDTH, HEIGHT]
         )
         if min(box[2] - box[0], box[3] - box[1]) < WIDTH / 2:
-            return MIDDLE  # lost
+            return MIDDLE_BOX  # lost
     return box
 
 
-def detail(photo: Image.Image, box: np.ndarray) -> np.ndarray:
+def detail_vector(photo: Image.Image, box: np.ndarray) -> np.ndarray:
     """The fine structure of a part of a thumbnail (less the mean of the four pixels beside it), a
     unit vector.
     """
     shown = crop_gray(photo, box, (WIDTH, HEIGHT))
-    around = sum(np.roll(shown, shift, axis) for shift in (-SPAN, SPAN) for axis in (0, 1)) / 4
-    fine = (shown - around)[SPAN:-SPAN, SPAN:-SPAN].ravel()
+    around = (
+        sum(
+            np.roll(shown, shift, axis)
+            for shift in (-DETAIL_SPAN_PIXELS, DETAIL_SPAN_PIXELS)
+            for axis in (0, 1)
+        )
+        / 4
+    )
+    fine = (shown - around)[
+        DETAIL_SPAN_PIXELS:-DETAIL_SPAN_PIXELS, DETAIL_SPAN_PIXELS:-DETAIL_SPAN_PIXELS
+    ].ravel()
     fine = fine - fine.mean()
     return fine / max(float(np.linalg.norm(fine)), 1e-6)
 
@@ -184,4 +197,4 @@ def distance(first: np.ndarray, second: np.ndarray, mirrored: bool) -> float:
         Image.fromarray(pixels.astype(np.float32))
         for pixels in (first, second[:, ::-1] if mirrored else second)
     )
-    return 1 - float(detail(a, MIDDLE) @ detail(b, align(a, b)))
+    return 1 - float(detail_vector(a, MIDDLE_BOX) @ detail_vector(b, align(a, b)))

@@ -21,9 +21,11 @@ Array = NDArray[np.float32]
 Box = tuple[int, int, int, int]  # left, top, right, bottom in the photograph's pixels
 
 # of the working image: a face is 12 to 35 pixels wide, noise and JPEG blocks are averaged away
-SHORT_SIDE = 48
-LONGEST = 2.0  # long side over short side that is searched; of a longer picture only the middle
-SMALLEST = 32  # pixels: no face is looked for in a picture with a shorter side than this
+SHORT_SIDE_PIXELS = 48
+MAX_ASPECT_RATIO = (
+    2.0  # long side over short side that is searched; of a longer picture only the middle
+)
+MIN_SIDE_PIXELS = 32  # pixels: no face is looked for in a picture with a shorter side than this
 ASPECT = 0.83  # width over height of a face from hairline to chin
 
 WIDTHS = np.geomspace(0.24, 0.72, 9)  # candidate widths, in short sides of the frame
@@ -72,7 +74,7 @@ WEIGHTS = {
 }
 # Least log ratio of the candidates' weight with the pixels to without: 1 face in 1000 has less, 9
 # bare walls in 10.
-ENOUGH = 4.5
+MIN_LOG_EVIDENCE = 4.5
 
 
 class Grid(NamedTuple):
@@ -159,11 +161,11 @@ def measures(maps: Array, grid: Grid) -> dict[str, Array]:
 def find_face(photo: Image.Image) -> Box | None:
     """Return the face's box from hairline to chin, or None where nothing face-like stands out."""
     short = min(photo.size)
-    if short < SMALLEST:
+    if short < MIN_SIDE_PIXELS:
         return None
-    wide, high = (min(side, LONGEST * short) for side in photo.size)
+    wide, high = (min(side, MAX_ASPECT_RATIO * short) for side in photo.size)
     left, top = (photo.width - wide) / 2, (photo.height - high) / 2
-    size = round(wide / short * SHORT_SIDE), round(high / short * SHORT_SIDE)
+    size = round(wide / short * SHORT_SIDE_PIXELS), round(high / short * SHORT_SIDE_PIXELS)
     window = (left, top, left + wide, top + high)
     rgb = photo if photo.mode == "RGB" else photo.convert("RGB")
     small = rgb.resize(size, Image.Resampling.BOX, window, reducing_gap=2.0)
@@ -172,7 +174,7 @@ def find_face(photo: Image.Image) -> Box | None:
     belief = np.exp(
         grid.prior + np.sum([weight * found[name] for name, weight in WEIGHTS.items()], axis=0)
     )
-    if np.log(belief.sum() / np.exp(grid.prior).sum()) < ENOUGH:
+    if np.log(belief.sum() / np.exp(grid.prior).sum()) < MIN_LOG_EVIDENCE:
         return None
     x0, y0, x1, y1 = belief @ grid.boxes / belief.sum() * [wide, high, wide, high] + [
         left,

@@ -38,12 +38,12 @@ EXTENSIONS = {
     if extension in Image.registered_extensions()
 }
 FORMATS = sorted(set(EXTENSIONS.values()))  # whatever the extension says
-HEIC = (".heic", ".heif")
+HEIC_EXTENSIONS = (".heic", ".heif")
 HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 HEIC_REMEDY = (
     "HEIC is not read here, save it as JPEG (a telephone: camera settings, most compatible)"
 )
-MAX_BYTES = 1 << 28  # of one photograph
+MAX_IMAGE_BYTES = 1 << 28  # of one photograph
 MAX_PIXELS = 210_000_000  # telephones take 108 and 200 million
 MAX_PNG_TEXT_BYTES = 1 << 20  # bytes, unpacked, of a PNG's text that is looked at
 MAX_ASPECT_RATIO = (
@@ -64,14 +64,14 @@ PNG_TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")  # a PNG's chunks of text
 # the keywords of those that may tell the orientation
 ORIENTATION_KEYWORDS = (b"Raw profile type exif", b"XML:com.adobe.xmp")
 # those by which width and height change places
-SIDEWAYS = {EXIF_TRANSPOSE[orientation] for orientation in (5, 6, 7, 8)}
+QUARTER_TURNS = {EXIF_TRANSPOSE[orientation] for orientation in (5, 6, 7, 8)}
 Image.MAX_IMAGE_PIXELS = None  # open_photo has a limit of its own, which tells the size
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 # odd metadata; what matters is an error of read_photo's
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def is_photo(name: str) -> bool:
+def is_image_name(name: str) -> bool:
     """Whether a file's name is a photograph's that is read here; macOS's `._*` and other hidden
     files are not.
     """
@@ -82,7 +82,7 @@ def open_image(path: str) -> Image.Image:
     """A photograph whose header and end are in order, not decoded yet. Raises OSError or
     ValueError, or whatever else Pillow's readers stumble into over damaged bytes.
     """
-    data = strip_ancillary_chunks(read_file(path, MAX_BYTES))
+    data = strip_ancillary_chunks(read_file(path, MAX_IMAGE_BYTES))
     try:
         photo = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
@@ -178,7 +178,7 @@ def inspect_image(path: str, look: Callable[[str], Image.Image] = open_image) ->
     """
     try:
         with open_image(path) as photo:
-            size = photo.size[::-1] if exif_transpose(photo) in SIDEWAYS else photo.size
+            size = photo.size[::-1] if exif_transpose(photo) in QUARTER_TURNS else photo.size
         if look is not open_image:
             look(path).close()
         return "", size != PHOTO_SIZE
@@ -254,10 +254,10 @@ def upright_rgb(photo: Image.Image) -> Image.Image:
     return upright if upright.mode == "RGB" else upright.convert("RGB")
 
 
-MAX_NAMED = 5  # of the photographs that an error counts
+MAX_LISTED_IMAGES = 5  # of the photographs that an error counts
 
 
-def check_photos(
+def check_images(
     names: Sequence[str],
     paths: Sequence[str],
     look: Callable[[str], Image.Image] = open_image,
@@ -285,10 +285,10 @@ def find_unreadable(paths: Sequence[str], skip: bool) -> list[str]:
     unless they are to be skipped; and where none is left. Those to be skipped are found by decoding
     all, so that no later one stops the program.
     """
-    bad = check_photos(paths, paths, decode_image if skip else open_image)
+    bad = check_images(paths, paths, decode_image if skip else open_image)
     if bad and (not skip or len(bad) == len(paths)):
-        first = "; ".join(f"{name!r} ({problem})" for name, problem in bad[:MAX_NAMED])
-        more = "; ..." if len(bad) > MAX_NAMED else ""
+        first = "; ".join(f"{name!r} ({problem})" for name, problem in bad[:MAX_LISTED_IMAGES])
+        more = "; ..." if len(bad) > MAX_LISTED_IMAGES else ""
         remedy = (
             "mend them"
             if skip

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from data import tables
+from data import csv_tables, tables
 from labels import GENDERS, MASKS
 from runtime.errors import UserError
 
@@ -23,7 +23,7 @@ def apply_fixes(table: pd.DataFrame, path: str | Path) -> tuple[pd.DataFrame, di
     for names. Raises UserError for a row that names nobody, holds a wrong column or value, comes
     twice, or changes nothing.
     """
-    rows = tables.read_csv(Path(path), ("path", "column", "value"), ("image", "mask"))
+    rows = csv_tables.read_csv(Path(path), ("path", "column", "value"), ("image", "mask"))
     short = "image" in rows
     people, files = table.groupby("person").indices, table.groupby("file").indices
     fixed, counts = table.copy(), Counter[str]()

@@ -4,37 +4,27 @@ file and row.
 
 from __future__ import annotations
 
-import csv
-import io
-import itertools
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from data import images
+from data import csv_tables, images
 from data.faces import Box
-from data.images import is_photo
+from data.images import is_image_name
 from labels import GENDERS, TASKS, Task
-from runtime.errors import UserError, path_error, plural, reason, warn, warn_counted
-from runtime.files import read_file
+from runtime.errors import UserError, path_error, plural, warn, warn_counted
 
-MAX_TABLE_BYTES = 1 << 29  # of a table
-MAX_ROWS = 4_000_000
-MAX_HEADER_BYTES = 1 << 16  # bytes in which the separator is looked for
-MAX_LINE_CHARACTERS = 1_000_000  # characters of a table's line
-# what Excel may have as a first line
-SEPARATOR = re.compile(r'[ \t]*"?sep=(.)\1*"?[ ,;\t]*(\r\n?|\n)', re.IGNORECASE)
 # no photographs, and nobody misses them
-IGNORED_FILES = {"thumbs.db", "desktop.ini", "train.csv", "info.csv", "answers.csv"}
+IGNORED_FILE_NAMES = {"thumbs.db", "desktop.ini", "train.csv", "info.csv", "answers.csv"}
 SHOT = r"(?P<shot>incorrect_mask|mask[1-5]|normal)"
 FOLDER_SHOT = re.compile(SHOT, re.IGNORECASE | re.ASCII)
 FLAT_SHOT = re.compile(rf"(?P<person>.+)_{SHOT}", re.IGNORECASE | re.ASCII)
-PERSON = re.compile(
+PERSON_NAME = re.compile(
     r"(?P<id>.+)_(?P<gender>male|female)_(?P<race>[^_]*)_(?P<age>\d+)", re.IGNORECASE | re.ASCII
 )
 SHOTS_PER_PERSON = 7
@@ -79,9 +69,9 @@ def warn_left_out(names: Sequence[str]) -> None:
     missed = [
         name
         for name in names
-        if not Path(name).name.startswith(".") and Path(name).name.lower() not in IGNORED_FILES
+        if not Path(name).name.startswith(".") and Path(name).name.lower() not in IGNORED_FILE_NAMES
     ]
-    heic = [name for name in missed if Path(name).suffix.lower() in images.HEIC]
+    heic = [name for name in missed if Path(name).suffix.lower() in images.HEIC_EXTENSIONS]
     warn_counted(heic, f"photographs left out, {images.HEIC_REMEDY}")
     others = [name for name in missed if name not in set(heic)]
     warn_counted(
@@ -109,7 +99,7 @@ def read_train(root: str | Path) -> pd.DataFrame:
         *([parent_of(root) / "train.csv"] if root.absolute().name == "images" else []),
     ]
     table_path = next((p for p in tables if exists(p)), None)
-    found = list_photos(root, image_dir)
+    found = list_images(root, image_dir)
     labels = label_people(found["person"].unique(), table_path, image_dir, root)
     rows = found.merge(labels, on="person", how="inner")
     if rows.empty:
@@ -151,7 +141,7 @@ def distinct_rows(*columns: Any) -> tuple[list[tuple[Any, ...]], np.ndarray]:
     return list(frame.iloc[firsts].itertuples(index=False, name=None)), groups
 
 
-def list_photos(root: Path, image_dir: Path) -> pd.DataFrame:
+def list_images(root: Path, image_dir: Path) -> pd.DataFrame:
     """Every photograph below `image_dir`, in folders of people or flat: person, shot, file, path.
     Raises UserError.
     """
@@ -161,7 +151,7 @@ def list_photos(root: Path, image_dir: Path) -> pd.DataFrame:
     try:
         entries = [e for e in sorted(image_dir.iterdir()) if not e.name.startswith(".")]
         folders = {e for e in entries if e.is_dir()}
-        taken = [e for e in entries if e in folders or is_photo(e.name)]
+        taken = [e for e in entries if e in folders or is_image_name(e.name)]
         check_names([nfc(e.name).strip() for e in taken], [str(e) for e in taken])
         for entry in entries:
             names = (
@@ -170,7 +160,7 @@ def list_photos(root: Path, image_dir: Path) -> pd.DataFrame:
                 else [(entry, FLAT_SHOT.fullmatch(entry.stem))]
             )
             for path, match in names:
-                if not is_photo(path.name):
+                if not is_image_name(path.name):
                     others.append(str(path.relative_to(root)))
                     continue
                 if match is None:
@@ -225,7 +215,7 @@ def label_people(
     """person, gender, years of all people: by the table where there is one, else by their folders'
     names.
     """
-    named = {person: PERSON.fullmatch(person) for person in people}
+    named = {person: PERSON_NAME.fullmatch(person) for person in people}
     if table is None:
         warn(
             f"{root}: no train.csv; gender and age are read from the names of "
@@ -273,7 +263,7 @@ def read_people(table: Path) -> pd.DataFrame:
     """train.csv -> person (its path, NFC), gender (0, 1), years; indexed by the table's row
     numbers. Raises UserError.
     """
-    raw = read_csv(table, ("gender", "age", "path"))
+    raw = csv_tables.read_csv(table, ("gender", "age", "path"))
     rows: list[tuple[str, int, float]] = []
     seen: dict[str, int] = {}
     for number, path, gender, age in zip(
@@ -309,103 +299,6 @@ def parse_years(text: str) -> float:
     return float(text)
 
 
-def read_csv(path: Path, *choices: Sequence[str]) -> pd.DataFrame:
-    """A CSV's columns as text, at least one row; commas, semicolons or tabs between, as its header
-    or Excel's `sep=` has it.
-
-    Of several choices of columns the first that the header has. As Excel writes tables, a row may
-    lack trailing cells of other columns, and have further ones after an empty cell. The index holds
-    the rows' numbers as a spreadsheet counts them:
-    1 is the file's first row, blank ones count, `sep=` and a quoted line break do not. Raises
-    UserError naming file and row.
-    """
-    try:
-        data = read_file(path, MAX_TABLE_BYTES)
-    except OSError as error:
-        raise path_error(path, error, "mend or remove the file", "read") from None
-    start = data[:MAX_HEADER_BYTES].decode("utf-8-sig", errors="replace")
-    declared = SEPARATOR.match(start)
-    below = io.StringIO(start[declared.end() if declared else 0 :], newline="")
-    first = next((line for line in below if line.strip(" ,;\t\r\n")), "")
-    delimiters = (*((declared[1],) if declared else ()), ",", ";", "\t")
-    fits = [
-        d
-        for d in delimiters
-        for c in choices
-        if set(c) <= {name.strip(' "\r\n') for name in first.split(d)}
-    ]
-    rows = csv_rows(path, data, fits[0] if fits else delimiters[0], skip=1 if declared else 0)
-    header = [name.strip() for name in next(rows, (0, []))[1]]
-    columns = next((c for c in choices if set(c) <= set(header)), None)
-    if columns is None:
-        seen = ", ".join(name[:40] for name in header[:20]) or "an empty file"
-        missing = next(name for name in choices[0] if name not in header)
-        expected = " or ".join(",".join(choice) for choice in choices)
-        raise UserError(
-            f"{path}: no column {missing!r} (found: {seen}); expected {expected} in its first row"
-        )
-    for name in columns:
-        if header.count(name) > 1:
-            raise UserError(f"{path}: the column {name!r} is there twice; remove one")
-    where = [header.index(name) for name in columns]
-    numbers: list[int] = []
-    records: list[list[str]] = []
-    for number, record in rows:
-        # A filled cell right behind the last column may as well come from a comma without quotes,
-        # by which all have moved.
-        if len(record) <= max(where) or "".join(record[len(header) : len(header) + 1]).strip():
-            fields = plural(len(record), "field")
-            raise UserError(
-                f"{path}: row {number}: {fields}, the header has {len(header)}; correct the row"
-            )
-        if len(records) == MAX_ROWS:
-            raise UserError(
-                f"{path}: row {number}: more than {MAX_ROWS:,} rows, which no table here has; "
-                "name another file"
-            )
-        numbers.append(number)
-        records.append([record[k] for k in where])
-    if not records:
-        raise UserError(f"{path}: no rows below the header; fill the table")
-    return pd.DataFrame(records, columns=list(columns), index=numbers)
-
-
-def csv_rows(path: Path, data: bytes, delimiter: str, skip: int) -> Iterator[tuple[int, list[str]]]:
-    """(number, fields) of a CSV's rows that are not blank, after `skip` lines. Raises UserError for
-    bad quotes, endless lines and bytes that are no text.
-    """
-    lines = itertools.islice(iter_lines(data), skip, None)
-    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
-    for number in itertools.count(1):
-        try:
-            record = next(reader, None)
-        except csv.Error as error:
-            raise UserError(
-                f"{path}: row {number}: no CSV ({reason(error)}); correct its quotes"
-            ) from None
-        if record is None:
-            return
-        text = "".join(record)
-        if "\ufffd" in text:
-            raise UserError(
-                f"{path}: row {number}: bytes that are not UTF-8 text; save the table as CSV in "
-                "UTF-8"
-            )
-        if text.strip():
-            yield number, record
-
-
-def iter_lines(data: bytes) -> Iterator[str]:
-    """A table's lines with their ends, one at a time: all at once would take ten times the memory.
-    Raises csv.Error for one of absurd length.
-    """
-    stream = io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", "replace", newline="")
-    while line := stream.readline(MAX_LINE_CHARACTERS + 1):
-        if len(line) > MAX_LINE_CHARACTERS:
-            raise csv.Error(f"a line of more than {MAX_LINE_CHARACTERS:,} characters")
-        yield line.replace("\0", "\ufffd")  # at NUL csv stops before Python 3.11
-
-
 def read_eval(data_root: str | None) -> tuple[list[str], list[str]]:
     """(names, paths) of the photographs to answer, in info.csv's order, or sorted by name. Raises
     UserError.
@@ -422,10 +315,10 @@ def read_eval(data_root: str | None) -> tuple[list[str], list[str]]:
         entries = [p for p in sorted(image_dir.iterdir()) if not p.name.startswith(".")]
     except OSError as error:
         raise path_error(image_dir, error, "check its permissions", "listed") from None
-    photos = [p for p in entries if is_photo(p.name)]
+    photos = [p for p in entries if is_image_name(p.name)]
     check_names([nfc(p.name) for p in photos], [str(p) for p in photos])
     there = {nfc(p.name): str(p) for p in photos}
-    others = {nfc(p.name): p for p in entries if not is_photo(p.name)}
+    others = {nfc(p.name): p for p in entries if not is_image_name(p.name)}
     if info is None:
         warn_left_out(list(others))
         if not there:
@@ -436,7 +329,7 @@ def read_eval(data_root: str | None) -> tuple[list[str], list[str]]:
             "their names"
         )
         return list(there), list(there.values())
-    listed = read_csv(info, ("ImageID",))["ImageID"]
+    listed = csv_tables.read_csv(info, ("ImageID",))["ImageID"]
     seen: dict[str, int] = {}
     for number, name in listed.items():
         key = nfc(name.strip())
@@ -449,7 +342,7 @@ def read_eval(data_root: str | None) -> tuple[list[str], list[str]]:
             if key in others:
                 problem = (
                     images.HEIC_REMEDY
-                    if others[key].suffix.lower() in images.HEIC
+                    if others[key].suffix.lower() in images.HEIC_EXTENSIONS
                     else (f"is no photograph by its name; read are {', '.join(images.EXTENSIONS)}")
                 )
             raise UserError(
@@ -472,7 +365,7 @@ def read_boxes(path: str, names: Sequence[str], paths: Sequence[str]) -> dict[st
     A row belongs to the photograph whose path ends in its `file`, at whole folder names.
     Photographs without a row are counted in one warning; their faces are found in the pixels.
     """
-    table = read_csv(Path(path), ("file", "left", "top", "right", "bottom"))
+    table = csv_tables.read_csv(Path(path), ("file", "left", "top", "right", "bottom"))
     told: dict[str, tuple[int, Box]] = {}
     for number, *fields in table[["file", "left", "top", "right", "bottom"]].itertuples():
         file = nfc(fields[0]).strip().replace("\\", "/").removeprefix("./")
@@ -523,7 +416,7 @@ def read_labels(path: str, names: Sequence[str], task: str) -> np.ndarray:
     """
     spec = TASKS[task]
     column = "age" if spec.regression else "ans"
-    table = read_csv(Path(path), ("ImageID", column))
+    table = csv_tables.read_csv(Path(path), ("ImageID", column))
     if (
         spec.from_main
         and set(table[column].str.strip()) <= set(map(str, range(spec.outputs)))

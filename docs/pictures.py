@@ -35,7 +35,7 @@ import metrics
 import model
 import out_of_fold
 import run_directory
-from data import images, splits, tables
+from data import csv_tables, images, splits, tables
 from data.faces import Box, find_face
 from labels import (
     AGE_GROUPS,
@@ -490,9 +490,12 @@ def centred(side: float, about: Square) -> Square:
 def looked_at(name: str, photo: Image.Image, found: Box | None) -> tuple[Square, Square] | None:
     """The square that a transform draws training crops from, and the one that inference sees."""
     whole = (0.0, 0.0, float(photo.width), float(photo.height))
-    wide, narrow = centred(augmentation.WIDE, whole), centred(augmentation.NARROW, whole)
+    wide, narrow = (
+        centred(augmentation.WIDE_CROP_PIXELS, whole),
+        centred(augmentation.NARROW_CROP_PIXELS, whole),
+    )
     face = augmentation.face_square(photo, found)
-    inner = centred((face[2] - face[0]) / augmentation.ROOM, face)
+    inner = centred((face[2] - face[0]) / augmentation.FACE_CROP_SCALE, face)
     return {
         "base": (wide, narrow),
         "random": (wide, narrow),
@@ -553,7 +556,7 @@ def draw_transforms(photo: Image.Image) -> Figure:
         if squares is not None:
             frame(ax, 20, y, scale, squares[0], COLOURS[0], 1)
             frame(ax, 20, y, scale, squares[1], VIEW, 3.5 if squares[0] == squares[1] else 1)
-        forms = augmentation.forms(name, augmentation.NARROW)
+        forms = augmentation.forms(name, augmentation.NARROW_CROP_PIXELS)
         draws = (9, 17, 12) if entry.random_view else (0, 4, 13)  # ones that differ
         shots = [(forms.train, train + k * (tile + gap), draw, "") for k, draw in enumerate(draws)]
         if entry.random_view:
@@ -852,7 +855,7 @@ def read_result(tree: Path, table: pd.DataFrame) -> Result:
 def read_curve(path: Path) -> np.ndarray:
     """Macro F1 of each epoch from a history.csv. Raises UserError."""
     try:
-        return tables.read_csv(path, ("epoch", "macro_f1"))["macro_f1"].to_numpy(float)
+        return csv_tables.read_csv(path, ("epoch", "macro_f1"))["macro_f1"].to_numpy(float)
     except ValueError:
         raise UserError(
             f"{path}: its macro_f1 holds something else than numbers; train the fold again"

@@ -76,5 +76,5 @@ def tta_flip(size: int) -> augmentation.Forms:
     """tta, mirrored half of the time in training and at test."""
     flip = v2.RandomHorizontalFlip()
     train = augmentation.Crop(size, change=v2.Compose([flip, v2.RandAugment(2, 9)]))
-    valid = augmentation.Crop(size, augmentation.WIDE)
+    valid = augmentation.Crop(size, augmentation.WIDE_CROP_PIXELS)
     return augmentation.Forms(train, valid, augmentation.Crop(size, change=flip))

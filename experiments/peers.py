@@ -25,7 +25,7 @@ import pandas as pd
 
 import config
 import metrics
-from data import tables
+from data import csv_tables, tables
 from runtime.devices import set_threads
 from runtime.errors import UserError
 from runtime.files import atomic_write, load_npz
@@ -85,7 +85,7 @@ def read_data(args: argparse.Namespace) -> Data:
     settings = config.TrainSettings(train_root=str(Path(args.data) / "train"))
     table, _ = training_run.load_table(settings)
     if args.folds is not None:
-        rows = tables.read_csv(Path(args.folds), ("person", "fold"))
+        rows = csv_tables.read_csv(Path(args.folds), ("person", "fold"))
         people, folds = rows["person"].str.strip().map(tables.nfc), rows["fold"].str.strip()
         fold_of = dict(zip(people, folds, strict=True))
         missing = sorted(set(table["person"]) - set(fold_of))

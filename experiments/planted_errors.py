@@ -29,7 +29,7 @@ import pandas as pd
 
 import run_directory
 from benchmarks import harness
-from data import label_fixes, tables
+from data import csv_tables, label_fixes, tables
 from labels import GENDERS, MASKS
 from reporting import label_issues
 from training import fold_state
@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("name RUN and TRAIN_ROOT, or --oof and --planted")
     results = []
     for oof, plan in zip(args.oof, args.planted, strict=True):
-        rows = tables.read_csv(plan, ("path", "column", "value"))
+        rows = csv_tables.read_csv(plan, ("path", "column", "value"))
         fixes = list(rows[["path", "column", "value"]].itertuples(index=False, name=None))
         results.append(precisions(pd.read_csv(oof, dtype={"person": str}), fixes))
     if not args.oof:

@@ -310,7 +310,7 @@ def predict_members(
     groups = part_groups(members, task)
     used = resolve_transforms(members, transform, views)
     sizes = [(m.name, t, m.info.image_size) for m, t in zip(members, used, strict=True)]
-    distinct, plan = augmentation.view_plan(sizes, views, transform == config.AUTO)
+    distinct, plan = augmentation.plan_views(sizes, views, transform == config.AUTO)
     networks: list[torch.nn.Module] = []
     for member in members:
         network = model.build_from_checkpoint(

@@ -13,7 +13,7 @@ import pandas as pd
 import ensemble
 import out_of_fold
 import run_directory
-from data import tables
+from data import csv_tables
 from inference import predictor
 from labels import PARTS
 from runtime.errors import UserError, printable
@@ -93,7 +93,7 @@ def folds_of(tree: Run) -> dict[str, str] | None:
     path = tree.path / "folds.csv"
     if not path.is_file():
         return None
-    table = tables.read_csv(path, ["person", "fold"])
+    table = csv_tables.read_csv(path, ["person", "fold"])
     return dict(zip(table["person"], table["fold"], strict=True))
 
 

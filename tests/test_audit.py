@@ -314,7 +314,7 @@ def test_an_unreadable_photograph_is_counted_and_left_out(
 def test_more_photographs_than_a_block(
     album: tuple[list[str], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(duplicates, "BLOCK", 7)
+    monkeypatch.setattr(duplicates, "BLOCK_IMAGES", 7)
     paths, people = album
     ImageOps.mirror(Image.open(paths[2])).save(paths[25])
     assert [(a, b) for a, b, _ in duplicates.find_duplicates(paths, people)] == [

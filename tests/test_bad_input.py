@@ -125,7 +125,7 @@ def test_what_is_no_picture_is_refused_by_name_before_and_while_reading(
     path = tmp_path / "mask1.jpg"
     path.write_bytes(data)
     refused(path)
-    assert images.check_photos(["mask1.jpg"], [str(path)])[0][0] == "mask1.jpg"
+    assert images.check_images(["mask1.jpg"], [str(path)])[0][0] == "mask1.jpg"
 
 
 def test_the_decoders_own_lines_do_not_reach_the_terminal(
@@ -234,7 +234,7 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     names = ["pipe.jpg", "folder.jpg", "nowhere.jpg", "self.jpg", "vanished.jpg"]
     for name in names:
         refused(tmp_path / name)
-    found = images.check_photos(names, [str(tmp_path / name) for name in names], workers=2)
+    found = images.check_images(names, [str(tmp_path / name) for name in names], workers=2)
     assert [name for name, _ in found] == names
     assert found[0][1] == "no regular file"
 
@@ -607,7 +607,7 @@ def test_one_name_in_two_unicode_forms_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train.csv: row 3: the path .* is that of row 2 too"):
         tables.read_people(root / "train.csv")
     with pytest.raises(UserError, match="same name in another Unicode form"):
-        tables.list_photos(root, root / "images")
+        tables.list_images(root, root / "images")
     shutil.rmtree(root / "images" / f"{names[0]}_male_Asian_20")
     lines = (root / "train.csv").read_text().splitlines(keepends=True)
     (root / "train.csv").write_text("".join(lines[:2]))

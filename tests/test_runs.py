@@ -498,7 +498,7 @@ def test_an_ensemble_decodes_each_photograph_once_and_its_views_differ(
     assert probs.array.sum(-1) == pytest.approx(1, abs=1e-5)
     for m in range(6):
         assert not np.array_equal(probs.array[m, 0], probs.array[m, 1])
-    views, plan = augmentation.view_plan([(m, "tta", 32) for m in probs.members], 2, False)
+    views, plan = augmentation.plan_views([(m, "tta", 32) for m in probs.members], 2, False)
     assert sorted(i for row in plan for i in row) == list(range(12))
     photos = dataset.ImageDataset(*tables.read_eval(str(eval_root)), views)
     crops = photos[(0, 0, 0)][1]

@@ -460,7 +460,7 @@ def test_the_number_of_views_has_a_bound() -> None:
 def test_a_plan_of_many_views_numbers_each_once() -> None:
     """(16.31)"""
     kinds = [("a", "tta", 32), ("b", "base", 32), ("c", "base", 32), ("d", "tta", 32)]
-    views, plan = augmentation.view_plan(kinds, 1000, False)
+    views, plan = augmentation.plan_views(kinds, 1000, False)
     assert len(views) == 2001
     assert plan == [list(range(1000)), [1000] * 1000, [1000] * 1000, list(range(1001, 2001))]
     assert [view.key for view in views[:2]] == [("view", "a", 0), ("view", "a", 1)]

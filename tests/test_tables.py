@@ -10,7 +10,7 @@ import support
 
 import submit_singular
 import train
-from data import label_fixes, tables
+from data import csv_tables, label_fixes, tables
 from runtime.errors import UserError
 
 HEAD = "id,gender,race,age,path"
@@ -133,7 +133,7 @@ def test_a_table_of_endless_rows_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """(16.31)"""
-    monkeypatch.setattr(tables, "MAX_ROWS", 2, raising=False)
+    monkeypatch.setattr(csv_tables, "MAX_ROWS", 2, raising=False)
     assert people(tmp_path, HEAD, *ROWS) == PEOPLE
     with pytest.raises(UserError, match="row 4: more than 2 rows"):
         people(tmp_path, HEAD, *ROWS, ROWS[0])
