@@ -7,7 +7,7 @@ median of values.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,17 +15,13 @@ import numpy as np
 from labels import PARTS, TASKS
 from runtime.errors import UserError, warn_counted
 
-PROBABILITY_FLOOR = (
-    1e-12  # a probability of 0 from one member must not veto all others in a geometric mean
-)
-SUM_ERROR = (
-    1e-3  # of a photograph's probabilities: far more than float32 sums and products are off by
-)
+PROBABILITY_FLOOR = 1e-12  # so that one member's 0 does not veto all others in a geometric mean
+SUM_ERROR = 1e-3  # of an image's probabilities: float32 sums and products are off by far less
 
 
 @dataclass(frozen=True)
 class Probabilities:
-    """The currency after the model: an array with the names of its axes."""
+    """What follows the model: an array with the names of its axes."""
 
     task: str
     # float32 [members, views, images, classes]; values in the last axis for a regression
@@ -35,19 +31,30 @@ class Probabilities:
     weights: list[float]  # of the weighted mean: each member's validation macro F1
     images: list[str]
 
-    def select(self, keep: Sequence[int]) -> Probabilities:
+    def select(self, indices: Sequence[int]) -> Probabilities:
         """Only these members."""
         return dataclasses.replace(
             self,
-            array=self.array[list(keep)],
-            members=[self.members[k] for k in keep],
-            folds=[self.folds[k] for k in keep],
-            weights=[self.weights[k] for k in keep],
+            array=self.array[list(indices)],
+            members=[self.members[m] for m in indices],
+            folds=[self.folds[m] for m in indices],
+            weights=[self.weights[m] for m in indices],
         )
 
-    def answering(self, task: str) -> Probabilities:
-        """The same for a task that these probabilities know. Raises UserError for another."""
-        array = answer_for(task, self.array, self.task)
+    def top(self, k: int) -> Probabilities:
+        """The k best members of each fold; warns where a fold has fewer."""
+        best: list[int] = []
+        fewer: list[str] = []
+        for fold in sorted(set(self.folds)):
+            members = [m for m, f in enumerate(self.folds) if f == fold]
+            best += sorted(members, key=lambda m: -self.weights[m])[:k]
+            fewer += [f"fold{fold:02d}"] if len(members) < k else []
+        warn_fewer_members(fewer, k)
+        return self.select(best)
+
+    def for_task(self, task: str) -> Probabilities:
+        """The same for a task that these probabilities hold. Raises UserError for another."""
+        array = convert_task(self.array, self.task, task)
         if array is None:
             raise UserError(
                 f"--task {task}: the stored probabilities answer {self.task}; use --task "
@@ -55,32 +62,26 @@ class Probabilities:
             )
         return dataclasses.replace(self, task=task, array=array)
 
-    def multiplied(self, groups: Sequence[Sequence[int]]) -> Probabilities:
+    def multiply_groups(self, groups: Sequence[Sequence[int]]) -> Probabilities:
         """Of `main`, with one member in place of each group of three that know mask, gender and
         ageg; after the other members.
 
-        Its validation F1 is taken to be the product of theirs, as if the parts erred independently:
-        of the size that one of `main` has, so that it weighs beside those.
+        Its weight is the product of theirs, as if the parts erred independently: of the size that a
+        member for `main` has.
         """
         if not groups:
             return self
-        products = [
-            multiply_parts(
-                {
-                    part: marginalize_main(self.array[m], part)
-                    for part, m in zip(PARTS, group, strict=True)
-                }
+        products, folds, names = [], [], []
+        for group in groups:
+            members = zip(PARTS, self.array[list(group)], strict=True)
+            products.append(
+                multiply_parts({part: marginalize_main(own, part) for part, own in members})
             )
-            for group in groups
-        ]
-        others = self.select(
-            [m for m in range(len(self.members)) if not any(m in group for group in groups)]
-        )
-        folds = [self.folds[group[0]] for group in groups]
-        names = [
-            f"{' x '.join(PARTS)}/fold{fold:02d}/Fold{fold:02d}_rank{folds[:place].count(fold) + 1}"
-            for place, fold in enumerate(folds)
-        ]
+            folds.append(fold := self.folds[group[0]])
+            stem = f"Fold{fold:02d}_rank{folds.count(fold)}"
+            names.append(f"{' x '.join(PARTS)}/fold{fold:02d}/{stem}")
+        grouped = {m for group in groups for m in group}
+        others = self.select([m for m in range(len(self.members)) if m not in grouped])
         weights = [float(np.prod([self.weights[m] for m in group])) for group in groups]
         return dataclasses.replace(
             self,
@@ -90,30 +91,25 @@ class Probabilities:
             weights=others.weights + weights,
         )
 
-    def top(self, k: int) -> Probabilities:
-        """The k best members of each fold; says so where a fold has fewer."""
-        keep: list[int] = []
-        fewer: list[str] = []
-        for fold in sorted(set(self.folds)):
-            ranked = sorted(
-                (m for m, f in enumerate(self.folds) if f == fold), key=lambda m: -self.weights[m]
-            )
-            fewer += [f"fold{fold:02d}"] if len(ranked) < k else []
-            keep += ranked[:k]
-        warn_counted(fewer, f"--top-k {k}: all that a fold holds vote in folds that hold fewer")
-        return self.select(keep)
+
+def warn_fewer_members(folds: list[str], top_k: int) -> None:
+    """Warn of the folds that have fewer than k members."""
+    warn_counted(folds, f"--top-k {top_k}: all that a fold holds vote in folds that hold fewer")
 
 
-def plausible(task: str, answers: np.ndarray) -> bool:
-    """Whether an array [..., classes] holds what a model may answer: finite values, and for classes
-    probabilities from 0 to 1 that sum to 1 within rounding.
+def are_valid(task: str, predictions: np.ndarray) -> bool:
+    """Whether predictions [..., classes] are finite, and for classes probabilities from 0 to 1 that
+    sum to 1 within rounding.
     """
-    if not np.isfinite(answers).all():
+    if not np.isfinite(predictions).all():
         return False
-    sums = answers.sum(-1, dtype=np.float64)
+    sums = predictions.sum(-1, dtype=np.float64)
     return TASKS[task].regression or bool(
-        (answers >= 0).all() and (np.abs(sums - 1) <= SUM_ERROR).all()
+        (predictions >= 0).all() and (np.abs(sums - 1) <= SUM_ERROR).all()
     )
+
+
+# --- votes
 
 
 def _passes(probabilities: np.ndarray) -> np.ndarray:
@@ -137,56 +133,57 @@ def geometric(probabilities: np.ndarray) -> np.ndarray:
 
 
 def weighted_mean(probabilities: np.ndarray, weights: Sequence[float]) -> np.ndarray:
-    """Mean weighted by member (each checkpoint's validation F1) -> [images, classes]. Equal weights
-    if all are 0.
+    """Mean weighted by member -> [images, classes].
 
-    With equal weights it is the arithmetic mean itself: products with 1 / members would be rounded,
+    Equal weights, or all 0: the arithmetic mean itself. Products with 1 / members would be rounded,
     and break exact ties.
     """
     each = np.asarray(weights, float)
     if each.sum() <= 0 or (each == each[0]).all():
         return arithmetic(probabilities)
-    combined: np.ndarray = np.tensordot(
-        each / each.sum(), probabilities.astype(np.float64).mean(1), axes=1
-    )
+    member_means = probabilities.astype(np.float64).mean(1)
+    combined: np.ndarray = np.tensordot(each / each.sum(), member_means, axes=1)
     return combined
 
 
 def majority(probabilities: np.ndarray) -> np.ndarray:
-    """The class [images] that most passes (members x views) answer; ties: the larger summed
+    """The class [images] that most passes (members x views) predict; ties: the larger summed
     probability, then the lowest class. Values (one column): their median.
     """
     passes = _passes(probabilities)
-    if passes.shape[2] == 1:
+    classes = passes.shape[2]
+    if classes == 1:
         median: np.ndarray = np.median(passes[:, :, 0], axis=0)
         return median
-    classes = passes.shape[2]
     votes = (passes.argmax(2)[:, :, None] == np.arange(classes)).sum(0)
     sums = np.where(votes == votes.max(1, keepdims=True), passes.sum(0), -np.inf)
     winner: np.ndarray = sums.argmax(1)
     return winner
 
 
-def decide(task: str, answers: np.ndarray) -> np.ndarray:
-    """[images, classes] -> the likeliest class of each, the lowest on a tie; a regression's values
-    as they are.
+def decide(task: str, probabilities: np.ndarray) -> np.ndarray:
+    """[images, classes] -> the likeliest class of each image, the lowest on a tie; a regression's
+    values as they are.
     """
-    decided: np.ndarray = answers[:, 0] if TASKS[task].regression else answers.argmax(1)
+    is_regression = TASKS[task].regression
+    decided: np.ndarray = probabilities[:, 0] if is_regression else probabilities.argmax(1)
     return decided
 
 
 def vote(
     method: str, task: str, probabilities: np.ndarray, weights: Sequence[float]
 ) -> dict[str, np.ndarray]:
-    """{name of the file: answers [images]}: three for softvoting, one for hardvoting."""
+    """{name of the file: predictions [images]}: three for softvoting, one for hardvoting."""
     if method == "hardvoting":
         return {"hardvoting": majority(probabilities)}
-    means: dict[str, Callable[[], np.ndarray]] = {
-        "arithmetic": lambda: arithmetic(probabilities),
-        "geometric": lambda: geometric(probabilities),
-        "weighted_mean": lambda: weighted_mean(probabilities, weights),
+    return {
+        "arithmetic": decide(task, arithmetic(probabilities)),
+        "geometric": decide(task, geometric(probabilities)),
+        "weighted_mean": decide(task, weighted_mean(probabilities, weights)),
     }
-    return {name: decide(task, mean()) for name, mean in means.items()}
+
+
+# --- between tasks
 
 
 def multiply_parts(parts: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -205,14 +202,11 @@ def marginalize_main(probabilities: np.ndarray, task: str) -> np.ndarray:
     return np.stack(columns, axis=-1)
 
 
-def answer_for(task: str, probabilities: np.ndarray, trained: str) -> np.ndarray | None:
-    """Answers [..., outputs] of what was trained for one task, for a task; None where they tell
-    nothing of it.
+def convert_task(probabilities: np.ndarray, source: str, task: str) -> np.ndarray | None:
+    """[..., outputs] of a source task -> [..., outputs] of another; None where the source does not
+    hold it.
     """
-    if trained == task:
+    if source == task:
         return probabilities
-    return (
-        marginalize_main(probabilities, task)
-        if trained == "main" and TASKS[task].from_main
-        else None
-    )
+    is_summed = source == "main" and TASKS[task].from_main
+    return marginalize_main(probabilities, task) if is_summed else None

@@ -1,5 +1,5 @@
-"""Out-of-fold scores: what each fold said of the people it never saw, put together without
-flattering anybody.
+"""Out-of-fold scores: every person is predicted by the fold that never saw them, at an epoch that
+they had no part in choosing.
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ import pandas as pd
 import ensemble
 import metrics
 from data import csv_tables, tables
-from labels import TASKS
+from labels import PARTS, TASKS
 from runtime.errors import UserError, plural
 from runtime.files import atomic_write, csv_cell
 
@@ -22,23 +23,29 @@ OOF_FILE = "oof.csv"
 LABEL_COLUMNS = ["mask", "gender", "age"]  # the true labels that the others are worked out of
 
 
+class OutOfFold(NamedTuple):
+    """Predictions for images that the predicting models never saw."""
+
+    rows: pd.DataFrame  # file, person, fold and the labels of all tasks
+    predictions: np.ndarray  # probabilities [images, classes]; values for a regression
+
+
 @dataclass(frozen=True)
 class FoldPredictions:
-    """What one fold said of its held-out people in every epoch."""
+    """One fold's predictions for its held-out people in every epoch."""
 
     fold: int
-    rows: pd.DataFrame  # those photographs, with their true labels
-    answers: np.ndarray  # [epochs, images, classes]
+    rows: pd.DataFrame  # their images, with the labels
+    predictions: np.ndarray  # [epochs, images, classes]
     curve: np.ndarray  # macro F1 of each epoch
 
 
 def fold_predictions(
-    task: str, fold: int, rows: pd.DataFrame, answers: np.ndarray
+    task: str, fold: int, rows: pd.DataFrame, predictions: np.ndarray
 ) -> FoldPredictions:
-    """A fold's answers [epochs, images, classes] with their curve."""
-    truth = rows[task].to_numpy()
-    curve = [metrics.score(task, ensemble.decide(task, epoch), truth).macro_f1 for epoch in answers]
-    return FoldPredictions(fold, rows, answers, np.array(curve))
+    """A fold's predictions [epochs, images, classes] with their curve."""
+    curve = [score_rows(task, rows, epoch).macro_f1 for epoch in predictions]
+    return FoldPredictions(fold, rows, predictions, np.array(curve))
 
 
 def epochs_chosen_by_others(curves: np.ndarray) -> list[int]:
@@ -54,33 +61,26 @@ def epochs_chosen_by_others(curves: np.ndarray) -> list[int]:
     return [int(np.argmax(total - own)) for own in curves]
 
 
-def stack_folds(
-    folds: Sequence[FoldPredictions], epochs: Sequence[int]
-) -> tuple[pd.DataFrame, np.ndarray]:
-    """(rows of all held-out photographs together, their probabilities [images, classes]), fold k's
-    from epochs[k].
-    """
-    answers = np.concatenate([f.answers[epoch] for f, epoch in zip(folds, epochs, strict=True)])
-    return pd.concat([f.rows for f in folds], ignore_index=True), answers
+def stack_folds(folds: Sequence[FoldPredictions], epochs: Sequence[int]) -> OutOfFold:
+    """All held-out images together, those of the k-th fold as predicted in its epoch epochs[k]."""
+    chosen = [fold.predictions[epoch] for fold, epoch in zip(folds, epochs, strict=True)]
+    rows = pd.concat([fold.rows for fold in folds], ignore_index=True)
+    return OutOfFold(rows, np.concatenate(chosen))
 
 
-def score_rows(task: str, rows: pd.DataFrame, answers: np.ndarray) -> metrics.Scores:
-    """Scores of answers [images, classes] to those rows."""
-    return metrics.score(task, ensemble.decide(task, answers), rows[task].to_numpy())
+def score_rows(task: str, rows: pd.DataFrame, predictions: np.ndarray) -> metrics.Scores:
+    """Scores of predictions [images, classes] for those rows."""
+    return metrics.score(task, ensemble.decide(task, predictions), rows[task].to_numpy())
 
 
-def score_epochs(
-    task: str, folds: Sequence[FoldPredictions], epochs: Sequence[int]
-) -> metrics.Scores:
-    """Scores of all held-out people together, each fold's answers taken from the given epoch."""
-    return score_rows(task, *stack_folds(folds, epochs))
-
-
-def nested_epoch_predictions(folds: Sequence[FoldPredictions]) -> tuple[pd.DataFrame, np.ndarray]:
-    """(rows, probabilities) of all held-out photographs, each fold's epoch the one that the other
-    folds chose.
-    """
+def nested_epoch_predictions(folds: Sequence[FoldPredictions]) -> OutOfFold:
+    """All held-out images, each fold's epoch the one that the other folds chose."""
     return stack_folds(folds, epochs_chosen_by_others(np.stack([f.curve for f in folds])))
+
+
+def selected_scores(task: str, folds: Sequence[FoldPredictions]) -> metrics.Scores:
+    """Each fold by its own best epoch: optimistic by construction."""
+    return score_rows(task, *stack_folds(folds, [int(f.curve.argmax()) for f in folds]))
 
 
 def score_people(rows: pd.DataFrame) -> str:
@@ -91,18 +91,7 @@ def score_people(rows: pd.DataFrame) -> str:
     )
 
 
-def write_oof(tree: Path, task: str, rows: pd.DataFrame, answers: np.ndarray) -> pd.DataFrame:
-    """oof.csv: file, person, fold, the true labels and p0, p1 ... of every held-out photograph
-    (`value` for a regression).
-
-    Returns the table.
-    """
-    told = rows[["file", "person", "fold", *label_columns()]]
-    whole = pd.concat([told, pd.DataFrame(answers, columns=probability_columns(task))], axis=1)
-    with atomic_write(tree / OOF_FILE, "w") as file:
-        named = whole.assign(file=whole["file"].map(csv_cell), person=whole["person"].map(csv_cell))
-        named.to_csv(file, index=False, float_format="%.7g")
-    return whole
+# --- oof.csv
 
 
 def probability_columns(task: str) -> list[str]:
@@ -111,120 +100,116 @@ def probability_columns(task: str) -> list[str]:
     return ["value"] if spec.regression else [f"p{number}" for number in range(spec.outputs)]
 
 
-def label_columns() -> list[str]:
-    """The columns of true labels: the three that a photograph has, and the tasks that are worked
-    out of them.
+def write_oof(
+    run_dir: Path, task: str, rows: pd.DataFrame, predictions: np.ndarray
+) -> pd.DataFrame:
+    """oof.csv: file, person, fold, the labels and p0, p1 ... of every held-out image (`value` for a
+    regression). Returns the table.
     """
-    return list(dict.fromkeys([*LABEL_COLUMNS, "ageg", "main", *TASKS]))
+    labels = dict.fromkeys([*LABEL_COLUMNS, "ageg", "main", *TASKS])
+    probabilities = pd.DataFrame(predictions, columns=probability_columns(task))
+    table = pd.concat([rows[["file", "person", "fold", *labels]], probabilities], axis=1)
+    cells = {name: table[name].map(csv_cell) for name in ("file", "person")}
+    with atomic_write(run_dir / OOF_FILE, "w") as file:
+        table.assign(**cells).to_csv(file, index=False, float_format="%.7g")
+    return table
 
 
-def read_oof(tree: Path, task: str) -> tuple[pd.DataFrame, np.ndarray] | None:
-    """(rows with the true labels of all tasks, probabilities [images, classes]) of a tree, None
-    where it has no oof.csv.
+def read_oof(run_dir: Path, task: str) -> OutOfFold | None:
+    """A run's oof.csv, None where it has none. Raises UserError for a damaged one.
 
     The labels follow from mask, gender and age, so that a table from before a task was registered
-    has them too. Raises UserError.
+    has them too.
     """
-    path, remedy = tree / OOF_FILE, "--resume that run to have it written again"
+    path, remedy = run_dir / OOF_FILE, "--resume that run to have it written again"
     if not path.is_file():
         return None
-    whole = csv_tables.read_csv(
-        path, ["file", "person", "fold", *LABEL_COLUMNS, *probability_columns(task)]
-    )
+    columns = probability_columns(task)
+    table = csv_tables.read_csv(path, ["file", "person", "fold", *LABEL_COLUMNS, *columns])
     try:
-        answers = whole[probability_columns(task)].astype(float).to_numpy()
-        numbers = (
-            whole[["fold", *LABEL_COLUMNS]]
-            .astype(float)
-            .astype({"fold": int, "mask": int, "gender": int})
-        )
+        predictions = table[columns].astype(float).to_numpy()
+        numbers = table[["fold", *LABEL_COLUMNS]].astype(float)
+        numbers = numbers.astype({"fold": int, "mask": int, "gender": int})
     except ValueError as error:
         raise UserError(f"{path}: {str(error)[:100]!r}; {remedy}") from None
-    rows = whole[["file", "person"]].replace(r"^'(?=[=+\-@])", "", regex=True).join(numbers)
-    known = (
+    rows = table[["file", "person"]].replace(r"^'(?=[=+\-@])", "", regex=True).join(numbers)
+    in_range = (
         rows["age"].between(0, 200) & rows["mask"].isin(range(3)) & rows["gender"].isin(range(2))
     )
-    if not known.all() or rows["file"].duplicated().any() or not ensemble.plausible(task, answers):
-        raise UserError(f"{path}: damaged (its labels or probabilities are none); {remedy}")
-    return tables.with_labels(rows.assign(years=rows["age"])), answers
+    is_valid = in_range.all() and not rows["file"].duplicated().any()
+    if not is_valid or not ensemble.are_valid(task, predictions):
+        raise UserError(f"{path}: damaged (invalid labels or probabilities); {remedy}")
+    return OutOfFold(tables.with_labels(rows.assign(years=rows["age"])), predictions)
 
 
-def selected_scores(task: str, folds: Sequence[FoldPredictions]) -> metrics.Scores:
-    """Each fold by its own best epoch: optimistic by construction."""
-    return score_epochs(task, folds, [int(np.argmax(f.curve)) for f in folds])
+# --- a run's closing table
 
 
 def summary(task: str, folds: Sequence[FoldPredictions], failed: dict[int, str]) -> list[str]:
     """The closing table of a run, with the out-of-fold scores."""
-    lines = [
-        "",
-        f"{'fold':>4}  {'people':>6}  {'best epoch':>10}  {'macro F1':>8}  {'accuracy':>8}  "
-        f"{'last F1':>8}",
-    ]
-    best = [int(np.argmax(f.curve)) for f in folds]
-    for f, epoch in zip(folds, best, strict=True):
-        scores = score_epochs(task, [f], [epoch])
+    lines = ["", "fold  people  best epoch  macro F1  accuracy   last F1"]
+    for f in folds:
+        epoch = int(f.curve.argmax())
+        scores = score_rows(task, f.rows, f.predictions[epoch])
         lines.append(
             f"{f.fold:>4}  {f.rows['person'].nunique():>6}  {epoch + 1:>10}  "
-            f"{scores.macro_f1:>8.4f}  "
-            f"{scores.accuracy:>8.4f}  {f.curve[-1]:>8.4f}"
+            f"{scores.macro_f1:>8.4f}  {scores.accuracy:>8.4f}  {f.curve[-1]:>8.4f}"
         )
     lines += [f"{fold:>4}  failed: {why}" for fold, why in failed.items()]
     if len(folds) == 1:
         lines.append(
             "A single split: its best epoch was chosen on the people that score it, so expect "
-            "less; "
-            "--cv 5 gives an out-of-fold score."
+            "less; --cv 5 gives an out-of-fold score."
         )
     if len(folds) > 1:
-        top = np.array([f.curve.max() for f in folds])
-        lines.append(
-            f"mean macro F1 of the folds' best epochs {top.mean():.4f}, standard deviation "
-            f"{top.std(ddof=1):.4f}"
-        )
-        rows, answers = nested_epoch_predictions(folds)
-        headline, selected = score_rows(task, rows, answers), selected_scores(task, folds)
-        lines.append(f"out-of-fold, {score_people(rows)}:")
-        lines.append(
-            f"  headline  {headline.line()}  (each fold's epoch chosen by the other folds)"
-        )
-        lines.append(
+        best = np.array([f.curve.max() for f in folds])
+        rows, predictions = nested_epoch_predictions(folds)
+        headline, selected = score_rows(task, rows, predictions), selected_scores(task, folds)
+        lines += [
+            f"mean macro F1 of the folds' best epochs {best.mean():.4f}, standard deviation "
+            f"{best.std(ddof=1):.4f}",
+            f"out-of-fold, {score_people(rows)}:",
+            f"  headline  {headline.line()}  (each fold's epoch chosen by the other folds)",
             f"  selected  {selected.line()}  (each fold's own best epoch: optimistic by "
-            f"{selected.macro_f1 - headline.macro_f1:+.4f})"
-        )
-        lines += intervals(task, rows, answers)
+            f"{selected.macro_f1 - headline.macro_f1:+.4f})",
+            *interval_lines(task, rows, predictions),
+        ]
     return lines
 
 
-def intervals(task: str, rows: pd.DataFrame, answers: np.ndarray) -> list[str]:
-    """The headline's 95 % intervals by bootstrap over people; a `main` model's parts are judged
+def interval_lines(task: str, rows: pd.DataFrame, predictions: np.ndarray) -> list[str]:
+    """The headline's 95 % intervals by bootstrap over people; those of a `main` model's parts
     too.
     """
     lines = []
-    parts = [task, *(("mask", "gender", "ageg") if task == "main" else ())]
-    for part in parts:
-        told = answers if part == task else ensemble.marginalize_main(answers, part)
-        score, f1, right = with_intervals(part, rows, told)
+    for part in [task, *(PARTS if task == "main" else ())]:
+        converted = ensemble.convert_task(predictions, task, part)
+        assert converted is not None  # main holds its parts
+        scores, f1, accuracy = with_intervals(part, rows, converted)
         lines.append(
-            f"  {part:<8}  macro F1 {score.macro_f1:.4f} (95 % {f1[0]:.3f} to {f1[1]:.3f})  "
-            f"accuracy {right[0]:.3f} to {right[1]:.3f}"
+            f"  {part:<8}  macro F1 {scores.macro_f1:.4f} (95 % {f1[0]:.3f} to {f1[1]:.3f})  "
+            f"accuracy {accuracy[0]:.3f} to {accuracy[1]:.3f}"
         )
     return lines
 
 
 def with_intervals(
-    task: str, rows: pd.DataFrame, answers: np.ndarray
+    task: str, rows: pd.DataFrame, predictions: np.ndarray
 ) -> tuple[metrics.Scores, tuple[float, float], tuple[float, float]]:
-    """(scores of answers [images, classes], the 95 % interval of macro F1, that of accuracy) by
+    """(scores of predictions [images, classes], the 95 % interval of macro F1, that of accuracy) by
     bootstrap over people.
     """
-    truth, decided = rows[task].to_numpy(), ensemble.decide(task, answers)
-    score, folds = metrics.score(task, decided, truth), rows["fold"].nunique()
+    labels, decided = rows[task].to_numpy(), ensemble.decide(task, predictions)
+    scores, folds = metrics.score(task, decided, labels), rows["fold"].nunique()
     draws = metrics.bootstrap_people(
-        metrics.to_classes(task, truth),
+        metrics.to_classes(task, labels),
         metrics.to_classes(task, decided),
         rows["person"].to_numpy(),
-        len(score.matrix),
+        len(scores.matrix),
     )
-    f1 = metrics.out_of_fold_interval(score.macro_f1, metrics.macro_f1s(draws), folds)
-    return score, f1, metrics.out_of_fold_interval(score.accuracy, metrics.accuracies(draws), folds)
+    f1, accuracy = metrics.macro_f1s(draws), metrics.accuracies(draws)
+    return (
+        scores,
+        metrics.out_of_fold_interval(scores.macro_f1, f1, folds),
+        metrics.out_of_fold_interval(scores.accuracy, accuracy, folds),
+    )

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Turn trees of checkpoints into a submission: the best of each fold vote, with as many views as
-asked for.
+"""Turn runs of train.py into a submission: the best checkpoints of each fold vote, with as many
+views as asked for.
 """
 
 from __future__ import annotations
@@ -15,56 +15,47 @@ from runtime.errors import plural, printable
 
 if TYPE_CHECKING:
     import ensemble
-
-
-def stored(
-    settings: config.EnsembleSettings,
-) -> tuple[str, ensemble.Probabilities, Path, list[str]]:
-    """(name of the earlier prediction, its probabilities for this task and --top-k, its folder, no
-    notes).
-    """
     from inference import submission
 
-    folder = Path(settings.from_probs or "")
-    probs = submission.load_probabilities(folder).answering(settings.task)
-    return (
-        f"{folder.resolve().name}_again",
-        probs.top(settings.top_k) if settings.top_k else probs,
-        folder,
-        [],
-    )
 
-
-def predicted(
+def predict(
     settings: config.EnsembleSettings,
-) -> tuple[str, ensemble.Probabilities, Path, list[str]] | None:
-    """(name of the trees, probabilities of their members, the tree that knows the task, what was
-    said of the trees); of several processes that share the photographs, in the first.
+) -> tuple[str, ensemble.Probabilities, submission.ReportContext] | None:
+    """(title of the runs, probabilities of their members, what the report tells of them); None in
+    all processes but the first of those that share the images.
     """
+    import engine
     from data import tables
     from inference import predictor, runs, submission
     from runtime import distributed
+    from runtime.files import check_writable
 
-    found = runs.find_runs(settings.root, settings.top_k or 3, settings.task)
-    views, transform = settings.tta or 1, settings.transform_type or "base"
-    voters = [member for tree in found for member in tree.members]
-    names, paths = tables.read_eval(settings.data_root)
-    work = f"{plural(views, 'view')} ({transform}) of {plural(len(names), 'photograph')}"
-    lines = [
-        f"tree: {printable(tree.path)}: {plural(len(tree.members), 'member')} x {work}"
-        for tree in found
+    task, views, transform = settings.task, settings.tta or 1, settings.transform_type or "base"
+    voting = runs.load_runs(settings.root, settings.top_k or 3, task)
+    members = [member for run in voting for member in run.members]
+    images, paths = tables.read_eval(settings.data_root)
+    work = f"{plural(views, 'view')} ({transform}) of {plural(len(images), 'photograph')}"
+    notes = [
+        f"run: {printable(run.path)}: {plural(len(run.members), 'member')} x {work}"
+        for run in voting
     ]
-    submission.read_truth(settings, names)  # refused before the long part, if it is to be refused
-    home = next((tree for tree in found if tree.task in ("main", settings.task)), found[0])
-    predictor.part_groups(voters, settings.task)
-    lines += runs.mixture(found, settings.task) if len(found) > 1 else []
-    with distributed.distributed() as who:
-        if who.first:
-            print(*lines, sep="\n", flush=True)
-        probs = predictor.predict_images(
-            voters, settings, transform, views, home.path, names, paths, who
-        )
-    return (runs.runs_title(found), probs, home.path, lines) if who.first else None
+    # refused before the long part, if they are to be refused
+    submission.read_labels(settings.answers, images, task)
+    predictor.part_groups(members, task)
+    notes += runs.mixture_lines(voting, task) if len(voting) > 1 else []
+    request = predictor.PredictionRequest(
+        task, transform, views, settings.boxes, settings.skip_bad_images
+    )
+    with distributed.distributed() as dist:
+        if dist.first:
+            print(*notes, sep="\n", flush=True)
+        check_writable(settings.save_path, "--save-path")
+        with distributed.explain_failures(settings.batch_size):
+            compute = engine.make_compute(settings, settings.batch_size, dist, shared=True)
+            probs = predictor.predict_images(members, request, images, paths, compute)
+    run_dir = predictor.labels_run_dir(members, task)
+    report = submission.ReportContext(run_dir, settings, notes)
+    return (runs.runs_title(voting), probs, report) if dist.first else None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -73,14 +64,21 @@ def main(argv: list[str] | None = None) -> int:
     import ensemble
     from inference import submission
 
-    found = stored(settings) if settings.from_probs else predicted(settings)
-    if found is None:
-        return 0
-    name, probs, source, notes = found
-    truth = submission.read_truth(settings, probs.images)
-    voted = ensemble.vote(settings.method, probs.task, probs.array, probs.weights)
-    folder = submission.output_folder(settings.save_path, name, settings.task)
-    submission.write_prediction(folder, voted, probs, truth, source, settings, notes)
+    report: submission.ReportContext | None = None
+    if settings.from_probs:
+        earlier = Path(settings.from_probs)
+        probs = submission.load_probabilities(earlier).for_task(settings.task)
+        probs = probs.top(settings.top_k) if settings.top_k else probs
+        title = f"{earlier.resolve().name}_again"
+    else:
+        predicted = predict(settings)
+        if predicted is None:
+            return 0
+        title, probs, report = predicted
+    labels = submission.read_labels(settings.answers, probs.images, settings.task)
+    votes = ensemble.vote(settings.method, probs.task, probs.array, probs.weights)
+    folder = submission.create_output_folder(settings.save_path, title, settings.task)
+    submission.write_prediction(folder, probs, votes, labels, report)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""A tree's checkpoints and the photographs to answer -> probabilities."""
+"""The checkpoints of a run, or of several, and images -> probabilities."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import augmentation
 import checkpoint
@@ -23,322 +24,226 @@ import run_directory
 from data import images, tables
 from inference import submission
 from labels import PARTS, TASKS
-from runtime import distributed
-from runtime.errors import DistInfo, UserError, is_rank_zero, warn, warn_counted
-from runtime.files import check_writable
+from runtime.errors import UserError, is_rank_zero, warn, warn_counted
 
 
 @dataclass(frozen=True)
 class Member:
     """One checkpoint of an ensemble."""
 
-    name: str  # within its tree; after the tree's name where several vote
+    name: str  # within its run; after the run's name where several vote
     info: checkpoint.CheckpointInfo
-    found: checkpoint.Checkpoint
+    path: Path
+    weights: dict[str, Tensor]  # emptied once a network holds them
 
 
-def load_members(tree: Path, top_k: int) -> list[Member]:
-    """The k best checkpoints of each fold of a tree. Raises UserError for a fold without one."""
-    found: list[Member] = []
+@dataclass(frozen=True)
+class PredictionRequest:
+    """What the members are to predict, and how they see each image."""
+
+    task: str
+    transform: str  # config.AUTO: each member's own
+    views: int = 1  # per member and image
+    boxes_csv: str | None = None  # face boxes in place of the finder's
+    skip_bad_images: bool = False  # predict the most frequent class where an image is unreadable
+
+
+# --- which checkpoints
+
+
+def load_members(run_dir: Path, top_k: int) -> list[Member]:
+    """The k best checkpoints of each fold of a run. Raises UserError for a fold without one."""
+    members: list[Member] = []
     fewer: list[str] = []
-    for folder in run_directory.fold_dirs(tree):
+    folders = run_directory.fold_dirs(run_dir)
+    for folder in folders:
         ranked = checkpoint.load_ranked(folder)
         if not ranked:
             raise UserError(
                 f"{folder}: holds no checkpoint; finish its training or remove the folder"
             )
         fewer += [folder.name] if len(ranked) < top_k else []
-        found += [
-            Member(checkpoint.member_name(c.path, tree), info, c) for c, info in ranked[:top_k]
+        members += [
+            Member(checkpoint.member_name(c.path, run_dir), info, c.path, c.weights)
+            for c, info in ranked[:top_k]
         ]
-    warn_counted(fewer, f"--top-k {top_k}: all that a fold holds vote in folds that hold fewer")
-    asked = run_directory.read_run_json(tree).get("settings", {})
-    folds = asked.get("cv") if isinstance(asked, dict) else None
-    if isinstance(folds, int) and folds > len(run_directory.fold_dirs(tree)):
-        warn(
-            f"{tree}: {len(run_directory.fold_dirs(tree))} of its run's {folds} folds are there; "
-            "those vote"
-        )
-    kinds = sorted({f"{m.info.model} for {m.info.task}" for m in found})
+    ensemble.warn_fewer_members(fewer, top_k)
+    folds = run_directory.read_run_json(run_dir).get("settings", {}).get("cv")
+    if isinstance(folds, int) and folds > len(folders):
+        warn(f"{run_dir}: only {len(folders)} of its {folds} folds are present; those vote")
+    kinds = sorted({f"{m.info.model} for {m.info.task}" for m in members})
     if len(kinds) > 1:
-        warn(
-            f"{tree}: its checkpoints are of {len(kinds)} kinds ({', '.join(kinds)}) and vote "
-            "together"
-        )
-    return found
+        warn(f"{run_dir}: checkpoints of {len(kinds)} kinds ({', '.join(kinds)}) vote together")
+    return members
 
 
-def check_can_predict(members: Sequence[Member], task: str) -> None:
-    """Every member must know the task. Raises UserError naming one that does not, and what it
-    knows.
+def can_predict(info: checkpoint.CheckpointInfo, task: str) -> bool:
+    """Whether a checkpoint knows a task, by a head of its own or from its other heads."""
+    return model.can_answer(config.trained_heads(info.model, info.task), task)
+
+
+def newest_run(task: str, option: str, model_type: str | None = None) -> tuple[Path, list[Path]]:
+    """(the newest run under ./saved_models that knows a task, its checkpoints that do), of any
+    model or the one named. Raises UserError where there is none, naming the option to use instead.
     """
-    for member in members:
-        heads = config.trained_heads(member.info.model, member.info.task)
-        if not model.can_answer(heads, task):
-            known = [name for name in TASKS if model.can_answer(heads, name)]
-            raise UserError(
-                f"--task {task}: {member.found.path} was trained for {member.info.task}; use "
-                f"--task {known[0]}"
-            )
+    parent = Path("./saved_models")
+    for run_dir in run_directory.list_run_dirs(parent):
+        paths = []
+        for folder in run_directory.fold_dirs(run_dir):
+            for path in run_directory.fold_checkpoints(folder):
+                info = checkpoint.info_from_name(path.name) or checkpoint.load_described(path)[1]
+                if model_type in (None, info.model) and can_predict(info, task):
+                    paths.append(path)
+        if paths:
+            return run_dir, paths
+    of = f" of {model_type}" if model_type else ""
+    raise UserError(
+        f"--task {task}: no checkpoint{of} under {parent} answers {task}; train one, or name "
+        f"another place with {option}"
+    )
 
 
-def known_part(member: Member, task: str) -> str:
-    """The part of `main` that a member was trained for where `main` is asked and it knows no more;
-    else nothing.
+def find_best_checkpoint(task: str, model_type: str | None = None) -> Path:
+    """The best checkpoint of the newest run under ./saved_models that knows a task."""
+    paths = newest_run(task, "--load-state-dict", model_type)[1]
+    described = [(path, checkpoint.load_described(path)[1]) for path in paths]
+    return min(described, key=lambda pair: (-pair[1].macro_f1, pair[1].fold, pair[1].epoch))[0]
+
+
+# --- members that know a part of `main`
+
+
+def known_part(info: checkpoint.CheckpointInfo, task: str) -> str:
+    """The part of `main` that a checkpoint adds to a product; empty where it knows the task, or no
+    part.
     """
-    info = member.info
-    if (
-        task != "main"
-        or info.task not in PARTS
-        or model.can_answer(config.trained_heads(info.model, info.task), task)
-    ):
-        return ""
-    return info.task
+    is_part = task == "main" and info.task in PARTS and not can_predict(info, task)
+    return info.task if is_part else ""
 
 
 def part_groups(members: Sequence[Member], task: str) -> list[list[int]]:
-    """Groups of three members, of trees for mask, gender and ageg, that multiply into one of
-    `main`; none where all know it.
+    """Groups of three members, from runs for mask, gender and ageg, that multiply into one of
+    `main`: in each fold the k-th of each part. Empty where all members know the task.
 
-    In each fold the k-th member for mask goes with the k-th for gender and the k-th for ageg.
     Raises UserError where a member knows too little, or has no partners.
     """
-    several = len({member.found.path.parent.parent for member in members}) > 1
-    known = [known_part(member, task) if several else "" for member in members]
-    check_can_predict(
-        [member for member, part in zip(members, known, strict=True) if not part], task
-    )
-    parts = {part: [m for m, own in enumerate(known) if own == part] for part in PARTS}
-    missing = [part for part, own in parts.items() if not own]
-    if 0 < len(missing) < len(parts):
-        there, more = (
-            " and ".join(part for part in parts if (part in missing) == lacking)
-            for lacking in (False, True)
-        )
+    several = len({member.path.parent.parent for member in members}) > 1
+    parts = [known_part(member.info, task) if several else "" for member in members]
+    for member, part in zip(members, parts, strict=True):
+        if not part and not can_predict(member.info, task):
+            known = next(name for name in TASKS if can_predict(member.info, name))
+            raise UserError(
+                f"--task {task}: {member.path} was trained for {member.info.task}; use "
+                f"--task {known}"
+            )
+    missing = [part for part in PARTS if part not in parts]
+    if any(parts) and missing:
+        present = " and ".join(part for part in PARTS if part not in missing)
+        more = " and ".join(missing)
         raise UserError(
-            f"--root: trees trained for {there} answer main only together with {more}; name a "
-            f"tree of {more} too, "
-            "or leave theirs out"
+            f"--root: runs trained for {present} answer main only together with {more}; name a "
+            f"run of {more} too, or leave theirs out"
         )
     groups: list[list[int]] = []
-    for fold in sorted({members[m].info.fold for m, part in enumerate(known) if part}):
-        ranked = [[m for m in own if members[m].info.fold == fold] for own in parts.values()]
-        if len({len(own) for own in ranked}) > 1:
-            counts = ", ".join(
-                f"{part} has {len(own)}" for part, own in zip(parts, ranked, strict=True)
-            )
+    for fold in sorted({m.info.fold for m, part in zip(members, parts, strict=True) if part}):
+        ranked = [
+            [i for i, m in enumerate(members) if parts[i] == part and m.info.fold == fold]
+            for part in PARTS
+        ]
+        if len({len(indices) for indices in ranked}) > 1:
+            counts = ", ".join(f"{p} has {len(i)}" for p, i in zip(PARTS, ranked, strict=True))
             raise UserError(
                 f"--root: members for fold {fold}: {counts}, and three multiply into one of main; "
-                "name trees of as "
-                "many folds, or use a lower --top-k"
+                "name runs of as many folds, or use a lower --top-k"
             )
         groups += map(list, zip(*ranked, strict=True))
     return groups
 
 
-def newest_able_run(
-    task: str, option: str, model_type: str | None = None
-) -> tuple[Path, list[Path]]:
-    """(the newest tree under ./saved_models that answers a task, its checkpoints that do), by any
-    model or the one named.
-
-    Raises UserError where there is none. option: the one that names another tree or checkpoint.
-    """
-    parent = Path("./saved_models")
-    for tree in run_directory.list_run_dirs(parent):
-        able = []
-        for path in [
-            p
-            for folder in run_directory.fold_dirs(tree)
-            for p in run_directory.fold_checkpoints(folder)
-        ]:
-            info = checkpoint.info_from_name(path.name) or checkpoint.load_described(path)[1]
-            if model_type in (None, info.model) and model.can_answer(
-                config.trained_heads(info.model, info.task), task
-            ):
-                able.append(path)
-        if able:
-            return tree, able
-    of = f" of {model_type}" if model_type else ""
-    raise UserError(
-        f"--task {task}: no checkpoint{of} under {parent} answers {task}; train one, or name "
-        "another place with "
-        f"{option}"
-    )
+# --- what they see
 
 
-def find_best_checkpoint(task: str, model_type: str | None = None) -> Path:
-    """The best checkpoint of the newest tree under ./saved_models that answers a task, by any model
-    or the one named.
-    """
-    described = [
-        checkpoint.load_described(path)
-        for path in newest_able_run(task, "--load-state-dict", model_type)[1]
-    ]
-    return min(described, key=lambda pair: (-pair[1].macro_f1, pair[1].fold, pair[1].epoch))[0].path
-
-
-def resolve_transforms(members: Sequence[Member], asked: str, views: int) -> list[str]:
-    """The transform type of each member's views. One line where `auto` takes another than the
-    member's own, or where a member's validation saw another part of the photograph.
+def resolve_transforms(members: Sequence[Member], transform: str, views: int) -> list[str]:
+    """The transform type of each member's views. Prints a note where `auto` takes another than the
+    member's own, or where its validation saw another part of the image.
 
     Raises UserError where several views would all be the same.
     """
-    own = [member.info.transform for member in members]
-    automatic = [config.random_form_of(name, views) for name in own]
-    used = automatic if asked == config.AUTO else [asked] * len(members)
+    trained = [member.info.transform for member in members]
+    automatic = [config.random_form_of(name, views) for name in trained]
+    is_auto = transform == config.AUTO
+    used = automatic if is_auto else [transform] * len(members)
     for name in used:
         config.check_views(name, views)
     notes = []
-    replaced = sorted(
-        {f"{name} for {mine}" for name, mine in zip(used, own, strict=True) if name != mine}
-    )
-    if asked == config.AUTO and replaced:
+    pairs = zip(used, trained, strict=True)
+    replaced = sorted({f"{new} for {old}" for new, old in pairs if new != old})
+    if is_auto and replaced:
         notes.append(
             f"--tta {views} needs random views, so {config.AUTO} takes {', '.join(replaced)}"
         )
     sees = {name: entry.sees for name, entry in config.TRANSFORMS.items()}
-    elsewhere = sorted(
-        {name for name, mine in zip(used, own, strict=True) if sees[name] != sees[mine]}
-    )
-    if elsewhere:
-        helps = asked != config.AUTO and all(
-            sees[name] == sees[mine] for name, mine in zip(automatic, own, strict=True)
-        )
-        remedy = f"--transform-type {config.AUTO}{'' if helps else ' with --tta 1'}"
+    validated = [sees[name] for name in trained]
+    unlike = {name for name, area in zip(used, validated, strict=True) if sees[name] != area}
+    if unlike:
+        name, auto_matches = min(unlike), [sees[name] for name in automatic] == validated
+        remedy = "" if auto_matches and not is_auto else " with --tta 1"
         notes.append(
-            f"{elsewhere[0]} looks at {sees[elsewhere[0]]}, validation looked at "
-            f"{', '.join(sorted({sees[mine] for mine in own}))}; {remedy} looks where validation "
-            "did"
+            f"{name} looks at {sees[name]}, validation looked at "
+            f"{', '.join(sorted(set(validated)))}; --transform-type {config.AUTO}{remedy} looks "
+            "where validation did"
         )
     if notes and is_rank_zero():
         print(f"note: {'; '.join(notes)}")
     return used
 
 
+# --- predicting
+
+
 def predict_images(
     members: Sequence[Member],
-    settings: config.PredictSettings,
-    transform: str,
-    views: int,
-    tree: Path,
-    names: list[str],
-    paths: list[str],
-    who: DistInfo | None = None,
-) -> ensemble.Probabilities:
-    """Probabilities for every name. With --skip-bad-images a photograph that cannot be read gets
-    the usual answer.
-
-    tree: the members' run, which tells how frequent the classes are. `who`: one of several
-    processes that share the photographs. Raises UserError naming bad photographs otherwise.
-    """
-    part_groups(members, settings.task)  # refused early, if it is to be refused
-    check_writable(settings.save_path, "--save-path")  # not only when all is predicted
-    with distributed.explain_failures(settings.batch_size):
-        compute = engine.make_compute(settings, settings.batch_size, who or DistInfo(), shared=True)
-        bad = set(images.find_unreadable(paths, settings.skip_bad_images))
-        good = [i for i, path in enumerate(paths) if path not in bad]
-        probs = predict_members(
-            members,
-            settings.task,
-            transform,
-            views,
-            [names[i] for i in good],
-            [paths[i] for i in good],
-            compute,
-            settings.boxes,
-        )
-    return fill_unreadable(probs, names, good, tree) if bad else probs
-
-
-def fill_unreadable(
-    probs: ensemble.Probabilities, names: list[str], good: Sequence[int], tree: Path
-) -> ensemble.Probabilities:
-    """Probabilities [.., images, ..] of the `good` positions among all names, the others certain of
-    the usual answer.
-    """
-    usual, source = most_frequent_class(probs, tree)
-    spec = TASKS[probs.task]
-    members, views, _, width = probs.array.shape
-    array = np.zeros((members, views, len(names), width), probs.array.dtype)
-    array[:, :, :, 0 if spec.regression else int(usual)] = usual if spec.regression else 1
-    array[:, :, good] = probs.array
-    shown = (
-        f"{usual:g} years, the median"
-        if spec.regression
-        else f"{int(usual)} ({spec.classes[int(usual)]}), the commonest"
-    )
-    lost = sorted(set(range(len(names))) - set(good))
-    warn_counted(
-        [names[i] for i in lost],
-        f"photographs that cannot be read, answered with {shown} of {source}",
-    )
-    return dataclasses.replace(probs, array=array, images=names)
-
-
-def most_frequent_class(probs: ensemble.Probabilities, tree: Path) -> tuple[float, str]:
-    """(the most frequent class, or the median of years; whose): the training data's where the tree
-    tells it, else the predictions'.
-    """
-    spec = TASKS[probs.task]
-    if spec.regression:
-        with contextlib.suppress(UserError, KeyError, ValueError):  # an older tree, or none
-            return tables.parse_years(
-                str(run_directory.read_run_json(tree)["data"]["median_age"])
-            ), "the training data"
-    else:
-        counts = submission.training_counts(tree, probs.task)
-        if counts is not None:
-            return float(counts.argmax()), "the training data"
-    decided = ensemble.decide(probs.task, ensemble.arithmetic(probs.array))
-    return float(
-        np.median(decided) if spec.regression else np.bincount(decided).argmax()
-    ), "the other predictions"
-
-
-def predict_members(
-    members: Sequence[Member],
-    task: str,
-    transform: str,
-    views: int,
+    request: PredictionRequest,
     names: list[str],
     paths: list[str],
     compute: engine.Compute,
-    boxes_csv: str | None = None,
 ) -> ensemble.Probabilities:
-    """Probabilities of all members, views and photographs, each photograph decoded once."""
+    """Probabilities of all members, views and images, in the order of `names`; each image is
+    decoded once. The same in all processes that share the images.
+
+    Raises UserError naming all unreadable images, unless the request skips them.
+    """
+    task = request.task
     groups = part_groups(members, task)
-    used = resolve_transforms(members, transform, views)
-    sizes = [(m.name, t, m.info.image_size) for m, t in zip(members, used, strict=True)]
-    distinct, plan = augmentation.plan_views(sizes, views, transform == config.AUTO)
-    networks: list[torch.nn.Module] = []
-    for member in members:
-        network = model.build_from_checkpoint(
-            member.info, member.found.weights, str(member.found.path)
-        )
-        part = known_part(member, task)
-        networks.append(
-            model.to_device(model.Spread(network, part) if part else network, compute.device)
-        )
-        member.found.weights.clear()  # mapped from the file: they would lie in memory a second time
-    if boxes_csv is not None and not any(config.TRANSFORMS[name].of_face for name in used):
-        raise UserError(
-            f"--boxes {boxes_csv}: none of these checkpoints was trained on cropped faces; leave "
-            "--boxes out"
-        )
-    boxes = tables.read_boxes(boxes_csv, names, paths) if boxes_csv else None
-    photos = dataset.ImageDataset(names, paths, distinct, boxes)
-    side = max(size for *_, size in sizes)
+    bad = set(images.find_unreadable(paths, request.skip_bad_images))
+    good = [i for i, path in enumerate(paths) if path not in bad]
+    good_names, good_paths = [names[i] for i in good], [paths[i] for i in good]
+    transforms = resolve_transforms(members, request.transform, request.views)
+    sizes = [(m.name, t, m.info.image_size) for m, t in zip(members, transforms, strict=True)]
+    views, plan = augmentation.plan_views(sizes, request.views, request.transform == config.AUTO)
+    networks = [build_network(member, task, compute.device) for member in members]
+    boxes = None
+    if request.boxes_csv is not None:
+        if not any(config.TRANSFORMS[name].of_face for name in transforms):
+            raise UserError(
+                f"--boxes {request.boxes_csv}: none of these checkpoints was trained on cropped "
+                "faces; leave --boxes out"
+            )
+        boxes = tables.read_boxes(request.boxes_csv, good_names, good_paths)
     workers = loading.workers_that_fit_shared_memory(
-        compute.workers, compute.batch_size, side, len(distinct), compute.world
+        compute.workers,
+        compute.batch_size,
+        max(size for *_, size in sizes),
+        len(views),
+        compute.world,
     )
     compute = dataclasses.replace(compute, workers=workers)
+    photos = dataset.ImageDataset(good_names, good_paths, views, boxes)
     array = engine.predict(networks, plan, photos, [task], compute)[task]
-    for member, own in zip(members, array, strict=True):
-        if not np.isfinite(own).all():
+    for member, values in zip(members, array, strict=True):
+        if not np.isfinite(values).all():
             raise UserError(
-                f"{member.found.path}: its answers overflow, they are no numbers; use another "
-                "file, or "
+                f"{member.path}: predictions are NaN or infinite; use another file, or "
                 "--precision fp32"
             )
     probs = ensemble.Probabilities(
@@ -347,6 +252,62 @@ def predict_members(
         [m.name for m in members],
         [m.info.fold for m in members],
         [m.info.macro_f1 for m in members],
-        names,
+        good_names,
+    ).multiply_groups(groups)
+    return fill_unreadable(probs, names, good, labels_run_dir(members, task)) if bad else probs
+
+
+def build_network(member: Member, task: str, device: torch.device) -> torch.nn.Module:
+    """A member's network on the device; one that knows a part of `main` spreads it over `main`."""
+    network = model.build_from_checkpoint(member.info, member.weights, str(member.path))
+    part = known_part(member.info, task)
+    moved = model.to_device(model.Spread(network, part) if part else network, device)
+    member.weights.clear()  # mapped from the file: they would lie in memory a second time
+    return moved
+
+
+def labels_run_dir(members: Sequence[Member], task: str) -> Path:
+    """The run whose training labels the predictions are compared with: the first that was trained
+    for the task or for `main`, else the first.
+    """
+    able = (member for member in members if member.info.task in ("main", task))
+    return next(able, members[0]).path.absolute().parent.parent
+
+
+def fill_unreadable(
+    probs: ensemble.Probabilities, names: list[str], good: Sequence[int], run_dir: Path
+) -> ensemble.Probabilities:
+    """Probabilities [.., images, ..] of the `good` positions among all names, the others certain of
+    the most frequent class.
+    """
+    value, source = most_frequent_class(probs, run_dir)
+    spec = TASKS[probs.task]
+    members, views, _, outputs = probs.array.shape
+    array = np.zeros((members, views, len(names), outputs), probs.array.dtype)
+    if spec.regression:
+        array[...], shown = value, f"{value:g} years, the median"
+    else:
+        array[..., int(value)] = 1
+        shown = f"{int(value)} ({spec.classes[int(value)]}), the commonest"
+    array[:, :, good] = probs.array
+    warn_counted(
+        [names[i] for i in sorted(set(range(len(names))) - set(good))],
+        f"photographs that cannot be read, answered with {shown} of {source}",
     )
-    return probs.multiplied(groups)
+    return dataclasses.replace(probs, array=array, images=names)
+
+
+def most_frequent_class(probs: ensemble.Probabilities, run_dir: Path) -> tuple[float, str]:
+    """(the most frequent class, or the median of years; of what): of the training data where the
+    run's files hold it, else of the predictions.
+    """
+    is_regression = TASKS[probs.task].regression
+    if is_regression:
+        with contextlib.suppress(UserError, KeyError, ValueError):  # an older run, or none
+            median = run_directory.read_run_json(run_dir)["data"]["median_age"]
+            return tables.parse_years(str(median)), "the training data"
+    elif (counts := submission.training_counts(run_dir, probs.task)) is not None:
+        return float(counts.argmax()), "the training data"
+    decided = ensemble.decide(probs.task, ensemble.arithmetic(probs.array))
+    value = np.median(decided) if is_regression else np.bincount(decided).argmax()
+    return float(value), "the other predictions"

@@ -1,4 +1,4 @@
-"""Trees of checkpoints that vote together: their members, their mixture's out-of-fold score."""
+"""Several runs that vote together: their members, and the out-of-fold score of their mixture."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 import ensemble
 import out_of_fold
@@ -16,15 +15,16 @@ import run_directory
 from data import csv_tables
 from inference import predictor
 from labels import PARTS
+from out_of_fold import OutOfFold
 from runtime.errors import UserError, printable
 
-# what trees must agree on to be scored together
-LABEL_COLUMNS = ["person", "fold", *out_of_fold.LABEL_COLUMNS]
+# what runs must agree on to be scored together
+LABEL_COLUMNS = ["file", "person", "fold", *out_of_fold.LABEL_COLUMNS]
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's checkpoints that vote."""
+    """A training run and its checkpoints that vote."""
 
     path: Path
     name: str  # its folder's, made distinct
@@ -32,121 +32,104 @@ class Run:
     members: list[predictor.Member]
 
 
-@dataclass(frozen=True)
-class RunOutOfFold:
-    """What a tree said of the people it had not seen, and what is true of them; photographs in the
-    order of their names.
+def load_runs(roots: Sequence[str] | None, top_k: int, task: str) -> list[Run]:
+    """The runs to use (where none is named the newest that knows the task), the k best checkpoints
+    of each fold as members; their names begin with the run's where there are several.
+
+    Raises UserError for a run named twice and for one without checkpoints.
     """
-
-    rows: pd.DataFrame  # indexed by file; FACTS and the labels of all tasks
-    answers: np.ndarray  # [images, outputs] of the tree's own task
-
-
-def find_runs(roots: Sequence[str] | None, top_k: int, task: str) -> list[Run]:
-    """The trees to use (where none is named the newest that answers the task), the k best
-    checkpoints of each fold as members; their names begin with the tree's where there are several.
-
-    Raises UserError for a tree named twice and for one without checkpoints.
-    """
-    found: dict[str, Run] = {}
-    paths = (
-        [run_directory.find_run_dir(root) for root in roots]
-        if roots
-        else [predictor.newest_able_run(task, "--root")[0]]
-    )
+    if not roots:
+        paths = [predictor.newest_run(task, "--root")[0]]
+    else:
+        paths = [run_directory.find_run_dir(root) for root in roots]
+    runs: dict[str, Run] = {}
     for number, path in enumerate(paths):
         if path.resolve() in [other.resolve() for other in paths[:number]]:
-            raise UserError(f"--root {path}: named twice; name each tree once")
-        own = predictor.load_members(path, top_k)
+            raise UserError(f"--root {path}: named twice; name each run once")
         plain = printable(path.resolve().name)
-        name = next(
-            n
-            for n in (plain, *(f"{plain}-{k}" for k in range(2, len(paths) + 1)))
-            if n not in found
-        )
+        numbered = [plain, *(f"{plain}-{k}" for k in range(2, len(paths) + 1))]
+        name = next(candidate for candidate in numbered if candidate not in runs)
+        members = predictor.load_members(path, top_k)
         if len(paths) > 1:
-            own = [dataclasses.replace(member, name=f"{name}/{member.name}") for member in own]
-        found[name] = Run(path, name, own[0].info.task, own)
-    return list(found.values())
+            members = [dataclasses.replace(m, name=f"{name}/{m.name}") for m in members]
+        runs[name] = Run(path, name, members[0].info.task, members)
+    return list(runs.values())
 
 
-def runs_title(trees: Sequence[Run]) -> str:
+def runs_title(runs: Sequence[Run]) -> str:
     """What a prediction's folder is named after."""
-    first = trees[0].path.resolve().name
-    return f"{first}-and-{len(trees) - 1}-more" if len(trees) > 1 else first
+    first = runs[0].path.resolve().name
+    return f"{first}-and-{len(runs) - 1}-more" if len(runs) > 1 else first
 
 
-def read_out_of_fold(tree: Run) -> RunOutOfFold | None:
-    """A tree's oof.csv, None where it has none. Raises UserError for a damaged one."""
-    read = out_of_fold.read_oof(tree.path, tree.task)
-    if read is None:
-        return None
-    rows, answers = read
-    order = rows["file"].argsort(kind="stable").to_numpy()
-    return RunOutOfFold(rows.iloc[order].set_index("file"), answers[order])
-
-
-def folds_of(tree: Run) -> dict[str, str] | None:
+def read_folds(run: Run) -> dict[str, str] | None:
     """Person -> fold, both as folds.csv writes them; None where there is none. Raises UserError for
     a damaged file.
     """
-    path = tree.path / "folds.csv"
+    path = run.path / "folds.csv"
     if not path.is_file():
         return None
     table = csv_tables.read_csv(path, ["person", "fold"])
     return dict(zip(table["person"], table["fold"], strict=True))
 
 
-def mixture(trees: Sequence[Run], task: str) -> list[str]:
-    """Lines on the out-of-fold score of the trees' mean, and of each alone, with intervals; or why
+def read_sorted_oof(run: Run) -> OutOfFold | None:
+    """A run's oof.csv in the order of its files' names, None where it has none. Raises UserError
+    for a damaged one.
+    """
+    oof = out_of_fold.read_oof(run.path, run.task)
+    if oof is None:
+        return None
+    order = oof.rows["file"].argsort(kind="stable").to_numpy()
+    return OutOfFold(oof.rows.iloc[order].reset_index(drop=True), oof.predictions[order])
+
+
+def mixture_lines(runs: Sequence[Run], task: str) -> list[str]:
+    """Lines on the out-of-fold score of the runs' mean, and of each alone, with intervals; or why
     there is none.
 
-    A tree takes part with one epoch of each fold, that of its oof.csv. Trees of mask, gender and
-    ageg are multiplied.
+    A run takes part with one epoch of each fold, that of its oof.csv. Runs of mask, gender and ageg
+    are multiplied.
     """
-    why = "out of fold: the mixture has no score: "
-    folds = [folds_of(tree) for tree in trees]
-    for tree, people in zip(trees, folds, strict=True):
+    no_score = "out of fold: the mixture has no score: "
+    folds = [read_folds(run) for run in runs]
+    for run, people in zip(runs, folds, strict=True):
         if people is None or people != folds[0]:
             return [
-                f"{why}{tree.name} has other folds than {trees[0].name} (same people, --cv and "
+                f"{no_score}{run.name} has other folds than {runs[0].name} (same people, --cv and "
                 "--split-seed share them)"
             ]
-    held = [read_out_of_fold(tree) for tree in trees]
-    known = [own for own in held if own is not None]
-    if len(known) < len(trees):
-        return [
-            f"{why}{trees[held.index(None)].name} has no {out_of_fold.OOF_FILE}; finish its "
-            "training"
-        ]
-    rows = known[0].rows
-    if any(not own.rows[LABEL_COLUMNS].equals(rows[LABEL_COLUMNS]) for own in known):
-        return [f"{why}the trees were trained with other photographs or labels of the same people"]
+    tables_read: list[OutOfFold] = []
+    for run in runs:
+        oof = read_sorted_oof(run)
+        if oof is None:
+            name = out_of_fold.OOF_FILE
+            return [f"{no_score}{run.name} has no {name}; finish its training"]
+        tables_read.append(oof)
+    rows = tables_read[0].rows
+    if any(not oof.rows[LABEL_COLUMNS].equals(rows[LABEL_COLUMNS]) for oof in tables_read):
+        return [f"{no_score}the runs were trained with other photographs or labels"]
     lines = [f"out of fold, {out_of_fold.score_people(rows)}, one epoch of each fold:"]
-    whole: list[np.ndarray] = []
-    parts: dict[str, list[np.ndarray]] = {part: [] for part in PARTS}
-    for tree, own in zip(trees, known, strict=True):
-        part = predictor.known_part(tree.members[0], task)
-        answers = ensemble.answer_for(part or task, own.answers, tree.task)
-        if answers is None:
-            return [f"{why}the {out_of_fold.OOF_FILE} of {tree.name} tells nothing of {task}"]
-        lines.append(f"  {tree.name}: {scored(part or task, answers, rows)}")
-        (parts[part] if part else whole).append(answers)
-    if len({len(own) for own in parts.values()}) > 1:
-        return [f"{why}the {out_of_fold.OOF_FILE} of {trees[0].name} tells nothing of {task}"]
-    whole += [
-        ensemble.multiply_parts(dict(zip(PARTS, three, strict=True)))
-        for three in zip(*parts.values(), strict=True)
-    ]
-    return [*lines, f"  mixture: {scored(task, np.mean(whole, axis=0), rows)}"]
+    arrays: dict[str, list[np.ndarray]] = {name: [] for name in ("", *PARTS)}
+    for run, oof in zip(runs, tables_read, strict=True):
+        part = predictor.known_part(run.members[0].info, task)
+        predictions = ensemble.convert_task(oof.predictions, run.task, part or task)
+        if predictions is None:
+            return [f"{no_score}the {out_of_fold.OOF_FILE} of {run.name} does not hold {task}"]
+        lines.append(f"  {run.name}: {score_line(part or task, OutOfFold(rows, predictions))}")
+        arrays[part].append(predictions)
+    whole = arrays.pop("")
+    if len({len(runs_of_part) for runs_of_part in arrays.values()}) > 1:
+        return [f"{no_score}runs of {', '.join(PARTS)} are not equally many"]
+    for three in zip(*arrays.values(), strict=True):
+        whole.append(ensemble.multiply_parts(dict(zip(PARTS, three, strict=True))))
+    return [*lines, f"  mixture: {score_line(task, OutOfFold(rows, np.mean(whole, axis=0)))}"]
 
 
-def scored(task: str, answers: np.ndarray, rows: pd.DataFrame) -> str:
-    """Task, macro F1 and accuracy of answers [images, outputs], with their 95 % intervals by
-    bootstrap over people.
-    """
-    scores, (low, high), (least, most) = out_of_fold.with_intervals(task, rows, answers)
+def score_line(task: str, oof: OutOfFold) -> str:
+    """Task, macro F1 and accuracy, with their 95 % intervals by bootstrap over people."""
+    scores, (f1_low, f1_high), (low, high) = out_of_fold.with_intervals(task, *oof)
     return (
-        f"{task} macro F1 {scores.macro_f1:.4f} [{low:.4f}, {high:.4f}]  "
-        f"accuracy {scores.accuracy:.4f} [{least:.4f}, {most:.4f}]"
+        f"{task} macro F1 {scores.macro_f1:.4f} [{f1_low:.4f}, {f1_high:.4f}]  "
+        f"accuracy {scores.accuracy:.4f} [{low:.4f}, {high:.4f}]"
     )

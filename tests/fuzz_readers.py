@@ -394,16 +394,16 @@ def told_tables(folder: Path) -> list[Reader]:
         )
     )
     out_of_fold.write_oof(folder, "main", table, np.full((4, 18), 1 / 18))
-    tree = runs.Run(folder, "tree", "main", [])
+    run = runs.Run(folder, "run", "main", [])
     boxes = "file,left,top,right,bottom\n" + "".join(f"{file},1,2.0,30,40\n" for file in files)
     fixes = "path,column,value\np1,gender,female\np2,age,30\nimages/p1/normal.jpg,mask,wear\n"
     answers = "ImageID,ans\n" + "".join(f"{file},{number}\n" for number, file in enumerate(files))
 
     def check_oof(data: bytes) -> None:
         (folder / out_of_fold.OOF_FILE).write_bytes(data)
-        found = runs.read_out_of_fold(tree)
-        assert found is not None
-        runs.scored("main", found.answers, found.rows)
+        oof = runs.read_sorted_oof(run)
+        assert oof is not None
+        runs.score_line("main", oof)
 
     def check_boxes(data: bytes) -> None:
         (folder / "boxes.csv").write_bytes(data)

@@ -1077,7 +1077,8 @@ def test_a_checkpoint_whose_answers_overflow_is_named_before_a_folder_is_made(
         info,
     )
     with pytest.raises(
-        UserError, match=re.escape(path.name) + ": its answers overflow.*--precision fp32"
+        UserError,
+        match=re.escape(path.name) + ": predictions are NaN or infinite.*--precision fp32",
     ):
         submit(copy, eval_root, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -447,7 +447,7 @@ def test_the_headline_and_the_kept_answers_are_of_the_epochs_that_the_others_cho
                 curve,
             )
         )
-    chosen = [folds[k].answers[epoch] for k, epoch in enumerate([2, 0, 0])]
+    chosen = [folds[k].predictions[epoch] for k, epoch in enumerate([2, 0, 0])]
     assert np.array_equal(out_of_fold.nested_epoch_predictions(folds)[1], np.concatenate(chosen))
     told = "\n".join(out_of_fold.summary("mask", folds, {}))
     accuracy = dict(re.findall(r"(headline|selected)  macro F1 [\d.]+  accuracy ([\d.]+)", told))
@@ -659,7 +659,7 @@ def test_an_unfinished_tree_and_answers_of_a_part_are_told(
         str(tmp_path / "answers.csv"),
     )
     told = capsys.readouterr().err
-    assert "2 of its run's 3 folds are there" in told
+    assert "only 2 of its 3 folds are present" in told
     assert (
         "ans is never above 1: it is read as one of the 18 classes of main, not as a gender" in told
     )

@@ -191,7 +191,7 @@ def test_probabilities_that_sum_to_1_within_rounding_are_taken(tmp_path: Path, k
 
 def test_a_long_name_of_a_tree_is_cut_for_the_folder_of_a_prediction(tmp_path: Path) -> None:
     """(16.7) Its own prediction could not be kept, after all the work."""
-    made = [submission.output_folder(str(tmp_path), "\uac00" * 83, "main") for _ in range(2)]
+    made = [submission.create_output_folder(str(tmp_path), "\uac00" * 83, "main") for _ in range(2)]
     assert len({path.name for path in made}) == 2
     assert all(re.fullmatch("\uac00+_main_.*", path.name) for path in made)
 
@@ -218,7 +218,7 @@ def test_after_a_run_of_another_model_the_submit_scripts_take_it(
     (best,) = strong.glob("fold00/*.pth")
     assert taken(submit_singular) == f"checkpoint: {best.relative_to(runs)}"
     assert taken(submit_ensemble).startswith(
-        f"tree: {strong.relative_to(runs)}: 1 member x 1 view (base) of 9 photographs"
+        f"run: {strong.relative_to(runs)}: 1 member x 1 view (base) of 9 photographs"
     )
     assert str(mask.relative_to(runs)) in taken(submit_singular, "--task", "mask")
     assert str(mask.relative_to(runs)) in taken(submit_ensemble, "--task", "mask")
@@ -342,7 +342,7 @@ def test_a_registered_transform_brings_its_random_form_along(
     info = checkpoint.CheckpointInfo(
         "VanillaResNet", "main", "mine", "tiny", 32, 32, 0, 1, 0.5, 1.0
     )
-    member = predictor.Member("m", info, checkpoint.Checkpoint(Path("m.pth"), {}, info))
+    member = predictor.Member("m", info, Path("m.pth"), {})
     assert predictor.resolve_transforms([member], "auto", 2) == ["tta"]
     assert predictor.resolve_transforms([member], "auto", 1) == ["mine"]
     alone = dataclasses.replace(member, info=dataclasses.replace(info, transform="alone"))

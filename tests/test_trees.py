@@ -236,7 +236,7 @@ def test_what_does_not_go_together_is_refused(
 
     mask, gender, ageg = (grown[part] for part in PARTS)
     assert (
-        "trained for mask and gender answer main only together with ageg; name a tree of ageg too"
+        "trained for mask and gender answer main only together with ageg; name a run of ageg too"
         in refused(mask, gender)
     )
     assert "trained for mask answer main only together with gender and ageg" in refused(tree, mask)
