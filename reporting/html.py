@@ -191,7 +191,7 @@ def draw_charts(numbers: Numbers) -> dict[str, list[Markup]]:
     drawn: dict[str, list[Markup]] = {"classes": [], "curves": [], "ages": [], "calibration": []}
 
     def add(section: str, draw: Any, title: str, *values: object, **size: float) -> None:
-        drawn[section].append(Markup(plots.drawn(draw, title, *values, **size)))
+        drawn[section].append(Markup(plots.render_svg(draw, title, *values, **size)))
 
     names = [words(name) for name in numbers["class_names"]]
     height = 1.0 + 0.24 * len(names)  # inches
@@ -212,7 +212,7 @@ def draw_charts(numbers: Numbers) -> dict[str, list[Markup]]:
         title = "Share of photographs in the wrong age group by true age"
         add("ages", plots.age_errors, title, ages)
         if "mean_answer" in ages[0]:
-            add("ages", plots.mean_answers, "Mean prediction in years by true age", ages)
+            add("ages", plots.mean_predictions, "Mean prediction in years by true age", ages)
     if "calibration" in numbers:
         bins = numbers["calibration"]["bins"]
         add("calibration", plots.reliability, "Accuracy by confidence", bins)

@@ -45,7 +45,7 @@ def _no_charts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     reports' own tests draw them.
     """
     if request.module.__name__ != "test_report":
-        monkeypatch.setattr(plots, "drawn", lambda *_, **__: "<svg></svg>")
+        monkeypatch.setattr(plots, "render_svg", lambda *_, **__: "<svg></svg>")
 
 
 @pytest.fixture(scope="session")

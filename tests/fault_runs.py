@@ -85,7 +85,7 @@ def child(words: list[str], stage: Any, save_seconds: float) -> None:
     training_fold.SAVE_INTERVAL_SECONDS = save_seconds
     run_directory.LOCK_SECONDS = support.LIMIT  # the killed one's readers keep it until they notice
     # else most kills would fall while the report's charts are drawn
-    plots.drawn = lambda *_, **__: "<svg></svg>"
+    plots.render_svg = lambda *_, **__: "<svg></svg>"
     watch(stage, engine, "validate", 2, 1)
     watch(stage, checkpoint, "save_checkpoint", 3, 1)
     watch(stage, fold_state, "save_validation", 4, 1)

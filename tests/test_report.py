@@ -301,7 +301,7 @@ def test_a_page_that_fails_leaves_the_numbers_and_no_half_page(
     def broken(*_: object, **__: object) -> str:
         raise RuntimeError("no chart")
 
-    monkeypatch.setattr(plots, "drawn", broken)
+    monkeypatch.setattr(plots, "render_svg", broken)
     tree = make_tree("main", tmp_path)
     with pytest.raises(RuntimeError, match="no chart"):
         summary.training_report(tree, *synthetic("main", tmp_path), {})
