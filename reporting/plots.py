@@ -134,7 +134,8 @@ def age_errors(ax: Axes, ages: Rows) -> None:
 
 def mean_predictions(ax: Axes, ages: Rows) -> None:
     """The mean prediction in years by true age."""
-    years, style = column(ages, "age"), {"color": COLOURS[0], "linewidth": 1.4, "markersize": 3}
+    years = column(ages, "age")
+    style: dict[str, Any] = {"color": COLOURS[0], "linewidth": 1.4, "markersize": 3}
     ax.plot(years, years, color=SOFT, linewidth=1, linestyle=DASHED, label="truth")
     ax.plot(years, column(ages, "mean_answer"), "o-", label="mean prediction", **style)
     ax.set(xlabel="true age in years", ylabel="years")
