@@ -28,6 +28,7 @@ from runtime.errors import (
     UserError,
     is_machine_error,
     is_rank_zero,
+    plural,
     printable,
     read_error,
     reason,
@@ -347,9 +348,11 @@ def is_state_dict(value: object) -> bool:
     )
 
 
-def find_state_dict(loaded: dict[str, Any], path: Path) -> dict[str, Tensor]:
-    """The state dict that a file is, or holds as one of its entries, which one line names. Raises
-    UserError for none, and for several under unknown names.
+def find_state_dict(loaded: dict[str, Any], path: Path, nested: bool = False) -> dict[str, Tensor]:
+    """The state dict that a file is, or holds as one of its entries, or beside other things, which
+    one line says. Raises UserError for none, and for several under unknown names.
+
+    nested: `loaded` is such an entry itself.
     """
     if is_state_dict(loaded):
         return loaded
@@ -359,6 +362,14 @@ def find_state_dict(loaded: dict[str, Any], path: Path) -> dict[str, Tensor]:
     known = [name for name in WRAPPER_KEYS if name in parts] or parts
     shown = ", ".join(short_repr(name) for name in parts[:5])
     if not known:
+        inner = [loaded[key] for key in WRAPPER_KEYS if isinstance(loaded.get(key), dict)]
+        if inner and not nested:
+            return find_state_dict(inner[0], path, nested=True)
+        flat = {k: v for k, v in loaded.items() if isinstance(k, str) and isinstance(v, Tensor)}
+        if flat:
+            others = plural(len(loaded) - len(flat), "entry is", "entries are")
+            note_once(path, f"{others} no tensor beside its weights, and left out")
+            return flat
         raise UserError(f"{path}: holds no state dict; use a checkpoint or a state dict")
     if len(known) > 1 and known[0] not in WRAPPER_KEYS:
         raise UserError(

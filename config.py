@@ -318,7 +318,6 @@ class TrainSettings(MachineSettings):
     """Options of train.py. `completed()` fills the defaults that depend on other options."""
 
     presets: ClassVar = {"recipe": PRESETS}
-    retry_remedy: ClassVar = "go on with --resume"
 
     recipe: str | None = option(
         PRESET,

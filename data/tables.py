@@ -88,7 +88,7 @@ def read_train(root: str | Path) -> pd.DataFrame:
     image_dir = root / "images" if (root / "images").is_dir() else root
     tables = [
         root / "train.csv",
-        *([parent_of(root) / "train.csv"] if root.absolute().name == "images" else []),
+        *([parent_of(root) / "train.csv"] if root.resolve().name == "images" else []),
     ]
     table_path = next((p for p in tables if exists(p)), None)
     found = list_images(root, image_dir)

@@ -515,7 +515,7 @@ def test_new_folders_never_share_a_name(tmp_path: Path) -> None:
     [
         ("submit_singular.py", config.SingularSettings, "start it again"),
         ("submit_ensemble.py", config.EnsembleSettings, "start it again"),
-        ("train.py", config.TrainSettings, "go on with --resume"),
+        ("train.py", config.TrainSettings, "start it again"),
     ],
 )
 def test_the_remedy_of_a_failing_machine_fits_the_command(

@@ -157,6 +157,10 @@ def test_the_table_is_found_from_inside_the_folder(
     for root in (".", "../images" if below else f"../{train_root.name}"):
         assert tables.read_train(root)["person"].tolist() == table["person"].tolist()
         assert "no train.csv" not in capsys.readouterr().err
+    monkeypatch.chdir(next((train_root / "images").glob("0*")))
+    tables.read_train("..")
+    assert "no train.csv" not in capsys.readouterr().err
+    monkeypatch.chdir(train_root / below)
     words = ["--train-root", ".", "--save-path", str(tmp_path), *support.FAST, "--dry-run"]
     assert train.main(words) == 0
     assert "no train.csv" not in capsys.readouterr().err

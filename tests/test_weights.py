@@ -169,6 +169,11 @@ OPTIONS = argparse.Namespace(lr=0.1, device="cuda", inner=argparse.Namespace(a=[
             "are those in 'model' ",
         ),
         (lambda w: {"net": w, "epoch": 1}, "are those in 'net'"),
+        (lambda w: {"model": {"state_dict": w, "step": 7}}, "are those in 'state_dict'"),
+        (
+            lambda w: {**w, "args": OPTIONS, "epoch": 3},
+            "2 entries are no tensor beside its weights",
+        ),
     ],
 )
 def test_weights_that_others_wrapped_are_taken_in_a_line(

@@ -21,7 +21,7 @@ import out_of_fold
 import run_directory
 from data import tables
 from reporting import html, label_issues, summary
-from runtime import cli, distributed
+from runtime import cli, distributed, errors
 from runtime.cli import StopSignal, duration
 from runtime.errors import DistInfo, plural, printable, warn, warn_on_failure
 from training import fold as training_fold
@@ -56,6 +56,10 @@ def train_folds(settings: config.TrainSettings, who: DistInfo) -> int:
         tree=distributed.broadcast_from_rank0(
             who, lambda: training_run.create_run_dir(study, outside)
         ),
+    )
+    # from here on there is something to go on with
+    errors.retry_remedy = (
+        "give the same command again" if settings.run_name else "go on with --resume"
     )
     clock = training_fold.RemainingTime(settings.epochs * len(study.own_folds))
     failed: dict[int, str] = {}
