@@ -67,6 +67,14 @@ class Optimizer:
     help: str
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """target(step after the warm-up, steps of a cycle) -> factor of the learning rate."""
+
+    target: str
+    cycles: bool  # whether NAME:E, with a cycle of E epochs, is another one
+
+
 MIDDLE, FACE = "the middle 224 pixels", "the face"  # fields of view
 
 
@@ -180,8 +188,12 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 
+SCHEDULES: dict[str, Schedule] = {
+    "cosine": Schedule("optim:cosine_annealing", cycles=True),
+    "none": Schedule("optim:constant", cycles=False),
+}
+
 OVERSAMPLING = ("none", "repeat", "mixup")
-SCHEDULES = ("cosine", "none")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 CACHES = ("none", "ram")
 METHODS = ("softvoting", "hardvoting")
@@ -267,10 +279,10 @@ def parse_fold_numbers(text: str) -> tuple[int, ...]:
 
 
 def parse_schedule(text: str) -> str:
-    """`cosine`, `none`, or `cosine:10`: restarting every 10 epochs."""
+    """A schedule's name; or `cosine:10`, restarting every 10 epochs."""
     name, colon, cycle = text.casefold().partition(":")
-    if colon and name == "cosine":
-        return f"cosine:{POSITIVE(cycle):g}"
+    if colon and name in SCHEDULES and SCHEDULES[name].cycles:
+        return f"{name}:{POSITIVE(cycle):g}"
     return Choice(SCHEDULES)(text)
 
 
@@ -393,7 +405,7 @@ class TrainSettings(MachineSettings):
         "learning rate schedule; cosine:E restarts every E epochs",
         "cosine",
         parse_schedule,
-        metavar="{cosine,cosine:E,none}",
+        metavar="{" + ",".join(n + f",{n}:E" * s.cycles for n, s in SCHEDULES.items()) + "}",
     )
     warmup_epochs: float = option(TRAINING, "epochs of linear warm-up", 0.0, NOT_NEGATIVE)
     backbone_lr_scale: float = option(

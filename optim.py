@@ -160,34 +160,30 @@ def _slot(name: str, value: Any, like: Any, parameter: Tensor) -> Any:
     return made.copy_(value)
 
 
-def lr_factor(step: int, warmup: int, cycle: int) -> float:
-    """The part of the learning rate that step 0, 1, 2 ... takes.
-
-    Linear warm-up over `warmup` steps, then cosine annealing from 1 to 0 over `cycle` steps, again
-    and again (SGDR, Loshchilov and Hutter 2017, arXiv:1608.03983). cycle 0: constant after the
-    warm-up.
+def cosine_annealing(step: int, cycle: int) -> float:
+    """From 1 to 0 over `cycle` steps, again and again (SGDR, Loshchilov and Hutter 2017,
+    arXiv:1608.03983).
     """
-    if step < warmup:
-        return (step + 1) / warmup
-    if not cycle:
-        return 1.0
-    return (1 + math.cos(math.pi * ((step - warmup) % cycle) / cycle)) / 2
+    return (1 + math.cos(math.pi * (step % cycle) / cycle)) / 2
+
+
+def constant(step: int, cycle: int) -> float:
+    """1, whatever the step."""
+    return 1.0
 
 
 def schedule(
     name: str, steps_per_epoch: int, epochs: int, warmup_epochs: float, cycle_epochs: float | None
 ) -> Callable[[int], float]:
-    """The factor of the learning rate as a function of the step, counted over the whole run."""
+    """A registered schedule after a linear warm-up: the factor of the learning rate as a function of
+    the step, counted over the whole run.
+    """
     warmup = round(warmup_epochs * steps_per_epoch)
     whole = steps_per_epoch * epochs - warmup
-    cycle = (
-        0
-        if name == "none"
-        else whole
-        if cycle_epochs is None
-        else max(1, round(cycle_epochs * steps_per_epoch))
-    )
-    return lambda step: lr_factor(step, warmup, cycle)
+    cycle = whole if cycle_epochs is None else max(1, round(cycle_epochs * steps_per_epoch))
+    shape = config.SCHEDULES[name.partition(":")[0]]
+    factor = config.import_target(shape.target)
+    return lambda step: (step + 1) / warmup if step < warmup else factor(step - warmup, cycle)
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:
