@@ -143,7 +143,7 @@ class Learner:
                 type(value) in (int, float) and 0 <= value < math.inf
                 for value in state["scaler"].values()
             ):
-                raise ValueError("the scaler's numbers are none")
+                raise ValueError("invalid gradient scaler state")
             self.scaler.load_state_dict(state["scaler"])
         except (
             ValueError,

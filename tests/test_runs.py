@@ -347,7 +347,7 @@ def test_a_diverging_fold_is_marked_and_the_others_go_on(
     assert run_train(train_root, tmp_path, "--epochs", "2", "--cv", "3") == 1
     captured = capsys.readouterr()
     assert (
-        "1  failed: fold 1, epoch 2, step 2 of 2: the loss is no number any more at a learning "
+        "1  failed: fold 1, epoch 2, step 2 of 2: loss is NaN or infinite at a learning "
         "rate of " in captured.out
     )
     assert "out-of-fold, 56 photographs" in captured.out
@@ -366,7 +366,7 @@ def test_years_that_are_no_numbers_end_a_fold_too(
         lambda network, value: network.linear.bias.data.fill_(float("nan")),
     )
     assert run_train(train_root, tmp_path, "--epochs", "1", "--task", "age") == 1
-    assert "fold 0, epoch 1, step 1 of 3: the loss is no number" in capsys.readouterr().err
+    assert "fold 0, epoch 1, step 1 of 3: loss is NaN or infinite" in capsys.readouterr().err
 
 
 def test_validation_is_on_unaltered_labels(train_root: Path, tmp_path: Path) -> None:

@@ -93,7 +93,9 @@ def finish_run(study: RunContext, outside: pd.DataFrame | None, failed: dict[int
         return 1 if failed else 0
     task = study.settings.task
     done = [
-        out_of_fold.fold_predictions(task, number, study.table.iloc[study.held_out(number)], found)
+        out_of_fold.fold_predictions(
+            task, number, study.table.iloc[study.validation_rows(number)], found
+        )
         for number, found in answers.items()
         if found is not None
     ]

@@ -37,7 +37,7 @@ SAVE_INTERVAL_SECONDS = 60.0  # a kill inside an epoch costs no more than this
 
 
 class Diverged(Exception):
-    """A loss that is no number any more; ends its fold."""
+    """A loss that is NaN or infinite; ends its fold."""
 
 
 class RemainingTime:
@@ -81,7 +81,7 @@ def prepare_fold(study: RunContext, number: int) -> Fold:
         s.weight_decay or 0.0,
     )
     scaler = torch.amp.GradScaler(device.type, enabled=study.compute.precision == "fp16")
-    rows = study.held_out(number)
+    rows = study.validation_rows(number)
     rest = np.flatnonzero(table["fold"] != number).tolist()
     labels = dataset.label_tensors(table, s.heads, s.age_filter)
     indices, blending = oversample(study, number, rest)
@@ -198,7 +198,7 @@ class Keeper:
             raise divergence(
                 self.fold,
                 self.state.epoch * len(self.fold.batches) + done - 1,
-                "the weights are no numbers any more",
+                "weights are NaN or infinite",
             )
         self.state.step, self.state.sums = done, running.kept()
         self.save()
@@ -211,10 +211,10 @@ class Keeper:
 
 
 def check_finite(fold: Fold, running: metrics.RunningLoss) -> None:
-    """Raise Diverged where a loss was no number."""
+    """Raise Diverged where a loss was NaN or infinite."""
     step = running.first_bad()
     if step is not None:
-        raise divergence(fold, step, "the loss is no number any more")
+        raise divergence(fold, step, "loss is NaN or infinite")
 
 
 def divergence(fold: Fold, step: int, what: str) -> Diverged:
@@ -237,7 +237,7 @@ def finished(study: RunContext, number: int) -> np.ndarray | None:
     """
     folder = study.tree / f"fold{number:02d}"
     stored = fold_state.load_validation(folder, study.settings.task)
-    files = study.table["file"].iloc[study.held_out(number)].tolist()
+    files = study.table["file"].iloc[study.validation_rows(number)].tolist()
     if (folder / fold_state.STATE_FILE).exists() or not run_directory.fold_checkpoints(folder):
         return None  # killed before its last epoch was tidied up, or robbed of its checkpoints
     if stored is not None and len(stored[1]) == study.settings.epochs:
@@ -378,9 +378,9 @@ def finish_epoch(
         fold.learner.model
     ):
         step = (state.epoch + 1) * len(fold.batches) - 1
-        raise divergence(fold, step, "the network's weights or answers are no numbers any more")
+        raise divergence(fold, step, "weights or outputs are NaN or infinite")
     answers = {task: model.probabilities(outputs, task).numpy() for task in validated_tasks(s)}
-    scores, mean_loss = judge_epoch(study, fold, answers), validation_loss(study, fold, outputs)
+    scores, mean_loss = score_tasks(study, fold, answers), validation_loss(study, fold, outputs)
     rate = fold.recipe.rate(state.epoch * len(fold.batches))
     state.epoch, state.step, state.sums = state.epoch + 1, 0, []
     for task in validated_tasks(s):
@@ -452,7 +452,7 @@ def validated_tasks(s: config.TrainSettings) -> list[str]:
     ]
 
 
-def judge_epoch(
+def score_tasks(
     study: RunContext, fold: Fold, answers: dict[str, np.ndarray]
 ) -> dict[str, metrics.Scores]:
     """Scores of every task's answers [images, classes], on unaltered labels."""

@@ -65,7 +65,7 @@ def load_fold_state(folder: Path) -> tuple[FoldState, dict[str, Any]] | None:
         )
         ({**learner["model"]}, {**learner["optimizer"]}, {**learner["scaler"]})
         if not is_plausible(state):
-            raise TypeError("its counts are none")
+            raise TypeError("invalid step count")
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: holds no state of a fold ({reason(error)}); {remedy}") from None
     add_probabilities(folder, state)

@@ -72,7 +72,7 @@ class RunContext:
         """Whether this process writes its folds' files: the first of those that share a fold."""
         return self.compute.rank == 0
 
-    def held_out(self, fold: int) -> np.ndarray:
+    def validation_rows(self, fold: int) -> np.ndarray:
         """Row numbers of the photographs that a fold is validated on."""
         return np.flatnonzero(self.table["fold"] == fold)
 
