@@ -175,8 +175,8 @@ def constant(step: int, cycle: int) -> float:
 def schedule(
     name: str, steps_per_epoch: int, epochs: int, warmup_epochs: float, cycle_epochs: float | None
 ) -> Callable[[int], float]:
-    """A registered schedule after a linear warm-up: the factor of the learning rate as a function of
-    the step, counted over the whole run.
+    """A registered schedule after a linear warm-up: the factor of the learning rate as a function
+    of the step, counted over the whole run.
     """
     warmup = round(warmup_epochs * steps_per_epoch)
     whole = steps_per_epoch * epochs - warmup
