@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from torchvision.transforms import v2
 
-import config
+import registries
 from data.faces import Box, find_face
 from labels import PHOTO_SIZE
 
@@ -205,7 +205,7 @@ def facerandom(size: int) -> Forms:
 
 def forms(name: str, size: int) -> Forms:
     """The forms of a registered transform type at the network's size."""
-    made: Forms = config.import_target(config.TRANSFORMS[name].target)(size)
+    made: Forms = registries.import_target(registries.TRANSFORMS[name].target)(size)
     return made
 
 
@@ -231,7 +231,7 @@ def plan_views(
         made = forms(transform, size)
         row = []
         for number in range(views):
-            if config.TRANSFORMS[transform].random_view and not (auto and views == 1):
+            if registries.TRANSFORMS[transform].random_view and not (auto and views == 1):
                 view = View(made.view, ("view", name, number))
             else:
                 view = View(made.valid if auto else made.view)

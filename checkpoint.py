@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import config
+import registries
 import run_directory
 from labels import TASKS
 from runtime.errors import (
@@ -114,12 +114,12 @@ def info_from_name(file: str) -> CheckpointInfo | None:
     # the original entry's single models have no fold
     match = FILE_NAME.fullmatch(file) or FILE_NAME.fullmatch(f"Fold00_{file}")
     name = model_names().get(match["model"], "") if match else ""
-    model = config.MODELS.get(name)
+    model = registries.MODELS.get(name)
     if (
         not match
         or not model
         or match["task"] not in TASKS
-        or match["transform"] not in config.TRANSFORMS
+        or match["transform"] not in registries.TRANSFORMS
     ):
         return None
     try:
@@ -138,7 +138,7 @@ def model_names() -> dict[str, str]:
     """{name or alias: name} of all models."""
     return {
         known: name
-        for name, entry in config.MODELS.items()
+        for name, entry in registries.MODELS.items()
         for known in (name, entry.alias)
         if known
     }
@@ -170,17 +170,17 @@ def info_of_older_file(path: Path, weights: dict[str, Tensor]) -> CheckpointInfo
     outputs = weights["linear.bias"].numel() if "linear.bias" in weights else 0
     able = [task for task, spec in TASKS.items() if spec.outputs == outputs]
     task = text["task"] or (
-        "main" if config.MODELS[model].heads else able[0] if len(able) == 1 else ""
+        "main" if registries.MODELS[model].heads else able[0] if len(able) == 1 else ""
     )
     if task not in TASKS:
         return None
-    transform = text["trans"] if text["trans"] in config.TRANSFORMS else "base"
+    transform = text["trans"] if text["trans"] in registries.TRANSFORMS else "base"
     epoch = int(text["ep"]) if re.fullmatch(r"\d{1,7}", text["ep"]) else 0
     return CheckpointInfo(
         model,
         task,
         transform,
-        config.MODELS[model].backbone,
+        registries.MODELS[model].backbone,
         224,
         None,
         fold,
@@ -423,15 +423,15 @@ def _checked_info(plain: Any, path: Path) -> CheckpointInfo:
             for name in ("image_size", "padding", "macro_f1", "fold", "epoch")
         )
         raise UserError(f"{path}: its metadata is out of range ({shown}); use another file")
-    known = (("model", config.MODELS), ("task", TASKS), ("transform", config.TRANSFORMS))
+    known = (("model", registries.MODELS), ("task", TASKS), ("transform", registries.TRANSFORMS))
     for name, registry in known:
         if getattr(info, name) not in registry:
             raise UserError(
                 f"{path}: its {name} {short_repr(getattr(info, name))} is unknown here; add it to "
-                "config.py"
+                "registries.py"
             )
     try:
-        config.backbone_entry(info.backbone)
+        registries.backbone_entry(info.backbone)
     except UserError as error:
         raise UserError(
             f"{path}: its metadata names a backbone that is unknown here ({error})"[:500]
@@ -513,7 +513,7 @@ def load_described(
             model,
             task,
             "base",
-            config.MODELS[model].backbone,
+            registries.MODELS[model].backbone,
             224,
             None,
             fold=0,
@@ -543,7 +543,7 @@ def reorder_mask_outputs(
     """
     layer = (
         "linear_mask"
-        if config.MODELS[info.model].heads
+        if registries.MODELS[info.model].heads
         else "linear"
         if info.task == "mask"
         else ""

@@ -15,164 +15,14 @@ import importlib.util
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
+import registries
 from labels import TASKS, depends_on_age_filter
 from runtime.errors import UserError
 from runtime.options import Choice, Preset, Range, Settings, flag, option
 
 VERSION = "0.9.0"
-
-# --- registries
-
-
-@dataclass(frozen=True)
-class Model:
-    """A network, built as target(backbone, heads); heads: {task: outputs}, all on one backbone."""
-
-    target: str
-    backbone: str
-    families: tuple[str, ...] = ()  # backbone families that fit; empty: any
-    heads: tuple[str, ...] = ()  # tasks trained at once; empty: only --task
-    alias: str = ""
-    help: str = ""
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """A 1000-way network. target(name, padding_size) -> module; weights(name) -> its state dict."""
-
-    target: str
-    weights: str
-    family: str
-
-
-@dataclass(frozen=True)
-class Loss:
-    target: str
-    regression: bool
-    help: str
-
-
-@dataclass(frozen=True)
-class Optimizer:
-    """target(parameter groups, lr, weight_decay), with its default rates on pretrained weights and
-    from scratch.
-    """
-
-    target: str
-    lr_pretrained: float
-    lr_scratch: float
-    weight_decay: float
-    help: str
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """target(step after the warm-up, steps of a cycle) -> factor of the learning rate."""
-
-    target: str
-    cycles: bool  # whether NAME:E, with a cycle of E epochs, is another one
-
-
-MIDDLE, FACE = "the middle 224 pixels", "the face"  # fields of view
-
-
-@dataclass(frozen=True)
-class Transform:
-    """target(image_size) -> augmentation.Forms. `sees`: field of view in validation and at test."""
-
-    target: str
-    sees: str
-    random_view: bool  # whether test views differ from each other
-    help: str
-    random_form: str = ""  # where they do not: the transform for several views
-
-    @property
-    def of_face(self) -> bool:
-        """Whether it crops to the face, whose place --boxes may give."""
-        return self.sees == FACE
-
-
-MODELS: dict[str, Model] = {
-    "VanillaEfficientNet": Model(
-        "model:VanillaEfficientNet",
-        "efficientnet-b3",
-        ("efficientnet", "timm"),
-        help="EfficientNet and a linear head",
-    ),
-    "VanillaResNet": Model(
-        "model:VanillaResNet", "resnet50", ("resnet", "timm"), help="ResNet and a linear head"
-    ),
-    "MultiClassTHANet_MK1": Model(
-        "model:MultiClassTHANet",
-        "efficientnet-b3",
-        heads=("mask", "ageg", "gender", "main"),
-        alias="MultiClassTHANet",
-        help="self-attention over three states, their outputs joined into the 18 classes",
-    ),
-    "MultiLabelTHANet": Model(
-        "model:MultiLabelTHANet",
-        "efficientnet-b0",
-        heads=("mask", "ageg", "gender"),
-        help="self-attention over three states, three label sets",
-    ),
-    "THANet_MK1": Model(
-        "model:THANet",
-        "efficientnet-b3",
-        heads=("mask", "ageg", "gender", "main"),
-        alias="THANet",
-        help="four linear heads on one backbone",
-    ),
-    "Factorised": Model(
-        "model:Factorised",
-        "efficientnet-b3",
-        heads=("mask", "gender", "year"),
-        help="mask, gender and a distribution over the years of age; main is their product",
-    ),
-}
-
-EFFICIENTNET = Backbone("backbones:efficientnet", "backbones:efficientnet_weights", "efficientnet")
-RESNET = Backbone("backbones:resnet", "backbones:resnet_weights", "resnet")
-BACKBONES: dict[str, Backbone] = {
-    **{f"efficientnet-b{i}": EFFICIENTNET for i in range(8)},
-    "efficientnet-lite0": Backbone(
-        "backbones:efficientnet_lite0", "backbones:efficientnet_lite0_weights", "efficientnet"
-    ),
-    **{f"resnet{n}": RESNET for n in (18, 34, 50, 101, 152)},
-    "timm:NAME": Backbone("backbones:timm_backbone", "backbones:timm_weights", "timm"),
-}
-
-LOSSES: dict[str, Loss] = {
-    "labelsmoothingloss": Loss(
-        "loss:LabelSmoothingLoss", False, "smoothing 0.2 spread over the other classes"
-    ),
-    "focalloss": Loss("loss:FocalLoss", False, "gamma 5"),
-    "crossentropyloss": Loss("loss:CrossEntropyLoss", False, "plain cross entropy"),
-    "mseloss": Loss("loss:MSELoss", True, "squared error, for age"),
-    "smoothl1loss": Loss("loss:SmoothL1Loss", True, "Huber's error, for age"),
-}
-
-OPTIMIZERS: dict[str, Optimizer] = {
-    "adam": Optimizer("optim:adam", 0.001, 0.005, 0.0, "Adam"),
-    "adamp": Optimizer("optim:adamp", 0.001, 0.005, 0.01, "AdamP of the adamp package"),
-    "sgd": Optimizer("optim:sgd", 0.005, 0.005, 0.0, "plain SGD"),
-    "momentum": Optimizer("optim:momentum", 0.005, 0.005, 0.0, "SGD with momentum 0.9"),
-}
-
-TRANSFORMS: dict[str, Transform] = {
-    "base": Transform("augmentation:base", MIDDLE, False, "resized and cropped", "tta"),
-    "random": Transform(
-        "augmentation:random", MIDDLE, False, "random crops and RandAugment", "tta"
-    ),
-    "tta": Transform(
-        "augmentation:tta", "the middle 384 pixels", True, "random; each view is another crop"
-    ),
-    "facecrop": Transform("augmentation:facecrop", FACE, False, "crop to the face", "facerandom"),
-    "facerandom": Transform(
-        "augmentation:facerandom", FACE, True, "facecrop, scaled, mirrored and RandAugment"
-    ),
-}
 
 PRESETS: dict[str, Preset] = {
     "seed": Preset({"cv": 5, "transform_type": "tta", "lr": 0.001}, "the original winning entry"),
@@ -188,17 +38,11 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 
-SCHEDULES: dict[str, Schedule] = {
-    "cosine": Schedule("optim:cosine_annealing", cycles=True),
-    "none": Schedule("optim:constant", cycles=False),
-}
-
 OVERSAMPLING = ("none", "repeat", "mixup")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 CACHES = ("none", "ram")
 METHODS = ("softvoting", "hardvoting")
 METHOD_ALIASES = {"soft": "softvoting", "hard": "hardvoting"}
-TIMM = "timm:"  # before the names of timm's backbones
 NEWEST = "newest"  # --resume without a name
 AUTO = "auto"  # --transform-type: the form that the checkpoint's own validation used
 MAX_VIEWS = 1000  # of --tta
@@ -212,58 +56,14 @@ REMOVED_OPTIONS = {  # option of earlier versions: why it was removed
 }
 
 
-def import_target(target: str) -> Any:
-    """Import "module:attribute"."""
-    module, _, attribute = target.partition(":")
-    return getattr(importlib.import_module(module), attribute)
-
-
-def backbone_name(text: str) -> str:
-    """A backbone's name in the registry's case; timm's own names keep theirs."""
-    if text.casefold().startswith(TIMM):
-        return TIMM + text[len(TIMM) :]
-    return {name.casefold(): name for name in BACKBONES}.get(text.casefold(), text)
-
-
-def backbone_entry(name: str) -> Backbone:
-    """The registry's entry. Raises UserError for an unknown name."""
-    if name in BACKBONES:
-        return BACKBONES[name]
-    if not name.startswith(TIMM):
-        raise UserError(f"--backbone {name}: unknown; choose from {', '.join(BACKBONES)}")
-    if not re.fullmatch(r"[A-Za-z0-9_.]+", name[len(TIMM) :]):  # no hub address, no path
-        raise UserError(
-            f"--backbone {name[:60]}: {TIMM} takes a timm model's name: letters, digits, _ and ."
-        )
-    return BACKBONES["timm:NAME"]
-
-
-def backbones_by_family() -> str:
-    """`efficientnet-{b0,b1}; resnet{18,34}; timm:NAME`."""
-    families: dict[str, list[str]] = {}
-    for name, entry in BACKBONES.items():
-        families.setdefault(entry.family, []).append(name)
-    return "; ".join(", ".join(names) for names in families.values())
-
-
-def random_form_of(transform: str, views: int) -> str:
-    """The transform for so many views: several take the one with random views."""
-    return TRANSFORMS[transform].random_form or transform if views > 1 else transform
-
-
 def check_views(transform: str, views: int) -> None:
     """Raise UserError where several views would all be the same."""
-    entry = TRANSFORMS[transform]
+    entry = registries.TRANSFORMS[transform]
     if views > 1 and not entry.random_view:
         other = f"--transform-type {entry.random_form}, or " if entry.random_form else ""
         raise UserError(
             f"--tta {views}: transform {transform} shows every view alike; use {other}--tta 1"
         )
-
-
-def trained_heads(model: str, task: str) -> tuple[str, ...]:
-    """The tasks that a model trains at once: its own heads, or `task`."""
-    return MODELS[model].heads or (task,)
 
 
 # --- values of options
@@ -281,9 +81,9 @@ def parse_fold_numbers(text: str) -> tuple[int, ...]:
 def parse_schedule(text: str) -> str:
     """A schedule's name; or `cosine:10`, restarting every 10 epochs."""
     name, colon, cycle = text.casefold().partition(":")
-    if colon and name in SCHEDULES and SCHEDULES[name].cycles:
+    if colon and name in registries.SCHEDULES and registries.SCHEDULES[name].cycles:
         return f"{name}:{POSITIVE(cycle):g}"
-    return Choice(SCHEDULES)(text)
+    return Choice(registries.SCHEDULES)(text)
 
 
 def parse_weights_source(text: str) -> str:
@@ -359,7 +159,9 @@ class TrainSettings(MachineSettings):
         "the folds stay the same",
         metavar="CSV",
     )
-    transform_type: str = option(DATA, "crops and augmentation", "random", Choice(TRANSFORMS))
+    transform_type: str = option(
+        DATA, "crops and augmentation", "random", Choice(registries.TRANSFORMS)
+    )
     boxes: str | None = option(DATA, BOXES_HELP, shown=BOXES_DEFAULT, metavar="CSV")
     skip_bad_images: bool = option(DATA, "train without unreadable images", False)
     oversample: str = option(
@@ -374,10 +176,16 @@ class TrainSettings(MachineSettings):
         DATA, "ram: keep decoded middle squares of the images in memory", "none", Choice(CACHES)
     )
     model_type: str = option(
-        MODEL, "network (THANet, MultiClassTHANet: the _MK1)", "VanillaEfficientNet", Choice(MODELS)
+        MODEL,
+        "network (THANet, MultiClassTHANet: the _MK1)",
+        "VanillaEfficientNet",
+        Choice(registries.MODELS),
     )
     backbone: str | None = option(
-        MODEL, f"backbone network: {backbones_by_family()}", shown="the model's own", metavar="NAME"
+        MODEL,
+        f"backbone network: {registries.backbones_by_family()}",
+        shown="the model's own",
+        metavar="NAME",
     )
     pretrained: str = option(
         MODEL,
@@ -389,9 +197,13 @@ class TrainSettings(MachineSettings):
     load_state_dict: str | None = option(MODEL, "start from this checkpoint", metavar="PATH")
     epochs: int = option(TRAINING, "number of epochs", 30, COUNT)
     batch_size: int = option(TRAINING, "images per step", 32, Range(int, 2))
-    optim_type: str = option(TRAINING, "optimizer", "adam", Choice(OPTIMIZERS))
+    optim_type: str = option(TRAINING, "optimizer", "adam", Choice(registries.OPTIMIZERS))
     loss_type: str | None = option(
-        TRAINING, "loss", None, Choice(LOSSES), "labelsmoothingloss; smoothl1loss for age"
+        TRAINING,
+        "loss",
+        None,
+        Choice(registries.LOSSES),
+        "labelsmoothingloss; smoothl1loss for age",
     )
     lr: float | None = option(
         TRAINING,
@@ -405,7 +217,9 @@ class TrainSettings(MachineSettings):
         "learning rate schedule; cosine:E restarts every E epochs",
         "cosine",
         parse_schedule,
-        metavar="{" + ",".join(n + f",{n}:E" * s.cycles for n, s in SCHEDULES.items()) + "}",
+        metavar="{"
+        + ",".join(n + f",{n}:E" * s.cycles for n, s in registries.SCHEDULES.items())
+        + "}",
     )
     warmup_epochs: float = option(TRAINING, "epochs of linear warm-up", 0.0, NOT_NEGATIVE)
     backbone_lr_scale: float = option(
@@ -466,7 +280,7 @@ class TrainSettings(MachineSettings):
 
     @property
     def heads(self) -> tuple[str, ...]:
-        return trained_heads(self.model_type, self.task)
+        return registries.trained_heads(self.model_type, self.task)
 
     @property
     def cycle_epochs(self) -> float | None:
@@ -480,7 +294,7 @@ class TrainSettings(MachineSettings):
 
     @property
     def default_lr(self) -> float:
-        optimizer = OPTIMIZERS[self.optim_type]
+        optimizer = registries.OPTIMIZERS[self.optim_type]
         return optimizer.lr_scratch if self.from_scratch else optimizer.lr_pretrained
 
     @property
@@ -490,10 +304,12 @@ class TrainSettings(MachineSettings):
     def completed(self) -> TrainSettings:
         """Settings with all defaults filled. Raises UserError where options do not go together."""
         loss = "smoothl1loss" if TASKS[self.task].regression else "labelsmoothingloss"
-        decay = OPTIMIZERS[self.optim_type].weight_decay
+        decay = registries.OPTIMIZERS[self.optim_type].weight_decay
         filled = dataclasses.replace(
             self,
-            backbone=backbone_name(self.backbone or MODELS[self.model_type].backbone),
+            backbone=registries.backbone_name(
+                self.backbone or registries.MODELS[self.model_type].backbone
+            ),
             loss_type=self.loss_type or loss,
             lr=self.default_lr if self.lr is None else self.lr,
             weight_decay=decay if self.weight_decay is None else self.weight_decay,
@@ -562,15 +378,23 @@ def training_conflicts(s: TrainSettings) -> Iterator[str]:
 
 def model_conflicts(s: TrainSettings) -> Iterator[str]:
     """Messages on a task, loss, backbone or weights that do not fit."""
-    task, model, backbone = TASKS[s.task], MODELS[s.model_type], backbone_entry(s.backbone or "")
+    task, model, backbone = (
+        TASKS[s.task],
+        registries.MODELS[s.model_type],
+        registries.backbone_entry(s.backbone or ""),
+    )
     if model.heads and s.task not in model.heads and (task.regression or not task.from_main):
-        fits = " or ".join(name for name, entry in MODELS.items() if not entry.heads)
+        fits = " or ".join(name for name, entry in registries.MODELS.items() if not entry.heads)
         yield f"--task {s.task}: {s.model_type} has no head for it; use --model-type {fits}"
-    losses = [name for name, entry in LOSSES.items() if entry.regression == task.regression]
+    losses = [
+        name for name, entry in registries.LOSSES.items() if entry.regression == task.regression
+    ]
     if s.loss_type not in losses:
         yield f"--loss-type {s.loss_type}: does not fit --task {s.task}; use {', '.join(losses)}"
     if model.families and backbone.family not in model.families:
-        fits = ", ".join(name for name, b in BACKBONES.items() if b.family in model.families)
+        fits = ", ".join(
+            name for name, b in registries.BACKBONES.items() if b.family in model.families
+        )
         yield f"--backbone {s.backbone}: does not fit {s.model_type}; use one of {fits}"
     if s.load_state_dict is not None and s.pretrained not in ("imagenet", "none"):
         source = f"--pretrained {s.pretrained}"
@@ -579,7 +403,7 @@ def model_conflicts(s: TrainSettings) -> Iterator[str]:
 
 def check_boxes(boxes: str | None, transform: str) -> None:
     """Raise UserError for --boxes with a transform that does not crop to the face."""
-    face_crops = [name for name, entry in TRANSFORMS.items() if entry.of_face]
+    face_crops = [name for name, entry in registries.TRANSFORMS.items() if entry.of_face]
     if boxes is not None and transform not in (*face_crops, AUTO):
         reader = f"--transform-type {' and '.join(face_crops)}"
         raise UserError(f"--boxes {boxes}: only {reader} read them; add one, or leave it out")
@@ -616,7 +440,11 @@ class SingularSettings(PredictSettings):
     """Options of submit_singular.py."""
 
     model_type: str | None = option(
-        MODEL, "network of the checkpoint to look for", None, Choice(MODELS), "whatever the run has"
+        MODEL,
+        "network of the checkpoint to look for",
+        None,
+        Choice(registries.MODELS),
+        "whatever the run has",
     )
     load_state_dict: str | None = option(
         MODEL,
@@ -628,7 +456,7 @@ class SingularSettings(PredictSettings):
         DATA,
         "crop; auto: as in the checkpoint's validation",
         "base",
-        Choice(TRANSFORMS, more=(AUTO,)),
+        Choice(registries.TRANSFORMS, more=(AUTO,)),
     )
 
     def completed(self) -> SingularSettings:
@@ -659,7 +487,7 @@ class EnsembleSettings(PredictSettings):
         DATA,
         "crop; auto, or the option without a value: as in each checkpoint's validation",
         None,
-        Choice(TRANSFORMS, more=(AUTO,)),
+        Choice(registries.TRANSFORMS, more=(AUTO,)),
         "base; tta where --tta is above 1",
         nargs="?",
         const=AUTO,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-import config
+import registries
 from labels import INNER_HEADS
 
 
@@ -100,9 +100,9 @@ def make_loss(name: str, shares: Tensor | None = None, head: str = "") -> nn.Mod
     """
     inner = INNER_HEADS.get(head)
     made: nn.Module = (
-        config.import_target(config.LOSSES[name].target)()
+        registries.import_target(registries.LOSSES[name].target)()
         if inner is None
-        else config.import_target(inner.loss)(shares)
+        else registries.import_target(inner.loss)(shares)
     )
     return made
 

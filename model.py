@@ -11,7 +11,7 @@ from torch.nn import functional
 
 import backbones
 import checkpoint
-import config
+import registries
 from labels import INNER_HEADS, PARTS, TASKS, head_spec, tasks_answered_by
 from runtime.errors import UserError, plural, reason, warn
 
@@ -162,10 +162,10 @@ def build(name: str, task: str, backbone: str, padding: int | None) -> nn.Module
     """A registered model with the heads that it trains for a task, its weights drawn from torch's
     generator.
     """
-    entry = config.MODELS[name]
-    trunk = config.import_target(config.backbone_entry(backbone).target)(backbone, padding)
-    heads = {head: head_spec(head).outputs for head in config.trained_heads(name, task)}
-    made: nn.Module = config.import_target(entry.target)(trunk, heads)
+    entry = registries.MODELS[name]
+    trunk = registries.import_target(registries.backbone_entry(backbone).target)(backbone, padding)
+    heads = {head: head_spec(head).outputs for head in registries.trained_heads(name, task)}
+    made: nn.Module = registries.import_target(entry.target)(trunk, heads)
     return made
 
 
@@ -342,7 +342,7 @@ def load_for_training(
         start.info is not None
         and start.info.model == name
         and start.info.task != task
-        and not config.MODELS[name].heads
+        and not registries.MODELS[name].heads
     )
     if not other:
         load_weights(network, start.weights, f"--load-state-dict {start.path}")

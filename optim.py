@@ -12,7 +12,7 @@ from adamp import AdamP
 from torch import Tensor
 from torch.optim import Optimizer
 
-import config
+import registries
 from runtime.errors import short_repr
 
 Groups = list[dict[str, Any]]
@@ -86,7 +86,9 @@ def momentum(groups: Groups, lr: float, weight_decay: float) -> Optimizer:
 
 def make_optimizer(name: str, groups: Groups, lr: float, weight_decay: float) -> Optimizer:
     """A registered optimizer over parameter groups, each with its `scale` of the learning rate."""
-    made: Optimizer = config.import_target(config.OPTIMIZERS[name].target)(groups, lr, weight_decay)
+    made: Optimizer = registries.import_target(registries.OPTIMIZERS[name].target)(
+        groups, lr, weight_decay
+    )
     return made
 
 
@@ -181,8 +183,8 @@ def schedule(
     warmup = round(warmup_epochs * steps_per_epoch)
     whole = steps_per_epoch * epochs - warmup
     cycle = whole if cycle_epochs is None else max(1, round(cycle_epochs * steps_per_epoch))
-    shape = config.SCHEDULES[name.partition(":")[0]]
-    factor = config.import_target(shape.target)
+    shape = registries.SCHEDULES[name.partition(":")[0]]
+    factor = registries.import_target(shape.target)
     return lambda step: (step + 1) / warmup if step < warmup else factor(step - warmup, cycle)
 
 

@@ -22,9 +22,7 @@ def main(argv: list[str] | None = None) -> int:
             print(settings.explain_preset())
         print(asked.explain_lr(), flush=True)
 
-    from training import (
-        cross_validation,  # torch is loaded only once the settings are known to be good
-    )
+    from training import cross_validation
 
     return cross_validation.train_all_folds(settings)
 

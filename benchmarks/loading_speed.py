@@ -28,8 +28,8 @@ import torch
 from torchvision import transforms
 
 import augmentation
-import config
 import dataset
+import registries
 from benchmarks import plain
 from data import tables
 
@@ -65,7 +65,7 @@ def make_sides(paths: list[str], size: int) -> dict[str, harness.Side]:
     resize = plain.pipeline(transforms.Resize((size, size)))
     for word, steps in (("train", plain.training_pipeline(size)), ("valid", resize)):
         sides[f"v1 {word}"] = every(paths, lambda path, steps=steps: steps(plain.read(path)))  # type: ignore[misc]
-        for name in config.TRANSFORMS:
+        for name in registries.TRANSFORMS:
             form = getattr(augmentation.forms(name, size), word)
             view = augmentation.View(form, ("benchmark",))
             sides[f"{name} {word}"] = items(dataset.ImageDataset(paths, paths, [view]))
@@ -82,7 +82,7 @@ def compare_with_v1(seconds: dict[str, float], suffix: str) -> str:
     return "   ".join(
         f"{name} {seconds['v1 train'] / seconds[f'{name} train{suffix}']:.2f} "
         f"{seconds['v1 valid'] / seconds[f'{name} valid{suffix}']:.2f}"
-        for name in config.TRANSFORMS
+        for name in registries.TRANSFORMS
         if f"{name} train{suffix}" in seconds
     )
 

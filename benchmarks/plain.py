@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import transforms
 
-import config
+import registries
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 CROP = 384  # pixels: side of the middle square that holds the person
@@ -57,5 +57,7 @@ def make_network(backbone: str, image_size: int, device: torch.device) -> Any:
     if backbone in VALID_MODELS:
         network = EfficientNet.from_name(backbone, num_classes=18)
     else:
-        network = config.import_target(config.backbone_entry(backbone).target)(backbone, image_size)
+        network = registries.import_target(registries.backbone_entry(backbone).target)(
+            backbone, image_size
+        )
     return network.to(device)

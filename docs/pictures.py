@@ -34,6 +34,7 @@ import ensemble
 import metrics
 import model
 import out_of_fold
+import registries
 import run_directory
 from data import csv_tables, images, splits, tables
 from data.faces import Box, find_face
@@ -275,7 +276,9 @@ def draw_models() -> Figure:
         model.THANet: (draw_heads, 218),
         model.Factorised: (draw_factors, 196),
     }
-    resolved = {name: config.import_target(entry.target) for name, entry in config.MODELS.items()}
+    resolved = {
+        name: registries.import_target(entry.target) for name, entry in registries.MODELS.items()
+    }
     targets = {name: target for name, target in resolved.items() if target in kinds}
     top = 78
     figure, ax = sheet(900, top + sum(kinds[target][1] for target in targets.values()) - 4)
@@ -292,8 +295,8 @@ def draw_models() -> Figure:
     )
     for name, target in targets.items():
         draw, high = kinds[target]
-        entry = config.MODELS[name]
-        heads = {head: head_spec(head).outputs for head in config.trained_heads(name, "main")}
+        entry = registries.MODELS[name]
+        heads = {head: head_spec(head).outputs for head in registries.trained_heads(name, "main")}
         ax.plot([20, 880], [top, top], color=REST, linewidth=1.5)
         write(ax, 20, top + 21, name, 13, ha="left", weight="bold")
         write(ax, 880, top + 21, entry.help, 10, ha="right", color=SOFT)
@@ -524,7 +527,7 @@ def draw_transforms(photo: Image.Image) -> Figure:
     pitch, top, tile, gap = 188, 112, 115, 6
     wide, high = 108, 144
     train, test = 146, 523
-    figure, ax = sheet(900, top + pitch * len(config.TRANSFORMS) - 6)
+    figure, ax = sheet(900, top + pitch * len(registries.TRANSFORMS) - 6)
     write(
         ax,
         20,
@@ -543,7 +546,7 @@ def draw_transforms(photo: Image.Image) -> Figure:
         write(ax, x + span / 2, 66, text, 12, color=ink, weight="bold")
         ax.plot([x, x + span], [82, 82], color=ink, linewidth=2)
     found = find_face(photo)
-    for row, (name, entry) in enumerate(config.TRANSFORMS.items()):
+    for row, (name, entry) in enumerate(registries.TRANSFORMS.items()):
         y = top + row * pitch
         write(ax, 20, y - 2, name, 12, ha="left", weight="bold")
         write(ax, train, y - 2, entry.help, 11, ha="left", color=SOFT)

@@ -10,30 +10,30 @@ from torch import nn
 from torchvision.transforms import v2
 
 import augmentation
-import config
 import loss
+import registries
 
 HERE = "experiments.candidates"
 
 
 def register() -> None:
     """Make every candidate a choice of the command line, in this process."""
-    config.MODELS["Parts"] = config.Model(
+    registries.MODELS["Parts"] = registries.Model(
         "model:Factorised",
         "efficientnet-b3",
         heads=("mask", "ageg", "gender"),
         help="three linear heads on one backbone",
     )
-    config.LOSSES["smoothing0.1"] = config.Loss(
+    registries.LOSSES["smoothing0.1"] = registries.Loss(
         f"{HERE}:half_smoothing", False, "half of the label smoothing"
     )
     for name, view, text in (
-        ("face_flip", config.FACE, "the face, moved and mirrored"),
-        ("face_resized", config.FACE, "as facerandom, without RandAugment"),
-        ("face_erased", config.FACE, "as facerandom, and a part of it erased"),
+        ("face_flip", registries.FACE, "the face, moved and mirrored"),
+        ("face_resized", registries.FACE, "as facerandom, without RandAugment"),
+        ("face_erased", registries.FACE, "as facerandom, and a part of it erased"),
         ("tta_flip", "the middle 384 pixels", "as tta, and mirrored"),
     ):
-        config.TRANSFORMS[name] = config.Transform(f"{HERE}:{name}", view, True, text)
+        registries.TRANSFORMS[name] = registries.Transform(f"{HERE}:{name}", view, True, text)
 
 
 def half_smoothing() -> nn.Module:

@@ -20,6 +20,7 @@ import engine
 import ensemble
 import loading
 import model
+import registries
 import run_directory
 from data import images, tables
 from inference import submission
@@ -79,7 +80,7 @@ def load_members(run_dir: Path, top_k: int) -> list[Member]:
 
 def can_predict(info: checkpoint.CheckpointInfo, task: str) -> bool:
     """Whether a checkpoint knows a task, by a head of its own or from its other heads."""
-    return model.can_answer(config.trained_heads(info.model, info.task), task)
+    return model.can_answer(registries.trained_heads(info.model, info.task), task)
 
 
 def newest_run(task: str, option: str, model_type: str | None = None) -> tuple[Path, list[Path]]:
@@ -170,7 +171,7 @@ def resolve_transforms(members: Sequence[Member], transform: str, views: int) ->
     Raises UserError where several views would all be the same.
     """
     trained = [member.info.transform for member in members]
-    automatic = [config.random_form_of(name, views) for name in trained]
+    automatic = [registries.random_form_of(name, views) for name in trained]
     is_auto = transform == config.AUTO
     used = automatic if is_auto else [transform] * len(members)
     for name in used:
@@ -182,7 +183,7 @@ def resolve_transforms(members: Sequence[Member], transform: str, views: int) ->
         notes.append(
             f"--tta {views} needs random views, so {config.AUTO} takes {', '.join(replaced)}"
         )
-    sees = {name: entry.sees for name, entry in config.TRANSFORMS.items()}
+    sees = {name: entry.sees for name, entry in registries.TRANSFORMS.items()}
     validated = [sees[name] for name in trained]
     unlike = {name for name, area in zip(used, validated, strict=True) if sees[name] != area}
     if unlike:
@@ -224,7 +225,7 @@ def predict_images(
     networks = [build_network(member, task, compute.device) for member in members]
     boxes = None
     if request.boxes_csv is not None:
-        if not any(config.TRANSFORMS[name].of_face for name in transforms):
+        if not any(registries.TRANSFORMS[name].of_face for name in transforms):
             raise UserError(
                 f"--boxes {request.boxes_csv}: none of these checkpoints was trained on cropped "
                 "faces; leave --boxes out"

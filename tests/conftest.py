@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 import support
 
-import config
+import registries
 import run_directory
 import train
 from reporting import plots
@@ -34,8 +34,8 @@ def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(config.BACKBONES, "tiny", support.TINY)
-    monkeypatch.setitem(config.BACKBONES, "tiny-resnet", support.TINY_RESNET)
+    monkeypatch.setitem(registries.BACKBONES, "tiny", support.TINY)
+    monkeypatch.setitem(registries.BACKBONES, "tiny-resnet", support.TINY_RESNET)
     errors._warned.clear()
 
 
@@ -63,7 +63,7 @@ def tree(train_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three folds x two epochs of a `tta` model on the tiny backbone."""
     saved = tmp_path_factory.mktemp("saved")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(config.BACKBONES, "tiny", support.TINY)
+        patch.setitem(registries.BACKBONES, "tiny", support.TINY)
         code = train.main(
             [
                 "--train-root",

@@ -33,8 +33,8 @@ import support
 import torch
 
 import checkpoint
-import config
 import engine
+import registries
 import run_directory
 import train
 from reporting import plots
@@ -81,7 +81,7 @@ def watch(stage: Any, owner: Any, name: str, inside: int, after: int) -> None:
 
 def child(words: list[str], stage: Any, save_seconds: float) -> None:
     """A training process: silent, its stage told to the parent."""
-    config.BACKBONES["tiny"] = support.TINY
+    registries.BACKBONES["tiny"] = support.TINY
     training_fold.SAVE_INTERVAL_SECONDS = save_seconds
     run_directory.LOCK_SECONDS = support.LIMIT  # the killed one's readers keep it until they notice
     # else most kills would fall while the report's charts are drawn
@@ -190,7 +190,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    config.BACKBONES["tiny"] = support.TINY
+    registries.BACKBONES["tiny"] = support.TINY
     folder = Path(tempfile.mkdtemp(prefix="fault-"))
     fell, kills, rounds, differ = compare(args.kills, args.seed, folder)
     for stage, count in fell.most_common():

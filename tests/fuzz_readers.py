@@ -36,12 +36,12 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import checkpoint
-import config
 import engine
 import ensemble
 import metrics
 import optim
 import out_of_fold
+import registries
 import run_directory
 from data import images, label_fixes, tables
 from inference import predictor, runs, submission
@@ -279,7 +279,7 @@ def checkpoints(folder: Path) -> list[Reader]:
     def check_name(data: bytes) -> None:
         told = checkpoint.info_from_name(data.decode("utf-8", errors="replace"))
         assert told is None or (
-            told.model in config.MODELS and np.isfinite(told.macro_f1) and told.epoch >= 0
+            told.model in registries.MODELS and np.isfinite(told.macro_f1) and told.epoch >= 0
         )
 
     def check_run(data: bytes) -> None:

@@ -16,7 +16,7 @@ import support  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-import config  # noqa: E402
+import registries  # noqa: E402
 import submit_ensemble  # noqa: E402
 import train  # noqa: E402
 from runtime.cli import run_script  # noqa: E402
@@ -42,8 +42,8 @@ class Plain(nn.Module):
 
 def register() -> None:
     """Add the tiny backbone and the plain model to their registries."""
-    config.BACKBONES["tiny"] = support.TINY
-    config.MODELS["Plain"] = config.Model("run_tiny:Plain", "tiny", help="for tests")
+    registries.BACKBONES["tiny"] = support.TINY
+    registries.MODELS["Plain"] = registries.Model("run_tiny:Plain", "tiny", help="for tests")
     sys.modules.setdefault("run_tiny", sys.modules[__name__])
 
 

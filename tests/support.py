@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-import config
+import registries
 
 LIMIT = 600  # seconds, for what would hang: a loaded machine takes a tenth of it
 SHOTS = ("incorrect_mask", "mask1", "mask2", "mask3", "mask4", "mask5", "normal")
@@ -60,8 +60,8 @@ def tiny_weights(name: str) -> dict[str, Tensor]:
         return Tiny().state_dict()
 
 
-TINY = config.Backbone("support:tiny", "support:tiny_weights", "efficientnet")
-TINY_RESNET = config.Backbone("support:tiny", "support:tiny_weights", "resnet")
+TINY = registries.Backbone("support:tiny", "support:tiny_weights", "efficientnet")
+TINY_RESNET = registries.Backbone("support:tiny", "support:tiny_weights", "resnet")
 FAST = (
     "--backbone",
     "tiny",

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import config
+import registries
 import submit_ensemble
 import submit_singular
 import train
@@ -117,7 +118,7 @@ def test_underscores_and_any_case_are_accepted() -> None:
     assert training("--run-name", "a_b").run_name == "a_b"
     assert training("--pretrained", "NONE").pretrained == "none"
     assert training("--pretrained", "ImageNet").pretrained == "imagenet"
-    assert config.backbone_name("TIMM:ResNet10t") == "timm:ResNet10t"
+    assert registries.backbone_name("TIMM:ResNet10t") == "timm:ResNet10t"
 
 
 @pytest.mark.parametrize("name", config.REMOVED_OPTIONS)

@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 import support
 
-import config
 import labels
+import registries
 import train
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 REGISTRIES: dict[str, dict[str, Any]] = {
-    "MODELS": config.MODELS,
-    "BACKBONES": config.BACKBONES,
-    "LOSSES": config.LOSSES,
-    "OPTIMIZERS": config.OPTIMIZERS,
-    "TRANSFORMS": config.TRANSFORMS,
+    "MODELS": registries.MODELS,
+    "BACKBONES": registries.BACKBONES,
+    "LOSSES": registries.LOSSES,
+    "OPTIMIZERS": registries.OPTIMIZERS,
+    "TRANSFORMS": registries.TRANSFORMS,
     "TASKS": labels.TASKS,
 }
 OPTIONS = {
@@ -53,7 +53,7 @@ def test_an_example_trains_an_epoch_by_its_one_entry(
         for name in names:
             monkeypatch.setattr(target, name, None, raising=False)  # undone after the test
         exec(compile(code, f"CONTRIBUTING.md: {module}", "exec"), vars(target))
-    names_of = vars(labels if registry == "TASKS" else config)
+    names_of = vars(labels if registry == "TASKS" else registries)
     ((name, value),) = eval(f"{{{entry}}}", dict(names_of)).items()
     monkeypatch.setitem(REGISTRIES[registry], name, value)
     words = ["--train-root", str(train_root), "--save-path", str(tmp_path), "--epochs", "1"]

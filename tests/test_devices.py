@@ -24,12 +24,12 @@ from torch.overrides import TorchFunctionMode
 
 import augmentation
 import checkpoint
-import config
 import dataset
 import engine
 import loading
 import model
 import optim
+import registries
 import submit_ensemble
 import train
 from data import tables
@@ -79,9 +79,9 @@ def test_the_validation_loss_is_that_of_the_networks_outputs(
 ) -> None:
     """(16.6) Also for a registered loss that is not the same for softmax's probabilities."""
     monkeypatch.setitem(
-        config.LOSSES,
+        registries.LOSSES,
         "oneagainstrest",
-        config.Loss("test_devices:OneAgainstRest", False, "for tests"),
+        registries.Loss("test_devices:OneAgainstRest", False, "for tests"),
     )
     words = [
         "--train-root",
@@ -132,7 +132,9 @@ def test_processes_that_share_a_batch_draw_other_dropout_masks(
     train_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """(16, small) The first one draws what one process alone does."""
-    monkeypatch.setitem(config.MODELS, "Masked", config.Model("test_devices:Masked", "tiny"))
+    monkeypatch.setitem(
+        registries.MODELS, "Masked", registries.Model("test_devices:Masked", "tiny")
+    )
     monkeypatch.setenv("MASKS", str(tmp_path))
     words = [
         "--train-root",

@@ -14,6 +14,7 @@ import pytest
 
 import config
 import dataset
+import registries
 from data import tables
 from experiments import (
     ablation,
@@ -66,19 +67,19 @@ def test_every_setting_is_made_of_options_that_exist(
     train_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for registry in ("MODELS", "LOSSES", "TRANSFORMS"):
-        monkeypatch.setattr(config, registry, dict(getattr(config, registry)))
-    before = set(config.TRANSFORMS)
+        monkeypatch.setattr(registries, registry, dict(getattr(registries, registry)))
+    before = set(registries.TRANSFORMS)
     candidates.register()
     path = str(next(train_root.rglob("mask1.*")))
-    for name in set(config.TRANSFORMS) - before:
+    for name in set(registries.TRANSFORMS) - before:
         forms = candidates.augmentation.forms(name, 32)
         views = [
             candidates.augmentation.View(form, ("test",)) for form in (forms.train, forms.valid)
         ]
         _, images = dataset.ImageDataset(["a"], [path], views)[(0, 0, 0)]
         assert [tuple(image.shape) for image in images] == [(32, 32, 3)] * 2
-    losses = {name: entry.target for name, entry in config.LOSSES.items()}
-    assert config.import_target(losses["smoothing0.1"])() is not None
+    losses = {name: entry.target for name, entry in registries.LOSSES.items()}
+    assert registries.import_target(losses["smoothing0.1"])() is not None
 
 
 def test_face_finders_are_measured_by_the_true_boxes(

@@ -29,11 +29,11 @@ import torch
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 import checkpoint
-import config
 import dataset
 import engine
 import loading
 import out_of_fold
+import registries
 import run_directory
 import submit_ensemble
 import submit_singular
@@ -71,7 +71,7 @@ def _brief(tree: Path) -> Any:
     first.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(config.BACKBONES, "tiny", support.TINY)
+        patch.setitem(registries.BACKBONES, "tiny", support.TINY)
         patch.setattr(training_run, "warn_of_duplicates", lambda tree, parts: None)
         patch.setattr(
             cross_validation,

@@ -19,6 +19,7 @@ import torch
 import torchvision
 
 import checkpoint
+import registries
 import submit_ensemble
 import submit_singular
 import train
@@ -114,7 +115,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     paint_photographs(folder)
     shutil.copytree(GOLDEN / "stopped", folder / "saved_models")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(support.config.BACKBONES, "tiny", support.TINY)
+        patch.setitem(registries.BACKBONES, "tiny", support.TINY)
         patch.chdir(folder)
         assert train.main([*TRAIN, "--resume"]) == 0
     return folder

@@ -26,6 +26,7 @@ import checkpoint
 import config
 import dataset
 import model
+import registries
 import submit_ensemble
 import submit_singular
 import train
@@ -39,11 +40,11 @@ from training import run as training_run
 from utils import seeded
 
 AXES = {
-    "--model-type": list(config.MODELS),
+    "--model-type": list(registries.MODELS),
     "--task": list(TASKS),
-    "--transform-type": list(config.TRANSFORMS),
-    "--loss-type": list(config.LOSSES),
-    "--optim-type": list(config.OPTIMIZERS),
+    "--transform-type": list(registries.TRANSFORMS),
+    "--loss-type": list(registries.LOSSES),
+    "--optim-type": list(registries.OPTIMIZERS),
 }
 FEW = support.PEOPLE[:5]
 OWN_MODELS = (  # that the contract describes; what is registered besides may be otherwise
@@ -72,7 +73,7 @@ def words(combination: tuple[str, ...]) -> list[str]:
 
 def has_head(network: str, task: str) -> bool:
     """A model with heads of its own knows the competition's four tasks, and what `main` tells."""
-    return not config.MODELS[network].heads or bool(TASKS[task].from_main)
+    return not registries.MODELS[network].heads or bool(TASKS[task].from_main)
 
 
 def is_allowed(combination: tuple[str, ...]) -> bool:
@@ -104,21 +105,22 @@ def test_every_combination_is_allowed_or_refused_by_name() -> None:
                 f"--loss-type {loss}: does not fit --task {task}; use "
             )
     # losses for `age`, which two of the models know
-    of_values = sum(loss.regression for loss in config.LOSSES.values())
-    alike = len(config.TRANSFORMS) * len(config.OPTIMIZERS)
-    known = [sum(has_head(network, task) for network in config.MODELS) for task in TASKS]
-    own = [network for network in config.MODELS if network in OWN_MODELS]
+    of_values = sum(loss.regression for loss in registries.LOSSES.values())
+    alike = len(registries.TRANSFORMS) * len(registries.OPTIMIZERS)
+    known = [sum(has_head(network, task) for network in registries.MODELS) for task in TASKS]
+    own = [network for network in registries.MODELS if network in OWN_MODELS]
     assert {
         task: sum(has_head(network, task) for network in own)
         for task in ("main", "mask", "ageg", "age", "gender")
     } == {"main": 6, "mask": 6, "ageg": 6, "age": 2, "gender": 6}
     fitting = [
-        of_values if task.regression else len(config.LOSSES) - of_values for task in TASKS.values()
+        of_values if task.regression else len(registries.LOSSES) - of_values
+        for task in TASKS.values()
     ]
     allowed = alike * sum(models * losses for models, losses in zip(known, fitting, strict=True))
     assert counts == {
         True: allowed,
-        False: alike * len(config.MODELS) * len(TASKS) * len(config.LOSSES) - allowed,
+        False: alike * len(registries.MODELS) * len(TASKS) * len(registries.LOSSES) - allowed,
     }
 
 
@@ -168,7 +170,7 @@ def test_a_pairwise_covering_set_trains_a_step_and_predicts(
         line for line in capsys.readouterr().out.splitlines() if line.startswith("fold 0  epoch")
     )
     network, task, *_ = combination
-    for head in config.trained_heads(network, task):
+    for head in registries.trained_heads(network, task):
         for told in tasks_answered_by(head):
             assert told == task or f"{told} F1 " in line
     predict = [
@@ -269,19 +271,23 @@ def test_one_entry_adds_a_model_loss_transform_optimizer_and_task(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     here = __name__
-    monkeypatch.setitem(config.MODELS, "Wide", config.Model(f"{here}:Wide", "tiny", alias="W"))
     monkeypatch.setitem(
-        config.LOSSES,
+        registries.MODELS, "Wide", registries.Model(f"{here}:Wide", "tiny", alias="W")
+    )
+    monkeypatch.setitem(
+        registries.LOSSES,
         "onehotloss",
-        config.Loss(f"{here}:OneHot", False, "squared error of probabilities"),
+        registries.Loss(f"{here}:OneHot", False, "squared error of probabilities"),
     )
     monkeypatch.setitem(
-        config.TRANSFORMS,
+        registries.TRANSFORMS,
         "upsidedown",
-        config.Transform(f"{here}:upside_down", "all of it", False, "turned"),
+        registries.Transform(f"{here}:upside_down", "all of it", False, "turned"),
     )
     monkeypatch.setitem(
-        config.OPTIMIZERS, "slow", config.Optimizer(f"{here}:slow", 0.002, 0.003, 0.0, "RMSprop")
+        registries.OPTIMIZERS,
+        "slow",
+        registries.Optimizer(f"{here}:slow", 0.002, 0.003, 0.0, "RMSprop"),
     )
     over = Task(lambda mask, gender, years: int(years >= 40), ("young", "older"), "under 40 or not")
     monkeypatch.setitem(TASKS, "over40", over)

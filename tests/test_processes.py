@@ -21,6 +21,7 @@ import dataset
 import engine
 import ensemble
 import metrics
+import registries
 import submit_ensemble
 import train
 from inference import submission
@@ -83,8 +84,8 @@ def in_two(main: Callable[[list[str]], int], words: list[str]) -> list[int]:
 @pytest.fixture(autouse=True, scope="module")
 def _plain() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(config.BACKBONES, "tiny", support.TINY)
-        patch.setitem(config.MODELS, "Plain", config.Model("run_tiny:Plain", "tiny"))
+        patch.setitem(registries.BACKBONES, "tiny", support.TINY)
+        patch.setitem(registries.MODELS, "Plain", registries.Model("run_tiny:Plain", "tiny"))
         yield
 
 

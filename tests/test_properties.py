@@ -20,6 +20,7 @@ import checkpoint
 import config
 import ensemble
 import metrics
+import registries
 from data import splits, tables
 from labels import GENDERS, TASKS
 from runtime.errors import UserError, printable
@@ -118,11 +119,11 @@ rates = st.floats(min_value=1e-12, max_value=1e6, allow_nan=False)
 
 
 @given(
-    st.sampled_from(sorted(config.MODELS)),
+    st.sampled_from(sorted(registries.MODELS)),
     st.sampled_from(sorted(TASKS)),
-    st.sampled_from(sorted(config.TRANSFORMS)),
-    st.sampled_from(sorted(config.OPTIMIZERS)),
-    st.sampled_from(sorted(config.LOSSES)),
+    st.sampled_from(sorted(registries.TRANSFORMS)),
+    st.sampled_from(sorted(registries.OPTIMIZERS)),
+    st.sampled_from(sorted(registries.LOSSES)),
     rates,
     st.tuples(
         st.integers(0, 200), st.integers(1, 10**6), st.integers(2, 10**5), st.integers(0, 2**64)
@@ -147,7 +148,7 @@ def test_a_checkpoints_name_tells_every_setting_it_was_written_with(
         model,
         task,
         transform,
-        config.MODELS[model].backbone,
+        registries.MODELS[model].backbone,
         224,
         None,
         fold,

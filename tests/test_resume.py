@@ -21,10 +21,10 @@ import support
 import torch
 
 import checkpoint
-import config
 import engine
 import optim
 import out_of_fold
+import registries
 import run_directory
 import train
 from runtime.errors import RunError, Stopped, UserError
@@ -77,7 +77,7 @@ def result(saved: Path) -> dict[str, object]:
 def unbroken(train_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     saved = tmp_path_factory.mktemp("unbroken")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(config.BACKBONES, "tiny", support.TINY)
+        patch.setitem(registries.BACKBONES, "tiny", support.TINY)
         assert run(train_root, saved) == 0
         return result(saved)
 
@@ -132,7 +132,7 @@ def test_a_run_killed_anywhere_ends_as_if_it_had_not_been(
         with pytest.raises(Killed):
             run(train_root, tmp_path)
         patch.undo()
-        patch.setitem(config.BACKBONES, "tiny", support.TINY)
+        patch.setitem(registries.BACKBONES, "tiny", support.TINY)
         assert run(train_root, tmp_path, "--resume", "--workers", str(call % 2)) == 0
     assert result(tmp_path) == unbroken
 
@@ -285,7 +285,7 @@ def test_a_photograph_that_vanishes_stops_the_run_and_once_it_is_back_the_run_go
     assert result(tmp_path / "saved") == unbroken
 
 
-@pytest.mark.parametrize("name", config.OPTIMIZERS)
+@pytest.mark.parametrize("name", registries.OPTIMIZERS)
 def test_every_optimizer_goes_on_from_its_kept_state_to_the_bit(name: str) -> None:
     def made() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
         torch.manual_seed(0)

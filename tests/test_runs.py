@@ -28,6 +28,7 @@ import ensemble
 import metrics
 import model
 import out_of_fold
+import registries
 import submit_ensemble
 import submit_singular
 import train
@@ -622,7 +623,7 @@ def test_one_checkpoint_answers_main_and_its_parts(
 def test_a_bare_state_dict_of_any_name_answers_where_its_model_and_task_are_told(
     tree: Path, eval_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(config.BACKBONES, "efficientnet-b3", support.TINY)
+    monkeypatch.setitem(registries.BACKBONES, "efficientnet-b3", support.TINY)
     path = next((tree / "fold00").glob("*.pth"))
     torch.save(checkpoint.load_checkpoint(path).weights, tmp_path / "best.pth")
     words = ("--load-state-dict", str(tmp_path / "best.pth"), "--workers", "0")
@@ -670,7 +671,7 @@ def test_the_three_lines_as_they_stand(
 ) -> None:
     """With the backbone made tiny: everything else is the commands' own defaults."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(config.BACKBONES, "efficientnet-b3", support.TINY)
+    monkeypatch.setitem(registries.BACKBONES, "efficientnet-b3", support.TINY)
     support.make_train(tmp_path / "input" / "data" / "train")
     support.make_eval(tmp_path / "input" / "data" / "eval")
     assert train.main(["--task", "main", "--cv", "5", "--epochs", "1"]) == 0
@@ -736,7 +737,7 @@ def test_a_photograph_of_another_size_covers_the_crop_with_one_warning(
     predict(submit_ensemble, root, tmp_path / "p", "--root", str(tree), "--workers", "0")
     assert capsys.readouterr().err.count("scaled to cover the crop: 3") == 1
     photo = images.read_image(str(sorted((root / "images").iterdir())[0]))
-    for name in config.TRANSFORMS:
+    for name in registries.TRANSFORMS:
         seen = augmentation.pixels(augmentation.forms(name, 64).valid(photo, None))
         assert seen.shape == (64, 64, 3)
         assert (seen.max(2) > 0).all(), "black bars"

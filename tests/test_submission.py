@@ -21,6 +21,7 @@ import checkpoint
 import config
 import ensemble
 import out_of_fold
+import registries
 import submit_ensemble
 import submit_singular
 import train
@@ -65,7 +66,7 @@ def runs(small_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "mask": ["--task", "mask"],
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(config.BACKBONES, "tiny", support.TINY)
+        patch.setitem(registries.BACKBONES, "tiny", support.TINY)
         for day, (name, words) in enumerate(kinds.items(), start=1):
             assert (
                 train.main(
@@ -335,9 +336,9 @@ def test_a_registered_transform_brings_its_random_form_along(
     """(16.25)"""
     for name, random in (("mine", "tta"), ("alone", "")):
         monkeypatch.setitem(
-            config.TRANSFORMS,
+            registries.TRANSFORMS,
             name,
-            config.Transform("augmentation:base", "all of it", False, "", random),
+            registries.Transform("augmentation:base", "all of it", False, "", random),
         )
     info = checkpoint.CheckpointInfo(
         "VanillaResNet", "main", "mine", "tiny", 32, 32, 0, 1, 0.5, 1.0

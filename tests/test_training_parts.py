@@ -27,6 +27,7 @@ import loading
 import loss
 import model
 import optim
+import registries
 import train
 from data import tables
 from labels import TASKS
@@ -102,10 +103,10 @@ def test_parts_and_years_answer_main_by_their_product() -> None:
     assert not model.can_answer(("mask", "gender"), "main")
 
 
-@pytest.mark.parametrize("name", config.LOSSES)
+@pytest.mark.parametrize("name", registries.LOSSES)
 def test_the_loss_of_a_whole_validation_is_that_of_a_batch(name: str) -> None:
     criterion = loss.make_loss(name)
-    if config.LOSSES[name].regression:
+    if registries.LOSSES[name].regression:
         outputs, labels = torch.rand(6, 1) * 60, torch.rand(6) * 60
     else:
         outputs, labels = torch.randn(6, 18), torch.randint(0, 18, (6,))
@@ -141,14 +142,14 @@ def test_cosine_anneals_to_zero_over_the_run_and_restarts_by_cycle() -> None:
     assert optim.schedule("none", 10, 4, 0, None)(39) == 1
 
 
-@pytest.mark.parametrize("name", config.OPTIMIZERS)
+@pytest.mark.parametrize("name", registries.OPTIMIZERS)
 def test_every_optimizer_learns_channels_last_weights(name: str) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
     )
     network = network.to(memory_format=torch.channels_last)
-    entry = config.OPTIMIZERS[name]
+    entry = registries.OPTIMIZERS[name]
     groups = [
         {"params": list(network[:1].parameters()), "scale": 0.5},
         {"params": list(network[1:].parameters()), "scale": 1.0},

@@ -12,10 +12,10 @@ import pytest
 import support
 from PIL import Image
 
-import config
 import ensemble
 import metrics
 import out_of_fold
+import registries
 import submit_ensemble
 import train
 from data import images
@@ -51,8 +51,8 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "elsewhere": ["--split-seed", "7", "--epochs", "1"],
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(config.BACKBONES, "tiny", support.TINY)
-        patch.setitem(config.BACKBONES, "tiny-resnet", support.TINY_RESNET)
+        patch.setitem(registries.BACKBONES, "tiny", support.TINY)
+        patch.setitem(registries.BACKBONES, "tiny-resnet", support.TINY_RESNET)
         for name, words in trees.items():
             assert (
                 train.main(

@@ -29,6 +29,7 @@ import backbones
 import checkpoint
 import config
 import model
+import registries
 import run_directory
 import submit_ensemble
 import submit_singular
@@ -52,7 +53,7 @@ INFO = checkpoint.CheckpointInfo(
 def _small_models(monkeypatch: pytest.MonkeyPatch) -> None:
     """The backbones that older files mean, made tiny."""
     for name in ("efficientnet-b3", "efficientnet-b0"):
-        monkeypatch.setitem(config.BACKBONES, name, support.TINY)
+        monkeypatch.setitem(registries.BACKBONES, name, support.TINY)
 
 
 def weights_of(
@@ -780,7 +781,7 @@ def test_only_plain_names_reach_timm(
     "name", ["resnet50", "tf_efficientnet_lite0.in1k", "vit_base_patch16_224.augreg2_in21k_ft_in1k"]
 )
 def test_timms_own_names_stay_known(name: str) -> None:
-    assert config.backbone_entry(f"timm:{name}").family == "timm"
+    assert registries.backbone_entry(f"timm:{name}").family == "timm"
 
 
 # --- zips of two directories
@@ -916,7 +917,7 @@ class Years(nn.Module):
 def test_a_regression_starts_at_the_mean_age_whatever_its_layer_is_called(
     train_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, layer: str
 ) -> None:
-    monkeypatch.setitem(config.MODELS, "Years", config.Model("test_weights:Years", "tiny"))
+    monkeypatch.setitem(registries.MODELS, "Years", registries.Model("test_weights:Years", "tiny"))
     words = ("--task", "age", "--model-type", name, "--lr", "1e-12", "--epochs", "1")
     study = study_of(train_root, *words)
     mean = study.table.loc[study.table["fold"] != 0, "age"].mean()

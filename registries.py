@@ -1,0 +1,207 @@
+"""Registries: models, backbones, losses, optimizers, schedules, transforms. Free of torch."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from runtime.errors import UserError
+
+# --- registries
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network, built as target(backbone, heads); heads: {task: outputs}, all on one backbone."""
+
+    target: str
+    backbone: str
+    families: tuple[str, ...] = ()  # backbone families that fit; empty: any
+    heads: tuple[str, ...] = ()  # tasks trained at once; empty: only --task
+    alias: str = ""
+    help: str = ""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A 1000-way network. target(name, padding_size) -> module; weights(name) -> its state dict."""
+
+    target: str
+    weights: str
+    family: str
+
+
+@dataclass(frozen=True)
+class Loss:
+    target: str
+    regression: bool
+    help: str
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """target(parameter groups, lr, weight_decay), with its default rates on pretrained weights and
+    from scratch.
+    """
+
+    target: str
+    lr_pretrained: float
+    lr_scratch: float
+    weight_decay: float
+    help: str
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """target(step after the warm-up, steps of a cycle) -> factor of the learning rate."""
+
+    target: str
+    cycles: bool  # whether NAME:E, with a cycle of E epochs, is another one
+
+
+MIDDLE, FACE = "the middle 224 pixels", "the face"  # fields of view
+
+
+@dataclass(frozen=True)
+class Transform:
+    """target(image_size) -> augmentation.Forms. `sees`: field of view in validation and at test."""
+
+    target: str
+    sees: str
+    random_view: bool  # whether test views differ from each other
+    help: str
+    random_form: str = ""  # where they do not: the transform for several views
+
+    @property
+    def of_face(self) -> bool:
+        """Whether it crops to the face, whose place --boxes may give."""
+        return self.sees == FACE
+
+
+MODELS: dict[str, Model] = {
+    "VanillaEfficientNet": Model(
+        "model:VanillaEfficientNet",
+        "efficientnet-b3",
+        ("efficientnet", "timm"),
+        help="EfficientNet and a linear head",
+    ),
+    "VanillaResNet": Model(
+        "model:VanillaResNet", "resnet50", ("resnet", "timm"), help="ResNet and a linear head"
+    ),
+    "MultiClassTHANet_MK1": Model(
+        "model:MultiClassTHANet",
+        "efficientnet-b3",
+        heads=("mask", "ageg", "gender", "main"),
+        alias="MultiClassTHANet",
+        help="self-attention over three states, their outputs joined into the 18 classes",
+    ),
+    "MultiLabelTHANet": Model(
+        "model:MultiLabelTHANet",
+        "efficientnet-b0",
+        heads=("mask", "ageg", "gender"),
+        help="self-attention over three states, three label sets",
+    ),
+    "THANet_MK1": Model(
+        "model:THANet",
+        "efficientnet-b3",
+        heads=("mask", "ageg", "gender", "main"),
+        alias="THANet",
+        help="four linear heads on one backbone",
+    ),
+    "Factorised": Model(
+        "model:Factorised",
+        "efficientnet-b3",
+        heads=("mask", "gender", "year"),
+        help="mask, gender and a distribution over the years of age; main is their product",
+    ),
+}
+EFFICIENTNET = Backbone("backbones:efficientnet", "backbones:efficientnet_weights", "efficientnet")
+RESNET = Backbone("backbones:resnet", "backbones:resnet_weights", "resnet")
+BACKBONES: dict[str, Backbone] = {
+    **{f"efficientnet-b{i}": EFFICIENTNET for i in range(8)},
+    "efficientnet-lite0": Backbone(
+        "backbones:efficientnet_lite0", "backbones:efficientnet_lite0_weights", "efficientnet"
+    ),
+    **{f"resnet{n}": RESNET for n in (18, 34, 50, 101, 152)},
+    "timm:NAME": Backbone("backbones:timm_backbone", "backbones:timm_weights", "timm"),
+}
+LOSSES: dict[str, Loss] = {
+    "labelsmoothingloss": Loss(
+        "loss:LabelSmoothingLoss", False, "smoothing 0.2 spread over the other classes"
+    ),
+    "focalloss": Loss("loss:FocalLoss", False, "gamma 5"),
+    "crossentropyloss": Loss("loss:CrossEntropyLoss", False, "plain cross entropy"),
+    "mseloss": Loss("loss:MSELoss", True, "squared error, for age"),
+    "smoothl1loss": Loss("loss:SmoothL1Loss", True, "Huber's error, for age"),
+}
+OPTIMIZERS: dict[str, Optimizer] = {
+    "adam": Optimizer("optim:adam", 0.001, 0.005, 0.0, "Adam"),
+    "adamp": Optimizer("optim:adamp", 0.001, 0.005, 0.01, "AdamP of the adamp package"),
+    "sgd": Optimizer("optim:sgd", 0.005, 0.005, 0.0, "plain SGD"),
+    "momentum": Optimizer("optim:momentum", 0.005, 0.005, 0.0, "SGD with momentum 0.9"),
+}
+TRANSFORMS: dict[str, Transform] = {
+    "base": Transform("augmentation:base", MIDDLE, False, "resized and cropped", "tta"),
+    "random": Transform(
+        "augmentation:random", MIDDLE, False, "random crops and RandAugment", "tta"
+    ),
+    "tta": Transform(
+        "augmentation:tta", "the middle 384 pixels", True, "random; each view is another crop"
+    ),
+    "facecrop": Transform("augmentation:facecrop", FACE, False, "crop to the face", "facerandom"),
+    "facerandom": Transform(
+        "augmentation:facerandom", FACE, True, "facecrop, scaled, mirrored and RandAugment"
+    ),
+}
+SCHEDULES: dict[str, Schedule] = {
+    "cosine": Schedule("optim:cosine_annealing", cycles=True),
+    "none": Schedule("optim:constant", cycles=False),
+}
+TIMM = "timm:"  # before the names of timm's backbones
+
+
+def import_target(target: str) -> Any:
+    """Import "module:attribute"."""
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def backbone_name(text: str) -> str:
+    """A backbone's name in the registry's case; timm's own names keep theirs."""
+    if text.casefold().startswith(TIMM):
+        return TIMM + text[len(TIMM) :]
+    return {name.casefold(): name for name in BACKBONES}.get(text.casefold(), text)
+
+
+def backbone_entry(name: str) -> Backbone:
+    """The registry's entry. Raises UserError for an unknown name."""
+    if name in BACKBONES:
+        return BACKBONES[name]
+    if not name.startswith(TIMM):
+        raise UserError(f"--backbone {name}: unknown; choose from {', '.join(BACKBONES)}")
+    if not re.fullmatch(r"[A-Za-z0-9_.]+", name[len(TIMM) :]):  # no hub address, no path
+        raise UserError(
+            f"--backbone {name[:60]}: {TIMM} takes a timm model's name: letters, digits, _ and ."
+        )
+    return BACKBONES["timm:NAME"]
+
+
+def backbones_by_family() -> str:
+    """`efficientnet-{b0,b1}; resnet{18,34}; timm:NAME`."""
+    families: dict[str, list[str]] = {}
+    for name, entry in BACKBONES.items():
+        families.setdefault(entry.family, []).append(name)
+    return "; ".join(", ".join(names) for names in families.values())
+
+
+def random_form_of(transform: str, views: int) -> str:
+    """The transform for so many views: several take the one with random views."""
+    return TRANSFORMS[transform].random_form or transform if views > 1 else transform
+
+
+def trained_heads(model: str, task: str) -> tuple[str, ...]:
+    """The tasks that a model trains at once: its own heads, or `task`."""
+    return MODELS[model].heads or (task,)
