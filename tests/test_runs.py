@@ -122,7 +122,7 @@ def test_tensorboard_reads_what_history_holds(
                 (int(float(row[0])), pytest.approx(float(row[column]), rel=1e-6)) for row in rows
             ]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="--tensorboard: the package tensorboard is not there"):
+    with pytest.raises(UserError, match="--tensorboard: not installed; pip install tensorboard"):
         train.main([*words[:3], str(tmp_path / "none"), *words[4:]])
 
 
