@@ -8,13 +8,13 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-import support
 
 import registries
 import run_directory
 import train
 from reporting import plots
 from runtime import cli, errors
+from tests.helpers import support
 
 # No test may fail because the machine has much else to do.
 hypothesis.settings.register_profile(
@@ -44,7 +44,7 @@ def _no_charts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """Every run ends with a report, whose charts take longer than the tests' training: only the
     reports' own tests draw them.
     """
-    if request.module.__name__ != "test_report":
+    if request.module.__name__ != "tests.reporting.test_report":
         monkeypatch.setattr(plots, "render_svg", lambda *_, **__: "<svg></svg>")
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import support
 
 import labels
 import registries
 import train
+from tests.helpers import support
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import PIL
 import pytest
-import support
 import torch
 import torchvision
 
@@ -24,6 +23,7 @@ import submit_ensemble
 import submit_singular
 import train
 from inference import submission
+from tests.helpers import support
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden"
 RUN = "kfold-ensemble-VanillaEfficientNet"

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import support
 import torch
 from efficientnet_pytorch import EfficientNet
 from hypothesis import given, settings
@@ -35,6 +34,7 @@ from inference import submission
 from labels import TASKS, Task, tasks_answered_by
 from runtime.errors import UserError
 from runtime.options import build_parser
+from tests.helpers import support
 from training import fold as training_fold
 from training import run as training_run
 from utils import seeded

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import support
 import torch
 from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score
@@ -37,6 +36,7 @@ from inference import submission
 from labels import TASKS
 from reporting import summary
 from runtime.errors import UserError
+from tests.helpers import support
 from training import fold as training_fold
 from training import fold_state
 from training import run as training_run

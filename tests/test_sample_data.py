@@ -7,10 +7,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import support
 from PIL import Image
 
 from data import tables
+from tests.helpers import support
 from tools import sample_data
 
 

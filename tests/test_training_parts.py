@@ -12,7 +12,6 @@ from urllib.error import URLError
 import numpy as np
 import pandas as pd
 import pytest
-import support
 import torch
 from torch import nn
 from torch.nn import functional
@@ -32,6 +31,7 @@ import train
 from data import tables
 from labels import TASKS
 from runtime.errors import RunError, UserError
+from tests.helpers import support
 from training import fold_state
 
 

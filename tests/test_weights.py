@@ -18,10 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fuzz_readers
 import numpy as np
 import pytest
-import support
 import torch
 from torch import Tensor, nn
 
@@ -37,6 +35,7 @@ import train
 from inference import submission
 from runtime.errors import UserError
 from runtime.files import load_npz
+from tests.helpers import fuzz_readers, support
 from training import fold_state
 from training import run as training_run
 
@@ -917,7 +916,9 @@ class Years(nn.Module):
 def test_a_regression_starts_at_the_mean_age_whatever_its_layer_is_called(
     train_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, layer: str
 ) -> None:
-    monkeypatch.setitem(registries.MODELS, "Years", registries.Model("test_weights:Years", "tiny"))
+    monkeypatch.setitem(
+        registries.MODELS, "Years", registries.Model("tests.test_weights:Years", "tiny")
+    )
     words = ("--task", "age", "--model-type", name, "--lr", "1e-12", "--epochs", "1")
     study = study_of(train_root, *words)
     mean = study.table.loc[study.table["fold"] != 0, "age"].mean()

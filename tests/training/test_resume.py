@@ -14,10 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fault_runs
 import numpy as np
 import pytest
-import support
 import torch
 
 import checkpoint
@@ -28,6 +26,7 @@ import registries
 import run_directory
 import train
 from runtime.errors import RunError, Stopped, UserError
+from tests.helpers import fault_runs, support
 from training import fold as training_fold
 from training import fold_state
 

@@ -21,11 +21,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fuzz_readers
 import numpy as np
 import pandas as pd
 import pytest
-import support
 import torch
 from PIL import Image
 
@@ -46,6 +44,7 @@ from reporting import label_issues, summary
 from runtime.cli import run_script
 from runtime.errors import UserError
 from runtime.files import csv_cell
+from tests.helpers import fuzz_readers, support
 from training import fold_state
 from training import run as training_run
 
@@ -1117,7 +1116,7 @@ def test_a_path_that_the_terminal_cannot_spell_is_spelled_out(tmp_path: Path) ->
     code = "from runtime.cli import run_script\nrun_script(lambda _: print('\uae40.csv') or 0, 'x')"
     done = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).resolve().parents[2],
         capture_output=True,
         text=True,
         check=False,

@@ -6,12 +6,12 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-import support
 
 import submit_singular
 import train
 from data import csv_tables, label_fixes, tables
 from runtime.errors import UserError
+from tests.helpers import support
 
 HEAD = "id,gender,race,age,path"
 ROWS = ("1,female,Asian,20,000001_female_Asian_20", "2,male,Asian,61,000002_male_Asian_61")

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import support
 from jinja2 import UndefinedError
 from sklearn.metrics import (
     accuracy_score,
@@ -29,6 +28,7 @@ import metrics
 from labels import TASKS, age_group, scoring_task
 from reporting import html, plots, summary
 from runtime.errors import UserError
+from tests.helpers import support
 
 EVIL = '<script>alert(1)</script> & "quoted" \x07\u202e'
 VOID = {"img", "meta", "br", "link", "hr", "path", "use"}

@@ -21,10 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fault_runs
 import numpy as np
 import pytest
-import support
 import torch
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
@@ -44,6 +42,7 @@ from inference import submission
 from runtime import errors
 from runtime.cli import run_script
 from runtime.errors import RunError, UserError
+from tests.helpers import fault_runs, support
 from training import cross_validation, fold_state
 from training import fold as training_fold
 from training import run as training_run
@@ -749,7 +748,7 @@ def test_a_full_memory_names_the_batch_size_the_peak_and_what_is_free(
 
 def test_a_program_ends_though_its_readers_are_still_there(train_root: Path) -> None:
     """They ignore SIGTERM; whoever holds an exception's frames keeps them alive to the end."""
-    root = Path(__file__).parent.parent
+    root = Path(__file__).resolve().parents[2]
     code = f"""
 import sys, torch, augmentation, dataset, loading
 from data import tables

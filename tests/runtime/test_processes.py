@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import support
 import torch
 
 import checkpoint
@@ -26,11 +25,12 @@ import submit_ensemble
 import train
 from inference import submission
 from runtime.errors import DistInfo, UserError
+from tests.helpers import support
 from training import fold as training_fold
 from training import fold_state
 from training import run as training_run
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
@@ -41,7 +41,7 @@ def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
         "torch.distributed.run",
         "--standalone",
         "--nproc-per-node=2",
-        str(HERE / "run_tiny.py"),
+        str(ROOT / "tests/helpers/run_tiny.py"),
     ]
     return subprocess.run(
         [*start, *words], capture_output=True, text=True, check=False, timeout=support.LIMIT
@@ -85,7 +85,9 @@ def in_two(main: Callable[[list[str]], int], words: list[str]) -> list[int]:
 def _plain() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(registries.BACKBONES, "tiny", support.TINY)
-        patch.setitem(registries.MODELS, "Plain", registries.Model("run_tiny:Plain", "tiny"))
+        patch.setitem(
+            registries.MODELS, "Plain", registries.Model("tests.helpers.run_tiny:Plain", "tiny")
+        )
         yield
 
 
@@ -236,8 +238,9 @@ def failing(code: str, words: list[str]) -> list[subprocess.CompletedProcess[str
     port = support.free_port()
     text = f"""
 import os, sys
-sys.path[:0] = [{str(HERE)!r}, {str(HERE.parent)!r}]
-import run_tiny, train
+sys.path[:0] = [{str(ROOT)!r}]
+import train
+from tests.helpers import run_tiny
 from training import fold
 from runtime.cli import run_script
 run_tiny.register()
@@ -367,7 +370,7 @@ def test_a_process_that_is_told_to_end_says_so(tmp_path: Path) -> None:
         "os.kill(os.getpid(), signal.SIGTERM), 'x.py'))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=HERE.parent, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 143
     assert done.stderr.startswith("x.py: stopped: ")

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import support
 
 import augmentation
 import checkpoint
@@ -31,6 +30,7 @@ from labels import PARTS, TASKS, Task
 from runtime.cli import run_script
 from runtime.errors import RunError, UserError, path_error, plural
 from runtime.files import atomic_write, create_new_folder
+from tests.helpers import support
 
 MACHINE = ("--device", "cpu", "--threads", "1", "--workers", "0")
 SAVED = "saved_models"

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import support
 
 import checkpoint
 import run_directory
@@ -26,10 +25,11 @@ from runtime import distributed
 from runtime.cli import run_script
 from runtime.errors import DistInfo, RunError, UserError, is_rank_zero, warn_counted
 from runtime.files import atomic_write, create_folder, remove_stale_writes
+from tests.helpers import support
 from training import fold as training_fold
 from training import fold_state
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def run_code(code: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -37,7 +37,7 @@ def run_code(code: str, **options: Any) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, "-c", code]
     return subprocess.run(
         words,
-        cwd=HERE.parent,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=support.LIMIT,
@@ -198,7 +198,7 @@ def shell(line: str, *words: str, **streams: Any) -> tuple[int, str]:
     """
     done = subprocess.run(
         ["sh", "-c", line.replace("$RUN", 'exec "$0" "$@"'), sys.executable, *words],
-        cwd=HERE.parent,
+        cwd=ROOT,
         **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams},
         text=True,
         timeout=support.LIMIT,
@@ -276,9 +276,7 @@ def on_a_terminal(body: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """(a script with a terminal of its own on stdout and stderr, the terminal's other end)."""
     master, slave = os.openpty()
     words = [sys.executable, "-c", script_of(body)]
-    child = subprocess.Popen(
-        words, cwd=HERE.parent, stdin=subprocess.PIPE, stdout=slave, stderr=slave
-    )
+    child = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=slave, stderr=slave)
     os.close(slave)
     yield child, master
     child.kill()
@@ -305,10 +303,9 @@ def test_a_run_without_streams_is_complete(train_root: Path, tmp_path: Path) -> 
     """(16.17) No reader of stdout, stderr closed, a process that reads photographs."""
     with no_reader() as gone:
         words = train_words(train_root, tmp_path, "--workers", "1")
-        assert shell("$RUN 2>&-", str(HERE / "run_tiny.py"), "train.py", *words, stdout=gone) == (
-            0,
-            "",
-        )
+        assert shell(
+            "$RUN 2>&-", str(ROOT / "tests/helpers/run_tiny.py"), "train.py", *words, stdout=gone
+        ) == (0, "")
     (tree,) = tmp_path.iterdir()
     assert "finished" in run_directory.read_run_json(tree)
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import support
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,6 +23,7 @@ import loading
 from data import images, splits, tables
 from labels import age_group
 from runtime.errors import UserError
+from tests.helpers import support
 from training import fold as training_fold
 from training import run as training_run
 from utils import seeded

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Cut off and mutate valid files for every reader: each outcome must be a right reading or a
 UserError of one line.
 
@@ -6,7 +5,7 @@ Every truncation of each valid file comes first, then random mutations: bytes ch
 put in, moved, lengths and counts made extreme; in zip files (.npz, .pth) also inside a member, with
 sums that fit again. All in this process under faulthandler, so that a crash of a decoder ends the
 script with a traceback and a non-zero exit code (the case lies in the folder it names). `python
-tests/fuzz_readers.py --cases 200000`
+-m tests.helpers.fuzz_readers --cases 200000`
 """
 
 from __future__ import annotations
@@ -32,8 +31,6 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import checkpoint
 import engine

@@ -14,9 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import run_tiny
-import support
-import test_processes
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -36,9 +33,11 @@ from data import tables
 from runtime import distributed
 from runtime.devices import choose_device, free_memory, usable_processors
 from runtime.errors import RunError, UserError
+from tests.helpers import run_tiny, support
+from tests.runtime import test_processes
 from training import fold_state
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 
 
@@ -81,7 +80,7 @@ def test_the_validation_loss_is_that_of_the_networks_outputs(
     monkeypatch.setitem(
         registries.LOSSES,
         "oneagainstrest",
-        registries.Loss("test_devices:OneAgainstRest", False, "for tests"),
+        registries.Loss("tests.runtime.test_devices:OneAgainstRest", False, "for tests"),
     )
     words = [
         "--train-root",
@@ -133,7 +132,7 @@ def test_processes_that_share_a_batch_draw_other_dropout_masks(
 ) -> None:
     """(16, small) The first one draws what one process alone does."""
     monkeypatch.setitem(
-        registries.MODELS, "Masked", registries.Model("test_devices:Masked", "tiny")
+        registries.MODELS, "Masked", registries.Model("tests.runtime.test_devices:Masked", "tiny")
     )
     monkeypatch.setenv("MASKS", str(tmp_path))
     words = [
@@ -216,8 +215,9 @@ def in_small_shared_memory(
     """train.py after `code`, where /dev/shm has so much room."""
     text = f"""
 import sys
-sys.path[:0] = [{str(HERE)!r}, {str(HERE.parent)!r}]
-import run_tiny, loading, train
+sys.path[:0] = [{str(ROOT)!r}]
+import loading, train
+from tests.helpers import run_tiny
 from runtime.cli import run_script
 run_tiny.register()
 {code}
@@ -398,7 +398,7 @@ def test_a_process_that_waits_for_the_others_can_be_ended(train_root: Path, tmp_
         *support.FAST,
     ]
     waiting = subprocess.Popen(
-        [sys.executable, str(HERE / "run_tiny.py"), *words],
+        [sys.executable, str(ROOT / "tests/helpers/run_tiny.py"), *words],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={**os.environ, **lone(0, port)},

@@ -60,8 +60,12 @@ def tiny_weights(name: str) -> dict[str, Tensor]:
         return Tiny().state_dict()
 
 
-TINY = registries.Backbone("support:tiny", "support:tiny_weights", "efficientnet")
-TINY_RESNET = registries.Backbone("support:tiny", "support:tiny_weights", "resnet")
+TINY = registries.Backbone(
+    "tests.helpers.support:tiny", "tests.helpers.support:tiny_weights", "efficientnet"
+)
+TINY_RESNET = registries.Backbone(
+    "tests.helpers.support:tiny", "tests.helpers.support:tiny_weights", "resnet"
+)
 FAST = (
     "--backbone",
     "tiny",

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import support
 from PIL import Image, ImageOps
 
 import config
@@ -17,6 +16,7 @@ from data import duplicates, label_fixes, tables
 from labels import GENDERS
 from reporting import label_issues
 from runtime.errors import UserError
+from tests.helpers import support
 from training import run as training_run
 
 # --- suspects

@@ -5,8 +5,9 @@ from __future__ import annotations
 import faulthandler
 from pathlib import Path
 
-import fuzz_readers
 import pytest
+
+from tests.helpers import fuzz_readers
 
 CASES = {"image": 120, "checkpoint": 60}  # of the slower readers
 

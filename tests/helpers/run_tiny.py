@@ -1,5 +1,5 @@
 """Run train.py or submit_ensemble.py in a process of its own with the tests' tiny backbones: python
-run_tiny.py SCRIPT ...
+tests/helpers/run_tiny.py SCRIPT ...
 
 SAVE_SECONDS in the environment: how often an epoch's state is kept.
 """
@@ -10,9 +10,8 @@ import os
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
 
-import support  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
@@ -20,6 +19,7 @@ import registries  # noqa: E402
 import submit_ensemble  # noqa: E402
 import train  # noqa: E402
 from runtime.cli import run_script  # noqa: E402
+from tests.helpers import support  # noqa: E402
 from training import fold as training_fold  # noqa: E402
 
 
@@ -43,8 +43,10 @@ class Plain(nn.Module):
 def register() -> None:
     """Add the tiny backbone and the plain model to their registries."""
     registries.BACKBONES["tiny"] = support.TINY
-    registries.MODELS["Plain"] = registries.Model("run_tiny:Plain", "tiny", help="for tests")
-    sys.modules.setdefault("run_tiny", sys.modules[__name__])
+    registries.MODELS["Plain"] = registries.Model(
+        "tests.helpers.run_tiny:Plain", "tiny", help="for tests"
+    )
+    sys.modules.setdefault("tests.helpers.run_tiny", sys.modules[__name__])
 
 
 if __name__ == "__main__":

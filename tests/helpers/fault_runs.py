@@ -1,7 +1,7 @@
 """Kill real training processes at random moments, resume them, and compare with a run that was
 never stopped.
 
-    python tests/fault_runs.py --kills 300 [--seed 0]
+    python -m tests.helpers.fault_runs --kills 300 [--seed 0]
 
 Each round trains two folds of the tiny model in a forked process, kills it with SIGKILL after a
 random time, resumes, kills again ..., until it ends; then every file that a result hangs on must be
@@ -25,11 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
-
 import numpy as np
-import support
 import torch
 
 import checkpoint
@@ -38,6 +34,7 @@ import registries
 import run_directory
 import train
 from reporting import plots
+from tests.helpers import support
 from training import cross_validation, fold_state
 from training import fold as training_fold
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import support
 from PIL import Image
 
 import ensemble
@@ -22,6 +21,7 @@ from data import images
 from inference import submission
 from labels import PARTS
 from runtime.errors import UserError
+from tests.helpers import support
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import support
 from PIL import Image
 
 import submit_ensemble
@@ -26,6 +25,7 @@ import train
 from data import images, tables
 from runtime.cli import run_script
 from runtime.errors import CliError, RunError, UserError
+from tests.helpers import support
 
 DRIVE = ("EIO", "ESTALE", "ETIMEDOUT", "ENOTCONN", "ENODEV", "EBADMSG")
 

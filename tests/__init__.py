@@ -1,0 +1,1 @@
+"""The tests; each folder of the product has one here."""

@@ -1,0 +1,1 @@
+"""What the tests share, and long runs by hand: python -m tests.helpers.NAME."""
