@@ -176,17 +176,9 @@ def detail_vector(photo: Image.Image, box: np.ndarray) -> np.ndarray:
     unit vector.
     """
     shown = crop_gray(photo, box, (WIDTH, HEIGHT))
-    around = (
-        sum(
-            np.roll(shown, shift, axis)
-            for shift in (-DETAIL_SPAN_PIXELS, DETAIL_SPAN_PIXELS)
-            for axis in (0, 1)
-        )
-        / 4
-    )
-    fine = (shown - around)[
-        DETAIL_SPAN_PIXELS:-DETAIL_SPAN_PIXELS, DETAIL_SPAN_PIXELS:-DETAIL_SPAN_PIXELS
-    ].ravel()
+    span = DETAIL_SPAN_PIXELS
+    around = sum(np.roll(shown, shift, axis) for shift in (-span, span) for axis in (0, 1)) / 4
+    fine = (shown - around)[span:-span, span:-span].ravel()
     fine = fine - fine.mean()
     return fine / max(float(np.linalg.norm(fine)), 1e-6)
 

@@ -1,6 +1,4 @@
-"""Folders and CSV tables -> one DataFrame, a row per photograph; what does not fit is refused with
-file and row.
-"""
+"""Folders and CSV tables -> one DataFrame, a row per photograph; errors name file and row."""
 
 from __future__ import annotations
 
@@ -37,9 +35,7 @@ def nfc(text: str) -> str:
 
 
 def exists(path: Path) -> bool:
-    """Whether there is anything of this name. Raises UserError or RunError where the system cannot
-    say.
-    """
+    """Whether the path exists. Raises UserError or RunError where the system cannot say."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -55,17 +51,13 @@ def parent_of(folder: Path) -> Path:
 
 
 def suggest_root(root: Path, kind: str) -> str:
-    """A question, where a folder of the usual layout (train, eval) lies below the one that was
-    named.
-    """
+    """A question naming the usual folder (train, eval) below `root`, empty where none is."""
     below = (root / above / kind for above in ("", "data", "input/data"))
     return next((f"did you mean {path}?" for path in below if path.is_dir()), "")
 
 
 def warn_left_out(names: Sequence[str]) -> None:
-    """Count the files of a folder that are no photographs by their names: HEIC by itself, with the
-    remedy.
-    """
+    """Warn about files that are no images by name; HEIC files apart, with the remedy."""
     missed = [
         name
         for name in names
@@ -132,9 +124,7 @@ def with_labels(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def distinct_rows(*columns: Any) -> tuple[list[tuple[Any, ...]], np.ndarray]:
-    """(the different rows of these columns, which of them each row is): a label is worked out once
-    for all alike.
-    """
+    """(the distinct rows of these columns, the index among them of each row)."""
     frame = pd.DataFrame(dict(enumerate(map(np.asarray, columns))))
     groups = frame.groupby(list(frame.columns), sort=False).ngroup().to_numpy(copy=True)
     firsts = np.unique(groups, return_index=True)[1]
@@ -452,9 +442,7 @@ def read_labels(path: str, names: Sequence[str], task: str) -> np.ndarray:
 
 
 def parse_label(text: str, spec: Task) -> int:
-    """An answer (one of the 18 classes where the task is a part of them) -> the task's class.
-    Raises ValueError.
-    """
+    """A label (of the 18 classes, for a part of them) -> the task's class. Raises ValueError."""
     classes = spec.from_main or tuple(range(len(spec.classes)))
     number = float(text)
     if number not in range(len(classes)):
