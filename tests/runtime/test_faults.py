@@ -138,13 +138,18 @@ class Forked:
             os.close(told)
             # a lost worker is noticed sooner
             _MultiProcessingDataLoaderIter._try_get_data.__defaults__ = (0.2,)
-            with (
-                open(2, "w", closefd=False) as sys.stderr,
-                open(1, "w", closefd=False) as sys.stdout,
-            ):
+            code = 99  # an error in `prepare` must not run on into the parent's tests
+            try:
+                sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+                sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
                 prepare()
                 code = run_script(lambda _: script.main(words), "script.py")
-            os._exit(code)
+            except BaseException as error:
+                print(repr(error), file=sys.stderr)
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
         os.close(tell)
         self.errors = open(told)  # noqa: SIM115
 
