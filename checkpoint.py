@@ -441,7 +441,7 @@ def _checked_info(plain: Any, path: Path) -> CheckpointInfo:
 
 def is_plain(value: object, kind: str) -> bool:
     """Whether a value of metadata is of the kind that a field of Info has, its texts no longer than
-    LONGEST_NAME.
+    MAX_TEXT_CHARACTERS.
     """
     if kind == "list[str]":
         return isinstance(value, list) and all(is_plain(each, "str") for each in value)
@@ -480,7 +480,7 @@ def save_if_best(
     top: int,
 ) -> None:
     """Save the new checkpoint if it is among the `top` best; updates `kept`. What it displaces
-    stays (see `tidy`).
+    stays (see `delete_displaced`).
     """
     ranked = sorted([*kept, new], key=lambda k: k.rank)
     if new not in ranked[top:]:

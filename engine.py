@@ -241,7 +241,7 @@ def train_one_epoch(
 def make_eval_loader(
     photos: dataset.ImageDataset, indices: Sequence[int], compute: Compute
 ) -> loading.Loader:
-    """The loader by which this process reads its part of the photographs in a `forward_pass`;
+    """The loader by which this process reads its part of the photographs in a `forward_batches`;
     `with` ends its workers.
     """
     batches = dataset.EpochBatchSampler(indices[compute.rank :: compute.world], compute.batch_size)
@@ -289,7 +289,7 @@ def predict(
     """Photographs -> {task: float32 probabilities [members, views, images, classes]} (values, for a
     regression).
 
-    plan: see `forward_pass`. `indices`: which photographs (all), in the result's order. Several
+    plan: see `forward_batches`. `indices`: which photographs (all), in the result's order. Several
     processes take every so many-th photograph each, and all return the whole.
     """
     indices = range(len(photos)) if indices is None else indices
@@ -316,8 +316,8 @@ def validate(
     """{head: float32 outputs [images, outputs]}, on the CPU: what a loss is reckoned from, and
     `models.probabilities`.
 
-    reader: this process's part of so many `images`, as `make_reader` reads it; all processes return
-    the whole.
+    reader: this process's part of so many `images`, as `make_eval_loader` reads it; all processes
+    return the whole.
     """
     own = len(range(compute.rank, images, compute.world))
     kept = {

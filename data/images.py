@@ -65,9 +65,9 @@ PNG_TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")  # a PNG's chunks of text
 ORIENTATION_KEYWORDS = (b"Raw profile type exif", b"XML:com.adobe.xmp")
 # those by which width and height change places
 QUARTER_TURNS = {EXIF_TRANSPOSE[orientation] for orientation in (5, 6, 7, 8)}
-Image.MAX_IMAGE_PIXELS = None  # open_photo has a limit of its own, which tells the size
+Image.MAX_IMAGE_PIXELS = None  # open_image has a limit of its own, which tells the size
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
-# odd metadata; what matters is an error of read_photo's
+# odd metadata; what matters is an error of read_image's
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
@@ -135,8 +135,8 @@ def strip_ancillary_chunks(data: bytes) -> bytes:
 
 
 def is_short_text(kind: bytes, text: bytes) -> bool:
-    """Whether what follows the keyword in a PNG's chunk of text takes at most MOST_TEXT bytes, also
-    unpacked.
+    """Whether what follows the keyword in a PNG's chunk of text takes at most MAX_PNG_TEXT_BYTES,
+    also unpacked.
     """
     flat = kind == b"tEXt" or (kind == b"iTXt" and text[:1] == b"\0")
     packed = b"" if flat else text[1:] if kind == b"zTXt" else text[2:].split(b"\0", 2)[-1]
@@ -174,7 +174,7 @@ def is_complete(kind: str, data: bytes) -> bool:
 def inspect_image(path: str, look: Callable[[str], Image.Image] = open_image) -> tuple[str, bool]:
     """(why a photograph cannot be read, as far as `look` sees, empty where all is in order; whether
     it is of another size than the competition's). By default only its header and end are looked at.
-    Raises as `blame_machine` does.
+    Raises as `raise_if_machine_failed` does.
     """
     try:
         with open_image(path) as photo:
@@ -182,7 +182,7 @@ def inspect_image(path: str, look: Callable[[str], Image.Image] = open_image) ->
         if look is not open_image:
             look(path).close()
         return "", size != PHOTO_SIZE
-    except Exception as error:  # as in read_photo
+    except Exception as error:  # as in read_image
         raise_if_machine_failed(path, error)
         return reason(error), False
 
@@ -193,7 +193,7 @@ def read_image(path: str, shrink: int = 1) -> Image.Image:
 
     Of an animation the first picture. shrink (2, 4, 8): decode a JPEG of the competition's size so
     many times smaller, for a rough look; other photographs come whole. Raises UserError naming the
-    file, or as `blame_machine` does.
+    file, or as `raise_if_machine_failed` does.
     """
     try:
         return decode_image(path, shrink)
@@ -220,7 +220,7 @@ def raise_if_machine_failed(path: str, error: Exception) -> None:
 
 
 def decode_image(path: str, shrink: int = 1) -> Image.Image:
-    """What `read_photo` gives. Raises what `open_photo` and Pillow's decoders do."""
+    """What `read_image` gives. Raises what `open_image` and Pillow's decoders do."""
     with open_image(path) as photo:
         if shrink > 1 and photo.size == PHOTO_SIZE:
             photo.draft(None, (photo.width // shrink, photo.height // shrink))
@@ -305,7 +305,7 @@ def drop_unreadable_rows(tables: Sequence[pd.DataFrame], skip: bool) -> list[pd.
     said with a count.
 
     People stay in the fold they have; one without a photograph left drops out. Raises UserError as
-    `unreadable` does.
+    `find_unreadable` does.
     """
     paths = [path for table in tables for path in table["path"]]
     bad = find_unreadable(paths, skip)

@@ -1,6 +1,4 @@
-"""Labels that the out-of-fold answers contradict, ranked by evidence; and the corrections a user
-makes of labels.
-"""
+"""Labels that the out-of-fold predictions contradict, ranked by evidence."""
 
 from __future__ import annotations
 
@@ -11,16 +9,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from labels import GROUP_STARTS, MASKS, TASKS
+from labels import GROUP_STARTS, MASKS, PARTS, TASKS
 from runtime.files import atomic_write, csv_cell
 
-PARTS = ("mask", "gender", "ageg")  # the axes of 18 probabilities as [3, 2, 3]
 COLUMNS = ["kind", "person", "file", "given", "suggested", "evidence"]
-# nats against one wrong file alone: people have all their shots, so files are swapped rather than
-# lost
-SINGLE_WEIGHT = 3.0
-MIN_LOG_ODDS = 0.05  # weight of answers that contradict a label while another is judged
-BLUR = 5.0  # years, the standard deviation of how old people of one age look
+# against one wrong file alone: people have all their shots, so files are swapped, not lost
+SINGLE_FILE_PENALTY_NATS = 3.0
+CONTRADICTION_WEIGHT = 0.05  # of predictions against one label while another is judged
+AGE_BLUR_YEARS = 5.0  # the standard deviation of how old people of one age look
 
 # --- suspects
 
@@ -53,14 +49,14 @@ def conditional_probabilities(
     """[photographs, classes of the part] centred log-probabilities, its two other labels as good as
     taken for given.
 
-    Joint probabilities that disagree with one of the others count DOUBT times, for it may be wrong
-    itself.
+    Joint probabilities that disagree with one of the others count CONTRADICTION_WEIGHT times, for
+    it may be wrong itself.
     """
     joint = np.maximum(probabilities, 1e-9).reshape(-1, 3, 2, 3)
     for axis, other in enumerate(PARTS, start=1):
         if other != part:
             believed = np.where(
-                np.eye(joint.shape[axis], dtype=bool)[table[other]], 1, MIN_LOG_ODDS
+                np.eye(joint.shape[axis], dtype=bool)[table[other]], 1, CONTRADICTION_WEIGHT
             )
             joint = (joint * np.expand_dims(believed, tuple({1, 2, 3} - {axis}))).sum(
                 axis, keepdims=True
@@ -128,12 +124,13 @@ def person_suspects(
 
 
 def near_group(years: np.ndarray) -> np.ndarray:
-    """[people, age groups] the chance that somebody of that age looks like one of the group, BLUR
-    years being one deviation.
+    """[people, age groups] the chance that somebody of that age looks like one of the group,
+    AGE_BLUR_YEARS being one standard deviation.
     """
     edges = np.array([-np.inf, *(start - 0.5 for start in GROUP_STARTS), np.inf])
     below = [
-        [math.erf((edge - year) / BLUR / math.sqrt(2)) / 2 for edge in edges] for year in years
+        [math.erf((edge - year) / AGE_BLUR_YEARS / math.sqrt(2)) / 2 for edge in edges]
+        for year in years
     ]
     return np.diff(np.array(below), axis=1)
 
@@ -146,7 +143,7 @@ def photo_suspects(table: pd.DataFrame, probabilities: np.ndarray) -> list[tuple
     scores = conditional_probabilities(table, probabilities, "mask")
     odds = log_odds_against_label(given, calibrator(scores, given)(scores))
     odds[np.arange(len(given)), given] = -np.inf
-    suggested, evidence = odds.argmax(1), odds.max(1) - SINGLE_WEIGHT
+    suggested, evidence = odds.argmax(1), odds.max(1) - SINGLE_FILE_PENALTY_NATS
     for own in table.groupby("person", sort=False).indices.values():
         pairs = odds[own][:, given[own]]
         pairs = pairs + pairs.T  # both files of a swap

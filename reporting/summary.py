@@ -26,7 +26,6 @@ from runtime.errors import UserError, printable, reason
 from runtime.files import atomic_write, read_file
 
 MOST_WRONG = 12  # people shown
-PARTS = PARTS
 BOUNDARY_YEARS = 3  # years on either side of a boundary between age groups
 
 

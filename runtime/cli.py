@@ -10,10 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
+from typing import Any, TextIO, TypeVar, cast
 
-if TYPE_CHECKING:
-    pass
 from runtime import errors
 from runtime.errors import (
     CliError,
@@ -25,9 +23,7 @@ from runtime.errors import (
 )
 
 T = TypeVar("T")
-PROGRESS_LINE_SECONDS = (
-    60.0  # between two lines on how far something long has come, where no bar can be drawn
-)
+PROGRESS_LINE_SECONDS = 60.0  # between two lines of progress, where no bar can be drawn
 quiet = False  # set by --quiet: neither bars nor such lines
 
 

@@ -125,7 +125,7 @@ def on_all_ranks(who: DistInfo, work: Callable[[], T]) -> T:
 
 def broadcast_from_rank0(who: DistInfo, work: Callable[[], T]) -> T:
     """What `work`, done by the first process alone, gives: in all of them. Refused there, all end
-    (see `agreed`).
+    (see `on_all_ranks`).
     """
     box = [on_all_ranks(who, work if who.first else lambda: cast("T", None))]
     if who.world > 1:

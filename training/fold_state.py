@@ -38,7 +38,7 @@ class FoldState:
 
 def save_fold_state(folder: Path, state: FoldState, learner: dict[str, Any]) -> None:
     """Keep what a fold goes on from; learner: state dicts of model, optimizer and scaler. The
-    probabilities of complete epochs are not repeated here: `write_validation` comes first.
+    probabilities of complete epochs are not repeated here: `save_validation` comes first.
     """
     plain = dataclasses.asdict(dataclasses.replace(state, probabilities={}))
     with atomic_write(folder / STATE_FILE) as file:

@@ -30,19 +30,6 @@ from tests.helpers import fault_runs, support
 from training import fold as training_fold
 from training import fold_state
 
-RUN = (
-    "--cv",
-    "2",
-    "--epochs",
-    "3",
-    "--save-top",
-    "2",
-    "--batch-size",
-    "8",
-    "--transform-type",
-    "tta",
-)
-
 
 class Killed(BaseException):
     """Stands for SIGKILL: nothing may catch it."""
@@ -50,26 +37,16 @@ class Killed(BaseException):
 
 def run(root: Path, saved: Path, *words: str) -> int:
     return train.main(
-        ["--train-root", str(root), "--save-path", str(saved), *RUN, *support.FAST, *words]
+        [
+            "--train-root",
+            str(root),
+            "--save-path",
+            str(saved),
+            *fault_runs.RUN,
+            *support.FAST,
+            *words,
+        ]
     )
-
-
-def result(saved: Path) -> dict[str, object]:
-    """What a run leaves that may not hang on how often it was stopped."""
-    (tree,) = saved.iterdir()
-    found: dict[str, object] = {
-        "files": sorted(p.relative_to(tree).as_posix() for p in tree.rglob("*"))
-    }
-    for path in tree.rglob("*.pth"):
-        weights = checkpoint.load_checkpoint(path).weights
-        found[path.name] = {k: v.numpy().tobytes() for k, v in weights.items()}
-    for path in tree.rglob("validation.npz"):
-        with np.load(path) as arrays:
-            found[path.parent.name] = {k: arrays[k].tobytes() for k in arrays}
-    return found | {
-        "oof": (tree / "oof.csv").read_bytes(),
-        "folds": (tree / "folds.csv").read_bytes(),
-    }
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +55,7 @@ def unbroken(train_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(registries.BACKBONES, "tiny", support.TINY)
         assert run(train_root, saved) == 0
-        return result(saved)
+        return fault_runs.result(saved)
 
 
 def kill_at(
@@ -133,7 +110,7 @@ def test_a_run_killed_anywhere_ends_as_if_it_had_not_been(
         patch.undo()
         patch.setitem(registries.BACKBONES, "tiny", support.TINY)
         assert run(train_root, tmp_path, "--resume", "--workers", str(call % 2)) == 0
-    assert result(tmp_path) == unbroken
+    assert fault_runs.result(tmp_path) == unbroken
 
 
 def test_a_run_killed_before_it_deletes_in_its_last_epoch_leaves_no_displaced_checkpoint(
@@ -155,7 +132,7 @@ def test_a_run_killed_before_it_deletes_in_its_last_epoch_leaves_no_displaced_ch
             run(train_root, tmp_path)
     assert epochs == [3], "the data must have an epoch 3 that displaces"
     assert run(train_root, tmp_path, "--resume") == 0
-    assert result(tmp_path) == unbroken
+    assert fault_runs.result(tmp_path) == unbroken
 
 
 def test_a_broken_write_leaves_the_old_state(
@@ -176,7 +153,7 @@ def test_a_broken_write_leaves_the_old_state(
             run(train_root, tmp_path)
     assert not list(tmp_path.rglob(".writing-*"))
     assert run(train_root, tmp_path, "--resume") == 0
-    assert result(tmp_path) == unbroken
+    assert fault_runs.result(tmp_path) == unbroken
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -197,7 +174,7 @@ def test_a_signal_stops_at_the_next_batch_and_loses_nothing(
             run(train_root, tmp_path)
     assert stopped.value.number == number
     assert run(train_root, tmp_path, "--resume") == 0
-    assert result(tmp_path) == unbroken
+    assert fault_runs.result(tmp_path) == unbroken
 
 
 def test_resume_refuses_other_settings_and_says_what_there_is(
@@ -281,7 +258,7 @@ def test_a_photograph_that_vanishes_stops_the_run_and_once_it_is_back_the_run_go
             run(root, tmp_path / "saved", "--quiet")
     lost.write_bytes(data)
     assert run(root, tmp_path / "saved", "--resume") == 0
-    assert result(tmp_path / "saved") == unbroken
+    assert fault_runs.result(tmp_path / "saved") == unbroken
 
 
 @pytest.mark.parametrize("name", registries.OPTIMIZERS)
@@ -349,7 +326,7 @@ def test_a_second_process_leaves_a_fold_alone_that_the_first_completed(
         str(train_root),
         "--save-path",
         str(tmp_path),
-        *RUN,
+        *fault_runs.RUN,
         "--epochs",
         "20",
         *support.FAST,
@@ -399,7 +376,7 @@ def test_a_fold_without_its_checkpoints_is_trained_again(
     assert "fold 0: complete already" not in streams.out
     assert "fold 1: complete already" in streams.out
     assert "fold00: its checkpoints are missing, so the fold is trained again" in streams.err
-    assert result(tmp_path / "saved") == unbroken
+    assert fault_runs.result(tmp_path / "saved") == unbroken
 
 
 def test_a_dead_process_leaves_no_temporary_file_when_a_fold_goes_on(
