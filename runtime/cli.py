@@ -222,3 +222,19 @@ def duration(seconds: float) -> str:
     """3725 -> 1:02:05."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+class RemainingTime:
+    """How long the rest of a run will take, from the epochs so far."""
+
+    def __init__(self, epochs: int) -> None:
+        self.left, self.done, self.start = epochs, 0, time.monotonic()
+
+    def epoch_over(self) -> str:
+        """Count an epoch; the time left as h:mm:ss."""
+        self.done, self.left = self.done + 1, self.left - 1
+        return duration((time.monotonic() - self.start) / self.done * self.left)
+
+    def skip(self, epochs: int) -> None:
+        """Leave out epochs that will not be trained."""
+        self.left -= epochs

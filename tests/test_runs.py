@@ -374,13 +374,13 @@ def test_validation_is_on_unaltered_labels(train_root: Path, tmp_path: Path) -> 
     s = config.TrainSettings.parse(
         ["--train-root", str(train_root), "--age-filter", "50", *support.FAST], "train.py", ""
     ).completed()
-    study, _ = training_run.prepare_run(s)
-    fold = training_fold.prepare_fold(study, 0)
-    rows = np.arange(len(study.table))
-    assert (study.truth(rows) == tables.read_train(train_root)["main"].to_numpy()).all()
-    assert (fold.labels["main"].numpy() != study.truth(rows)).any()
-    people = study.table["person"].to_numpy()
-    assert set(people[fold.rows]).isdisjoint(people[fold.batches.indices])
+    context = training_run.prepare_run(s)
+    fold = training_fold.FoldTrainer(context, 0)
+    rows = np.arange(len(context.table))
+    assert (context.labels(rows) == tables.read_train(train_root)["main"].to_numpy()).all()
+    assert (fold.config.labels["main"].numpy() != context.labels(rows)).any()
+    people = context.table["person"].to_numpy()
+    assert set(people[fold.valid_rows]).isdisjoint(people[fold.batches.indices])
 
 
 def test_valid_root_replaces_the_split_or_is_scored_once(

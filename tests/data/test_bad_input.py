@@ -972,18 +972,18 @@ def test_a_state_of_wrong_kinds_or_shapes_is_refused_before_the_optimizer_uses_i
 def test_a_state_laid_out_otherwise_in_memory_is_copied_and_the_settings_stay_the_runs_own(
     tmp_path: Path,
 ) -> None:
-    plain, other = fuzz_readers.learner(), fuzz_readers.learner()
-    kept = plain.state()
+    kept = fold_state.training_state_dict(*fuzz_readers.small_training())
+    network, optimizer, scaler = fuzz_readers.small_training()
     kept["optimizer"]["state"][0].update(
         exp_avg=torch.ones(1).expand(3, 4), exp_avg_sq=torch.ones(4, 3).t()
     )
     kept["optimizer"]["param_groups"][0].update(lr="x", betas=None)
-    other.restore(kept, "state.pt")
-    group = other.optimizer.param_groups[0]
+    fold_state.load_training_state(kept, network, optimizer, scaler, "state.pt")
+    group = optimizer.param_groups[0]
     assert (group["lr"], group["betas"]) == (1e-3, (0.9, 0.999))
-    slots = other.optimizer.state[group["params"][0]]
+    slots = optimizer.state[group["params"][0]]
     assert slots["exp_avg"].stride() == slots["exp_avg_sq"].stride() == (4, 1)
-    fuzz_readers.step(other)
+    fuzz_readers.step(network, optimizer)
 
 
 @pytest.mark.parametrize(
