@@ -483,7 +483,7 @@ def test_older_bare_checkpoints_load_rank_and_vote(
 # --- training on, and in stages
 
 
-def test_training_on_for_another_task_keeps_the_backbone_and_says_what_starts_afresh(
+def test_training_on_for_another_task_keeps_the_backbone_and_names_the_new_layers(
     tree: Path, small_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = next((tree / "fold00").glob("*.pth"))
@@ -499,7 +499,7 @@ def test_training_on_for_another_task_keeps_the_backbone_and_says_what_starts_af
         str(path),
     ]
     assert train.main([*common, "--save-path", str(tmp_path / "a"), "--task", "mask"]) == 0
-    assert "these start afresh: batchnorm, linear" in capsys.readouterr().err
+    assert "these layers are new: batchnorm, linear" in capsys.readouterr().err
     (after,) = (tmp_path / "a").glob("*/fold00/*.pth")
     before, later = (
         checkpoint.load_checkpoint(path).weights,

@@ -1040,7 +1040,7 @@ def test_validation_answers_that_are_no_numbers_are_refused(tmp_path: Path) -> N
         fold_state.load_fold_state,
         lambda folder: fold_state.load_validation(folder, "main"),
     ):
-        with pytest.raises(UserError, match=r"validation\.npz: damaged .*no number"):
+        with pytest.raises(UserError, match=r"validation\.npz: damaged .*NaN or infinity"):
             read_it(tmp_path)
 
 
