@@ -89,7 +89,7 @@ class Training:
         labels: Mapping[str, Tensor],
     ) -> None:
         self.trainer, compute = trainer, trainer.context.compute
-        self.config = dataclasses.replace(trainer.config, labels=labels, after_step=None)
+        self.config = dataclasses.replace(trainer.config, labels=labels)
         size = compute.batch_size
         self.batches = dataset.EpochBatchSampler(indices, size, ("benchmark",), least=2)
         self.loader = TimedLoader(

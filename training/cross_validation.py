@@ -161,7 +161,7 @@ def estimate_cost(context: RunContext) -> list[str]:
     trainer = training_fold.FoldTrainer(context, 0)
     world, device = context.compute.world, context.compute.device
     alone = dataclasses.replace(context.compute, rank=0, world=1)
-    epoch = dataclasses.replace(trainer.config, compute=alone, after_step=None)
+    epoch = dataclasses.replace(trainer.config, compute=alone)
     share = optim.batch_size // world
     batches = dataset.EpochBatchSampler(trainer.batches.indices[:share], share)
     seconds = 0.0

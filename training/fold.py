@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import Any
 
@@ -89,7 +90,6 @@ class FoldTrainer:
             (s.seed, number),
             self.scaler,
             compute,
-            self.after_step,
         )
 
     # --- state
@@ -171,7 +171,10 @@ class FoldTrainer:
         if self.context.compute.world > 1:
             # wrapped anew for each epoch: DDP must know which parameters learn
             network = nn.parallel.DistributedDataParallel(network)
-        speed = engine.train_one_epoch(network, self.optimizer, loader, self.config, running)
+        # bound here: kept in self.config it would be a reference cycle, and the fold's memory would
+        # stay until the garbage collector runs
+        config = dataclasses.replace(self.config, after_step=self.after_step)
+        speed = engine.train_one_epoch(network, self.optimizer, loader, config, running)
         if self.context.compute.world > 1:
             distributed.broadcast_buffers(self.network)
         self.check_finite(running)
