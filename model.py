@@ -11,6 +11,7 @@ from torch.nn import functional
 
 import backbones
 import checkpoint
+import foreign_weights
 import registries
 from labels import INNER_HEADS, PARTS, TASKS, head_spec, tasks_answered_by
 from runtime.errors import UserError, plural, reason, warn
@@ -203,7 +204,7 @@ def with_prefix_of(own: backbones.StateDict, weights: backbones.StateDict) -> ba
     """Weights under the prefix that all of a module's own names carry: `checkpoint.load_checkpoint`
     drops it from those of a file.
     """
-    prefix = checkpoint.common_prefix(own)
+    prefix = foreign_weights.common_prefix(own)
     if not prefix or any(name.startswith(prefix) for name in weights):
         return weights
     return {prefix + name: value for name, value in weights.items()}

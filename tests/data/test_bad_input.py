@@ -836,7 +836,7 @@ def written(path: Path, text: str = "") -> Path:
                         ("model", "x", "its model 'x' is unknown here"),
                         ("task", "x", "its task 'x'"),
                         ("transform", "x", "its tr"),
-                        ("backbone", "x", "a backbone that is unknown here"),
+                        ("backbone", "x", "its backbone 'x' is unknown here"),
                         ("fold", 10**9, "out of range"),
                         ("fold", -1, "out of"),
                     )
