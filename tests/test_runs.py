@@ -720,7 +720,7 @@ def test_the_newest_tree_that_answers_is_taken(
     assert "VanillaEfficientNet_mask" in capsys.readouterr().out
     predict(submit_singular, eval_root, tmp_path / "p", "--workers", "0")
     assert "VanillaEfficientNet_main" in capsys.readouterr().out
-    with pytest.raises(UserError, match="holds 2 trees"):
+    with pytest.raises(UserError, match="holds 2 runs"):
         submit_ensemble.main(
             ["--root", str(tmp_path / "saved_models"), "--data-root", str(eval_root)]
         )

@@ -803,7 +803,7 @@ def written(path: Path, text: str = "") -> Path:
         ({"run.json": "[]"}, run_directory.read_run_json, "holds no settings"),
         ({"run.json": "{"}, run_directory.read_run_json, "damaged"),
         *[
-            ({"run.json": text}, run_directory.read_run_json, "run.json: its .* is no")
+            ({"run.json": text}, run_directory.read_run_json, "run.json: damaged .its .* is no")
             for text in (
                 '{"data": [1]}',
                 '{"data": null}',
