@@ -39,10 +39,10 @@ RUN_JSON_TYPES = {
     **dict.fromkeys(("command", "resumed"), list),
 }
 # settings that a run may be resumed with differently
-FREE_SETTINGS = (
+FREE_SETTINGS = {
     *("workers", "dry_run", "save_path", "run_name", "device", "folds", "resume", "quiet"),
     *("tensorboard", "cache", "recipe"),
-)
+}
 MAX_RUN_JSON_DEPTH = 8  # levels of run.json; a run writes 4
 
 
@@ -243,17 +243,13 @@ def find_run_dir(root: str) -> Path:
     parent = Path(root)
     if not parent.is_dir():
         raise UserError(f"--root {root}: no such folder; name a {RUN_DIR_PREFIX}* folder")
-    if fold_dirs(parent):
-        return parent
-    runs = list_run_dirs(parent)
-    if not runs:
+    runs = [parent] if fold_dirs(parent) else list_run_dirs(parent)
+    if len(runs) != 1:
+        names = ", ".join(run_dir.name for run_dir in runs) or f"no {RUN_DIR_PREFIX}*/fold00"
         raise UserError(
-            f"--root {root}: no {RUN_DIR_PREFIX}*/fold00 with a checkpoint in it; train first, or "
-            "name the folder of a run"
+            f"--root {root}: holds {len(runs)} runs with checkpoints ({names}); name one, or "
+            "train first"
         )
-    if len(runs) > 1:
-        names = ", ".join(run_dir.name for run_dir in runs)
-        raise UserError(f"--root {root}: holds {len(runs)} runs ({names}); name one of them")
     return runs[0]
 
 
