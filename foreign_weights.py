@@ -17,10 +17,7 @@ from runtime.errors import UserError, is_rank_zero, plural, printable, short_rep
 WRAPPER_KEYS = ("state_dict", "model_state_dict", "model")
 FOREIGN_FILES = (  # the first bytes, in lower case; what the file is, and what to do
     ((b"version https://git-lfs",), "a Git LFS pointer to the weights; run git lfs pull"),
-    (
-        (b"<!doctype", b"<html", b"<head", b"<?xml"),
-        "a web page, not weights (of a login, perhaps); download the file itself",
-    ),
+    ((b"<!doctype", b"<html", b"<head", b"<?xml"), "a web page, not weights; download the file"),
     (  # gzip, bzip2, xz, 7z, rar, zstandard
         (b"\x1f\x8b", b"bzh", b"\xfd7zxz", b"7z\xbc\xaf", b"rar!", b"\x28\xb5\x2f\xfd"),
         "a packed file; unpack it, and name the file inside",
@@ -30,9 +27,7 @@ FOREIGN_FILES = (  # the first bytes, in lower case; what the file is, and what 
 
 
 def describe_foreign_file(path: Path) -> str:
-    """What a file that torch cannot read is by its first bytes, and what to do; empty where they
-    are not known.
-    """
+    """What a file that torch cannot read is, and what to do; empty where it is not known."""
     with open(path, "rb") as file:
         start = file.read(512)
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
@@ -40,9 +35,7 @@ def describe_foreign_file(path: Path) -> str:
         if text.startswith(first_bytes):
             return description
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
-        return (
-            "a safetensors file; convert it by torch.save(safetensors.torch.load_file(PATH), NEW)"
-        )
+        return "a safetensors file; convert it: torch.save(safetensors.torch.load_file(PATH), NEW)"
     names: list[str] = []
     if start.startswith(b"PK\3\4"):
         with contextlib.suppress(Exception), zipfile.ZipFile(path) as parts:  # may be damaged
@@ -50,10 +43,8 @@ def describe_foreign_file(path: Path) -> str:
     if any(name.endswith("constants.pkl") for name in names):
         return "a TorchScript program, not weights; save the state_dict() of its model instead"
     if names and not any(name.endswith("data.pkl") for name in names):
-        return (
-            f"a zip file of other files ({printable(names[0])[:100]}); unpack it, and name the "
-            "one with the weights"
-        )
+        first = printable(names[0])[:100]
+        return f"a zip file of other files ({first}); unpack it, and name the one with the weights"
     return ""
 
 
@@ -93,10 +84,8 @@ def find_state_dict(loaded: dict[str, Any], path: Path) -> dict[str, Tensor]:
     shown = ", ".join(short_repr(name) for name in list(parts)[:5])
     name = next((key for key in WRAPPER_KEYS if key in parts), "")
     if len(parts) > 1 and not name:
-        raise UserError(
-            f"{path}: holds {len(parts)} state dicts ({shown}); save the one you mean in a file "
-            "of its own"
-        )
+        several = f"{len(parts)} state dicts ({shown})"
+        raise UserError(f"{path}: holds {several}; save the one you mean in a file of its own")
     name = name or next(iter(parts))
     others = f" (it holds {shown})" if len(parts) > 1 else ""
     note_once(path, f"its weights are those in {short_repr(name)}{others}")

@@ -250,10 +250,8 @@ def load_backbone(trunk: nn.Module, weights: backbones.StateDict, source: str) -
         kept = {name: value for name, value in own.items() if name.rpartition(".")[0] == last}
         load_weights(trunk, {**weights, **kept}, source)
         outputs = "no weights" if stored is None else f"{stored.shape[0]} outputs for 1000"
-        warn(
-            f"{source}: has {outputs} in the last layer ({last}), which starts afresh; the rest is "
-            "taken"
-        )
+        fresh = f"{outputs} in the last layer ({last}), which starts afresh"
+        warn(f"{source}: has {fresh}; the rest is taken")
     else:
         load_weights(trunk, weights, source)
 

@@ -627,7 +627,7 @@ def test_a_bare_state_dict_of_any_name_answers_where_its_model_and_task_are_told
     path = next((tree / "fold00").glob("*.pth"))
     torch.save(checkpoint.load_checkpoint(path).weights, tmp_path / "best.pth")
     words = ("--load-state-dict", str(tmp_path / "best.pth"), "--workers", "0")
-    with pytest.raises(UserError, match="tell both to submit_singular.py"):
+    with pytest.raises(UserError, match="give submit_singular.py --model-type and --task"):
         submit_singular.main(["--data-root", str(eval_root), *words])
     made = predict(
         submit_singular, eval_root, tmp_path / "p", *words, "--model-type", "vanillaefficientnet"
