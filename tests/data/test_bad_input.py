@@ -803,7 +803,7 @@ def written(path: Path, text: str = "") -> Path:
         ({"run.json": "[]"}, run_directory.read_run_json, "holds no settings"),
         ({"run.json": "{"}, run_directory.read_run_json, "damaged"),
         *[
-            ({"run.json": text}, run_directory.read_run_json, "run.json: its .* is no")
+            ({"run.json": text}, run_directory.read_run_json, "run.json: damaged .its .* is no")
             for text in (
                 '{"data": [1]}',
                 '{"data": null}',
@@ -836,7 +836,7 @@ def written(path: Path, text: str = "") -> Path:
                         ("model", "x", "its model 'x' is unknown here"),
                         ("task", "x", "its task 'x'"),
                         ("transform", "x", "its tr"),
-                        ("backbone", "x", "a backbone that is unknown here"),
+                        ("backbone", "x", "its backbone 'x' is unknown here"),
                         ("fold", 10**9, "out of range"),
                         ("fold", -1, "out of"),
                     )

@@ -366,7 +366,7 @@ def states(folder: Path) -> list[Reader]:
         step(*training[:2])
         found = read[0]
         assert min(found.fold, found.epoch, found.step) >= 0
-        assert sorted(found.kept, key=lambda kept: kept.rank)[:1] == found.kept[:1]
+        assert sorted(found.kept, key=checkpoint.rank)[:1] == found.kept[:1]
         assert all(len(rows) == found.epoch for rows in found.probabilities.values())
         assert metrics.RunningLoss(torch.device("cpu"), found.sums).kept() is not None
 
