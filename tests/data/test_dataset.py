@@ -255,7 +255,7 @@ def test_info_csv_naming_a_missing_or_doubled_photograph_is_refused(tmp_path: Pa
     root = support.make_eval(tmp_path / "eval")
     rows = (root / "info.csv").read_text().splitlines()
     (root / "info.csv").write_text("\n".join([*rows, rows[1]]))
-    with pytest.raises(UserError, match=r"info.csv: row 11.*earlier row"):
+    with pytest.raises(UserError, match=r"info.csv: row 11.*that of row 2 too"):
         tables.read_eval(str(root))
     (root / "info.csv").write_text("\n".join([*rows, "nobody.jpg,0"]))
     with pytest.raises(UserError, match=r"info.csv: row 11.*nobody.jpg"):
