@@ -153,17 +153,16 @@ def reliability(ax: Axes, bins: Rows) -> None:
     ax.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="confidence", ylabel="accuracy")
 
 
-def shares(
-    ax: Axes, names: Sequence[str], predicted: Sequence[float], marks: Mapping[str, Sequence[float]]
-) -> None:
-    """The share of each class among the predictions as bars, elsewhere ({label: shares}) as
+def shares(ax: Axes, names: Sequence[str], columns: Mapping[str, Sequence[float]]) -> None:
+    """{label: the share of each class}: the first ones, the predictions', as bars, others as
     marks.
     """
     places = range(len(names))
-    ax.barh(places, predicted, height=0.7, color=COLOURS[0], alpha=0.85, label="predicted")
-    for marker, colour, label in zip("|x", (INK, COLOURS[3]), marks, strict=False):
+    (label, predicted), *others = columns.items()
+    ax.barh(places, predicted, height=0.7, color=COLOURS[0], alpha=0.85, label=label)
+    for marker, colour, (label, values) in zip("|x", (INK, COLOURS[3]), others, strict=False):
         style: Any = {"color": colour, "markersize": 9, "markeredgewidth": 2, "label": label}
-        ax.plot(marks[label], places, marker, **style)
+        ax.plot(values, places, marker, **style)
     bars_by_name(ax, names)
     ax.set_xlim(0, None)
     ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))

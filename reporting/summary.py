@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def training_report(
         for title, rows in extra.items()
     }
     paths = dict(zip(table["file"], table["path"], strict=True))
-    write(tree, numbers, lambda shown: html.training_page(shown, paths, extra))
+    write(tree, numbers, paths)
 
 
 def training_numbers(tree: Path, oof: pd.DataFrame) -> Numbers:
@@ -328,7 +328,7 @@ def prediction_report(
     numbers = prediction_numbers(folder.name, probs, voted, truth, training_shares) | {
         "made": made or {}
     }
-    write(folder, numbers, html.prediction_page)
+    write(folder, numbers, {})
 
 
 def prediction_numbers(
@@ -402,12 +402,12 @@ def scored(task: str, answers: np.ndarray, truth: np.ndarray | None) -> dict[str
 # --- writing
 
 
-def write(folder: Path, numbers: Numbers, page: Callable[[Numbers], str]) -> None:
+def write(folder: Path, numbers: Numbers, paths: Mapping[str, str]) -> None:
     """report.json first, then report.html: a page that fails leaves the numbers."""
     stored = to_json(numbers)
     run_directory.write_json(folder / "report.json", stored)
     with atomic_write(folder / "report.html", "w") as file:
-        file.write(page(stored))
+        file.write(html.render_page(stored, paths))
     print(f"report: {printable(folder / 'report.html')}")
 
 
