@@ -183,6 +183,11 @@ def vote(
     }
 
 
+def member_predictions(probs: Probabilities) -> list[np.ndarray]:
+    """What each member alone predicts [images], by the mean over its views."""
+    return [decide(probs.task, arithmetic(member[None])) for member in probs.array]
+
+
 # --- between tasks
 
 

@@ -201,12 +201,7 @@ def with_intervals(
     """
     labels, decided = rows[task].to_numpy(), ensemble.decide(task, predictions)
     scores, folds = metrics.score(task, decided, labels), rows["fold"].nunique()
-    draws = metrics.bootstrap_people(
-        metrics.to_classes(task, labels),
-        metrics.to_classes(task, decided),
-        rows["person"].to_numpy(),
-        len(scores.matrix),
-    )
+    draws = metrics.bootstrap(task, decided, labels, rows["person"].to_numpy())
     f1, accuracy = metrics.macro_f1s(draws), metrics.accuracies(draws)
     return (
         scores,
