@@ -14,12 +14,21 @@ import ensemble
 import metrics
 import run_directory
 from labels import TASKS, scoring_task
-from runtime.errors import UserError, plural, printable, reason, warn, warn_on_failure
+from runtime.errors import UserError, printable, reason, warn_on_failure
 from runtime.files import atomic_write, create_new_folder, load_npz, timestamp
 
 PROBS = "probs.npz"
 MAX_NAME_BYTES = 255  # bytes of a file's name
 MAX_COUNT = 1 << 53  # images of a class that run.json may hold
+
+
+@dataclass(frozen=True)
+class ReportContext:
+    """What a prediction's report shows beside the predictions."""
+
+    run_dir: Path  # whose training labels the predicted classes are compared with
+    settings: Any  # of the script: a dataclass
+    notes: Sequence[str] = ()
 
 
 # --- stored probabilities
@@ -29,16 +38,10 @@ def save_probabilities(folder: Path, probs: ensemble.Probabilities) -> None:
     """probs.npz: plain arrays, read without unpickling; not compressed, which saves a tenth and
     takes most of a vote's time.
     """
+    arrays = {name: np.asarray(value) for name, value in vars(probs).items()}
+    arrays["probabilities"] = arrays.pop("array")
     with atomic_write(folder / PROBS) as file:
-        np.savez(
-            file,
-            task=np.array(probs.task),
-            probabilities=probs.array,
-            members=np.array(probs.members),
-            folds=np.array(probs.folds),
-            weights=np.array(probs.weights),
-            images=np.array(probs.images),
-        )
+        np.savez(file, **arrays)
 
 
 def load_probabilities(folder: Path) -> ensemble.Probabilities:
@@ -51,12 +54,12 @@ def load_probabilities(folder: Path) -> ensemble.Probabilities:
         )
     try:
         with np.errstate(all="ignore"):  # what overflows is refused, not warned of
-            return _check_arrays(arrays)
+            return probabilities_from_arrays(arrays)
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise UserError(f"{path}: damaged ({reason(error)}); predict again") from None
 
 
-def _check_arrays(arrays: Mapping[str, np.ndarray]) -> ensemble.Probabilities:
+def probabilities_from_arrays(arrays: Mapping[str, np.ndarray]) -> ensemble.Probabilities:
     """The arrays of probs.npz as they are used. Raises ValueError and its like where they are not
     what `save_probabilities` writes.
     """
@@ -68,62 +71,42 @@ def _check_arrays(arrays: Mapping[str, np.ndarray]) -> ensemble.Probabilities:
         return array
 
     task = str(arrays["task"])
-    spec = TASKS[task]
     array = checked("probabilities", "fiu", 4).astype(np.float32, copy=False)
     # an older prediction's `weights` may be fitted ones; `f1` is the validation F1 then
     weights_name = "f1" if "f1" in arrays and arrays["f1"].size > 0 else "weights"
     weights = checked(weights_name, "fiu").astype(np.float64).tolist()
     folds = checked("folds", "iu").tolist()
     members, images = checked("members", "U").tolist(), checked("images", "U").tolist()
-    shape = (len(members), len(images), spec.outputs)
-    fits = array.size > 0 and array.shape[:1] + array.shape[2:] == shape
-    if not fits or not len(folds) == len(weights) == len(members):
+    shape = (len(members), array.shape[1], len(images), TASKS[task].outputs)
+    if not array.size or array.shape != shape or not len(folds) == len(weights) == len(members):
         raise ValueError("its arrays do not fit each other")
     if not np.isfinite(np.sum(weights)) or min(folds) < 0:
         raise ValueError("a weight or a fold is out of range")
     if not ensemble.are_valid(task, array):
-        values = "values are not finite"
-        classes = "probabilities are not within 0..1, their sum 1"
-        raise ValueError(f"its {values if spec.regression else classes}")
+        raise ValueError("its values are not finite, or no probabilities whose sum is 1")
     check_members(members)
     return ensemble.Probabilities(task, array, members, folds, weights, images)
-
-
-# --- a member's own file
 
 
 def check_members(names: Sequence[str]) -> None:
     """Raise ValueError where the members' own predictions cannot each be written into a file of its
     own.
     """
-    if not all(name.isprintable() for name in names):
-        raise ValueError("a member's name is not printable text")
     paths = [member_csv(name) for name in names]
-    if any(len(part.encode()) > MAX_NAME_BYTES for path in paths for part in path.parts):
-        raise ValueError("a member's name is too long for a file")
+    parts = [part for path in paths for part in path.parts]
+    if any(not part.isprintable() or len(part.encode()) > MAX_NAME_BYTES for part in parts):
+        raise ValueError("a member's name is not printable text, or too long for a file")
     if len(set(paths)) < len(paths) or not set(paths).isdisjoint(path.parent for path in paths):
         raise ValueError("its members' names are not distinct")
 
 
 def member_csv(name: str) -> Path:
-    """The file of a member's own predictions, within the folder of members."""
-    path = member_file(name)
-    return path.with_name(f"{path.name}.csv")
-
-
-def member_file(name: str) -> Path:
-    """A member's file without suffix: its checkpoint's name, in a folder of its run's where several
-    vote.
+    """The file of a member's own predictions within the folder of members, in a folder of its run's
+    where several vote.
     """
     path = PurePosixPath(name)
     run_name = path.parent.parent.name
-    return Path("" if run_name == ".." else run_name) / path.stem
-
-
-def member_predictions(probs: ensemble.Probabilities) -> list[np.ndarray]:
-    """What each member alone predicts [images]."""
-    means = [ensemble.arithmetic(member[None]) for member in probs.array]
-    return [ensemble.decide(probs.task, mean) for mean in means]
+    return Path("" if run_name == ".." else run_name) / f"{path.stem}.csv"
 
 
 # --- the training data's classes
@@ -162,15 +145,6 @@ def training_shares(run_dir: Path, task: str) -> list[float] | None:
 # --- writing
 
 
-@dataclass(frozen=True)
-class ReportContext:
-    """What a prediction's report tells beside the predictions."""
-
-    run_dir: Path  # whose training labels the predicted classes are compared with
-    settings: Any  # of the script: a dataclass
-    notes: Sequence[str] = ()
-
-
 def read_labels(path: str | None, images: Sequence[str], task: str) -> np.ndarray | None:
     """The labels [images] in the CSV that --answers names; None where it is not given."""
     if path is None:
@@ -183,10 +157,9 @@ def read_labels(path: str | None, images: Sequence[str], task: str) -> np.ndarra
 def create_output_folder(save_path: str, run_name: str, task: str) -> Path:
     """A new folder for a prediction, named after run, task and time."""
     end = f"_{task}_{timestamp()}"
-    room = MAX_NAME_BYTES - len(end.encode()) - len("-999")
-    return create_new_folder(
-        Path(save_path), run_name.encode()[:room].decode(errors="ignore") + end
-    )
+    most = MAX_NAME_BYTES - len(end.encode()) - len("-999")
+    start = run_name.encode()[:most].decode(errors="ignore")
+    return create_new_folder(Path(save_path), start + end)
 
 
 def write_csv(path: Path, rows: Sequence[Sequence[object]]) -> None:
@@ -226,16 +199,17 @@ def write_prediction(
     save_probabilities(folder, probs)
     task, images = probs.task, probs.images
     if len(probs.members) > 1:
-        for name, predictions in zip(probs.members, member_predictions(probs), strict=True):
+        own = ensemble.member_predictions(probs)
+        for name, predictions in zip(probs.members, own, strict=True):
             write_predictions(folder / "members" / member_csv(name), task, images, predictions)
     for name, predictions in votes.items():
-        write_predictions(folder / f"{name}.csv", task, images, predictions)
-        note = ""
+        path, score_line = folder / f"{name}.csv", ""
+        write_predictions(path, task, images, predictions)
         if labels is not None:
             scores = metrics.score(task, predictions, labels)
             write_confusion(folder / f"{name}_confusion.csv", task, scores)
-            note = f"  {scores.line()}"
-        print(f"{printable(folder / f'{name}.csv')}{note}")
+            score_line = f"  {scores.line()}"
+        print(f"{printable(path)}{score_line}")
     if report is not None:
         with warn_on_failure(f"report of {folder}"):
             from reporting import summary
@@ -245,20 +219,16 @@ def write_prediction(
             summary.prediction_report(folder, probs, votes, labels, shares, made)
     if labels is not None:
         print_members(probs, labels)
-        absent = metrics.absent_classes(task, labels)
-        if absent:
-            warn(
-                f"--answers: {plural(len(absent), 'class is', 'classes are')} not in it (the "
-                f"first: {absent[0]}): macro F1 leaves out such a class unless it is predicted"
-            )
+        metrics.warn_absent_classes(task, labels, "--answers")
 
 
 def print_members(probs: ensemble.Probabilities, labels: np.ndarray) -> None:
     """Each member's own score, and their mean."""
     if len(probs.members) < 2:
         return
-    each = [metrics.score(probs.task, own, labels) for own in member_predictions(probs)]
-    for name, scores in zip(probs.members, each, strict=True):
-        print(f"  {printable(str(member_file(name)).partition('bs(')[0]):<60}  {scores.line()}")
-    mean = np.mean([scores.macro_f1 for scores in each])
-    print(f"  mean macro F1 of the {len(each)} members alone: {mean:.4f}")
+    own = ensemble.member_predictions(probs)
+    scores = [metrics.score(probs.task, predictions, labels) for predictions in own]
+    for name, score in zip(probs.members, scores, strict=True):
+        print(f"  {printable(str(member_csv(name)).partition('bs(')[0]):<60}  {score.line()}")
+    mean = np.mean([score.macro_f1 for score in scores])
+    print(f"  mean macro F1 of the {len(scores)} members alone: {mean:.4f}")
