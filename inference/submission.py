@@ -38,7 +38,7 @@ def save_probabilities(folder: Path, probs: ensemble.Probabilities) -> None:
     """probs.npz: plain arrays, read without unpickling; not compressed, which saves a tenth and
     takes most of a vote's time.
     """
-    arrays = {name: np.asarray(value) for name, value in vars(probs).items()}
+    arrays: dict[str, Any] = {name: np.asarray(value) for name, value in vars(probs).items()}
     arrays["probabilities"] = arrays.pop("array")
     with atomic_write(folder / PROBS) as file:
         np.savez(file, **arrays)
