@@ -50,15 +50,10 @@ def fold_predictions(
 
 def epochs_chosen_by_others(curves: np.ndarray) -> list[int]:
     """For each fold the epoch (from 0) at which the mean curve of the OTHER folds [folds, epochs]
-    is best.
-
-    So a fold's own held-out people have no say in which of its epochs they are scored by. One fold
-    alone: its own best.
+    is best, so that its own held-out people have no say in it. One fold alone: its own best.
     """
-    if len(curves) == 1:
-        return [int(np.argmax(curves[0]))]
-    total = curves.sum(0)
-    return [int(np.argmax(total - own)) for own in curves]
+    others = curves.sum(0) - curves if len(curves) > 1 else curves
+    return [int(epoch) for epoch in others.argmax(1)]
 
 
 def stack_folds(folds: Sequence[FoldPredictions], epochs: Sequence[int]) -> OutOfFold:
@@ -85,10 +80,8 @@ def selected_scores(task: str, folds: Sequence[FoldPredictions]) -> metrics.Scor
 
 def score_people(rows: pd.DataFrame) -> str:
     """`7 photographs of 1 person`."""
-    return (
-        f"{plural(len(rows), 'photograph')} of "
-        f"{plural(rows['person'].nunique(), 'person', 'people')}"
-    )
+    people = plural(rows["person"].nunique(), "person", "people")
+    return f"{plural(len(rows), 'photograph')} of {people}"
 
 
 # --- oof.csv
@@ -133,10 +126,9 @@ def read_oof(run_dir: Path, task: str) -> OutOfFold | None:
     except ValueError as error:
         raise UserError(f"{path}: {str(error)[:100]!r}; {remedy}") from None
     rows = table[["file", "person"]].replace(r"^'(?=[=+\-@])", "", regex=True).join(numbers)
-    in_range = (
-        rows["age"].between(0, 200) & rows["mask"].isin(range(3)) & rows["gender"].isin(range(2))
-    )
-    is_valid = in_range.all() and not rows["file"].duplicated().any()
+    limits = {"age": 200, "mask": 2, "gender": 1}
+    in_range = all(rows[name].between(0, limit).all() for name, limit in limits.items())
+    is_valid = in_range and not rows["file"].duplicated().any()
     if not is_valid or not ensemble.are_valid(task, predictions):
         raise UserError(f"{path}: damaged (invalid labels or probabilities); {remedy}")
     return OutOfFold(tables.with_labels(rows.assign(years=rows["age"])), predictions)
@@ -161,20 +153,21 @@ def summary(task: str, folds: Sequence[FoldPredictions], failed: dict[int, str])
             "A single split: its best epoch was chosen on the people that score it, so expect "
             "less; --cv 5 gives an out-of-fold score."
         )
-    if len(folds) > 1:
-        best = np.array([f.curve.max() for f in folds])
-        rows, predictions = nested_epoch_predictions(folds)
-        headline, selected = score_rows(task, rows, predictions), selected_scores(task, folds)
-        lines += [
-            f"mean macro F1 of the folds' best epochs {best.mean():.4f}, standard deviation "
-            f"{best.std(ddof=1):.4f}",
-            f"out-of-fold, {score_people(rows)}:",
-            f"  headline  {headline.line()}  (each fold's epoch chosen by the other folds)",
-            f"  selected  {selected.line()}  (each fold's own best epoch: optimistic by "
-            f"{selected.macro_f1 - headline.macro_f1:+.4f})",
-            *interval_lines(task, rows, predictions),
-        ]
-    return lines
+    if len(folds) < 2:
+        return lines
+    best = np.array([f.curve.max() for f in folds])
+    rows, predictions = nested_epoch_predictions(folds)
+    headline, selected = score_rows(task, rows, predictions), selected_scores(task, folds)
+    return [
+        *lines,
+        f"mean macro F1 of the folds' best epochs {best.mean():.4f}, standard deviation "
+        f"{best.std(ddof=1):.4f}",
+        f"out-of-fold, {score_people(rows)}:",
+        f"  headline  {headline.line()}  (each fold's epoch chosen by the other folds)",
+        f"  selected  {selected.line()}  (each fold's own best epoch: optimistic by "
+        f"{selected.macro_f1 - headline.macro_f1:+.4f})",
+        *interval_lines(task, rows, predictions),
+    ]
 
 
 def interval_lines(task: str, rows: pd.DataFrame, predictions: np.ndarray) -> list[str]:
