@@ -78,8 +78,8 @@ def selected_scores(task: str, folds: Sequence[FoldPredictions]) -> metrics.Scor
     return score_rows(task, *stack_folds(folds, [int(f.curve.argmax()) for f in folds]))
 
 
-def score_people(rows: pd.DataFrame) -> str:
-    """`7 photographs of 1 person`."""
+def count_people(rows: pd.DataFrame) -> str:
+    """For a message: `7 photographs of 1 person`."""
     people = plural(rows["person"].nunique(), "person", "people")
     return f"{plural(len(rows), 'photograph')} of {people}"
 
@@ -158,46 +158,30 @@ def summary(task: str, folds: Sequence[FoldPredictions], failed: dict[int, str])
     best = np.array([f.curve.max() for f in folds])
     rows, predictions = nested_epoch_predictions(folds)
     headline, selected = score_rows(task, rows, predictions), selected_scores(task, folds)
+    parts = {task: predictions}
+    if task == "main":
+        parts |= {part: ensemble.marginalize_main(predictions, part) for part in PARTS}
     return [
         *lines,
         f"mean macro F1 of the folds' best epochs {best.mean():.4f}, standard deviation "
         f"{best.std(ddof=1):.4f}",
-        f"out-of-fold, {score_people(rows)}:",
+        f"out-of-fold, {count_people(rows)}:",
         f"  headline  {headline.line()}  (each fold's epoch chosen by the other folds)",
         f"  selected  {selected.line()}  (each fold's own best epoch: optimistic by "
         f"{selected.macro_f1 - headline.macro_f1:+.4f})",
-        *interval_lines(task, rows, predictions),
+        "95 % intervals by bootstrap over people:",
+        *(f"  {score_line(part, rows, values)}" for part, values in parts.items()),
     ]
 
 
-def interval_lines(task: str, rows: pd.DataFrame, predictions: np.ndarray) -> list[str]:
-    """The headline's 95 % intervals by bootstrap over people; those of a `main` model's parts
-    too.
-    """
-    lines = []
-    for part in [task, *(PARTS if task == "main" else ())]:
-        converted = ensemble.convert_task(predictions, task, part)
-        assert converted is not None  # main holds its parts
-        scores, f1, accuracy = with_intervals(part, rows, converted)
-        lines.append(
-            f"  {part:<8}  macro F1 {scores.macro_f1:.4f} (95 % {f1[0]:.3f} to {f1[1]:.3f})  "
-            f"accuracy {accuracy[0]:.3f} to {accuracy[1]:.3f}"
-        )
-    return lines
-
-
-def with_intervals(
-    task: str, rows: pd.DataFrame, predictions: np.ndarray
-) -> tuple[metrics.Scores, tuple[float, float], tuple[float, float]]:
-    """(scores of predictions [images, classes], the 95 % interval of macro F1, that of accuracy) by
-    bootstrap over people.
-    """
-    labels, decided = rows[task].to_numpy(), ensemble.decide(task, predictions)
-    scores, folds = metrics.score(task, decided, labels), rows["fold"].nunique()
-    draws = metrics.bootstrap(task, decided, labels, rows["person"].to_numpy())
-    f1, accuracy = metrics.macro_f1s(draws), metrics.accuracies(draws)
+def score_line(task: str, rows: pd.DataFrame, predictions: np.ndarray) -> str:
+    """Task, macro F1 and accuracy, with their 95 % intervals by bootstrap over people."""
+    scores, folds = score_rows(task, rows, predictions), rows["fold"].nunique()
+    decided, people = ensemble.decide(task, predictions), rows["person"].to_numpy()
+    draws = metrics.bootstrap(task, decided, rows[task].to_numpy(), people)
+    f1 = metrics.out_of_fold_interval(scores.macro_f1, metrics.macro_f1s(draws), folds)
+    accuracy = metrics.out_of_fold_interval(scores.accuracy, metrics.accuracies(draws), folds)
     return (
-        scores,
-        metrics.out_of_fold_interval(scores.macro_f1, f1, folds),
-        metrics.out_of_fold_interval(scores.accuracy, accuracy, folds),
+        f"{task} macro F1 {scores.macro_f1:.4f} [{f1[0]:.4f}, {f1[1]:.4f}]  "
+        f"accuracy {scores.accuracy:.4f} [{accuracy[0]:.4f}, {accuracy[1]:.4f}]"
     )

@@ -92,27 +92,18 @@ def mixture_lines(runs: Sequence[Run], task: str) -> list[str]:
                 "(same people, --cv and --split-seed share the folds)"
             ]
     rows = oofs[0].rows
-    lines = [f"out of fold, {out_of_fold.score_people(rows)}, one epoch of each fold:"]
+    lines = [f"out of fold, {out_of_fold.count_people(rows)}, one epoch of each fold:"]
     arrays: dict[str, list[np.ndarray]] = {name: [] for name in ("", *PARTS)}
     for run, oof in zip(runs, oofs, strict=True):
         part = predictor.known_part(run.members[0].info, task)
         predictions = ensemble.convert_task(oof.predictions, run.task, part or task)
         if predictions is None:
             return [f"{no_score}the {out_of_fold.OOF_FILE} of {run.name} does not hold {task}"]
-        lines.append(f"  {run.name}: {score_line(part or task, OutOfFold(rows, predictions))}")
+        lines.append(f"  {run.name}: {out_of_fold.score_line(part or task, rows, predictions)}")
         arrays[part].append(predictions)
     mixed = arrays.pop("")
     if len({len(of_part) for of_part in arrays.values()}) > 1:
         return [f"{no_score}runs of {', '.join(PARTS)} are not equally many"]
     for three in zip(*arrays.values(), strict=True):
         mixed.append(ensemble.multiply_parts(dict(zip(PARTS, three, strict=True))))
-    return [*lines, f"  mixture: {score_line(task, OutOfFold(rows, np.mean(mixed, axis=0)))}"]
-
-
-def score_line(task: str, oof: OutOfFold) -> str:
-    """Task, macro F1 and accuracy, with their 95 % intervals by bootstrap over people."""
-    scores, (f1_low, f1_high), (low, high) = out_of_fold.with_intervals(task, *oof)
-    return (
-        f"{task} macro F1 {scores.macro_f1:.4f} [{f1_low:.4f}, {f1_high:.4f}]  "
-        f"accuracy {scores.accuracy:.4f} [{low:.4f}, {high:.4f}]"
-    )
+    return [*lines, f"  mixture: {out_of_fold.score_line(task, rows, np.mean(mixed, axis=0))}"]
