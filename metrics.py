@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -177,12 +177,11 @@ def score(task: str, predicted: np.ndarray, truth: np.ndarray) -> Scores:
     """Scores of predictions [images] (classes, or values of a regression) against the truth."""
     classes = len(TASKS[scoring_task(task)].classes)
     matrix = confusion(to_classes(task, truth), to_classes(task, predicted), classes)
-    scores = Scores(macro_f1(matrix), accuracy(matrix), matrix)
-    if not TASKS[task].regression:
-        return scores
-    errors = np.asarray(predicted, float) - truth
-    rmse, mae = math.sqrt(float(np.mean(errors**2))), float(np.mean(np.abs(errors)))
-    return replace(scores, rmse=rmse, mae=mae)
+    rmse = mae = None
+    if TASKS[task].regression:
+        errors = np.asarray(predicted, float) - truth
+        rmse, mae = math.sqrt(float(np.mean(errors**2))), float(np.mean(np.abs(errors)))
+    return Scores(macro_f1(matrix), accuracy(matrix), matrix, rmse, mae)
 
 
 def absent_classes(task: str, truth: np.ndarray) -> list[str]:
