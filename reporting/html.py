@@ -1,5 +1,5 @@
 """report.json's numbers -> report.html, one file. The template holds the sections and their words;
-this module adds charts, photographs and formats of numbers.
+this module gives it charts, photographs and formats of numbers.
 """
 
 from __future__ import annotations
@@ -58,7 +58,6 @@ def render_page(numbers: Numbers, paths: Mapping[str, str]) -> str:
         rare=[name for name, share, fair in columns if share < fair / 2],
         scored_task=scoring_task(numbers["task"]),
         short_names=SHORT_NAMES,
-        charts=draw_charts(numbers, shares),
         mean_curve=mean_curve(numbers.get("folds", [])),
     )
 
@@ -74,6 +73,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    result.globals["chart"] = chart
     filters = (decimals, duration, percent, plural, short_member, thumbnail)
     result.filters |= {function.__name__: function for function in filters} | {"mean": fmean}
     return result
@@ -124,6 +124,14 @@ def thumbnail(path: str | None) -> str | None:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
+def chart(name: str, title: str, *values: object, **size: float) -> Markup:
+    """A chart that plots.py draws of these values, as a figure of inline SVG."""
+    from reporting import plots
+
+    svg = plots.render_svg(getattr(plots, name), title, *values, **size)
+    return Markup(f"<figure>{svg}</figure>")
+
+
 def mean_curve(folds: Sequence[Numbers]) -> Numbers | None:
     """Where the folds' mean curve is best and their mean loss lowest (epochs from 1). None for
     folds of unlike lengths, and for fewer than three epochs.
@@ -142,37 +150,3 @@ def mean_curve(folds: Sequence[Numbers]) -> Numbers | None:
         "best_epoch": scores.index(max(scores)) + 1,
         "lowest_loss_epoch": losses.index(min(losses)) + 1,
     }
-
-
-def draw_charts(numbers: Numbers, shares: Mapping[str, Sequence[float]]) -> dict[str, list[Markup]]:
-    """{section: its charts as inline SVG, which names no person}."""
-    from reporting import plots
-
-    charts: dict[str, list[Markup]] = {"classes": [], "curves": [], "ages": [], "calibration": []}
-
-    def add(section: str, draw: Any, title: str, *values: object, **size: float) -> None:
-        charts[section].append(Markup(plots.render_svg(draw, title, *values, **size)))
-
-    names = numbers["class_names"]
-    height = 1.0 + 0.24 * len(names)  # inches
-    if "classes" in numbers:
-        title = "F1 of each class with its interval"
-        add("classes", plots.class_scores, title, numbers["classes"], height=height)
-    title = "Share of each class among the predictions"
-    add("classes", plots.shares, title, names, shares, height=height)
-    folds = [fold for fold in numbers.get("folds", []) if fold["history"]]
-    if folds:
-        label = "validation macro F1"
-        add("curves", plots.learning, "Macro F1 by epoch and fold", folds, "macro_f1", "", label)
-        columns = ("valid_loss", "train_loss", "loss")
-        add("curves", plots.learning, "Loss by epoch and fold", folds, *columns)
-    ages = numbers.get("ages")
-    if ages:
-        title = "Share of photographs in the wrong age group by true age"
-        add("ages", plots.age_errors, title, ages)
-        if "mean_answer" in ages[0]:
-            add("ages", plots.mean_predictions, "Mean prediction in years by true age", ages)
-    if "calibration" in numbers:
-        bins = numbers["calibration"]["bins"]
-        add("calibration", plots.reliability, "Accuracy by confidence", bins)
-    return charts
