@@ -90,18 +90,13 @@ def warn_fewer_members(folds: list[str], top_k: int) -> None:
 
 
 def are_valid(task: str, predictions: np.ndarray) -> bool:
-    """Whether predictions [..., classes] are finite, and for classes probabilities from 0 to 1 that
-    sum to 1 within rounding.
-    """
+    """Whether predictions [..., classes] are finite, and probabilities where there are classes."""
     if not np.isfinite(predictions).all():
         return False
     if TASKS[task].regression:
         return True
     errors = np.abs(predictions.sum(-1, dtype=np.float64) - 1)
     return bool((predictions >= 0).all() and (errors <= SUM_ERROR).all())
-
-
-# --- votes
 
 
 def _passes(probabilities: np.ndarray) -> np.ndarray:
@@ -150,9 +145,7 @@ def majority(probabilities: np.ndarray) -> np.ndarray:
 
 
 def decide(task: str, probabilities: np.ndarray) -> np.ndarray:
-    """[images, classes] -> the likeliest class of each image, the lowest on a tie; a regression's
-    values as they are.
-    """
+    """[images, classes] -> each image's likeliest class, the lowest on a tie; or the values."""
     return probabilities[:, 0] if TASKS[task].regression else probabilities.argmax(1)
 
 
@@ -174,13 +167,8 @@ def member_predictions(probs: Probabilities) -> list[np.ndarray]:
     return [decide(probs.task, arithmetic(member[None])) for member in probs.array]
 
 
-# --- between tasks
-
-
 def multiply_parts(parts: Mapping[str, np.ndarray]) -> np.ndarray:
-    """{mask, gender, ageg: probabilities [..., classes]} -> [..., 18] of `main`, as if they were
-    independent.
-    """
+    """{part: probabilities [..., classes]} -> [..., 18] of `main`, as if they were independent."""
     mask, gender, group = (parts[part][..., list(TASKS[part].from_main)] for part in PARTS)
     product: np.ndarray = mask * gender * group
     return product
@@ -194,9 +182,7 @@ def marginalize_main(probabilities: np.ndarray, task: str) -> np.ndarray:
 
 
 def convert_task(probabilities: np.ndarray, source: str, task: str) -> np.ndarray | None:
-    """[..., outputs] of a source task -> [..., outputs] of another; None where the source does not
-    hold it.
-    """
+    """[..., outputs] of a source task -> of another; None where the source does not hold it."""
     if source == task:
         return probabilities
     is_summed = source == "main" and TASKS[task].from_main

@@ -24,9 +24,7 @@ def confusion(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndar
 
 
 def class_f1(matrix: np.ndarray) -> np.ndarray:
-    """F1 per class of a matrix [..., C, C] -> [..., C]; NaN for a class that is neither in the
-    truth nor in the predictions.
-    """
+    """F1 per class of matrices [..., C, C] -> [..., C]; NaN for a class that is absent."""
     hits = np.diagonal(matrix, axis1=-2, axis2=-1).astype(float)
     sums = (matrix.sum(-2) + matrix.sum(-1)).astype(float)
     return np.divide(2 * hits, sums, out=np.full(hits.shape, np.nan), where=sums > 0)
@@ -99,9 +97,7 @@ def bootstrap_photographs(matrix: np.ndarray, draws: int = 1000, seed: int = 0) 
 
 
 def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """The middle `level` of draws [draws] (percentile bootstrap); NaN draws are left out, (NaN,
-    NaN) for nothing else.
-    """
+    """The middle `level` of draws (percentile bootstrap), without NaN; (NaN, NaN) for none."""
     known = np.asarray(values, float)[~np.isnan(values)]
     if not len(known):
         return math.nan, math.nan
@@ -142,9 +138,7 @@ def calibration(
 
 
 def calibration_error(probabilities: np.ndarray, truth: np.ndarray, bins: int = 10) -> float:
-    """Expected calibration error (Guo et al. 2017): the mean distance of confidence and accuracy,
-    weighted by photographs.
-    """
+    """Expected calibration error (Guo et al. 2017), weighted by photographs."""
     rows = calibration(probabilities, truth, bins)
     return sum(count * abs(sure - right) for sure, right, count in rows) / max(len(truth), 1)
 

@@ -84,9 +84,6 @@ def count_people(rows: pd.DataFrame) -> str:
     return f"{plural(len(rows), 'photograph')} of {people}"
 
 
-# --- oof.csv
-
-
 def probability_columns(task: str) -> list[str]:
     """Names of the columns of probabilities."""
     spec = TASKS[task]
@@ -96,9 +93,7 @@ def probability_columns(task: str) -> list[str]:
 def write_oof(
     run_dir: Path, task: str, rows: pd.DataFrame, predictions: np.ndarray
 ) -> pd.DataFrame:
-    """oof.csv: file, person, fold, the labels and p0, p1 ... of every held-out image (`value` for a
-    regression). Returns the table.
-    """
+    """oof.csv: file, person, fold, labels, p0, p1 ... (or `value`) of held-out images; returned."""
     labels = dict.fromkeys([*LABEL_COLUMNS, "ageg", "main", *TASKS])
     probabilities = pd.DataFrame(predictions, columns=probability_columns(task))
     table = pd.concat([rows[["file", "person", "fold", *labels]], probabilities], axis=1)
@@ -132,9 +127,6 @@ def read_oof(run_dir: Path, task: str) -> OutOfFold | None:
     if not is_valid or not ensemble.are_valid(task, predictions):
         raise UserError(f"{path}: damaged (invalid labels or probabilities); {remedy}")
     return OutOfFold(tables.with_labels(rows.assign(years=rows["age"])), predictions)
-
-
-# --- a run's closing table
 
 
 def summary(task: str, folds: Sequence[FoldPredictions], failed: dict[int, str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,26 +50,19 @@ class PredictionRequest:
     skip_bad_images: bool = False  # predict the most frequent class where an image is unreadable
 
 
-# --- which checkpoints
-
-
 def load_members(run_dir: Path, top_k: int) -> list[Member]:
     """The k best checkpoints of each fold of a run. Raises UserError for a fold without one."""
-    members: list[Member] = []
-    fewer: list[str] = []
     folders = run_directory.fold_dirs(run_dir)
-    for folder in folders:
-        ranked = checkpoint.load_ranked(folder)[:top_k]
+    best = {folder: checkpoint.load_ranked(folder)[:top_k] for folder in folders}
+    for folder, ranked in best.items():
         if not ranked:
-            raise UserError(
-                f"{folder}: holds no checkpoint; finish its training or remove the folder"
-            )
-        if len(ranked) < top_k:
-            fewer.append(folder.name)
-        for stored, info in ranked:
-            name = checkpoint.member_name(stored.path, run_dir)
-            members.append(Member(name, info, stored.path, stored.weights))
-    ensemble.warn_fewer_members(fewer, top_k)
+            raise UserError(f"{folder}: holds no checkpoint; finish its training or remove it")
+    ensemble.warn_fewer_members([f.name for f, own in best.items() if len(own) < top_k], top_k)
+    members = [
+        Member(checkpoint.member_name(stored.path, run_dir), info, stored.path, stored.weights)
+        for ranked in best.values()
+        for stored, info in ranked
+    ]
     folds = run_directory.read_run_json(run_dir).get("settings", {}).get("cv")
     if isinstance(folds, int) and folds > len(folders):
         warn(f"{run_dir}: only {len(folders)} of its {folds} folds are present; those vote")
@@ -88,13 +82,14 @@ def newest_run(task: str, option: str, model_type: str | None = None) -> tuple[P
     model or the one named. Raises UserError where there is none, naming the option to use instead.
     """
     parent = Path("./saved_models")
+
+    def is_able(path: Path) -> bool:
+        info = checkpoint.info_from_name(path.name) or checkpoint.load_described(path)[1]
+        return model_type in (None, info.model) and can_predict(info, task)
+
     for run_dir in run_directory.list_run_dirs(parent):
-        paths = []
-        for folder in run_directory.fold_dirs(run_dir):
-            for path in run_directory.fold_checkpoints(folder):
-                info = checkpoint.info_from_name(path.name) or checkpoint.load_described(path)[1]
-                if model_type in (None, info.model) and can_predict(info, task):
-                    paths.append(path)
+        folders = run_directory.fold_dirs(run_dir)
+        paths = [p for f in folders for p in run_directory.fold_checkpoints(f) if is_able(p)]
         if paths:
             return run_dir, paths
     of_model = f" of {model_type}" if model_type else ""
@@ -114,13 +109,8 @@ def find_best_checkpoint(task: str, model_type: str | None = None) -> Path:
     return min(newest_run(task, "--load-state-dict", model_type)[1], key=rank)
 
 
-# --- members that know a part of `main`
-
-
 def known_part(info: checkpoint.CheckpointInfo, task: str) -> str:
-    """The part of `main` that a checkpoint adds to a product; empty where it knows the task, or no
-    part.
-    """
+    """The part of `main` that a checkpoint adds to a product; empty where it adds none."""
     is_part = task == "main" and info.task in PARTS and not can_predict(info, task)
     return info.task if is_part else ""
 
@@ -148,19 +138,16 @@ def part_groups(members: Sequence[Member], task: str) -> Sequence[Sequence[int]]
             f"run of {missing} too, or leave theirs out"
         )
     folds = [member.info.fold for member in members]
-    for fold in sorted({fold for fold, part in zip(folds, parts, strict=True) if part}):
-        counts = [list(zip(folds, parts, strict=True)).count((fold, part)) for part in PARTS]
-        if len(set(counts)) > 1:
-            shown = ", ".join(f"{p} has {n}" for p, n in zip(PARTS, counts, strict=True))
+    counts = Counter(zip(folds, parts, strict=True))
+    for fold in sorted(set(folds)):
+        if len({counts[fold, part] for part in PARTS}) > 1:
+            shown = ", ".join(f"{part} has {counts[fold, part]}" for part in PARTS)
             raise UserError(
                 f"--root: members for fold {fold}: {shown}, and three multiply into one of main; "
                 "name runs of as many folds, or use a lower --top-k"
             )
     order = sorted(range(len(members)), key=folds.__getitem__)
     return list(zip(*([i for i in order if parts[i] == part] for part in PARTS), strict=True))
-
-
-# --- what they see
 
 
 def resolve_transforms(members: Sequence[Member], transform: str, views: int) -> list[str]:
@@ -194,9 +181,6 @@ def resolve_transforms(members: Sequence[Member], transform: str, views: int) ->
     if notes and is_rank_zero():
         print(f"note: {'; '.join(notes)}")
     return used
-
-
-# --- predicting
 
 
 def predict_images(
@@ -258,9 +242,7 @@ def build_network(member: Member, task: str, device: torch.device) -> torch.nn.M
 
 
 def labels_run_dir(members: Sequence[Member], task: str) -> Path:
-    """The run whose training labels the predictions are compared with: the first that was trained
-    for the task or for `main`, else the first.
-    """
+    """The run whose labels the predictions are compared with: the first for the task or `main`."""
     able = (member for member in members if member.info.task in ("main", task))
     return next(able, members[0]).path.absolute().parent.parent
 
@@ -268,9 +250,7 @@ def labels_run_dir(members: Sequence[Member], task: str) -> Path:
 def fill_unreadable(
     probs: ensemble.Probabilities, names: list[str], good: Sequence[int], run_dir: Path
 ) -> ensemble.Probabilities:
-    """Probabilities [.., images, ..] of the `good` positions among all names, the others certain of
-    the most frequent class.
-    """
+    """Probabilities of all names: those of `good` positions, the others the most frequent class."""
     value, source = most_frequent_class(probs, run_dir)
     spec = TASKS[probs.task]
     members, views, _, outputs = probs.array.shape
@@ -287,9 +267,7 @@ def fill_unreadable(
 
 
 def most_frequent_class(probs: ensemble.Probabilities, run_dir: Path) -> tuple[float, str]:
-    """(the most frequent class, or the median of years; of what): of the training data where the
-    run's files hold it, else of the predictions.
-    """
+    """(the training data's most frequent class or median of years, else the predictions'; whose)."""
     is_regression = TASKS[probs.task].regression
     if is_regression:
         with contextlib.suppress(UserError, KeyError, ValueError):  # an older run, or none

@@ -62,9 +62,7 @@ def runs_title(runs: Sequence[Run]) -> str:
 
 
 def read_sorted_oof(run: Run) -> OutOfFold | None:
-    """A run's oof.csv in the order of its files' names, None where it has none. Raises UserError
-    for a damaged one.
-    """
+    """A run's oof.csv sorted by file, None where it has none. Raises UserError if damaged."""
     oof = out_of_fold.read_oof(run.path, run.task)
     if oof is None:
         return None

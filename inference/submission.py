@@ -31,13 +31,8 @@ class ReportContext:
     notes: Sequence[str] = ()
 
 
-# --- stored probabilities
-
-
 def save_probabilities(folder: Path, probs: ensemble.Probabilities) -> None:
-    """probs.npz: plain arrays, read without unpickling; not compressed, which saves a tenth and
-    takes most of a vote's time.
-    """
+    """probs.npz: plain arrays; not compressed, which would take most of a vote's time."""
     arrays: dict[str, Any] = {name: np.asarray(value) for name, value in vars(probs).items()}
     arrays["probabilities"] = arrays.pop("array")
     with atomic_write(folder / PROBS) as file:
@@ -60,9 +55,7 @@ def load_probabilities(folder: Path) -> ensemble.Probabilities:
 
 
 def probabilities_from_arrays(arrays: Mapping[str, np.ndarray]) -> ensemble.Probabilities:
-    """The arrays of probs.npz as they are used. Raises ValueError and its like where they are not
-    what `save_probabilities` writes.
-    """
+    """The arrays of probs.npz, checked. Raises ValueError and its like for others."""
 
     def checked(name: str, kinds: str, axes: int = 1) -> np.ndarray:
         array = arrays[name]
@@ -89,9 +82,7 @@ def probabilities_from_arrays(arrays: Mapping[str, np.ndarray]) -> ensemble.Prob
 
 
 def check_members(names: Sequence[str]) -> None:
-    """Raise ValueError where the members' own predictions cannot each be written into a file of its
-    own.
-    """
+    """Raise ValueError where not every member's predictions can have a file of their own."""
     paths = [member_csv(name) for name in names]
     parts = [part for path in paths for part in path.parts]
     if any(not part.isprintable() or len(part.encode()) > MAX_NAME_BYTES for part in parts):
@@ -101,21 +92,14 @@ def check_members(names: Sequence[str]) -> None:
 
 
 def member_csv(name: str) -> Path:
-    """The file of a member's own predictions within the folder of members, in a folder of its run's
-    where several vote.
-    """
+    """A member's file within the folder of members, in its run's folder where several vote."""
     path = PurePosixPath(name)
     run_name = path.parent.parent.name
     return Path("" if run_name == ".." else run_name) / f"{path.stem}.csv"
 
 
-# --- the training data's classes
-
-
 def training_counts(run_dir: Path, task: str) -> np.ndarray | None:
-    """[classes]: how many training images each class of a task has (for years each group), where a
-    run's run.json or oof.csv holds it.
-    """
+    """Training images per class (for years per group), where a run's files hold them."""
     try:
         run = run_directory.read_run_json(run_dir)
         trained, per_class = run["settings"]["task"], run["data"]["photographs_per_class"]
@@ -140,9 +124,6 @@ def training_shares(run_dir: Path, task: str) -> list[float] | None:
     """The classes' shares among the training images, where the run's files hold them."""
     counts = training_counts(run_dir, task)
     return (counts / counts.sum()).tolist() if counts is not None and counts.any() else None
-
-
-# --- writing
 
 
 def read_labels(path: str | None, images: Sequence[str], task: str) -> np.ndarray | None:

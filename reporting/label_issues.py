@@ -79,9 +79,7 @@ def log_odds(
 def person_suspects(
     table: pd.DataFrame, probabilities: np.ndarray, part: str
 ) -> list[tuple[object, ...]]:
-    """People whose gender or age group the mean of their photographs' scores, and most of them,
-    contradict.
-    """
+    """People whose gender or age group most of their photographs, and the mean, contradict."""
     codes, people = pd.factorize(table["person"])
     counts = np.bincount(codes)
     first = np.unique(codes, return_index=True)[1]
@@ -106,18 +104,14 @@ def person_suspects(
 
 
 def near_group(years: np.ndarray) -> np.ndarray:
-    """[people, age groups] the chance that somebody of that age looks like one of the group,
-    AGE_BLUR_YEARS being one standard deviation.
-    """
+    """[people, age groups]: the chance that somebody of that age looks like one of the group."""
     edges = np.array([-np.inf, *(start - 0.5 for start in GROUP_STARTS), np.inf])
     deviations = (edges - years[:, None]) / AGE_BLUR_YEARS
     return np.diff(np.vectorize(math.erf)(deviations / math.sqrt(2)) / 2, axis=1)
 
 
 def photo_suspects(table: pd.DataFrame, probabilities: np.ndarray) -> list[tuple[object, ...]]:
-    """Files whose mask state is contradicted: two files of a person that look swapped add up, one
-    alone has to say more.
-    """
+    """Files whose mask state is contradicted; the evidence of two that look swapped adds up."""
     given = table["mask"].to_numpy()
     scores = conditional_probabilities(table, probabilities, "mask")
     (odds,) = log_odds(scores, given)

@@ -25,8 +25,6 @@ MAX_PEOPLE_SHOWN = 12  # of those that are most wrong
 BOUNDARY_YEARS = 3  # years on either side of a boundary between age groups
 HISTORY_COLUMNS = ("epoch", "train_loss", "valid_loss", "macro_f1")  # that a page needs
 
-# --- what a run is worth
-
 
 def training_report(
     tree: Path, table: pd.DataFrame, oof: pd.DataFrame, extra: Mapping[str, Rows]
@@ -200,9 +198,7 @@ def age_errors(
 
 
 def boundary_errors(ages: Sequence[Numbers]) -> list[Numbers]:
-    """For each boundary between age groups: the photographs within three years of it and how many
-    crossed it.
-    """
+    """Photographs near each boundary between age groups, and how many crossed it."""
     boundaries = []
     for start in GROUP_STARTS:
         below = [row for row in ages if start - BOUNDARY_YEARS <= row["age"] < start]
@@ -253,9 +249,6 @@ def most_wrong(
                 }
             )
     return sorted(people, key=lambda row: (-row["error"], row["person"]))[:MAX_PEOPLE_SHOWN]
-
-
-# --- what a prediction is worth
 
 
 def prediction_report(
@@ -322,13 +315,8 @@ def prediction_report(
     write_report(folder, numbers | {"made": made or {}}, {})
 
 
-# --- writing
-
-
 def write_report(folder: Path, numbers: Numbers, paths: Mapping[str, str]) -> None:
-    """report.json, then report.html: a page that fails leaves the numbers. paths: {file: where its
-    photograph is}.
-    """
+    """report.json, then report.html; paths: {file: where its photograph is}."""
     stored = to_json(numbers)
     run_directory.write_json(folder / "report.json", stored)
     with atomic_write(folder / "report.html", "w") as file:
