@@ -267,7 +267,7 @@ def fill_unreadable(
 
 
 def most_frequent_class(probs: ensemble.Probabilities, run_dir: Path) -> tuple[float, str]:
-    """(the training data's most frequent class or median of years, else the predictions'; whose)."""
+    """(the most frequent class or median of years, whose): training data's, else predictions'."""
     is_regression = TASKS[probs.task].regression
     if is_regression:
         with contextlib.suppress(UserError, KeyError, ValueError):  # an older run, or none
