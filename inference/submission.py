@@ -195,9 +195,9 @@ def write_prediction(
         with warn_on_failure(f"report of {folder}"):
             from reporting import summary
 
-            made = {"settings": asdict(report.settings), "notes": list(report.notes)}
+            origin = {"settings": asdict(report.settings), "notes": list(report.notes)}
             shares = training_shares(report.run_dir, task)
-            summary.prediction_report(folder, probs, votes, labels, shares, made)
+            summary.prediction_report(folder, probs, votes, labels, shares, origin)
     if labels is not None:
         print_members(probs, labels)
         metrics.warn_absent_classes(task, labels, "--answers")

@@ -27,7 +27,7 @@ HISTORY_COLUMNS = ("epoch", "train_loss", "valid_loss", "macro_f1")  # that a pa
 
 
 def training_report(
-    tree: Path, table: pd.DataFrame, oof: pd.DataFrame, extra: Mapping[str, Rows]
+    run_dir: Path, table: pd.DataFrame, oof: pd.DataFrame, extra: Mapping[str, Rows]
 ) -> None:
     """Write report.json and report.html into a run's folder.
 
@@ -35,17 +35,17 @@ def training_report(
     it; extra: {title: (name, value) rows}, stored and shown as they are. Raises UserError for a
     table without predictions and for a damaged history.csv.
     """
-    numbers = training_numbers(tree, oof)
+    numbers = training_numbers(run_dir, oof)
     numbers["extra"] = {
         title: [{"name": name, "value": value} for name, value in rows]
         for title, rows in extra.items()
     }
-    write_report(tree, numbers, dict(zip(table["file"], table["path"], strict=True)))
+    write_report(run_dir, numbers, dict(zip(table["file"], table["path"], strict=True)))
 
 
-def training_numbers(tree: Path, oof: pd.DataFrame) -> Numbers:
+def training_numbers(run_dir: Path, oof: pd.DataFrame) -> Numbers:
     """Everything report.json holds, but the extra rows."""
-    run = run_directory.read_run_json(tree)
+    run = run_directory.read_run_json(run_dir)
     task = str(run.get("settings", {}).get("task", "main"))
     columns = out_of_fold.probability_columns(task)
     missing = [name for name in ("file", "person", "fold", "age", *columns) if name not in oof]
@@ -57,7 +57,7 @@ def training_numbers(tree: Path, oof: pd.DataFrame) -> Numbers:
     is_regression = TASKS[task].regression
     numbers = {
         "kind": "training",
-        "name": tree.name,
+        "name": run_dir.name,
         "task": task,
         **score_with_intervals(task, decided, truth, people, fold_count),
     }
@@ -66,7 +66,7 @@ def training_numbers(tree: Path, oof: pd.DataFrame) -> Numbers:
         parts = {part: ensemble.marginalize_main(predictions, part).argmax(1) for part in PARTS}
         numbers |= score_parts(parts, decided, truth, people, fold_count)
     numbers["folds"] = [
-        fold_numbers(tree, int(fold), task, decided[rows], oof.iloc[rows])
+        fold_numbers(run_dir, int(fold), task, decided[rows], oof.iloc[rows])
         for fold, rows in oof.groupby("fold").indices.items()
     ]
     groups = decided % 3 if task == "main" else metrics.to_classes(task, decided)
@@ -87,8 +87,8 @@ def training_numbers(tree: Path, oof: pd.DataFrame) -> Numbers:
     numbers["most_wrong"] = most_wrong(task, predictions, decided, oof)
     histories = [fold["history"] for fold in numbers["folds"]]
     rates = [rate for history in histories for rate in history.get("images_per_second", [])]
-    ends = [path.stat().st_mtime for path in tree.glob("fold*/history.csv")]
-    started = run_directory.start_time(tree)
+    ends = [path.stat().st_mtime for path in run_dir.glob("fold*/history.csv")]
+    started = run_directory.start_time(run_dir)
     numbers["time"] = {
         "seconds": max(0.0, max(ends) - started) if ends and run else None,
         "images_per_second": float(np.median(rates)) if rates else None,
@@ -156,11 +156,11 @@ def score_parts(
 
 
 def fold_numbers(
-    tree: Path, fold: int, task: str, decided: np.ndarray, oof: pd.DataFrame
+    run_dir: Path, fold: int, task: str, decided: np.ndarray, oof: pd.DataFrame
 ) -> Numbers:
     """One fold's people, photographs per class, out-of-fold scores and learning curves."""
     scores = score_with_intervals(task, decided, oof[task].to_numpy(), oof["person"].to_numpy(), 1)
-    path = tree / f"fold{fold:02d}" / "history.csv"
+    path = run_dir / f"fold{fold:02d}" / "history.csv"
     try:
         history = pd.read_csv(io.BytesIO(read_file(path))).astype(float).to_dict("list")
         missing = [name for name in HISTORY_COLUMNS if not history.get(name)]
@@ -257,13 +257,13 @@ def prediction_report(
     votes: Mapping[str, np.ndarray],
     truth: np.ndarray | None = None,
     training_shares: Sequence[float] | np.ndarray | None = None,
-    made: Mapping[str, object] | None = None,
+    origin: Mapping[str, object] | None = None,
 ) -> None:
     """Write report.json and report.html into a prediction's folder.
 
     votes: {method: predictions [images]}; truth: the true labels, where they are known;
     training_shares: the share of each class (of `ageg` for years) among the training photographs;
-    made: the settings, and what was noted on the way.
+    origin: the settings, and what was noted on the way.
     """
     task, names = probs.task, TASKS[scoring_task(probs.task)].classes
     first_vote = next(iter(votes.values()))
@@ -312,7 +312,7 @@ def prediction_report(
         if task == "main":
             parts = {part: np.array(TASKS[part].from_main)[first_classes] for part in PARTS}
             numbers |= score_parts(parts, first_classes, truth, None)
-    write_report(folder, numbers | {"made": made or {}}, {})
+    write_report(folder, numbers | {"made": origin or {}}, {})
 
 
 def write_report(folder: Path, numbers: Numbers, paths: Mapping[str, str]) -> None:
