@@ -43,14 +43,11 @@ class Probabilities:
 
     def top(self, k: int) -> Probabilities:
         """The k best members of each fold; warns where a fold has fewer."""
-        best: list[int] = []
-        fewer: list[str] = []
-        for fold in sorted(set(self.folds)):
-            members = [m for m, f in enumerate(self.folds) if f == fold]
-            best += sorted(members, key=lambda m: -self.weights[m])[:k]
-            fewer += [f"fold{fold:02d}"] if len(members) < k else []
-        warn_fewer_members(fewer, k)
-        return self.select(best)
+        ranked = sorted(range(len(self.members)), key=lambda m: -self.weights[m])
+        folds = sorted(set(self.folds))
+        best = {fold: [m for m in ranked if self.folds[m] == fold][:k] for fold in folds}
+        warn_fewer_members([f"fold{f:02d}" for f, own in best.items() if len(own) < k], k)
+        return self.select([m for own in best.values() for m in own])
 
     def for_task(self, task: str) -> Probabilities:
         """The same for a task that these probabilities hold. Raises UserError for another."""
@@ -64,25 +61,20 @@ class Probabilities:
 
     def multiply_groups(self, groups: Sequence[Sequence[int]]) -> Probabilities:
         """Of `main`, with one member in place of each group of three that know mask, gender and
-        ageg; after the other members.
-
-        Its weight is the product of theirs, as if the parts erred independently: of the size that a
-        member for `main` has.
+        ageg; after the other members. Its weight is the product of theirs.
         """
         if not groups:
             return self
-        products, folds, names = [], [], []
+        others = self.select([m for m in range(len(self.members)) if m not in np.ravel(groups)])
+        products, names, folds, weights = [], [], [], []
         for group in groups:
             members = zip(PARTS, self.array[list(group)], strict=True)
-            products.append(
-                multiply_parts({part: marginalize_main(own, part) for part, own in members})
-            )
+            known = {part: marginalize_main(array, part) for part, array in members}
+            products.append(multiply_parts(known))
             folds.append(fold := self.folds[group[0]])
-            stem = f"Fold{fold:02d}_rank{folds.count(fold)}"
-            names.append(f"{' x '.join(PARTS)}/fold{fold:02d}/{stem}")
-        grouped = {m for group in groups for m in group}
-        others = self.select([m for m in range(len(self.members)) if m not in grouped])
-        weights = [float(np.prod([self.weights[m] for m in group])) for group in groups]
+            name = f"fold{fold:02d}/Fold{fold:02d}_rank{folds.count(fold)}"
+            names.append(f"{' x '.join(PARTS)}/{name}")
+            weights.append(float(np.prod([self.weights[m] for m in group])))
         return dataclasses.replace(
             self,
             array=np.concatenate([others.array, products]),
@@ -98,18 +90,13 @@ def warn_fewer_members(folds: list[str], top_k: int) -> None:
 
 
 def are_valid(task: str, predictions: np.ndarray) -> bool:
-    """Whether predictions [..., classes] are finite, and for classes probabilities from 0 to 1 that
-    sum to 1 within rounding.
-    """
+    """Whether predictions [..., classes] are finite, and probabilities where there are classes."""
     if not np.isfinite(predictions).all():
         return False
-    sums = predictions.sum(-1, dtype=np.float64)
-    return TASKS[task].regression or bool(
-        (predictions >= 0).all() and (np.abs(sums - 1) <= SUM_ERROR).all()
-    )
-
-
-# --- votes
+    if TASKS[task].regression:
+        return True
+    errors = np.abs(predictions.sum(-1, dtype=np.float64) - 1)
+    return bool((predictions >= 0).all() and (errors <= SUM_ERROR).all())
 
 
 def _passes(probabilities: np.ndarray) -> np.ndarray:
@@ -125,9 +112,7 @@ def arithmetic(probabilities: np.ndarray) -> np.ndarray:
 
 
 def geometric(probabilities: np.ndarray) -> np.ndarray:
-    """Geometric mean over members and views, in log space with a floor; normalised where there are
-    classes.
-    """
+    """Geometric mean over members and views, in log space with a floor; classes are normalised."""
     mean = np.exp(np.log(np.maximum(_passes(probabilities), PROBABILITY_FLOOR)).mean(0))
     return mean if mean.shape[1] == 1 else mean / mean.sum(1, keepdims=True)
 
@@ -135,15 +120,13 @@ def geometric(probabilities: np.ndarray) -> np.ndarray:
 def weighted_mean(probabilities: np.ndarray, weights: Sequence[float]) -> np.ndarray:
     """Mean weighted by member -> [images, classes].
 
-    Equal weights, or all 0: the arithmetic mean itself. Products with 1 / members would be rounded,
-    and break exact ties.
+    Equal weights, or all 0: the arithmetic mean itself, since rounded products break exact ties.
     """
     each = np.asarray(weights, float)
     if each.sum() <= 0 or (each == each[0]).all():
         return arithmetic(probabilities)
     member_means = probabilities.astype(np.float64).mean(1)
-    combined: np.ndarray = np.tensordot(each / each.sum(), member_means, axes=1)
-    return combined
+    return np.tensordot(each / each.sum(), member_means, axes=1)
 
 
 def majority(probabilities: np.ndarray) -> np.ndarray:
@@ -162,12 +145,8 @@ def majority(probabilities: np.ndarray) -> np.ndarray:
 
 
 def decide(task: str, probabilities: np.ndarray) -> np.ndarray:
-    """[images, classes] -> the likeliest class of each image, the lowest on a tie; a regression's
-    values as they are.
-    """
-    is_regression = TASKS[task].regression
-    decided: np.ndarray = probabilities[:, 0] if is_regression else probabilities.argmax(1)
-    return decided
+    """[images, classes] -> each image's likeliest class, the lowest on a tie; or the values."""
+    return probabilities[:, 0] if TASKS[task].regression else probabilities.argmax(1)
 
 
 def vote(
@@ -183,13 +162,13 @@ def vote(
     }
 
 
-# --- between tasks
+def member_predictions(probs: Probabilities) -> list[np.ndarray]:
+    """What each member alone predicts [images], by the mean over its views."""
+    return [decide(probs.task, arithmetic(member[None])) for member in probs.array]
 
 
 def multiply_parts(parts: Mapping[str, np.ndarray]) -> np.ndarray:
-    """{mask, gender, ageg: probabilities [..., classes]} -> [..., 18] of `main`, as if they were
-    independent.
-    """
+    """{part: probabilities [..., classes]} -> [..., 18] of `main`, as if they were independent."""
     mask, gender, group = (parts[part][..., list(TASKS[part].from_main)] for part in PARTS)
     product: np.ndarray = mask * gender * group
     return product
@@ -203,9 +182,7 @@ def marginalize_main(probabilities: np.ndarray, task: str) -> np.ndarray:
 
 
 def convert_task(probabilities: np.ndarray, source: str, task: str) -> np.ndarray | None:
-    """[..., outputs] of a source task -> [..., outputs] of another; None where the source does not
-    hold it.
-    """
+    """[..., outputs] of a source task -> of another; None where the source does not hold it."""
     if source == task:
         return probabilities
     is_summed = source == "main" and TASKS[task].from_main

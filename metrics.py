@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from labels import TASKS, scoring_task
+from runtime.errors import plural, warn
 
 if TYPE_CHECKING:
     import torch
@@ -18,48 +19,51 @@ if TYPE_CHECKING:
 
 def confusion(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
     """int64 [classes, classes]: row = true class, column = predicted."""
-    return np.bincount(
-        np.asarray(truth) * classes + predicted, minlength=classes * classes
-    ).reshape(classes, classes)
+    cells = np.asarray(truth) * classes + predicted
+    return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
 
 
 def class_f1(matrix: np.ndarray) -> np.ndarray:
-    """F1 per class of a matrix [..., C, C] -> [..., C]; NaN for a class that is neither in the
-    truth nor in the predictions.
-    """
-    hits, sums = (
-        np.diagonal(matrix, axis1=-2, axis2=-1).astype(float),
-        (matrix.sum(-2) + matrix.sum(-1)).astype(float),
-    )
+    """F1 per class of matrices [..., C, C] -> [..., C]; NaN for a class that is absent."""
+    hits = np.diagonal(matrix, axis1=-2, axis2=-1).astype(float)
+    sums = (matrix.sum(-2) + matrix.sum(-1)).astype(float)
     return np.divide(2 * hits, sums, out=np.full(hits.shape, np.nan), where=sums > 0)
 
 
 def macro_f1s(matrices: np.ndarray) -> np.ndarray:
     """macro_f1 of each matrix of a stack [..., C, C] -> [...]; 0 for an empty one."""
     scores = class_f1(matrices)
-    known = (~np.isnan(scores)).sum(-1)
-    mean: np.ndarray = np.nansum(scores, axis=-1) / np.maximum(known, 1)
-    return mean
+    counted: np.ndarray = (~np.isnan(scores)).sum(-1)
+    return np.nansum(scores, axis=-1) / np.maximum(counted, 1)
 
 
 def macro_f1(matrix: np.ndarray) -> float:
-    """Mean F1 over the classes in truth or predictions, as scikit-learn's
-    f1_score(average="macro").
-    """
+    """Mean F1 over the classes in truth or predictions, as scikit-learn has it."""
     return float(macro_f1s(matrix))
 
 
 def accuracies(matrices: np.ndarray) -> np.ndarray:
     """accuracy of each matrix of a stack [..., C, C] -> [...]."""
-    right: np.ndarray = np.trace(matrices, axis1=-2, axis2=-1) / np.maximum(
-        matrices.sum((-2, -1)), 1
-    )
-    return right
+    totals: np.ndarray = matrices.sum((-2, -1))
+    return np.trace(matrices, axis1=-2, axis2=-1) / np.maximum(totals, 1)
 
 
 def accuracy(matrix: np.ndarray) -> float:
-    """The part of the photographs answered rightly."""
+    """The share of the photographs that are predicted rightly."""
     return float(accuracies(matrix))
+
+
+def bootstrap(
+    task: str, predicted: np.ndarray, truth: np.ndarray, people: np.ndarray | None
+) -> np.ndarray:
+    """Confusion matrices [draws, classes, classes] of predictions (classes, or values of a
+    regression), drawn by people, or by photographs where these are None.
+    """
+    classes = len(TASKS[scoring_task(task)].classes)
+    predicted, truth = to_classes(task, predicted), to_classes(task, truth)
+    if people is None:
+        return bootstrap_photographs(confusion(truth, predicted, classes))
+    return bootstrap_people(truth, predicted, people, classes)
 
 
 def bootstrap_people(
@@ -80,28 +84,20 @@ def bootstrap_people(
     cells = np.asarray(truth) * classes + predicted
     each = np.zeros((len(names), classes * classes))  # a confusion matrix per person
     np.add.at(each, (person, cells), 1)
-    weights = np.random.default_rng(seed).multinomial(
-        len(names), np.full(len(names), 1 / len(names)), size=draws
-    )
+    share = np.full(len(names), 1 / len(names))
+    weights = np.random.default_rng(seed).multinomial(len(names), share, size=draws)
     return (weights @ each).astype(np.int64).reshape(draws, classes, classes)
 
 
 def bootstrap_photographs(matrix: np.ndarray, draws: int = 1000, seed: int = 0) -> np.ndarray:
-    """bootstrap_people where every photograph is another person's (or nobody knows whose): from the
-    counts alone.
-    """
+    """The same where every photograph is another person's, from the counts alone."""
     share = matrix.ravel() / matrix.sum()
-    return (
-        np.random.default_rng(seed)
-        .multinomial(matrix.sum(), share, size=draws)
-        .reshape(draws, *matrix.shape)
-    )
+    counts = np.random.default_rng(seed).multinomial(matrix.sum(), share, size=draws)
+    return counts.reshape(draws, *matrix.shape)
 
 
 def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """The middle `level` of draws [draws] (percentile bootstrap); NaN draws are left out, (NaN,
-    NaN) for nothing else.
-    """
+    """The middle `level` of draws (percentile bootstrap), without NaN; (NaN, NaN) for none."""
     known = np.asarray(values, float)[~np.isnan(values)]
     if not len(known):
         return math.nan, math.nan
@@ -112,12 +108,14 @@ def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
 def out_of_fold_interval(value: float, draws: np.ndarray, folds: int) -> tuple[float, float]:
     """The interval of an out-of-fold score from its draws [draws] by bootstrap over people.
 
-    The folds' models were trained on much the same people, so what is peculiar about these shows in
-    the models and in the held-out people alike, and the held-out people's luck alone makes too
-    narrow an interval (Bengio and Grandvalet 2004). The draws' variance is multiplied by 1 + folds
-    * held out / trained (Nadeau and Bengio 2003, Inference for the Generalization Error). folds:
-    how many the score is made of; held out / trained is 1 / (folds - 1), of a single split 1 / 9.
+    The folds' models share most of their training people, so the held-out people's luck alone makes
+    too narrow an interval (Bengio and Grandvalet 2004). The draws' variance is multiplied by 1 +
+    folds * held out / trained (Nadeau and Bengio 2003, Inference for the Generalization Error).
+    folds: how many the score is made of; held out / trained is 1 / (folds - 1), of a single split
+    1 / 9. 0 folds, for a score that is not out of fold: the plain interval.
     """
+    if not folds:
+        return interval(draws)
     wider = math.sqrt(1 + (folds / (folds - 1) if folds > 1 else 1 / 9))
     low, high = (value + wider * (end - value) for end in interval(draws))
     return max(low, 0.0), min(high, 1.0)
@@ -126,8 +124,7 @@ def out_of_fold_interval(value: float, draws: np.ndarray, folds: int) -> tuple[f
 def calibration(
     probabilities: np.ndarray, truth: np.ndarray, bins: int = 10
 ) -> list[tuple[float, float, int]]:
-    """(mean confidence, part answered rightly, photographs) of each bin of equal width that holds
-    any.
+    """(mean confidence, accuracy, photographs) of each bin of equal width that holds any.
 
     probabilities [images, classes]; the confidence is that of the likeliest class.
     """
@@ -135,22 +132,20 @@ def calibration(
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     filled = [place == number for number in np.unique(place)]
     return [
-        (float(confidence[part].mean()), float(right[part].mean()), int(part.sum()))
-        for part in filled
+        (float(confidence[rows].mean()), float(right[rows].mean()), int(rows.sum()))
+        for rows in filled
     ]
 
 
 def calibration_error(probabilities: np.ndarray, truth: np.ndarray, bins: int = 10) -> float:
-    """Expected calibration error (Guo et al. 2017): the mean distance of confidence and accuracy,
-    weighted by photographs.
-    """
+    """Expected calibration error (Guo et al. 2017), weighted by photographs."""
     rows = calibration(probabilities, truth, bins)
     return sum(count * abs(sure - right) for sure, right, count in rows) / max(len(truth), 1)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a set of answers is worth. rmse and mae are in years, None for classes."""
+    """Scores of a set of predictions. rmse and mae are in years, None for classes."""
 
     macro_f1: float
     accuracy: float
@@ -172,41 +167,46 @@ def to_classes(task: str, values: np.ndarray) -> np.ndarray:
     return np.array([label(0, 0, value) for value in values], np.int64)
 
 
-def score(task: str, answers: np.ndarray, truth: np.ndarray) -> Scores:
-    """Scores of answers [images] (classes, or values of a regression) against the true ones."""
+def score(task: str, predicted: np.ndarray, truth: np.ndarray) -> Scores:
+    """Scores of predictions [images] (classes, or values of a regression) against the truth."""
     classes = len(TASKS[scoring_task(task)].classes)
-    matrix = confusion(to_classes(task, truth), to_classes(task, answers), classes)
-    if not TASKS[task].regression:
-        return Scores(macro_f1(matrix), accuracy(matrix), matrix)
-    errors = np.asarray(answers, float) - truth
-    rmse, mae = math.sqrt(float(np.mean(errors**2))), float(np.mean(np.abs(errors)))
+    matrix = confusion(to_classes(task, truth), to_classes(task, predicted), classes)
+    rmse = mae = None
+    if TASKS[task].regression:
+        errors = np.asarray(predicted, float) - truth
+        rmse, mae = math.sqrt(float(np.mean(errors**2))), float(np.mean(np.abs(errors)))
     return Scores(macro_f1(matrix), accuracy(matrix), matrix, rmse, mae)
 
 
 def absent_classes(task: str, truth: np.ndarray) -> list[str]:
-    """Names of the classes that the truth lacks (they count in macro F1 only where they are
-    predicted).
-    """
+    """Names of the classes that the truth lacks."""
+    present = set(to_classes(task, truth).tolist())
     names = TASKS[scoring_task(task)].classes
-    there = set(to_classes(task, truth).tolist())
-    return [name for number, name in enumerate(names) if number not in there]
+    return [name for number, name in enumerate(names) if number not in present]
+
+
+def warn_absent_classes(task: str, truth: np.ndarray, source: str) -> None:
+    """Warn of classes that the truth lacks. source: where it is from, for the message."""
+    absent = absent_classes(task, truth)
+    if absent:
+        warn(
+            f"{source}: {plural(len(absent), 'class is', 'classes are')} absent (the first: "
+            f"{absent[0]}); macro F1 leaves out such a class unless it is predicted"
+        )
 
 
 class RunningLoss:
-    """The mean loss and the hits of an epoch, summed in float64 where the batches are; read at its
-    end, or to be kept.
-    """
+    """The mean loss and accuracy of an epoch, summed in float64 on the device of the batches."""
 
     def __init__(self, device: torch.device, sums: Sequence[float] = ()) -> None:
         """sums: what an interrupted epoch had counted (see `kept`)."""
-        import torch  # scores of stored answers do without it
+        import torch  # scores of stored predictions do without it
 
-        kind = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
-        # losses, photographs, hits, whether hits are counted, the first step whose loss was no
-        # number (-1: none)
-        self.sums = torch.tensor(
-            list(sums) or [0.0, 0.0, 0.0, 0.0, -1.0], dtype=kind, device=device
-        )
+        dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+        # losses, photographs, hits, whether hits are counted, the first step whose loss is NaN or
+        # infinite (-1: none)
+        start = list(sums) or [0.0, 0.0, 0.0, 0.0, -1.0]
+        self.sums = torch.tensor(start, dtype=dtype, device=device)
 
     def add(
         self,
@@ -216,18 +216,15 @@ class RunningLoss:
         hits: Tensor | None = None,
         total: Callable[[Tensor], object] | None = None,
     ) -> None:
-        """loss: the mean of a batch of `count` photographs; hits: how many were answered rightly.
-
-        total: sums a tensor over the processes that share the batch, in place, so that all of them
-        count the same.
+        """loss: the mean of a batch of `count` photographs; hits: how many are predicted rightly;
+        total: sums a tensor in place over the processes that share the batch.
         """
         import torch
 
         mean = loss.detach().to(self.sums.dtype)
         right = mean.new_zeros(()) if hits is None else hits.to(mean.dtype)
-        new = torch.stack(
-            [mean * count, mean.new_full((), count), right, (~mean.isfinite()).to(mean.dtype)]
-        )
+        is_bad = (~mean.isfinite()).to(mean.dtype)
+        new = torch.stack([mean * count, mean.new_full((), count), right, is_bad])
         if total is not None:
             total(new)
         self.sums[:3] += new[:3]
@@ -241,11 +238,9 @@ class RunningLoss:
         return counts
 
     def read(self) -> tuple[float, float, int]:
-        """(mean loss, accuracy or NaN where no hits were counted, photographs). Waits for the
-        device.
-        """
-        losses, count, hits, judged, _ = self.kept()
-        return losses / max(count, 1), hits / max(count, 1) if judged else math.nan, int(count)
+        """(mean loss, accuracy or NaN without hits, photographs). Waits for the device."""
+        losses, count, hits, has_hits, _ = self.kept()
+        return losses / max(count, 1), hits / max(count, 1) if has_hits else math.nan, int(count)
 
     def first_bad(self) -> int | None:
         """The first step whose loss was not finite. Waits for the device."""

@@ -50,15 +50,10 @@ def fold_predictions(
 
 def epochs_chosen_by_others(curves: np.ndarray) -> list[int]:
     """For each fold the epoch (from 0) at which the mean curve of the OTHER folds [folds, epochs]
-    is best.
-
-    So a fold's own held-out people have no say in which of its epochs they are scored by. One fold
-    alone: its own best.
+    is best, so that its own held-out people have no say in it. One fold alone: its own best.
     """
-    if len(curves) == 1:
-        return [int(np.argmax(curves[0]))]
-    total = curves.sum(0)
-    return [int(np.argmax(total - own)) for own in curves]
+    others = curves.sum(0) - curves if len(curves) > 1 else curves
+    return [int(epoch) for epoch in others.argmax(1)]
 
 
 def stack_folds(folds: Sequence[FoldPredictions], epochs: Sequence[int]) -> OutOfFold:
@@ -83,15 +78,10 @@ def selected_scores(task: str, folds: Sequence[FoldPredictions]) -> metrics.Scor
     return score_rows(task, *stack_folds(folds, [int(f.curve.argmax()) for f in folds]))
 
 
-def score_people(rows: pd.DataFrame) -> str:
-    """`7 photographs of 1 person`."""
-    return (
-        f"{plural(len(rows), 'photograph')} of "
-        f"{plural(rows['person'].nunique(), 'person', 'people')}"
-    )
-
-
-# --- oof.csv
+def count_people(rows: pd.DataFrame) -> str:
+    """For a message: `7 photographs of 1 person`."""
+    people = plural(rows["person"].nunique(), "person", "people")
+    return f"{plural(len(rows), 'photograph')} of {people}"
 
 
 def probability_columns(task: str) -> list[str]:
@@ -103,9 +93,7 @@ def probability_columns(task: str) -> list[str]:
 def write_oof(
     run_dir: Path, task: str, rows: pd.DataFrame, predictions: np.ndarray
 ) -> pd.DataFrame:
-    """oof.csv: file, person, fold, the labels and p0, p1 ... of every held-out image (`value` for a
-    regression). Returns the table.
-    """
+    """oof.csv: file, person, fold, labels, p0, p1 ... (or `value`) of held-out images; returned."""
     labels = dict.fromkeys([*LABEL_COLUMNS, "ageg", "main", *TASKS])
     probabilities = pd.DataFrame(predictions, columns=probability_columns(task))
     table = pd.concat([rows[["file", "person", "fold", *labels]], probabilities], axis=1)
@@ -133,16 +121,12 @@ def read_oof(run_dir: Path, task: str) -> OutOfFold | None:
     except ValueError as error:
         raise UserError(f"{path}: {str(error)[:100]!r}; {remedy}") from None
     rows = table[["file", "person"]].replace(r"^'(?=[=+\-@])", "", regex=True).join(numbers)
-    in_range = (
-        rows["age"].between(0, 200) & rows["mask"].isin(range(3)) & rows["gender"].isin(range(2))
-    )
-    is_valid = in_range.all() and not rows["file"].duplicated().any()
+    limits = {"age": 200, "mask": 2, "gender": 1}
+    in_range = all(rows[name].between(0, limit).all() for name, limit in limits.items())
+    is_valid = in_range and not rows["file"].duplicated().any()
     if not is_valid or not ensemble.are_valid(task, predictions):
         raise UserError(f"{path}: damaged (invalid labels or probabilities); {remedy}")
     return OutOfFold(tables.with_labels(rows.assign(years=rows["age"])), predictions)
-
-
-# --- a run's closing table
 
 
 def summary(task: str, folds: Sequence[FoldPredictions], failed: dict[int, str]) -> list[str]:
@@ -161,55 +145,35 @@ def summary(task: str, folds: Sequence[FoldPredictions], failed: dict[int, str])
             "A single split: its best epoch was chosen on the people that score it, so expect "
             "less; --cv 5 gives an out-of-fold score."
         )
-    if len(folds) > 1:
-        best = np.array([f.curve.max() for f in folds])
-        rows, predictions = nested_epoch_predictions(folds)
-        headline, selected = score_rows(task, rows, predictions), selected_scores(task, folds)
-        lines += [
-            f"mean macro F1 of the folds' best epochs {best.mean():.4f}, standard deviation "
-            f"{best.std(ddof=1):.4f}",
-            f"out-of-fold, {score_people(rows)}:",
-            f"  headline  {headline.line()}  (each fold's epoch chosen by the other folds)",
-            f"  selected  {selected.line()}  (each fold's own best epoch: optimistic by "
-            f"{selected.macro_f1 - headline.macro_f1:+.4f})",
-            *interval_lines(task, rows, predictions),
-        ]
-    return lines
+    if len(folds) < 2:
+        return lines
+    best = np.array([f.curve.max() for f in folds])
+    rows, predictions = nested_epoch_predictions(folds)
+    headline, selected = score_rows(task, rows, predictions), selected_scores(task, folds)
+    parts = {task: predictions}
+    if task == "main":
+        parts |= {part: ensemble.marginalize_main(predictions, part) for part in PARTS}
+    return [
+        *lines,
+        f"mean macro F1 of the folds' best epochs {best.mean():.4f}, standard deviation "
+        f"{best.std(ddof=1):.4f}",
+        f"out-of-fold, {count_people(rows)}:",
+        f"  headline  {headline.line()}  (each fold's epoch chosen by the other folds)",
+        f"  selected  {selected.line()}  (each fold's own best epoch: optimistic by "
+        f"{selected.macro_f1 - headline.macro_f1:+.4f})",
+        "95 % intervals by bootstrap over people:",
+        *(f"  {score_line(part, rows, values)}" for part, values in parts.items()),
+    ]
 
 
-def interval_lines(task: str, rows: pd.DataFrame, predictions: np.ndarray) -> list[str]:
-    """The headline's 95 % intervals by bootstrap over people; those of a `main` model's parts
-    too.
-    """
-    lines = []
-    for part in [task, *(PARTS if task == "main" else ())]:
-        converted = ensemble.convert_task(predictions, task, part)
-        assert converted is not None  # main holds its parts
-        scores, f1, accuracy = with_intervals(part, rows, converted)
-        lines.append(
-            f"  {part:<8}  macro F1 {scores.macro_f1:.4f} (95 % {f1[0]:.3f} to {f1[1]:.3f})  "
-            f"accuracy {accuracy[0]:.3f} to {accuracy[1]:.3f}"
-        )
-    return lines
-
-
-def with_intervals(
-    task: str, rows: pd.DataFrame, predictions: np.ndarray
-) -> tuple[metrics.Scores, tuple[float, float], tuple[float, float]]:
-    """(scores of predictions [images, classes], the 95 % interval of macro F1, that of accuracy) by
-    bootstrap over people.
-    """
-    labels, decided = rows[task].to_numpy(), ensemble.decide(task, predictions)
-    scores, folds = metrics.score(task, decided, labels), rows["fold"].nunique()
-    draws = metrics.bootstrap_people(
-        metrics.to_classes(task, labels),
-        metrics.to_classes(task, decided),
-        rows["person"].to_numpy(),
-        len(scores.matrix),
-    )
-    f1, accuracy = metrics.macro_f1s(draws), metrics.accuracies(draws)
+def score_line(task: str, rows: pd.DataFrame, predictions: np.ndarray) -> str:
+    """Task, macro F1 and accuracy, with their 95 % intervals by bootstrap over people."""
+    scores, folds = score_rows(task, rows, predictions), rows["fold"].nunique()
+    decided, people = ensemble.decide(task, predictions), rows["person"].to_numpy()
+    draws = metrics.bootstrap(task, decided, rows[task].to_numpy(), people)
+    f1 = metrics.out_of_fold_interval(scores.macro_f1, metrics.macro_f1s(draws), folds)
+    accuracy = metrics.out_of_fold_interval(scores.accuracy, metrics.accuracies(draws), folds)
     return (
-        scores,
-        metrics.out_of_fold_interval(scores.macro_f1, f1, folds),
-        metrics.out_of_fold_interval(scores.accuracy, accuracy, folds),
+        f"{task} macro F1 {scores.macro_f1:.4f} [{f1[0]:.4f}, {f1[1]:.4f}]  "
+        f"accuracy {scores.accuracy:.4f} [{accuracy[0]:.4f}, {accuracy[1]:.4f}]"
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import config
 from runtime.cli import run_script
-from runtime.errors import plural, printable
+from runtime.errors import is_rank_zero, plural, printable
 
 if TYPE_CHECKING:
     import ensemble
@@ -20,10 +20,8 @@ if TYPE_CHECKING:
 
 def predict(
     settings: config.EnsembleSettings,
-) -> tuple[str, ensemble.Probabilities, submission.ReportContext] | None:
-    """(title of the runs, probabilities of their members, what the report tells of them); None in
-    all processes but the first of those that share the images.
-    """
+) -> tuple[str, ensemble.Probabilities, submission.ReportContext]:
+    """(title of the runs, probabilities of their members, what the report shows beside them)."""
     import engine
     from data import tables
     from inference import predictor, runs, submission
@@ -35,12 +33,9 @@ def predict(
     members = [member for run in voting for member in run.members]
     images, paths = tables.read_eval(settings.data_root)
     work = f"{plural(views, 'view')} ({transform}) of {plural(len(images), 'photograph')}"
-    notes = [
-        f"run: {printable(run.path)}: {plural(len(run.members), 'member')} x {work}"
-        for run in voting
-    ]
-    # refused before the long part, if they are to be refused
-    submission.read_labels(settings.answers, images, task)
+    counts = [(printable(run.path), plural(len(run.members), "member")) for run in voting]
+    notes = [f"run: {path}: {count} x {work}" for path, count in counts]
+    submission.read_labels(settings.answers, images, task)  # refused early, if at all
     predictor.part_groups(members, task)
     notes += runs.mixture_lines(voting, task) if len(voting) > 1 else []
     request = predictor.PredictionRequest(
@@ -53,9 +48,8 @@ def predict(
         with distributed.explain_failures(settings.batch_size):
             compute = engine.make_compute(settings, settings.batch_size, dist, shared=True)
             probs = predictor.predict_images(members, request, images, paths, compute)
-    run_dir = predictor.labels_run_dir(members, task)
-    report = submission.ReportContext(run_dir, settings, notes)
-    return (runs.runs_title(voting), probs, report) if dist.first else None
+    report = submission.ReportContext(predictor.labels_run_dir(members, task), settings, notes)
+    return runs.runs_title(voting), probs, report
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -64,21 +58,19 @@ def main(argv: list[str] | None = None) -> int:
     import ensemble
     from inference import submission
 
-    report: submission.ReportContext | None = None
+    report = None
     if settings.from_probs:
         earlier = Path(settings.from_probs)
         probs = submission.load_probabilities(earlier).for_task(settings.task)
         probs = probs.top(settings.top_k) if settings.top_k else probs
         title = f"{earlier.resolve().name}_again"
     else:
-        predicted = predict(settings)
-        if predicted is None:
-            return 0
-        title, probs, report = predicted
-    labels = submission.read_labels(settings.answers, probs.images, settings.task)
-    votes = ensemble.vote(settings.method, probs.task, probs.array, probs.weights)
-    folder = submission.create_output_folder(settings.save_path, title, settings.task)
-    submission.write_prediction(folder, probs, votes, labels, report)
+        title, probs, report = predict(settings)
+    if is_rank_zero():
+        labels = submission.read_labels(settings.answers, probs.images, settings.task)
+        votes = ensemble.vote(settings.method, probs.task, probs.array, probs.weights)
+        folder = submission.create_output_folder(settings.save_path, title, settings.task)
+        submission.write_prediction(folder, probs, votes, labels, report)
     return 0
 
 

@@ -44,8 +44,8 @@ def main(argv: list[str] | None = None) -> int:
 
     predictions = ensemble.decide(task, ensemble.arithmetic(probs.array))
     fold_dir = path.absolute().parent
-    name = f"{fold_dir.parent.name}_{fold_dir.name}"
-    folder = submission.create_output_folder(settings.save_path, name, task)
+    run_name = f"{fold_dir.parent.name}_{fold_dir.name}"
+    folder = submission.create_output_folder(settings.save_path, run_name, task)
     report = submission.ReportContext(fold_dir.parent, settings)
     submission.write_prediction(folder, probs, {"submission": predictions}, labels, report)
     return 0

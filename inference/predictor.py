@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,26 +50,19 @@ class PredictionRequest:
     skip_bad_images: bool = False  # predict the most frequent class where an image is unreadable
 
 
-# --- which checkpoints
-
-
 def load_members(run_dir: Path, top_k: int) -> list[Member]:
     """The k best checkpoints of each fold of a run. Raises UserError for a fold without one."""
-    members: list[Member] = []
-    fewer: list[str] = []
     folders = run_directory.fold_dirs(run_dir)
-    for folder in folders:
-        ranked = checkpoint.load_ranked(folder)
+    best = {folder: checkpoint.load_ranked(folder)[:top_k] for folder in folders}
+    for folder, ranked in best.items():
         if not ranked:
-            raise UserError(
-                f"{folder}: holds no checkpoint; finish its training or remove the folder"
-            )
-        fewer += [folder.name] if len(ranked) < top_k else []
-        members += [
-            Member(checkpoint.member_name(c.path, run_dir), info, c.path, c.weights)
-            for c, info in ranked[:top_k]
-        ]
-    ensemble.warn_fewer_members(fewer, top_k)
+            raise UserError(f"{folder}: holds no checkpoint; finish its training or remove it")
+    ensemble.warn_fewer_members([f.name for f, own in best.items() if len(own) < top_k], top_k)
+    members = [
+        Member(checkpoint.member_name(stored.path, run_dir), info, stored.path, stored.weights)
+        for ranked in best.values()
+        for stored, info in ranked
+    ]
     folds = run_directory.read_run_json(run_dir).get("settings", {}).get("cv")
     if isinstance(folds, int) and folds > len(folders):
         warn(f"{run_dir}: only {len(folders)} of its {folds} folds are present; those vote")
@@ -88,41 +82,40 @@ def newest_run(task: str, option: str, model_type: str | None = None) -> tuple[P
     model or the one named. Raises UserError where there is none, naming the option to use instead.
     """
     parent = Path("./saved_models")
+
+    def is_able(path: Path) -> bool:
+        info = checkpoint.info_from_name(path.name) or checkpoint.load_described(path)[1]
+        return model_type in (None, info.model) and can_predict(info, task)
+
     for run_dir in run_directory.list_run_dirs(parent):
-        paths = []
-        for folder in run_directory.fold_dirs(run_dir):
-            for path in run_directory.fold_checkpoints(folder):
-                info = checkpoint.info_from_name(path.name) or checkpoint.load_described(path)[1]
-                if model_type in (None, info.model) and can_predict(info, task):
-                    paths.append(path)
+        folders = run_directory.fold_dirs(run_dir)
+        paths = [p for f in folders for p in run_directory.fold_checkpoints(f) if is_able(p)]
         if paths:
             return run_dir, paths
-    of = f" of {model_type}" if model_type else ""
+    of_model = f" of {model_type}" if model_type else ""
     raise UserError(
-        f"--task {task}: no checkpoint{of} under {parent} answers {task}; train one, or name "
+        f"--task {task}: no checkpoint{of_model} under {parent} answers {task}; train one, or name "
         f"another place with {option}"
     )
 
 
 def find_best_checkpoint(task: str, model_type: str | None = None) -> Path:
     """The best checkpoint of the newest run under ./saved_models that knows a task."""
-    paths = newest_run(task, "--load-state-dict", model_type)[1]
-    described = [(path, checkpoint.load_described(path)[1]) for path in paths]
-    return min(described, key=lambda pair: (-pair[1].macro_f1, pair[1].fold, pair[1].epoch))[0]
 
+    def rank(path: Path) -> tuple[float, int, int]:
+        info = checkpoint.load_described(path)[1]
+        return -info.macro_f1, info.fold, info.epoch
 
-# --- members that know a part of `main`
+    return min(newest_run(task, "--load-state-dict", model_type)[1], key=rank)
 
 
 def known_part(info: checkpoint.CheckpointInfo, task: str) -> str:
-    """The part of `main` that a checkpoint adds to a product; empty where it knows the task, or no
-    part.
-    """
+    """The part of `main` that a checkpoint adds to a product; empty where it adds none."""
     is_part = task == "main" and info.task in PARTS and not can_predict(info, task)
     return info.task if is_part else ""
 
 
-def part_groups(members: Sequence[Member], task: str) -> list[list[int]]:
+def part_groups(members: Sequence[Member], task: str) -> Sequence[Sequence[int]]:
     """Groups of three members, from runs for mask, gender and ageg, that multiply into one of
     `main`: in each fold the k-th of each part. Empty where all members know the task.
 
@@ -137,31 +130,24 @@ def part_groups(members: Sequence[Member], task: str) -> list[list[int]]:
                 f"--task {task}: {member.path} was trained for {member.info.task}; use "
                 f"--task {known}"
             )
-    missing = [part for part in PARTS if part not in parts]
+    missing = " and ".join(part for part in PARTS if part not in parts)
     if any(parts) and missing:
-        present = " and ".join(part for part in PARTS if part not in missing)
-        more = " and ".join(missing)
+        present = " and ".join(part for part in PARTS if part in parts)
         raise UserError(
-            f"--root: runs trained for {present} answer main only together with {more}; name a "
-            f"run of {more} too, or leave theirs out"
+            f"--root: runs trained for {present} answer main only together with {missing}; name a "
+            f"run of {missing} too, or leave theirs out"
         )
-    groups: list[list[int]] = []
-    for fold in sorted({m.info.fold for m, part in zip(members, parts, strict=True) if part}):
-        ranked = [
-            [i for i, m in enumerate(members) if parts[i] == part and m.info.fold == fold]
-            for part in PARTS
-        ]
-        if len({len(indices) for indices in ranked}) > 1:
-            counts = ", ".join(f"{p} has {len(i)}" for p, i in zip(PARTS, ranked, strict=True))
+    folds = [member.info.fold for member in members]
+    counts = Counter(zip(folds, parts, strict=True))
+    for fold in sorted(set(folds)):
+        if len({counts[fold, part] for part in PARTS}) > 1:
+            shown = ", ".join(f"{part} has {counts[fold, part]}" for part in PARTS)
             raise UserError(
-                f"--root: members for fold {fold}: {counts}, and three multiply into one of main; "
+                f"--root: members for fold {fold}: {shown}, and three multiply into one of main; "
                 "name runs of as many folds, or use a lower --top-k"
             )
-        groups += map(list, zip(*ranked, strict=True))
-    return groups
-
-
-# --- what they see
+    order = sorted(range(len(members)), key=folds.__getitem__)
+    return list(zip(*([i for i in order if parts[i] == part] for part in PARTS), strict=True))
 
 
 def resolve_transforms(members: Sequence[Member], transform: str, views: int) -> list[str]:
@@ -170,36 +156,31 @@ def resolve_transforms(members: Sequence[Member], transform: str, views: int) ->
 
     Raises UserError where several views would all be the same.
     """
+    transforms, is_auto = registries.TRANSFORMS, transform == config.AUTO
     trained = [member.info.transform for member in members]
     automatic = [registries.random_form_of(name, views) for name in trained]
-    is_auto = transform == config.AUTO
     used = automatic if is_auto else [transform] * len(members)
     for name in used:
         config.check_views(name, views)
     notes = []
-    pairs = zip(used, trained, strict=True)
+    pairs = list(zip(used, trained, strict=True))
     replaced = sorted({f"{new} for {old}" for new, old in pairs if new != old})
     if is_auto and replaced:
         notes.append(
             f"--tta {views} needs random views, so {config.AUTO} takes {', '.join(replaced)}"
         )
-    sees = {name: entry.sees for name, entry in registries.TRANSFORMS.items()}
-    validated = [sees[name] for name in trained]
-    unlike = {name for name, area in zip(used, validated, strict=True) if sees[name] != area}
+    unlike = [new for new, old in pairs if transforms[new].sees != transforms[old].sees]
     if unlike:
-        name, auto_matches = min(unlike), [sees[name] for name in automatic] == validated
-        remedy = "" if auto_matches and not is_auto else " with --tta 1"
+        name, validated = min(unlike), [transforms[old].sees for old in trained]
+        auto_matches = [transforms[new].sees for new in automatic] == validated
         notes.append(
-            f"{name} looks at {sees[name]}, validation looked at "
-            f"{', '.join(sorted(set(validated)))}; --transform-type {config.AUTO}{remedy} looks "
-            "where validation did"
+            f"{name} looks at {transforms[name].sees}, validation looked at "
+            f"{', '.join(sorted(set(validated)))}; --transform-type {config.AUTO}"
+            f"{'' if auto_matches else ' with --tta 1'} looks where validation did"
         )
     if notes and is_rank_zero():
         print(f"note: {'; '.join(notes)}")
     return used
-
-
-# --- predicting
 
 
 def predict_images(
@@ -231,12 +212,9 @@ def predict_images(
                 "faces; leave --boxes out"
             )
         boxes = tables.read_boxes(request.boxes_csv, good_names, good_paths)
+    side = max(member.info.image_size for member in members)
     workers = loading.workers_that_fit_shared_memory(
-        compute.workers,
-        compute.batch_size,
-        max(size for *_, size in sizes),
-        len(views),
-        compute.world,
+        compute.workers, compute.batch_size, side, len(views), compute.world
     )
     compute = dataclasses.replace(compute, workers=workers)
     photos = dataset.ImageDataset(good_names, good_paths, views, boxes)
@@ -247,14 +225,10 @@ def predict_images(
                 f"{member.path}: predictions are NaN or infinite; use another file, or "
                 "--precision fp32"
             )
-    probs = ensemble.Probabilities(
-        task,
-        array,
-        [m.name for m in members],
-        [m.info.fold for m in members],
-        [m.info.macro_f1 for m in members],
-        good_names,
-    ).multiply_groups(groups)
+    member_names, infos = [m.name for m in members], [m.info for m in members]
+    folds, weights = [info.fold for info in infos], [info.macro_f1 for info in infos]
+    probs = ensemble.Probabilities(task, array, member_names, folds, weights, good_names)
+    probs = probs.multiply_groups(groups)
     return fill_unreadable(probs, names, good, labels_run_dir(members, task)) if bad else probs
 
 
@@ -268,9 +242,7 @@ def build_network(member: Member, task: str, device: torch.device) -> torch.nn.M
 
 
 def labels_run_dir(members: Sequence[Member], task: str) -> Path:
-    """The run whose training labels the predictions are compared with: the first that was trained
-    for the task or for `main`, else the first.
-    """
+    """The run whose labels the predictions are compared with: the first for the task or `main`."""
     able = (member for member in members if member.info.task in ("main", task))
     return next(able, members[0]).path.absolute().parent.parent
 
@@ -278,9 +250,7 @@ def labels_run_dir(members: Sequence[Member], task: str) -> Path:
 def fill_unreadable(
     probs: ensemble.Probabilities, names: list[str], good: Sequence[int], run_dir: Path
 ) -> ensemble.Probabilities:
-    """Probabilities [.., images, ..] of the `good` positions among all names, the others certain of
-    the most frequent class.
-    """
+    """Probabilities of all names: those of `good` positions, the others the most frequent class."""
     value, source = most_frequent_class(probs, run_dir)
     spec = TASKS[probs.task]
     members, views, _, outputs = probs.array.shape
@@ -291,17 +261,13 @@ def fill_unreadable(
         array[..., int(value)] = 1
         shown = f"{int(value)} ({spec.classes[int(value)]}), the commonest"
     array[:, :, good] = probs.array
-    warn_counted(
-        [names[i] for i in sorted(set(range(len(names))) - set(good))],
-        f"photographs that cannot be read, answered with {shown} of {source}",
-    )
+    bad = [names[i] for i in sorted(set(range(len(names))).difference(good))]
+    warn_counted(bad, f"photographs that cannot be read, answered with {shown} of {source}")
     return dataclasses.replace(probs, array=array, images=names)
 
 
 def most_frequent_class(probs: ensemble.Probabilities, run_dir: Path) -> tuple[float, str]:
-    """(the most frequent class, or the median of years; of what): of the training data where the
-    run's files hold it, else of the predictions.
-    """
+    """(the most frequent class or median of years, whose): training data's, else predictions'."""
     is_regression = TASKS[probs.task].regression
     if is_regression:
         with contextlib.suppress(UserError, KeyError, ValueError):  # an older run, or none

@@ -12,7 +12,6 @@ import numpy as np
 import ensemble
 import out_of_fold
 import run_directory
-from data import csv_tables
 from inference import predictor
 from labels import PARTS
 from out_of_fold import OutOfFold
@@ -62,21 +61,8 @@ def runs_title(runs: Sequence[Run]) -> str:
     return f"{first}-and-{len(runs) - 1}-more" if len(runs) > 1 else first
 
 
-def read_folds(run: Run) -> dict[str, str] | None:
-    """Person -> fold, both as folds.csv writes them; None where there is none. Raises UserError for
-    a damaged file.
-    """
-    path = run.path / "folds.csv"
-    if not path.is_file():
-        return None
-    table = csv_tables.read_csv(path, ["person", "fold"])
-    return dict(zip(table["person"], table["fold"], strict=True))
-
-
 def read_sorted_oof(run: Run) -> OutOfFold | None:
-    """A run's oof.csv in the order of its files' names, None where it has none. Raises UserError
-    for a damaged one.
-    """
+    """A run's oof.csv sorted by file, None where it has none. Raises UserError if damaged."""
     oof = out_of_fold.read_oof(run.path, run.task)
     if oof is None:
         return None
@@ -92,44 +78,30 @@ def mixture_lines(runs: Sequence[Run], task: str) -> list[str]:
     are multiplied.
     """
     no_score = "out of fold: the mixture has no score: "
-    folds = [read_folds(run) for run in runs]
-    for run, people in zip(runs, folds, strict=True):
-        if people is None or people != folds[0]:
-            return [
-                f"{no_score}{run.name} has other folds than {runs[0].name} (same people, --cv and "
-                "--split-seed share them)"
-            ]
-    tables_read: list[OutOfFold] = []
+    oofs: list[OutOfFold] = []
     for run in runs:
         oof = read_sorted_oof(run)
         if oof is None:
-            name = out_of_fold.OOF_FILE
-            return [f"{no_score}{run.name} has no {name}; finish its training"]
-        tables_read.append(oof)
-    rows = tables_read[0].rows
-    if any(not oof.rows[LABEL_COLUMNS].equals(rows[LABEL_COLUMNS]) for oof in tables_read):
-        return [f"{no_score}the runs were trained with other photographs or labels"]
-    lines = [f"out of fold, {out_of_fold.score_people(rows)}, one epoch of each fold:"]
+            return [f"{no_score}{run.name} has no {out_of_fold.OOF_FILE}; finish its training"]
+        oofs.append(oof)
+        if not oof.rows[LABEL_COLUMNS].equals(oofs[0].rows[LABEL_COLUMNS]):
+            return [
+                f"{no_score}{run.name} has other folds, photographs or labels than {runs[0].name} "
+                "(same people, --cv and --split-seed share the folds)"
+            ]
+    rows = oofs[0].rows
+    lines = [f"out of fold, {out_of_fold.count_people(rows)}, one epoch of each fold:"]
     arrays: dict[str, list[np.ndarray]] = {name: [] for name in ("", *PARTS)}
-    for run, oof in zip(runs, tables_read, strict=True):
+    for run, oof in zip(runs, oofs, strict=True):
         part = predictor.known_part(run.members[0].info, task)
         predictions = ensemble.convert_task(oof.predictions, run.task, part or task)
         if predictions is None:
             return [f"{no_score}the {out_of_fold.OOF_FILE} of {run.name} does not hold {task}"]
-        lines.append(f"  {run.name}: {score_line(part or task, OutOfFold(rows, predictions))}")
+        lines.append(f"  {run.name}: {out_of_fold.score_line(part or task, rows, predictions)}")
         arrays[part].append(predictions)
-    whole = arrays.pop("")
-    if len({len(runs_of_part) for runs_of_part in arrays.values()}) > 1:
+    mixed = arrays.pop("")
+    if len({len(of_part) for of_part in arrays.values()}) > 1:
         return [f"{no_score}runs of {', '.join(PARTS)} are not equally many"]
     for three in zip(*arrays.values(), strict=True):
-        whole.append(ensemble.multiply_parts(dict(zip(PARTS, three, strict=True))))
-    return [*lines, f"  mixture: {score_line(task, OutOfFold(rows, np.mean(whole, axis=0)))}"]
-
-
-def score_line(task: str, oof: OutOfFold) -> str:
-    """Task, macro F1 and accuracy, with their 95 % intervals by bootstrap over people."""
-    scores, (f1_low, f1_high), (low, high) = out_of_fold.with_intervals(task, *oof)
-    return (
-        f"{task} macro F1 {scores.macro_f1:.4f} [{f1_low:.4f}, {f1_high:.4f}]  "
-        f"accuracy {scores.accuracy:.4f} [{low:.4f}, {high:.4f}]"
-    )
+        mixed.append(ensemble.multiply_parts(dict(zip(PARTS, three, strict=True))))
+    return [*lines, f"  mixture: {out_of_fold.score_line(task, rows, np.mean(mixed, axis=0))}"]

@@ -14,7 +14,7 @@ import ensemble
 import metrics
 import run_directory
 from labels import TASKS, scoring_task
-from runtime.errors import UserError, plural, printable, reason, warn, warn_on_failure
+from runtime.errors import UserError, printable, reason, warn_on_failure
 from runtime.files import atomic_write, create_new_folder, load_npz, timestamp
 
 PROBS = "probs.npz"
@@ -22,23 +22,21 @@ MAX_NAME_BYTES = 255  # bytes of a file's name
 MAX_COUNT = 1 << 53  # images of a class that run.json may hold
 
 
-# --- stored probabilities
+@dataclass(frozen=True)
+class ReportContext:
+    """What a prediction's report shows beside the predictions."""
+
+    run_dir: Path  # whose training labels the predicted classes are compared with
+    settings: Any  # of the script: a dataclass
+    notes: Sequence[str] = ()
 
 
 def save_probabilities(folder: Path, probs: ensemble.Probabilities) -> None:
-    """probs.npz: plain arrays, read without unpickling; not compressed, which saves a tenth and
-    takes most of a vote's time.
-    """
+    """probs.npz: plain arrays; not compressed, which would take most of a vote's time."""
+    arrays: dict[str, Any] = {name: np.asarray(value) for name, value in vars(probs).items()}
+    arrays["probabilities"] = arrays.pop("array")
     with atomic_write(folder / PROBS) as file:
-        np.savez(
-            file,
-            task=np.array(probs.task),
-            probabilities=probs.array,
-            members=np.array(probs.members),
-            folds=np.array(probs.folds),
-            weights=np.array(probs.weights),
-            images=np.array(probs.images),
-        )
+        np.savez(file, **arrays)
 
 
 def load_probabilities(folder: Path) -> ensemble.Probabilities:
@@ -51,15 +49,13 @@ def load_probabilities(folder: Path) -> ensemble.Probabilities:
         )
     try:
         with np.errstate(all="ignore"):  # what overflows is refused, not warned of
-            return _check_arrays(arrays)
+            return probabilities_from_arrays(arrays)
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise UserError(f"{path}: damaged ({reason(error)}); predict again") from None
 
 
-def _check_arrays(arrays: Mapping[str, np.ndarray]) -> ensemble.Probabilities:
-    """The arrays of probs.npz as they are used. Raises ValueError and its like where they are not
-    what `save_probabilities` writes.
-    """
+def probabilities_from_arrays(arrays: Mapping[str, np.ndarray]) -> ensemble.Probabilities:
+    """The arrays of probs.npz, checked. Raises ValueError and its like for others."""
 
     def checked(name: str, kinds: str, axes: int = 1) -> np.ndarray:
         array = arrays[name]
@@ -68,71 +64,42 @@ def _check_arrays(arrays: Mapping[str, np.ndarray]) -> ensemble.Probabilities:
         return array
 
     task = str(arrays["task"])
-    spec = TASKS[task]
     array = checked("probabilities", "fiu", 4).astype(np.float32, copy=False)
     # an older prediction's `weights` may be fitted ones; `f1` is the validation F1 then
     weights_name = "f1" if "f1" in arrays and arrays["f1"].size > 0 else "weights"
     weights = checked(weights_name, "fiu").astype(np.float64).tolist()
     folds = checked("folds", "iu").tolist()
     members, images = checked("members", "U").tolist(), checked("images", "U").tolist()
-    shape = (len(members), len(images), spec.outputs)
-    fits = array.size > 0 and array.shape[:1] + array.shape[2:] == shape
-    if not fits or not len(folds) == len(weights) == len(members):
+    shape = (len(members), array.shape[1], len(images), TASKS[task].outputs)
+    if not array.size or array.shape != shape or not len(folds) == len(weights) == len(members):
         raise ValueError("its arrays do not fit each other")
     if not np.isfinite(np.sum(weights)) or min(folds) < 0:
         raise ValueError("a weight or a fold is out of range")
     if not ensemble.are_valid(task, array):
-        values = "values are not finite"
-        classes = "probabilities are not within 0..1, their sum 1"
-        raise ValueError(f"its {values if spec.regression else classes}")
+        raise ValueError("its values are not finite, or no probabilities whose sum is 1")
     check_members(members)
     return ensemble.Probabilities(task, array, members, folds, weights, images)
 
 
-# --- a member's own file
-
-
 def check_members(names: Sequence[str]) -> None:
-    """Raise ValueError where the members' own predictions cannot each be written into a file of its
-    own.
-    """
-    if not all(name.isprintable() for name in names):
-        raise ValueError("a member's name is not printable text")
+    """Raise ValueError where not every member's predictions can have a file of their own."""
     paths = [member_csv(name) for name in names]
-    if any(len(part.encode()) > MAX_NAME_BYTES for path in paths for part in path.parts):
-        raise ValueError("a member's name is too long for a file")
+    parts = [part for path in paths for part in path.parts]
+    if any(not part.isprintable() or len(part.encode()) > MAX_NAME_BYTES for part in parts):
+        raise ValueError("a member's name is not printable text, or too long for a file")
     if len(set(paths)) < len(paths) or not set(paths).isdisjoint(path.parent for path in paths):
         raise ValueError("its members' names are not distinct")
 
 
 def member_csv(name: str) -> Path:
-    """The file of a member's own predictions, within the folder of members."""
-    path = member_file(name)
-    return path.with_name(f"{path.name}.csv")
-
-
-def member_file(name: str) -> Path:
-    """A member's file without suffix: its checkpoint's name, in a folder of its run's where several
-    vote.
-    """
+    """A member's file within the folder of members, in its run's folder where several vote."""
     path = PurePosixPath(name)
     run_name = path.parent.parent.name
-    return Path("" if run_name == ".." else run_name) / path.stem
-
-
-def member_predictions(probs: ensemble.Probabilities) -> list[np.ndarray]:
-    """What each member alone predicts [images]."""
-    means = [ensemble.arithmetic(member[None]) for member in probs.array]
-    return [ensemble.decide(probs.task, mean) for mean in means]
-
-
-# --- the training data's classes
+    return Path("" if run_name == ".." else run_name) / f"{path.stem}.csv"
 
 
 def training_counts(run_dir: Path, task: str) -> np.ndarray | None:
-    """[classes]: how many training images each class of a task has (for years each group), where a
-    run's run.json or oof.csv holds it.
-    """
+    """Training images per class (for years per group), where a run's files hold them."""
     try:
         run = run_directory.read_run_json(run_dir)
         trained, per_class = run["settings"]["task"], run["data"]["photographs_per_class"]
@@ -159,18 +126,6 @@ def training_shares(run_dir: Path, task: str) -> list[float] | None:
     return (counts / counts.sum()).tolist() if counts is not None and counts.any() else None
 
 
-# --- writing
-
-
-@dataclass(frozen=True)
-class ReportContext:
-    """What a prediction's report tells beside the predictions."""
-
-    run_dir: Path  # whose training labels the predicted classes are compared with
-    settings: Any  # of the script: a dataclass
-    notes: Sequence[str] = ()
-
-
 def read_labels(path: str | None, images: Sequence[str], task: str) -> np.ndarray | None:
     """The labels [images] in the CSV that --answers names; None where it is not given."""
     if path is None:
@@ -183,10 +138,9 @@ def read_labels(path: str | None, images: Sequence[str], task: str) -> np.ndarra
 def create_output_folder(save_path: str, run_name: str, task: str) -> Path:
     """A new folder for a prediction, named after run, task and time."""
     end = f"_{task}_{timestamp()}"
-    room = MAX_NAME_BYTES - len(end.encode()) - len("-999")
-    return create_new_folder(
-        Path(save_path), run_name.encode()[:room].decode(errors="ignore") + end
-    )
+    most = MAX_NAME_BYTES - len(end.encode()) - len("-999")
+    start = run_name.encode()[:most].decode(errors="ignore")
+    return create_new_folder(Path(save_path), start + end)
 
 
 def write_csv(path: Path, rows: Sequence[Sequence[object]]) -> None:
@@ -226,39 +180,36 @@ def write_prediction(
     save_probabilities(folder, probs)
     task, images = probs.task, probs.images
     if len(probs.members) > 1:
-        for name, predictions in zip(probs.members, member_predictions(probs), strict=True):
+        own = ensemble.member_predictions(probs)
+        for name, predictions in zip(probs.members, own, strict=True):
             write_predictions(folder / "members" / member_csv(name), task, images, predictions)
     for name, predictions in votes.items():
-        write_predictions(folder / f"{name}.csv", task, images, predictions)
-        note = ""
+        path, score_line = folder / f"{name}.csv", ""
+        write_predictions(path, task, images, predictions)
         if labels is not None:
             scores = metrics.score(task, predictions, labels)
             write_confusion(folder / f"{name}_confusion.csv", task, scores)
-            note = f"  {scores.line()}"
-        print(f"{printable(folder / f'{name}.csv')}{note}")
+            score_line = f"  {scores.line()}"
+        print(f"{printable(path)}{score_line}")
     if report is not None:
         with warn_on_failure(f"report of {folder}"):
             from reporting import summary
 
-            made = {"settings": asdict(report.settings), "notes": list(report.notes)}
+            origin = {"settings": asdict(report.settings), "notes": list(report.notes)}
             shares = training_shares(report.run_dir, task)
-            summary.prediction_report(folder, probs, votes, labels, shares, made)
+            summary.prediction_report(folder, probs, votes, labels, shares, origin)
     if labels is not None:
         print_members(probs, labels)
-        absent = metrics.absent_classes(task, labels)
-        if absent:
-            warn(
-                f"--answers: {plural(len(absent), 'class is', 'classes are')} not in it (the "
-                f"first: {absent[0]}): macro F1 leaves out such a class unless it is predicted"
-            )
+        metrics.warn_absent_classes(task, labels, "--answers")
 
 
 def print_members(probs: ensemble.Probabilities, labels: np.ndarray) -> None:
     """Each member's own score, and their mean."""
     if len(probs.members) < 2:
         return
-    each = [metrics.score(probs.task, own, labels) for own in member_predictions(probs)]
-    for name, scores in zip(probs.members, each, strict=True):
-        print(f"  {printable(str(member_file(name)).partition('bs(')[0]):<60}  {scores.line()}")
-    mean = np.mean([scores.macro_f1 for scores in each])
-    print(f"  mean macro F1 of the {len(each)} members alone: {mean:.4f}")
+    own = ensemble.member_predictions(probs)
+    scores = [metrics.score(probs.task, predictions, labels) for predictions in own]
+    for name, score in zip(probs.members, scores, strict=True):
+        print(f"  {printable(str(member_csv(name)).partition('bs(')[0]):<60}  {score.line()}")
+    mean = np.mean([score.macro_f1 for score in scores])
+    print(f"  mean macro F1 of the {len(scores)} members alone: {mean:.4f}")

@@ -1,6 +1,4 @@
-"""The reports' charts: numbers -> inline SVG that scales with the page. Import it late: matplotlib
-takes half a second.
-"""
+"""The reports' charts: numbers -> inline SVG. Import it late: matplotlib takes half a second."""
 
 from __future__ import annotations
 
@@ -41,9 +39,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def render_svg(draw: Any, description: str, *values: Any, height: float = 2.9) -> str:
-    """What draw(ax, *values) draws, `height` inches high, as an <svg> element that carries the
-    description for those who do not see it.
-    """
+    """What draw(ax, *values) draws, `height` inches high, as an <svg> with a description."""
     buffer = io.StringIO()
     with mpl.rc_context(mpl.rcParamsDefault):
         for group, settings in STYLE.items():
@@ -65,8 +61,8 @@ def render_svg(draw: Any, description: str, *values: Any, height: float = 2.9) -
     return f"<svg {links} {box.group() if box else ''} {label}>{svg.partition('>')[2]}"
 
 
-def column(rows: Rows, key: str) -> np.ndarray:
-    return np.array([row[key] for row in rows], float)
+def columns(rows: Rows, *keys: str) -> list[np.ndarray]:
+    return [np.array([row[key] for row in rows], float) for key in keys]
 
 
 def bars_by_name(ax: Axes, names: Sequence[str]) -> None:
@@ -77,9 +73,7 @@ def bars_by_name(ax: Axes, names: Sequence[str]) -> None:
 
 
 def learning(ax: Axes, folds: Rows, solid: str, dashed: str, label: str) -> None:
-    """A history's column of each fold by epoch, with another one dashed, and the mean of the first
-    where folds are equally long.
-    """
+    """A column of each fold's history by epoch, another one dashed, and the mean of the first."""
     width = 1 if len(folds) > 1 else 2
     for number, fold in enumerate(folds):
         curves = fold["history"]
@@ -100,15 +94,14 @@ def learning(ax: Axes, folds: Rows, solid: str, dashed: str, label: str) -> None
 
 
 def class_scores(ax: Axes, classes: Rows) -> None:
-    """F1 of each class from above to below, with its interval; coloured by the first word of its
-    name.
-    """
-    kinds = list(dict.fromkeys(row["name"].partition(",")[0] for row in classes))
+    """F1 of each class with its interval, coloured by the first word of its name."""
+    words = [row["name"].partition(",")[0] for row in classes]
+    kinds = list(dict.fromkeys(words))
     for place, row in enumerate(classes):
         if row["f1"] is None:
             ax.text(0.01, place, "no photograph", va="center", color=SOFT, fontsize=8)
             continue
-        kind = kinds.index(row["name"].partition(",")[0]) if len(kinds) < len(classes) else 0
+        kind = kinds.index(words[place]) if len(kinds) < len(classes) else 0
         ax.barh(place, row["f1"], height=0.7, color=COLOURS[kind % len(COLOURS)], alpha=0.85)
         ax.plot([row["low"], row["high"]], [place, place], color=INK, linewidth=1.4)
     bars_by_name(ax, [row["name"] for row in classes])
@@ -118,8 +111,8 @@ def class_scores(ax: Axes, classes: Rows) -> None:
 
 def age_errors(ax: Axes, ages: Rows) -> None:
     """By true age the shares of the photographs put into too young and too old a group."""
-    years, counts = column(ages, "age"), column(ages, "photographs")
-    young, old = (column(ages, key) / counts for key in ("too_young", "too_old"))
+    years, counts, young, old = columns(ages, "age", "photographs", "too_young", "too_old")
+    young, old = young / counts, old / counts
     ax.bar(years, old, width=0.85, color=COLOURS[1], label="called too old")
     ax.bar(years, young, width=0.85, bottom=old, color=COLOURS[0], label="called too young")
     for start in GROUP_STARTS:
@@ -134,18 +127,17 @@ def age_errors(ax: Axes, ages: Rows) -> None:
 
 def mean_predictions(ax: Axes, ages: Rows) -> None:
     """The mean prediction in years by true age."""
-    years = column(ages, "age")
-    style: dict[str, Any] = {"color": COLOURS[0], "linewidth": 1.4, "markersize": 3}
+    years, predicted = columns(ages, "age", "mean_answer")
     ax.plot(years, years, color=SOFT, linewidth=1, linestyle=DASHED, label="truth")
-    ax.plot(years, column(ages, "mean_answer"), "o-", label="mean prediction", **style)
+    style: dict[str, Any] = {"color": COLOURS[0], "linewidth": 1.4, "markersize": 3}
+    ax.plot(years, predicted, "o-", label="mean prediction", **style)
     ax.set(xlabel="true age in years", ylabel="years")
     ax.legend(loc="upper left")
 
 
 def reliability(ax: Axes, bins: Rows) -> None:
     """The accuracy by confidence; a dot's area shows how many photographs it stands for."""
-    names = ("confidence", "accuracy", "photographs")
-    confidence, accuracy, counts = (column(bins, name) for name in names)
+    confidence, accuracy, counts = columns(bins, "confidence", "accuracy", "photographs")
     ax.plot([0, 1], [0, 1], color=SOFT, linewidth=1, linestyle=DASHED)
     ax.plot(confidence, accuracy, color=COLOURS[0], linewidth=1.6)
     sizes = 12 + 160 * counts / counts.max()
@@ -153,17 +145,14 @@ def reliability(ax: Axes, bins: Rows) -> None:
     ax.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="confidence", ylabel="accuracy")
 
 
-def shares(
-    ax: Axes, names: Sequence[str], predicted: Sequence[float], marks: Mapping[str, Sequence[float]]
-) -> None:
-    """The share of each class among the predictions as bars, elsewhere ({label: shares}) as
-    marks.
-    """
+def shares(ax: Axes, names: Sequence[str], shares_by_label: Mapping[str, Sequence[float]]) -> None:
+    """{label: the share of each class}: the first ones as bars, the others as marks."""
     places = range(len(names))
-    ax.barh(places, predicted, height=0.7, color=COLOURS[0], alpha=0.85, label="predicted")
-    for marker, colour, label in zip("|x", (INK, COLOURS[3]), marks, strict=False):
+    (label, predicted), *others = shares_by_label.items()
+    ax.barh(places, predicted, height=0.7, color=COLOURS[0], alpha=0.85, label=label)
+    for marker, colour, (label, values) in zip("|x", (INK, COLOURS[3]), others, strict=False):
         style: Any = {"color": colour, "markersize": 9, "markeredgewidth": 2, "label": label}
-        ax.plot(marks[label], places, marker, **style)
+        ax.plot(values, places, marker, **style)
     bars_by_name(ax, names)
     ax.set_xlim(0, None)
     ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))

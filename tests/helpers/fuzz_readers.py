@@ -401,7 +401,7 @@ def told_tables(folder: Path) -> list[Reader]:
         (folder / out_of_fold.OOF_FILE).write_bytes(data)
         oof = runs.read_sorted_oof(run)
         assert oof is not None
-        runs.score_line("main", oof)
+        out_of_fold.score_line("main", *oof)
 
     def check_boxes(data: bytes) -> None:
         (folder / "boxes.csv").write_bytes(data)

@@ -117,7 +117,7 @@ def test_a_report_that_fails_is_one_warning_and_the_run_is_complete(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """(16.9) So is TensorBoard's."""
-    monkeypatch.setattr(html, "training_page", broken)
+    monkeypatch.setattr(html, "render_page", broken)
     monkeypatch.setattr(history, "write_board", broken)
     assert train.main(train_words(train_root, tmp_path, "--tensorboard")) == 0
     warnings = [
@@ -140,7 +140,7 @@ def test_a_report_that_fails_leaves_a_submission_whole(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """(16.9)"""
-    monkeypatch.setattr(html, "prediction_page", faulty)
+    monkeypatch.setattr(html, "render_page", faulty)
     assert submit_singular.main(submit_words(tree, eval_root, tmp_path)) == 0
     captured = capsys.readouterr()
     assert sum("cannot be written" in line for line in captured.err.splitlines()) == 1
