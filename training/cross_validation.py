@@ -145,7 +145,7 @@ def score_holdout(context: RunContext) -> str:
     boxes = tables.read_boxes(data.boxes, names, paths) if data.boxes else None
     photos = dataset.ImageDataset(names, paths, [view], boxes)
     labels: np.ndarray = holdout[data.task].to_numpy()
-    training_fold.warn_of_absent(data.task, labels, f"--valid-root {data.valid_root}")
+    metrics.warn_absent_classes(data.task, labels, f"--valid-root {data.valid_root}")
     plan = [[0]] * len(networks)
     array = engine.predict(networks, plan, photos, [data.task], context.compute)[data.task]
     predicted = ensemble.decide(data.task, ensemble.arithmetic(array))

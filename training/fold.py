@@ -335,7 +335,8 @@ def train_fold(
                 warn(f"{folder}: its checkpoints are missing, so the fold is trained again")
             # left by a process that was killed before it had saved a state
             checkpoint.delete_displaced(folder, [])
-        warn_of_absent(context.data.task, context.labels(trainer.valid_rows), f"fold {number}")
+        labels = context.labels(trainer.valid_rows)
+        metrics.warn_absent_classes(context.data.task, labels, f"fold {number}")
         trainer.fit(remaining)
         if context.is_writer:
             # a process may have been killed right after it had saved its last state
@@ -392,16 +393,6 @@ def make_criterion(loss_type: str, head: str, labels: Tensor) -> nn.Module:
     if not spec.regression:
         shares = torch.bincount(labels, minlength=spec.outputs) / len(labels)
     return loss.make_loss(loss_type, shares, head)
-
-
-def warn_of_absent(task: str, labels: np.ndarray, source: str) -> None:
-    """One line for the classes that are not among the people who score."""
-    absent = metrics.absent_classes(task, labels)
-    if absent:
-        warn(
-            f"{source}: classes are not among the held-out people: {len(absent)} (the first: "
-            f"{absent[0]}); macro F1 leaves them out unless they are predicted"
-        )
 
 
 def validated_tasks(context: RunContext) -> list[str]:
