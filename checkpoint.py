@@ -244,13 +244,11 @@ def load_checkpoint(path: Path, mapped: bool = False) -> Checkpoint:
     weights = foreign_weights.find_state_dict(loaded, path)
     prefix = foreign_weights.common_prefix(weights)
     if prefix:
-        foreign_weights.note_once(
-            path, f"all names of its weights begin with {prefix[:100]!r}, which is dropped"
-        )
+        note = f"all names of its weights begin with {prefix[:100]!r}, which is dropped"
+        foreign_weights.note_once(path, note)
         weights = {name.removeprefix(prefix): value for name, value in weights.items()}
-    return Checkpoint(
-        path, weights, info_of_older_file(path, weights), bare=foreign_weights.is_state_dict(loaded)
-    )
+    info, bare = info_of_older_file(path, weights), foreign_weights.is_state_dict(loaded)
+    return Checkpoint(path, weights, info, bare)
 
 
 def checked_info(plain: Any) -> CheckpointInfo:
@@ -339,11 +337,8 @@ def reorder_mask_outputs(
         and value.is_floating_point()
     }
     if swapped:
-        foreign_weights.note_once(
-            path,
-            "without metadata, so by the original entry: its mask outputs incorrect, wear are "
-            "taken as wear, incorrect",
-        )
+        order = "its mask outputs incorrect, wear are taken as wear, incorrect"
+        foreign_weights.note_once(path, f"without metadata, so by the original entry: {order}")
     return {**weights, **swapped}
 
 

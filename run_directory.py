@@ -59,15 +59,12 @@ def open_run_dir(
         exists = (save_path / name).exists()
         return create_new_folder(save_path, f"{name}_{timestamp()}" if exists else name)
     if not re.fullmatch(r"[\w.-]+", run_name):
-        raise UserError(
-            f"--run-name {run_name!r}: use letters, digits, dots, hyphens and underscores"
-        )
+        raise UserError(f"--run-name {run_name!r}: use letters, digits, '.', '-' and '_' only")
     run_dir = save_path / f"{name}_{run_name}"
     create_folder(run_dir)
     if read_run_json(run_dir) or fold_dirs(run_dir):
-        check_same_settings(
-            settings, run_dir, f"--run-name {run_name}", "choose another --run-name"
-        )
+        remedy = "choose another --run-name"
+        check_same_settings(settings, run_dir, f"--run-name {run_name}", remedy)
     return run_dir
 
 
@@ -126,10 +123,9 @@ def _wait_for_lock(handle: int, folder: Path) -> bool:
             return True
         except BlockingIOError:
             if time.monotonic() > until:
-                raise UserError(
-                    f"{folder}: another process trains this fold; wait for it, or choose another "
-                    "--run-name"
-                ) from None
+                problem = "another process trains this fold"
+                remedy = "wait for it, or choose another --run-name"
+                raise UserError(f"{folder}: {problem}; {remedy}") from None
             time.sleep(0.1)
         except OSError as error:
             if error.errno not in NO_LOCKS:
