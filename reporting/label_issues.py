@@ -26,8 +26,8 @@ def find_label_issues(table: pd.DataFrame, probabilities: np.ndarray) -> pd.Data
     [photographs, 18] out of fold. Genders and age groups are suspected of a whole person, from all
     photographs together and where most of them disagree (`file` is then the clearest); mask states
     of single files. Evidence is the log of the odds, in nats, of the suggested label against the
-    given one, after a logistic regression of the given labels on the predictions: so classes that the
-    model favours, and its over- or underconfidence, do not count as evidence.
+    given one, after a logistic regression of the given labels on the predictions: so classes that
+    the model favours, and its over- or underconfidence, do not count as evidence.
     """
     rows = [
         *person_suspects(table, probabilities, "gender"),
