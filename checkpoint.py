@@ -1,19 +1,15 @@
-"""Checkpoints: their names and contents, the N best of a fold, the kfold tree, safe reading, a
-run's state.
-"""
+"""Checkpoints: file names, contents, safe reading, the N best of a fold."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
-import itertools
 import math
 import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,27 +17,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import foreign_weights
 import registries
 import run_directory
 from labels import TASKS
-from runtime.errors import (
-    UserError,
-    is_machine_error,
-    is_rank_zero,
-    plural,
-    printable,
-    read_error,
-    reason,
-    short_repr,
-    warn,
-)
+from runtime.errors import UserError, read_error, reason, short_repr
 from runtime.files import atomic_write, refuse_irregular, zip_members
 
 FORMAT = 1
 MAX_FOLDS = 1_000_000  # as --cv
-# where other programs put a model's weights, beside other things
-WRAPPER_KEYS = ("state_dict", "model_state_dict", "model")
-MAX_TEXT_CHARACTERS = 300  # characters of a text in a checkpoint's metadata
+MAX_TEXT_CHARACTERS = 300  # of a text in a checkpoint's metadata
+METADATA_RANGES: dict[str, tuple[float, float]] = {
+    "image_size": (16, 2048),  # as --image-size
+    "padding": (16, 2048),
+    "fold": (0, MAX_FOLDS),
+    "epoch": (0, MAX_FOLDS),
+    "macro_f1": (0, 1),
+}
 
 
 # --- names and contents
@@ -68,23 +60,12 @@ class CheckpointInfo:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file of weights. `info` is None for a bare state dict whose name does not tell enough
-    either.
-    """
+    """A file of weights. `info` is None for a bare state dict whose name does not describe it."""
 
     path: Path
     weights: dict[str, Tensor]
     info: CheckpointInfo | None
-    bare: bool = (
-        False  # the file is a state dict and nothing else, as the original entry wrote them
-    )
-
-
-FILE_NAME = re.compile(
-    r"Fold(?P<fold>\d+)_(?P<model>\w+?)_task\((?P<task>[^)]+)\)ep\((?P<epoch>\d+)\)f1\((?P<f1>[^)]+)\)"
-    r"bs\((?P<batch_size>\d+)\)loss\((?P<loss>[^)]+)\)lr\((?P<lr>[^)]+)\)trans\((?P<transform>[^)]+)\)"
-    r"optim\((?P<optim>[^)]+)\)crit\((?P<loss_type>[^)]+)\)seed\((?P<seed>\d+)\)\.pth"
-)
+    bare: bool = False  # a state dict and nothing else, as the original entry wrote them
 
 
 @dataclass(frozen=True)
@@ -93,355 +74,219 @@ class Hyperparameters:
 
     batch_size: int
     lr: float | None
-    optimizer: str
-    loss: str | None
+    optim: str
+    loss_type: str | None
     seed: int
+
+
+# how a value is written (a format spec), and the pattern that reads it
+TEXT, INTEGER, FOUR_DECIMALS = ("", "[^)]+"), ("d", r"\d+"), (".4f", "[^)]+")
+# `label(value)` in a checkpoint's name, in order; the value is that field of CheckpointInfo or
+# Hyperparameters
+NAME_FIELDS = (
+    ("task", "task", TEXT),
+    ("ep", "epoch", INTEGER),
+    ("f1", "macro_f1", FOUR_DECIMALS),
+    ("bs", "batch_size", INTEGER),
+    ("loss", "loss", FOUR_DECIMALS),
+    ("lr", "lr", TEXT),
+    ("trans", "transform", TEXT),
+    ("optim", "optim", TEXT),
+    ("crit", "loss_type", TEXT),
+    ("seed", "seed", INTEGER),
+)
+FILE_NAME = re.compile(
+    r"Fold(?P<fold>\d+)_(?P<model>\w+?)_"
+    + "".join(rf"{label}\((?P<{name}>{form[1]})\)" for label, name, form in NAME_FIELDS)
+    + r"\.pth"
+)
 
 
 def file_name(info: CheckpointInfo, training: Hyperparameters) -> str:
     """Fold00_VanillaEfficientNet_task(main)ep(28)f1(0.8311)...seed(42).pth"""
-    return (
-        f"Fold{info.fold:02d}_{info.model}_task({info.task})ep({info.epoch})f1({info.macro_f1:.4f})"
-        f"bs({training.batch_size})loss({info.loss:.4f})lr({training.lr!r})trans({info.transform})"
-        f"optim({training.optimizer})crit({training.loss})seed({training.seed}).pth"
-    )
+    values = {**vars(info), **vars(training)}
+    parts = (f"{label}({values[name]:{form[0]}})" for label, name, form in NAME_FIELDS)
+    return f"Fold{info.fold:02d}_{info.model}_{''.join(parts)}.pth"
+
+
+def info_from_values(values: dict[str, str]) -> CheckpointInfo | None:
+    """Of a file without metadata, by the values in its name; None where one of them is invalid.
+    Backbone, image size and padding are the original entry's.
+    """
+    values = {"transform": "base", "fold": "0", "epoch": "0", "macro_f1": "0", "loss": "0"} | values
+    model, task, transform = model_names().get(values["model"]), values["task"], values["transform"]
+    if not model or task not in TASKS or transform not in registries.TRANSFORMS:
+        return None
+    try:
+        fold, epoch = int(values["fold"]), int(values["epoch"])
+        macro_f1, loss = float(values["macro_f1"]), float(values["loss"])
+    except ValueError:
+        return None
+    if not math.isfinite(macro_f1) or fold > MAX_FOLDS:  # such a checkpoint cannot be ranked
+        return None
+    backbone = registries.MODELS[model].backbone
+    return CheckpointInfo(model, task, transform, backbone, 224, None, fold, epoch, macro_f1, loss)
 
 
 def info_from_name(file: str) -> CheckpointInfo | None:
-    """What an older file's name tells; its backbone, size and padding are the recipe's. None for
-    another name.
-    """
+    """What the name of a checkpoint says; None for any other name."""
     # the original entry's single models have no fold
     match = FILE_NAME.fullmatch(file) or FILE_NAME.fullmatch(f"Fold00_{file}")
-    name = model_names().get(match["model"], "") if match else ""
-    model = registries.MODELS.get(name)
-    if (
-        not match
-        or not model
-        or match["task"] not in TASKS
-        or match["transform"] not in registries.TRANSFORMS
-    ):
-        return None
-    try:
-        f1, loss = float(match["f1"]), float(match["loss"])
-        fold, epoch = int(match["fold"]), int(match["epoch"])
-    except ValueError:
-        return None
-    if not math.isfinite(f1) or fold > MAX_FOLDS:  # nothing could be ranked by it
-        return None
-    return CheckpointInfo(
-        name, match["task"], match["transform"], model.backbone, 224, None, fold, epoch, f1, loss
-    )
+    return info_from_values(match.groupdict()) if match else None
 
 
 def model_names() -> dict[str, str]:
     """{name or alias: name} of all models."""
-    return {
-        known: name
-        for name, entry in registries.MODELS.items()
-        for known in (name, entry.alias)
-        if known
-    }
+    models = registries.MODELS.items()
+    return {known: name for name, entry in models for known in (name, entry.alias) if known}
 
 
 def info_of_older_file(path: Path, weights: dict[str, Tensor]) -> CheckpointInfo | None:
     """What is known of a file without metadata: by its name, or by `f1(0.81)` in it, the name of
-    its tree (kfold-ensemble-<model>...) and the outputs of its last layer. None where that is not
-    enough.
+    its run's folder (kfold-ensemble-<model>...) and the outputs of its last layer. None where that
+    is not enough.
     """
-    number = re.fullmatch(r"fold(\d{1,7})", path.absolute().parent.name)
-    fold = min(int(number[1]), MAX_FOLDS) if number else 0
-    info = info_from_name(path.name)
+    fold_dir = path.absolute().parent
+    fold = re.fullmatch(r"fold(\d{1,6})", fold_dir.name)
+    info = info_from_name(f"Fold{fold[1]}_{path.name}") if fold else None
+    info = info or info_from_name(path.name)
     if info is not None:
-        return info if FILE_NAME.fullmatch(path.name) else dataclasses.replace(info, fold=fold)
-    told = {
-        name: re.search(rf"{name}\(([^)]+)\)", path.name) for name in ("f1", "ep", "task", "trans")
+        return info
+    longest_first = sorted(map(re.escape, model_names()), key=len, reverse=True)
+    run_pattern = rf"{run_directory.RUN_DIR_PREFIX}({'|'.join(longest_first)})(?![A-Za-z0-9])"
+    model = re.match(run_pattern, fold_dir.parent.name)
+    patterns = {
+        "macro_f1": r"f1\((\d{1,3}(?:\.\d{1,20})?)\)",
+        "task": r"task\(([^)]+)\)",
+        "epoch": r"ep\((\d{1,7})\)",
+        "transform": rf"trans\(({'|'.join(registries.TRANSFORMS)})\)",
     }
-    text = {name: match[1] if match else "" for name, match in told.items()}
-    tree = path.absolute().parent.parent.name
-    names = [
-        name
-        for name in model_names()
-        if re.match(rf"{run_directory.RUN_DIR_PREFIX}{re.escape(name)}(?![A-Za-z0-9])", tree)
-    ]
-    if not number or not names or not re.fullmatch(r"\d{1,3}(\.\d{1,20})?", text["f1"]):
+    matches = {name: re.search(pattern, path.name) for name, pattern in patterns.items()}
+    values = {name: match[1] for name, match in matches.items() if match}
+    if not fold or not model or "macro_f1" not in values:
         return None
-    model = model_names()[max(names, key=len)]
-    outputs = weights["linear.bias"].numel() if "linear.bias" in weights else 0
-    able = [task for task, spec in TASKS.items() if spec.outputs == outputs]
-    task = text["task"] or (
-        "main" if registries.MODELS[model].heads else able[0] if len(able) == 1 else ""
-    )
-    if task not in TASKS:
-        return None
-    transform = text["trans"] if text["trans"] in registries.TRANSFORMS else "base"
-    epoch = int(text["ep"]) if re.fullmatch(r"\d{1,7}", text["ep"]) else 0
-    return CheckpointInfo(
-        model,
-        task,
-        transform,
-        registries.MODELS[model].backbone,
-        224,
-        None,
-        fold,
-        epoch,
-        float(text["f1"]),
-        0.0,
-    )
+    if "task" not in values:
+        outputs = weights["linear.bias"].numel() if "linear.bias" in weights else 0
+        tasks = [task for task, spec in TASKS.items() if spec.outputs == outputs]
+        several_heads = registries.MODELS[model_names()[model[1]]].heads
+        values["task"] = "main" if several_heads else tasks[0] if len(tasks) == 1 else ""
+    return info_from_values({**values, "model": model[1], "fold": fold[1]})
 
 
 def save_checkpoint(path: Path, weights: dict[str, Tensor], info: CheckpointInfo) -> None:
-    """Save weights and what is needed to use them, as plain types and tensors, under the final name
-    at once.
-    """
-    plain = {
+    """Save weights and their metadata as plain types and tensors, whole or not at all."""
+    content = {
         "format": FORMAT,
         "info": dataclasses.asdict(info),
-        "state_dict": {k: v.cpu() for k, v in weights.items()},
+        "state_dict": {name: value.cpu() for name, value in weights.items()},
     }
     with atomic_write(path) as file:
-        torch.save(plain, file)
+        torch.save(content, file)
+
+
+# --- safe reading
 
 
 def safe_load(path: Path, mapped: bool = False) -> dict[str, Any]:
     """A dictionary from a torch file, unpickling nothing but plain types, tensors and argparse's
-    bag of options, which others keep beside theirs. Raises UserError.
+    Namespace, which others keep beside their weights. Raises UserError.
 
-    mapped: read tensors from the file when they are used, not at once; cut short meanwhile, it
-    would end the process.
+    mapped: read tensors from the file when they are used. If the file is cut short meanwhile, the
+    process dies.
     """
     try:
         refuse_irregular(path)
-        refuse_packed(path)
+        refuse_compressed(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")  # torch's, of odd pickles
             try:
                 loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
             except (RuntimeError, ValueError):  # the format before torch 1.6 cannot be mapped
                 loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # over damaged bytes the unpickler raises nearly every kind there is
-        known = "" if is_machine_error(error) else describe_foreign_file(path)
-        if known:
-            raise UserError(f"{path}: {known}") from None
-        # torch's own words advise to unpickle it all the same
-        why = (
-            "it holds more than tensors and plain types"
-            if isinstance(error, pickle.UnpicklingError)
-            else reason(error)
-        )
-        raise read_error(
-            path, error, f"{path}: cannot be read safely as weights ({why}); use another file"
-        ) from None
+    except Exception as error:  # over damaged bytes the unpickler raises nearly every kind
+        # torch's message advises to unpickle everything
+        unsafe = isinstance(error, pickle.UnpicklingError)
+        why = "it holds more than tensors and plain types" if unsafe else reason(error)
+        problem = "" if isinstance(error, OSError) else foreign_weights.describe_foreign_file(path)
+        problem = problem or f"cannot be read safely as weights ({why}); use another file"
+        raise read_error(path, error, f"{path}: {problem}") from None
     if not isinstance(loaded, dict):
-        raise UserError(
-            f"{path}: holds a {type(loaded).__name__}, not weights; use a checkpoint or a state "
-            "dict"
-        )
+        kind = type(loaded).__name__
+        raise UserError(f"{path}: holds a {kind}, not weights; use a checkpoint or a state dict")
     return loaded
 
 
-def refuse_packed(path: Path) -> None:
-    """Raise ValueError for a zip file that unpacks to more than it is, or is packed at all: torch
-    writes none, a zip bomb is one.
-    """
+def refuse_compressed(path: Path) -> None:
+    """Raise ValueError for a zip file with compressed parts: torch writes none, zip bombs have."""
     with open(path, "rb") as file:
         if file.read(4) != b"PK\3\4":  # as torch decides
             return
-    members, held = zip_members(path), path.stat().st_size
+    members, file_size = zip_members(path), path.stat().st_size
     size = sum(member.file_size for member in members)
-    if size > held or any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise ValueError(f"{size:,} bytes unpacked from {held:,}, and torch packs nothing")
-
-
-# gzip, bzip2, xz, 7z, rar, zstandard
-ARCHIVE_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!", b"\x28\xb5\x2f\xfd")
-
-
-def describe_foreign_file(path: Path) -> str:
-    """What a file that torch cannot read is by its first bytes, and what to do; empty where they
-    say nothing.
-    """
-    try:
-        refuse_irregular(path)
-        with open(path, "rb") as file:
-            start, size = file.read(512), path.stat().st_size
-        names: list[str] = []
-        if start.startswith(b"PK\3\4"):
-            with zipfile.ZipFile(path) as parts:
-                names = parts.namelist()
-    except Exception:  # as above
-        return ""
-    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if text.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer to the weights, not they themselves; fetch them with git lfs pull"
-    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
-        return (
-            "a web page, not weights (that about a file, or one that asks for a login); "
-            "download the file itself"
-        )
-    if any(name.endswith("constants.pkl") for name in names):
-        return "a TorchScript program, not weights; save the state_dict() of its model instead"
-    if names and not any(name.endswith("data.pkl") for name in names):
-        return (
-            f"a zip file of other files ({printable(names[0])[:100]}); unpack it, and name the "
-            "one with the weights"
-        )
-    if start.startswith(ARCHIVE_MAGIC):
-        return "a packed file; unpack it, and name the file inside"
-    if start.startswith(b"\x89HDF"):
-        return "an HDF5 file, of Keras perhaps; only files that torch.save wrote are read"
-    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < size:
-        return (
-            "a safetensors file; convert it by torch.save(safetensors.torch.load_file(PATH), NEW)"
-        )
-    return ""
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else (hashlib.sha256(file.read()).hexdigest())
-        )
+    if size > file_size or any(part.compress_type != zipfile.ZIP_STORED for part in members):
+        raise ValueError(f"{size:,} bytes unpacked from {file_size:,}; torch compresses nothing")
 
 
 def load_checkpoint(path: Path, mapped: bool = False) -> Checkpoint:
-    """A checkpoint, or other weights described by their file's name where that tells enough. Raises
+    """A checkpoint, or other weights, described by their file's name where possible. Raises
     UserError.
 
-    Others' files may hold them in one entry beside other things, under names that all begin alike
-    (`module.`): one line says so.
+    Others' files may hold the weights in one entry beside other things, or under names with a
+    common prefix (`module.`): a warning says so.
     """
     loaded = safe_load(path, mapped)
-    if "state_dict" in loaded and ("info" in loaded or "format" in loaded):
-        weights, info = loaded["state_dict"], _checked_info(loaded.get("info"), path)
-        if not is_state_dict(weights):
-            raise UserError(f"{path}: holds no state dict; use a checkpoint or a state dict")
-        return Checkpoint(path, weights, info)
-    weights = find_state_dict(loaded, path)
-    prefix = common_prefix(weights)
+    weights = loaded.get("state_dict", {})
+    if foreign_weights.is_state_dict(weights) and ("info" in loaded or "format" in loaded):
+        try:
+            return Checkpoint(path, weights, checked_info(loaded.get("info")))
+        except ValueError as error:
+            raise UserError(f"{path}: its {error}; use another file") from None
+    weights = foreign_weights.find_state_dict(loaded, path)
+    prefix = foreign_weights.common_prefix(weights)
     if prefix:
-        note_once(path, f"all names of its weights begin with {prefix[:100]!r}, which is dropped")
+        foreign_weights.note_once(
+            path, f"all names of its weights begin with {prefix[:100]!r}, which is dropped"
+        )
         weights = {name.removeprefix(prefix): value for name, value in weights.items()}
-    return Checkpoint(path, weights, info_of_older_file(path, weights), bare=is_state_dict(loaded))
-
-
-def note_once(path: Path, text: str) -> None:
-    """One line on how a file was read; for the many of a tree it is the same one."""
-    if is_rank_zero():
-        warn(
-            f"{path.parent.parent if re.fullmatch(r'fold[0-9]+', path.parent.name) else path}: "
-            f"{text}"
-        )
-
-
-def is_state_dict(value: object) -> bool:
-    """Whether this is a dictionary of named tensors."""
-    return (
-        isinstance(value, dict)
-        and bool(value)
-        and all(
-            isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items()
-        )
+    return Checkpoint(
+        path, weights, info_of_older_file(path, weights), bare=foreign_weights.is_state_dict(loaded)
     )
 
 
-def find_state_dict(loaded: dict[str, Any], path: Path, nested: bool = False) -> dict[str, Tensor]:
-    """The state dict that a file is, or holds as one of its entries, or beside other things, which
-    one line says. Raises UserError for none, and for several under unknown names.
-
-    nested: `loaded` is such an entry itself.
+def checked_info(plain: Any) -> CheckpointInfo:
+    """A checkpoint's metadata. Raises ValueError where it is of wrong types, out of range, or names
+    something unknown.
     """
-    if is_state_dict(loaded):
-        return loaded
-    parts = [
-        name for name, value in loaded.items() if isinstance(name, str) and is_state_dict(value)
-    ]
-    known = [name for name in WRAPPER_KEYS if name in parts] or parts
-    shown = ", ".join(short_repr(name) for name in parts[:5])
-    if not known:
-        inner = [loaded[key] for key in WRAPPER_KEYS if isinstance(loaded.get(key), dict)]
-        if inner and not nested:
-            return find_state_dict(inner[0], path, nested=True)
-        flat = {k: v for k, v in loaded.items() if isinstance(k, str) and isinstance(v, Tensor)}
-        if flat:
-            others = plural(len(loaded) - len(flat), "entry is", "entries are")
-            note_once(path, f"{others} no tensor beside its weights, and left out")
-            return flat
-        raise UserError(f"{path}: holds no state dict; use a checkpoint or a state dict")
-    if len(known) > 1 and known[0] not in WRAPPER_KEYS:
-        raise UserError(
-            f"{path}: holds {len(parts)} state dicts ({shown}); save the one you mean in a file "
-            "of its own"
-        )
-    note_once(
-        path,
-        f"its weights are those in {short_repr(known[0])}"
-        + (f" (it holds {shown})" if len(parts) > 1 else ""),
-    )
-    weights: dict[str, Tensor] = loaded[known[0]]
-    return weights
-
-
-def common_prefix(names: Iterable[str]) -> str:
-    """What all names begin with, up to a dot (`module.`); that of a single layer's is its own, and
-    none.
-    """
-    names = list(names)
-    first, last = (end.split(".")[:-1] for end in (min(names, default=""), max(names, default="")))
-    shared = [
-        part
-        for part, _ in itertools.takewhile(
-            lambda pair: pair[0] == pair[1], zip(first, last, strict=False)
-        )
-    ]
-    if not any(name.count(".") > len(shared) for name in names):
-        shared = shared[:-1]
-    return "".join(f"{part}." for part in shared)
-
-
-def _checked_info(plain: Any, path: Path) -> CheckpointInfo:
     if not isinstance(plain, dict):
-        raise UserError(f"{path}: its metadata is missing; use another file")
-    for member in dataclasses.fields(CheckpointInfo):
+        raise ValueError("metadata is missing")
+    fields = dataclasses.fields(CheckpointInfo)
+    for member in fields:
         value = plain.get(member.name)
         if member.name not in plain or not is_plain(value, str(member.type)):
-            raise UserError(
-                f"{path}: its metadata gives {member.name} as {short_repr(value)}; use another file"
-            )
-    info = CheckpointInfo(
-        **{member.name: plain[member.name] for member in dataclasses.fields(CheckpointInfo)}
-    )
-    low, high = 16, 2048  # as --image-size
-    sizes = low <= info.image_size <= high and (info.padding is None or low <= info.padding <= high)
-    counts = all(0 <= count <= MAX_FOLDS for count in (info.fold, info.epoch))
-    if not sizes or not 0 <= info.macro_f1 <= 1 or not counts:
-        shown = ", ".join(
-            f"{name.replace('_', ' ')} {short_repr(getattr(info, name))}"
-            for name in ("image_size", "padding", "macro_f1", "fold", "epoch")
-        )
-        raise UserError(f"{path}: its metadata is out of range ({shown}); use another file")
-    known = (("model", registries.MODELS), ("task", TASKS), ("transform", registries.TRANSFORMS))
-    for name, registry in known:
-        if getattr(info, name) not in registry:
-            raise UserError(
-                f"{path}: its {name} {short_repr(getattr(info, name))} is unknown here; add it to "
-                "registries.py"
-            )
+            raise ValueError(f"metadata gives {member.name} as {short_repr(value)}")
+    for name, (low, high) in METADATA_RANGES.items():
+        value = plain[name]
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"metadata is out of range ({name} {short_repr(value)})")
+    known: dict[str, Container[str]] = {
+        "model": registries.MODELS,
+        "task": TASKS,
+        "transform": registries.TRANSFORMS,
+    }
+    unknown = [name for name, registry in known.items() if plain[name] not in registry]
     try:
-        registries.backbone_entry(info.backbone)
-    except UserError as error:
-        raise UserError(
-            f"{path}: its metadata names a backbone that is unknown here ({error})"[:500]
-        ) from None
-    return info
+        registries.backbone_entry(plain["backbone"])
+    except UserError:
+        unknown.append("backbone")
+    if unknown:
+        value = short_repr(plain[unknown[0]])
+        raise ValueError(f"{unknown[0]} {value} is unknown here (not in registries.py)")
+    return CheckpointInfo(**{member.name: plain[member.name] for member in fields})
 
 
 def is_plain(value: object, kind: str) -> bool:
-    """Whether a value of metadata is of the kind that a field of Info has, its texts no longer than
-    MAX_TEXT_CHARACTERS.
+    """Whether a value has the type that a field of CheckpointInfo is annotated with, its texts no
+    longer than MAX_TEXT_CHARACTERS.
     """
     if kind == "list[str]":
         return isinstance(value, list) and all(is_plain(each, "str") for each in value)
@@ -454,7 +299,55 @@ def is_plain(value: object, kind: str) -> bool:
     return type(value).__name__ in kind.replace("None", "NoneType").split(" | ")
 
 
-# --- a fold while it runs
+def load_described(
+    path: Path, model: str | None = None, task: str = "main", mapped: bool = True
+) -> tuple[Checkpoint, CheckpointInfo]:
+    """A checkpoint and its metadata. `model` and `task` describe a bare state dict that does not
+    say them itself. Raises UserError where nothing does.
+    """
+    stored = load_checkpoint(path, mapped)
+    info = stored.info or (info_from_values({"model": model, "task": task}) if model else None)
+    if info is None:
+        raise UserError(
+            f"{path}: a bare state dict whose name does not tell its model and task; name it as "
+            "train.py does, or give submit_singular.py --model-type and --task"
+        )
+    if stored.bare:
+        weights = reorder_mask_outputs(stored.weights, info, path)
+        stored = dataclasses.replace(stored, weights=weights)
+    return stored, info
+
+
+def reorder_mask_outputs(
+    weights: dict[str, Tensor], info: CheckpointInfo, path: Path
+) -> dict[str, Tensor]:
+    """A bare file's weights with the mask head's outputs in today's order: the original entry
+    numbered a mask worn incorrectly 0 and one worn rightly 1. A warning says so.
+    """
+    if registries.MODELS[info.model].heads:
+        layer = "linear_mask"
+    elif info.task == "mask":
+        layer = "linear"
+    else:
+        return weights
+    swapped = {
+        name: value[[1, 0, 2]]
+        for name, value in weights.items()
+        if name in (f"{layer}.weight", f"{layer}.bias")
+        and value.shape[:1] == (3,)
+        and value.layout == torch.strided
+        and value.is_floating_point()
+    }
+    if swapped:
+        foreign_weights.note_once(
+            path,
+            "without metadata, so by the original entry: its mask outputs incorrect, wear are "
+            "taken as wear, incorrect",
+        )
+    return {**weights, **swapped}
+
+
+# --- a fold's checkpoints
 
 
 @dataclass
@@ -465,10 +358,10 @@ class KeptCheckpoint:
     epoch: int
     macro_f1: float
 
-    @property
-    def rank(self) -> tuple[float, int]:
-        """Sorts the best first: higher macro F1, then the earlier epoch."""
-        return (-self.macro_f1, self.epoch)
+
+def rank(checkpoint: KeptCheckpoint | CheckpointInfo) -> tuple[float, int]:
+    """Sorts the best first: higher macro F1, then the earlier epoch."""
+    return (-checkpoint.macro_f1, checkpoint.epoch)
 
 
 def save_if_best(
@@ -479,20 +372,19 @@ def save_if_best(
     info: CheckpointInfo,
     top: int,
 ) -> None:
-    """Save the new checkpoint if it is among the `top` best; updates `kept`. What it displaces
-    stays (see `delete_displaced`).
+    """Save the new checkpoint if it is among the `top` best, and update `kept`. The file that it
+    displaces stays until `delete_displaced`.
     """
-    ranked = sorted([*kept, new], key=lambda k: k.rank)
+    ranked = sorted([*kept, new], key=rank)
     if new not in ranked[top:]:
         save_checkpoint(folder / new.file, weights, info)
         kept[:] = ranked[:top]
 
 
 def delete_displaced(folder: Path, kept: list[KeptCheckpoint]) -> None:
-    """Delete the checkpoints of a fold that are not among its best.
+    """Delete a fold's checkpoints that are not among its best.
 
-    Called after the state that lists `kept` is safe on the disk, so that every file which a state
-    lists exists.
+    Call it after the state that lists `kept` is on the disk, so that every listed file exists.
     """
     files = {best.file for best in kept}
     for path in folder.glob("*.pth"):
@@ -500,85 +392,15 @@ def delete_displaced(folder: Path, kept: list[KeptCheckpoint]) -> None:
             path.unlink(missing_ok=True)
 
 
-def load_described(
-    path: Path, model: str | None = None, task: str = "main", mapped: bool = True
-) -> tuple[Checkpoint, CheckpointInfo]:
-    """A checkpoint that tells what it is; of a bare state dict, model and task may do so. Raises
-    UserError for another.
-    """
-    found = load_checkpoint(path, mapped)
-    info = found.info
-    if info is None and model is not None:
-        info = CheckpointInfo(
-            model,
-            task,
-            "base",
-            registries.MODELS[model].backbone,
-            224,
-            None,
-            fold=0,
-            epoch=0,
-            macro_f1=0.0,
-            loss=0.0,
-        )
-    if info is None:
-        raise UserError(
-            f"{path}: a bare state dict whose name does not tell its model and task; name it as "
-            "train.py does, or "
-            "tell both to submit_singular.py (--model-type, --task)"
-        )
-    return (
-        dataclasses.replace(found, weights=reorder_mask_outputs(found.weights, info, path))
-        if found.bare
-        else found
-    ), info
-
-
-def reorder_mask_outputs(
-    weights: dict[str, Tensor], info: CheckpointInfo, path: Path
-) -> dict[str, Tensor]:
-    """A bare file's weights with the mask head's outputs in today's order: the original entry,
-    whose files had no metadata, numbered a mask worn incorrectly 0 and one worn rightly 1. One line
-    says so.
-    """
-    layer = (
-        "linear_mask"
-        if registries.MODELS[info.model].heads
-        else "linear"
-        if info.task == "mask"
-        else ""
-    )
-    swapped = {
-        name: weights[name][[1, 0, 2]]
-        for name in (f"{layer}.weight", f"{layer}.bias")
-        if name in weights
-        and weights[name].shape[:1] == (3,)
-        and weights[name].layout == torch.strided
-        and weights[name].is_floating_point()
-    }
-    if swapped:
-        note_once(
-            path,
-            "without metadata, so by the original entry: its mask outputs incorrect, wear are "
-            "taken as wear, incorrect",
-        )
-    return {**weights, **swapped}
-
-
 def load_ranked(folder: Path) -> list[tuple[Checkpoint, CheckpointInfo]]:
     """A fold's checkpoints, the best by validation macro F1 first."""
-    found = [load_described(path) for path in run_directory.fold_checkpoints(folder)]
-    return sorted(found, key=lambda pair: (-pair[1].macro_f1, pair[1].epoch, pair[0].path.name))
+    described = [load_described(path) for path in run_directory.fold_checkpoints(folder)]
+    return sorted(described, key=lambda pair: (rank(pair[1]), pair[0].path.name))
 
 
-def member_name(path: Path, tree: Path) -> str:
-    """fold00/Fold00_...: a checkpoint's name within its tree; one that lacks its fold gets it, as
-    each names a table.
-    """
-    inside = path.relative_to(tree)
-    own = (
-        inside.name
-        if re.match(r"Fold\d+_", inside.name)
-        else f"{path.parent.name.capitalize()}_{inside.name}"
-    )
-    return inside.with_name(own).as_posix()
+def member_name(path: Path, run_dir: Path) -> str:
+    """fold00/Fold00_...: a checkpoint's name within its run; a name without its fold gets it."""
+    inside = path.relative_to(run_dir)
+    if not re.match(r"Fold\d+_", path.name):
+        inside = inside.with_name(f"{path.parent.name.capitalize()}_{path.name}")
+    return inside.as_posix()

@@ -126,18 +126,9 @@ class MachineSettings(Settings):
 
 
 @dataclass(frozen=True)
-class TrainSettings(MachineSettings):
-    """Options of train.py. `completed()` fills the defaults that depend on other options."""
+class DataSettings(Settings):
+    """What is learned from which images, and how they are split."""
 
-    presets: ClassVar = {"recipe": PRESETS}
-
-    recipe: str | None = option(
-        PRESET,
-        "several options under one name; explicit options override it. "
-        + "; ".join(f"{name}, {preset.help}: {preset}" for name, preset in PRESETS.items()),
-        None,
-        Choice(PRESETS),
-    )
     task: str = option(DATA, "what to predict", "main", Choice(TASKS))
     train_root: str = option(DATA, "folder of labelled images", "./input/data/train", metavar="DIR")
     valid_root: str | None = option(
@@ -175,6 +166,16 @@ class TrainSettings(MachineSettings):
     cache: str = option(
         DATA, "ram: keep decoded middle squares of the images in memory", "none", Choice(CACHES)
     )
+    cv: int = option(
+        FOLDS, "number of folds; 1: a single split, one of ten folds held out", 1, Range(int, 1)
+    )
+    split_seed: int = option(FOLDS, "seed of the split into folds", 42, Range(int, 0, 2**32 - 1))
+
+
+@dataclass(frozen=True)
+class ModelSettings(Settings):
+    """The network and its first weights."""
+
     model_type: str = option(
         MODEL,
         "network (THANet, MultiClassTHANet: the _MK1)",
@@ -195,6 +196,12 @@ class TrainSettings(MachineSettings):
         metavar="SOURCE",
     )
     load_state_dict: str | None = option(MODEL, "start from this checkpoint", metavar="PATH")
+
+
+@dataclass(frozen=True)
+class OptimSettings(Settings):
+    """How the network is trained."""
+
     epochs: int = option(TRAINING, "number of epochs", 30, COUNT)
     batch_size: int = option(TRAINING, "images per step", 32, Range(int, 2))
     optim_type: str = option(TRAINING, "optimizer", "adam", Choice(registries.OPTIMIZERS))
@@ -237,10 +244,21 @@ class TrainSettings(MachineSettings):
     seed: int = option(
         TRAINING, "seed of every random draw except the split", 42, Range(int, 0, 2**63 - 1)
     )
-    cv: int = option(
-        FOLDS, "number of folds; 1: a single split, one of ten folds held out", 1, Range(int, 1)
+    compile: bool = option(
+        MACHINE, "faster training steps by torch.compile (minutes at the start)", False
     )
-    split_seed: int = option(FOLDS, "seed of the split into folds", 42, Range(int, 0, 2**32 - 1))
+
+    @property
+    def cycle_epochs(self) -> float | None:
+        """Length of the cosine cycle; None: the whole run."""
+        _, _, cycle = self.lr_scheduler.partition(":")
+        return float(cycle) if cycle else None
+
+
+@dataclass(frozen=True)
+class OutputSettings(Settings):
+    """Which folds a command trains, and what is kept where."""
+
     save_path: str = option(FOLDS, "parent of the run's folder", "./saved_models", metavar="DIR")
     run_name: str | None = option(
         FOLDS,
@@ -270,23 +288,29 @@ class TrainSettings(MachineSettings):
     tensorboard: bool = option(
         FOLDS, "also write each fold's history for TensorBoard (needs tensorboard)", False
     )
-    compile: bool = option(
-        MACHINE, "faster training steps by torch.compile (minutes at the start)", False
-    )
     dry_run: bool = option(
         MACHINE, "read, split, run one batch, estimate time and disk space, and stop", False
     )
     quiet: bool = option(MACHINE, "suppress progress output", False)
 
+
+@dataclass(frozen=True)
+class TrainSettings(OutputSettings, OptimSettings, ModelSettings, DataSettings, MachineSettings):
+    """Options of train.py. `completed()` fills the defaults that depend on other options."""
+
+    presets: ClassVar = {"recipe": PRESETS}
+
+    recipe: str | None = option(
+        PRESET,
+        "several options under one name; explicit options override it. "
+        + "; ".join(f"{name}, {preset.help}: {preset}" for name, preset in PRESETS.items()),
+        None,
+        Choice(PRESETS),
+    )
+
     @property
     def heads(self) -> tuple[str, ...]:
         return registries.trained_heads(self.model_type, self.task)
-
-    @property
-    def cycle_epochs(self) -> float | None:
-        """Length of the cosine cycle; None: the whole run."""
-        _, _, cycle = self.lr_scheduler.partition(":")
-        return float(cycle) if cycle else None
 
     @property
     def from_scratch(self) -> bool:

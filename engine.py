@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,16 +17,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import augmentation
-import config
 import dataset
 import loading
 import metrics
 import model
 import optim
+from config import MachineSettings
 from labels import TASKS, head_spec
 from runtime.cli import progress
 from runtime.devices import choose_device, set_threads, usable_processors
-from runtime.errors import DistInfo, UserError, plural, reason
+from runtime.errors import DistInfo, UserError, plural
 from utils import derive_seed
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -111,131 +110,81 @@ def choose_precision(asked: str, device: torch.device) -> str:
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
-@dataclass
-class Learner:
-    """What training changes: the weights, the optimizer's state, the scaler of half-precision
-    gradients.
-
-    forward: how training calls the model: itself, compiled, or wrapped to share gradients among
-    processes.
-    """
-
-    model: nn.Module
-    optimizer: Optimizer
-    scaler: torch.amp.GradScaler
-    forward: Callable[[Tensor], dict[str, Tensor]]
-
-    def state(self) -> dict[str, dict[str, Any]]:
-        """All of it as plain types and tensors."""
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-        }
-
-    def restore(self, state: dict[str, dict[str, Any]], source: str) -> None:
-        """Take up a kept state. Raises UserError for another network's, or for none at all."""
-        model.load_weights(self.model, state["model"], source)
-        model.check_finite(self.model, source)
-        try:
-            optim.load_optimizer_state(self.optimizer, state["optimizer"])
-            if not all(
-                type(value) in (int, float) and 0 <= value < math.inf
-                for value in state["scaler"].values()
-            ):
-                raise ValueError("invalid gradient scaler state")
-            self.scaler.load_state_dict(state["scaler"])
-        except (
-            ValueError,
-            KeyError,
-            RuntimeError,
-            TypeError,
-            AttributeError,
-            IndexError,
-            AssertionError,
-        ) as error:
-            raise UserError(
-                f"{source}: holds another optimizer's state ({reason(error)}); remove its folder "
-                "to train it "
-                "again"
-            ) from None
-
-
 @dataclass(frozen=True)
-class Recipe:
-    """What an epoch of training follows."""
+class EpochConfig:
+    """What every epoch of a fold's training follows."""
 
-    heads: tuple[str, ...]  # tasks trained at once, by the sum of their losses
-    criteria: Mapping[str, nn.Module]  # the loss of each head
-    rate: Callable[[int], float]  # learning rate of each step of the whole run
+    task: str  # the head whose hits are counted
+    criteria: Mapping[str, nn.Module]  # the loss of each head; training minimizes their sum
+    labels: Mapping[str, Tensor]  # {head: labels of every image}, on the device
+    learning_rate: Callable[[int], float]  # of each step of the whole run
     clip_grad: float | None
     seed: tuple[object, ...]  # what dropout's draws derive from, with the step and the process
+    scaler: torch.amp.GradScaler  # of half-precision gradients
+    compute: Compute
+    # called with the counts and the number of the epoch's steps that are done, after each
+    after_step: Callable[[metrics.RunningLoss, int], None] | None = None
 
 
 def train_one_epoch(
-    learner: Learner,
-    recipe: Recipe,
+    network: nn.Module,
+    optimizer: Optimizer,
     loader: Any,
-    labels: dict[str, Tensor],
-    task: str,
-    compute: Compute,
-    step: int,
-    running: metrics.RunningLoss | None = None,
-    after_step: Callable[[int], None] | None = None,
-) -> tuple[metrics.RunningLoss, float]:
-    """One pass over the loader's batches, from the run's step number `step` on; returns (counts,
-    photographs a second).
+    config: EpochConfig,
+    running: metrics.RunningLoss,
+) -> float:
+    """One pass over the loader's batches, from the sampler's `start` on; returns images a second.
 
-    labels: {task: labels of every photograph}, on the device. running: the counts of an epoch that
-    is taken up again.
-    after_step: called with the number of the next step after each. Nothing here waits for the
-    device.
+    network: the model in training mode, or torch's wrapper of it (compiled, DDP). running: where
+    losses and hits are counted, of an epoch that is resumed with what it had counted. Nothing here
+    waits for the device.
     """
-    model.train_mode(learner.model)
-    running = running or metrics.RunningLoss(compute.device)
-    total = torch.distributed.all_reduce if compute.world > 1 else None
+    sampler, compute = loader.batch_sampler, config.compute
+    first_step = sampler.epoch * len(sampler)
+    step = first_step + sampler.start
+    all_reduce = torch.distributed.all_reduce if compute.world > 1 else None
+    # processes that share a batch would draw the same dropout masks
+    rank = (compute.rank,) if compute.rank else ()
     seen, start = 0, time.perf_counter()
-    # or processes that share a batch would draw the same masks
-    own = (compute.rank,) if compute.rank else ()
-    for pairs, views in progress(loader, f"epoch {loader.batch_sampler.epoch + 1}"):
-        # Dropout draws from the global generator: seeded by the step, an epoch can be taken up in
+    for pairs, views in progress(loader, f"epoch {sampler.epoch + 1}"):
+        # Dropout draws from the global generator: seeded by the step, an epoch can be resumed in
         # its middle.
-        torch.manual_seed(derive_seed("step", *recipe.seed, step, *own))
+        torch.manual_seed(derive_seed("step", *config.seed, step, *rank))
         index, partner = compute.to_device(pairs).unbind(1)
         images = compute.to_network(views[0])
         # before the forward pass: CUDA graphs write over the old ones
-        learner.optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         with compute.autocast():
-            outputs = learner.forward(images)
-        truth = {
-            head: blend_labels(labels[head][index], labels[head][partner]) for head in recipe.heads
+            outputs = network(images)
+        labels = {
+            head: blend_labels(config.labels[head][index], config.labels[head][partner])
+            for head in config.criteria
         }
         losses = [
-            recipe.criteria[head](outputs[head].float(), truth[head]) for head in recipe.heads
+            criterion(outputs[head].float(), labels[head])
+            for head, criterion in config.criteria.items()
         ]
         loss = torch.stack(losses).sum()
-        optim.set_lr(learner.optimizer, recipe.rate(step))
-        weight = loader.batch_sampler.weight(step)
-        learner.scaler.scale(loss * weight).backward()
-        if recipe.clip_grad is not None:
-            learner.scaler.unscale_(learner.optimizer)
-            nn.utils.clip_grad_norm_(learner.model.parameters(), recipe.clip_grad)
-        learner.scaler.step(learner.optimizer)
-        learner.scaler.update()
-        judged = task in outputs and not TASKS[task].regression
-        hits = (
-            (outputs[task].detach().argmax(1) == truth[task]).sum() * (weight > 0)
-            if judged
-            else None
-        )
-        running.add(loss, index.shape[0] if weight else 0, step, hits, total)
+        optim.set_lr(optimizer, config.learning_rate(step))
+        weight = sampler.weight(step)
+        config.scaler.scale(loss * weight).backward()
+        if config.clip_grad is not None:
+            config.scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(network.parameters(), config.clip_grad)
+        config.scaler.step(optimizer)
+        config.scaler.update()
+        hits = None
+        if config.task in outputs and not TASKS[config.task].regression:
+            right = outputs[config.task].detach().argmax(1) == labels[config.task]
+            hits = right.sum() * (weight > 0)
+        running.add(loss, len(index) if weight else 0, step, hits, all_reduce)
         step += 1
-        seen += index.shape[0]
-        if after_step is not None:
-            after_step(step)
+        seen += len(index)
+        if config.after_step is not None:
+            config.after_step(running, step - first_step)
     if compute.device.type == "cuda":
         torch.cuda.synchronize(compute.device)
-    return running, seen * compute.world / (time.perf_counter() - start)
+    return seen * compute.world / (time.perf_counter() - start)
 
 
 def make_eval_loader(
@@ -251,11 +200,11 @@ def make_eval_loader(
 def forward_batches(
     networks: Sequence[nn.Module],
     plan: Sequence[Sequence[int]],
-    reader: loading.Loader,
+    loader: loading.Loader,
     compute: Compute,
     label: str,
 ) -> Iterator[tuple[int, int, slice, dict[str, Tensor]]]:
-    """(member, pass, which of the reader's photographs, {head: outputs of these}), batch by batch.
+    """(member, pass, which of the loader's images, {head: outputs of these}), batch by batch.
 
     plan[m][v]: which of the photographs' views member m reads in its pass v. Every photograph is
     decoded once and all members see each batch.
@@ -263,7 +212,7 @@ def forward_batches(
     for network in networks:
         network.eval()
     done = 0
-    for pairs, views in progress(reader, label):
+    for pairs, views in progress(loader, label):
         part = slice(done, done + len(pairs))
         # one view at a time: every member may have views of its own
         images, converted = (Tensor(), -1)
@@ -284,106 +233,91 @@ def predict(
     photos: dataset.ImageDataset,
     tasks: Sequence[str],
     compute: Compute,
-    indices: Sequence[int] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Photographs -> {task: float32 probabilities [members, views, images, classes]} (values, for a
+    """Images -> {task: float32 probabilities [members, views, images, classes]} (values, for a
     regression).
 
-    plan: see `forward_batches`. `indices`: which photographs (all), in the result's order. Several
-    processes take every so many-th photograph each, and all return the whole.
+    plan: see `forward_batches`. Several processes take every so many-th image each, and all return
+    the whole.
     """
-    indices = range(len(photos)) if indices is None else indices
-    shape = (len(networks), len(plan[0]), len(indices[compute.rank :: compute.world]))
-    answers = {t: torch.zeros(*shape, head_spec(t).outputs, device=compute.device) for t in tasks}
-    with make_eval_loader(photos, indices, compute) as reader:
-        for m, v, part, outputs in forward_batches(networks, plan, reader, compute, "predicting"):
-            for task, array in answers.items():
+    own = len(range(compute.rank, len(photos), compute.world))
+    shape = (len(networks), len(plan[0]), own)
+    arrays = {t: torch.zeros(*shape, head_spec(t).outputs, device=compute.device) for t in tasks}
+    with make_eval_loader(photos, range(len(photos)), compute) as loader:
+        for m, v, part, outputs in forward_batches(networks, plan, loader, compute, "predicting"):
+            for task, array in arrays.items():
                 array[m, v, part] = model.probabilities(outputs, task)
-    return gather_predictions(
-        {task: array.cpu().numpy() for task, array in answers.items()}, len(indices), compute.world
-    )
+    return gather_predictions(arrays, len(photos), compute.world)
 
 
 @torch.inference_mode()
 def validate(
-    network: nn.Module,
-    heads: Sequence[str],
-    reader: loading.Loader,
-    images: int,
-    compute: Compute,
-    label: str,
+    network: nn.Module, heads: Sequence[str], loader: loading.Loader, images: int, compute: Compute
 ) -> dict[str, Tensor]:
-    """{head: float32 outputs [images, outputs]}, on the CPU: what a loss is reckoned from, and
-    `models.probabilities`.
+    """{head: float32 outputs [images, outputs]}, on the CPU: what the loss and
+    `model.probabilities` take.
 
-    reader: this process's part of so many `images`, as `make_eval_loader` reads it; all processes
-    return the whole.
+    loader: this process's part of so many `images`, by `make_eval_loader`; all processes return
+    the whole.
     """
     own = len(range(compute.rank, images, compute.world))
-    kept = {
+    arrays = {
         head: torch.zeros(1, 1, own, head_spec(head).outputs, device=compute.device)
         for head in heads
     }
-    for m, v, part, outputs in forward_batches([network], [[0]], reader, compute, label):
-        for head, array in kept.items():
+    for m, v, part, outputs in forward_batches([network], [[0]], loader, compute, "validating"):
+        for head, array in arrays.items():
             array[m, v, part] = outputs[head]
-    whole = gather_predictions(
-        {head: array.cpu().numpy() for head, array in kept.items()}, images, compute.world
-    )
+    whole = gather_predictions(arrays, images, compute.world)
     return {head: torch.from_numpy(array[0, 0]) for head, array in whole.items()}
 
 
-def gather_predictions(
-    parts: dict[str, np.ndarray], images: int, world: int
-) -> dict[str, np.ndarray]:
-    """Put together what `world` processes have of every world-th image: each image once. The same
-    in all of them.
+def gather_predictions(arrays: dict[str, Tensor], images: int, world: int) -> dict[str, np.ndarray]:
+    """Join what `world` processes predicted for every world-th image each: each image once, the
+    same in all of them.
     """
+    parts = {task: array.cpu().numpy() for task, array in arrays.items()}
     if world == 1:
         return parts
-    everyone: list[Any] = [None] * world
-    torch.distributed.all_gather_object(everyone, parts)
+    all_parts: list[Any] = [None] * world
+    torch.distributed.all_gather_object(all_parts, parts)
     whole = {t: np.empty((*a.shape[:2], images, a.shape[3]), a.dtype) for t, a in parts.items()}
-    for rank, theirs in enumerate(everyone):
-        for task, array in theirs.items():
+    for rank, part in enumerate(all_parts):
+        for task, array in part.items():
             whole[task][:, :, rank::world] = array
     return whole
 
 
-def make_compute(
-    s: config.MachineSettings, batch_size: int, who: DistInfo, shared: bool
-) -> Compute:
-    """Where and how this process computes. shared: whether the processes take part in the same
-    batches.
+def make_compute(s: MachineSettings, batch_size: int, dist: DistInfo, shared: bool) -> Compute:
+    """Where and how this process computes. shared: whether all processes share each batch.
 
     Raises UserError for a device that this machine lacks.
     """
     device = choose_device(s.device)
     if device.type == "cuda":
-        device = select_gpu(device, who)
-    set_threads(s.threads or max(1, usable_processors() // who.local_world))
-    workers = loading.choose_workers(s.workers, device, who.local_world)
-    together = (who.rank, who.world) if shared else (0, 1)
-    return Compute(device, choose_precision(s.precision, device), workers, batch_size, *together)
+        device = select_gpu(device, dist)
+    set_threads(s.threads or max(1, usable_processors() // dist.local_world))
+    workers = loading.choose_workers(s.workers, device, dist.local_world)
+    rank, world = (dist.rank, dist.world) if shared else (0, 1)
+    return Compute(device, choose_precision(s.precision, device), workers, batch_size, rank, world)
 
 
-def select_gpu(device: torch.device, who: DistInfo) -> torch.device:
+def select_gpu(device: torch.device, dist: DistInfo) -> torch.device:
     """The GPU of this process, made torch's current one. Raises UserError where processes would
     share one.
     """
-    if who.world > 1:
-        there = torch.cuda.device_count()
+    if dist.world > 1:
+        count = torch.cuda.device_count()
         if device.index is not None:
             raise UserError(
-                f"--device {device}: {who.world} processes take a GPU each; use --device cuda"
+                f"--device {device}: {dist.world} processes take a GPU each; use --device cuda"
             )
-        if who.local_world > there:
+        if dist.local_world > count:
             raise UserError(
-                f"--nproc-per-node {who.local_world}: more processes than the "
-                f"{plural(there, 'GPU')} here; start at "
-                f"most {there}, or use --device cpu"
+                f"--nproc-per-node {dist.local_world}: more processes than the "
+                f"{plural(count, 'GPU')} here; start at most {count}, or use --device cpu"
             )
-        device = torch.device("cuda", who.local_rank)
+        device = torch.device("cuda", dist.local_rank)
     if device.index is not None:
         torch.cuda.set_device(device)
     torch.backends.cudnn.benchmark = True  # every batch but the last of an epoch has one shape

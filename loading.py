@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import atexit
 import math
+import multiprocessing
 import multiprocessing.queues
 import os
 import shutil
 import signal
 import threading
+from collections.abc import Callable, Iterable
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -28,34 +31,29 @@ PREFETCH_BATCHES = 4  # batches that each worker reads ahead, where a photograph
 
 class Loader(DataLoader[Any]):
     """A DataLoader whose dead workers are noticed while their batch is waited for (within 5
-    seconds), and then alone:
-    torch's own signal handler would raise wherever the program is, in the middle of saving or of
-    telling the cause."""
+    seconds), and then alone: torch's own signal handler would raise wherever the program is, in the
+    middle of saving or of reporting the cause. `with` ends its workers.
+    """
+
+    workers: frozenset[BaseProcess] = frozenset()
 
     def __iter__(self) -> Any:
+        others = frozenset(multiprocessing.active_children())
         batches = super().__iter__()
-        if self.num_workers:
-            atexit.unregister(kill_workers)
-            atexit.register(kill_workers)
-        if (
-            self.num_workers
-            and hasattr(signal, "SIGCHLD")
-            and threading.current_thread() is threading.main_thread()
-        ):
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self.workers |= frozenset(multiprocessing.active_children()) - others
+        if self.workers and threading.current_thread() is threading.main_thread():
+            atexit.unregister(kill_workers)  # once, and before multiprocessing's own
+            atexit.register(kill_workers, multiprocessing.active_children)
+            if hasattr(signal, "SIGCHLD"):
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         return batches
 
     def __enter__(self) -> Loader:
         return self
 
     def __exit__(self, *failure: object) -> None:
-        """End the workers here: where a failure's traceback keeps their queues alive until the
-        garbage collector finds them in any order, they would never be told to stop, and be waited
-        for, ten seconds each.
-        """
-        batches, self._iterator = self._iterator, None
-        if self.num_workers and batches is not None:
-            batches._shutdown_workers()  # type: ignore[attr-defined]
+        # torch would end them when the loader is deleted; a failure's traceback keeps it alive
+        kill_workers(lambda: self.workers)
 
 
 def prefetch_batches(views: int) -> int:
@@ -107,11 +105,11 @@ def make_loader(
     )
 
 
-def kill_workers() -> None:
-    """At the program's end: workers that are still there do not heed the SIGTERM by which
-    multiprocessing would end them, and it would wait for them for ever.
+def kill_workers(processes: Callable[[], Iterable[BaseProcess]]) -> None:
+    """Kill those of the processes that read images: they ignore the SIGTERM by which
+    multiprocessing would end them at the program's end, and it would wait for them for ever.
     """
-    for process in multiprocessing.active_children():
+    for process in processes():
         if process.daemon:
             process.kill()
 

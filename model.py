@@ -1,4 +1,8 @@
-"""Networks: backbones and where their weights come from, heads, and what their outputs answer."""
+"""Networks: heads on a backbone, loading their weights, and what their outputs answer.
+
+A model takes images [batch, 3, side, side] and returns {head: outputs [batch, classes]}. `trunk`
+names the attribute that holds its backbone, a network of 1000 outputs.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from torch.nn import functional
 
 import backbones
 import checkpoint
+import foreign_weights
 import registries
 from labels import INNER_HEADS, PARTS, TASKS, head_spec, tasks_answered_by
 from runtime.errors import UserError, plural, reason, warn
@@ -19,12 +24,9 @@ from runtime.errors import UserError, plural, reason, warn
 
 
 class _Vanilla(nn.Module):
-    """backbone -> BatchNorm1d(1000) -> Dropout -> ReLU -> Linear, for one task.
+    """backbone -> BatchNorm1d(1000) -> Dropout -> ReLU -> Linear, for one task."""
 
-    Forward: images [batch, 3, side, side] -> {task: outputs [batch, classes]}.
-    """
-
-    trunk = ""  # the backbone's name among the modules
+    trunk = ""
 
     def __init__(self, backbone: nn.Module, heads: dict[str, int]) -> None:
         super().__init__()
@@ -49,10 +51,7 @@ class VanillaResNet(_Vanilla):
 
 
 class THANet(nn.Module):
-    """backbone -> one linear head per task, all on the same 1000 outputs.
-
-    Forward: images [batch, 3, side, side] -> {task: outputs [batch, classes]}.
-    """
+    """backbone -> Dropout -> one linear head per task, all on the same 1000 outputs."""
 
     trunk = "backbone"
 
@@ -69,11 +68,7 @@ class THANet(nn.Module):
 
 
 class Factorised(nn.Module):
-    """backbone -> BatchNorm, Dropout, ReLU -> a linear head for each of mask, gender and the years
-    of age.
-
-    Forward: images [batch, 3, side, side] -> {mask, gender, year: outputs [batch, classes]}.
-    """
+    """backbone -> BatchNorm, Dropout, ReLU -> linear heads: mask, gender and year of age."""
 
     trunk = "backbone"
 
@@ -83,9 +78,7 @@ class Factorised(nn.Module):
         self.batchnorm = nn.BatchNorm1d(1000)
         self.dropout = nn.Dropout(0.5)
         self.relu = nn.ReLU()
-        self.heads = nn.ModuleDict(
-            {name: nn.Linear(1000, outputs) for name, outputs in heads.items()}
-        )
+        self.heads = nn.ModuleDict({head: nn.Linear(1000, heads[head]) for head in heads})
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         features = self.relu(self.dropout(self.batchnorm(self.backbone(images))))
@@ -93,10 +86,8 @@ class Factorised(nn.Module):
 
 
 class Attention(nn.Module):
-    """8-head self-attention over the states of a photograph (Vaswani et al. 2017,
-    arXiv:1706.03762), with a residual.
-
-    Forward: [batch, states, 64] -> the same shape.
+    """8-head self-attention over the states of an image, with a residual: [batch, states, 64] ->
+    the same shape. Vaswani et al. 2017, arXiv:1706.03762.
     """
 
     def __init__(self, width: int = 64, parts: int = 8) -> None:
@@ -118,8 +109,6 @@ class Attention(nn.Module):
 class MultiLabelTHANet(nn.Module):
     """backbone -> BatchNorm, Dropout -> a state of 64 per label set -> self-attention over the
     states -> their outputs.
-
-    Forward: images [batch, 3, side, side] -> {mask, ageg, gender: outputs [batch, classes]}.
     """
 
     trunk = "backbone"
@@ -143,9 +132,7 @@ class MultiLabelTHANet(nn.Module):
 
 
 class MultiClassTHANet(MultiLabelTHANet):
-    """The same, and the three label sets' 8 outputs -> ReLU -> Linear(8, 18): {mask, ageg, gender,
-    main}.
-    """
+    """MultiLabelTHANet, and from its 8 outputs -> ReLU -> Linear(8, 18): main."""
 
     def __init__(self, backbone: nn.Module, heads: dict[str, int]) -> None:
         super().__init__(backbone, heads)
@@ -162,11 +149,10 @@ def build(name: str, task: str, backbone: str, padding: int | None) -> nn.Module
     """A registered model with the heads that it trains for a task, its weights drawn from torch's
     generator.
     """
-    entry = registries.MODELS[name]
     trunk = registries.import_target(registries.backbone_entry(backbone).target)(backbone, padding)
     heads = {head: head_spec(head).outputs for head in registries.trained_heads(name, task)}
-    made: nn.Module = registries.import_target(entry.target)(trunk, heads)
-    return made
+    model: nn.Module = registries.import_target(registries.MODELS[name].target)(trunk, heads)
+    return model
 
 
 def trunk_of(model: nn.Module) -> nn.Module:
@@ -176,112 +162,98 @@ def trunk_of(model: nn.Module) -> nn.Module:
 
 
 def set_output_bias(model: nn.Module, value: float) -> None:
-    """Let a regression's head answer this value before training, so that no epoch is spent on
-    finding its level.
+    """Let a regression start at this value, so that no epoch is spent on finding its level.
 
-    The head is the last linear layer of one output outside the backbone; a model without one starts
-    where it starts.
+    Its head is the last linear layer with one output outside the backbone; a model without one is
+    left alone.
     """
-    inside = {id(module) for module in trunk_of(model).modules()}
+    in_trunk = set(trunk_of(model).modules())
     heads = [
-        m
-        for m in model.modules()
-        if isinstance(m, nn.Linear) and m.out_features == 1 and id(m) not in inside
+        module
+        for module in model.modules()
+        if isinstance(module, nn.Linear) and module.out_features == 1 and module not in in_trunk
     ]
     if heads and heads[-1].bias is not None:
         nn.init.constant_(heads[-1].bias, value)
 
 
-def kind(tensor: Tensor) -> str:
-    """What a tensor's numbers are, whatever their width."""
-    if tensor.dtype == torch.bool or tensor.is_complex():
-        return str(tensor.dtype)
-    return "fractions" if tensor.is_floating_point() else "whole numbers"
+# --- loading weights
 
 
 def with_prefix_of(own: backbones.StateDict, weights: backbones.StateDict) -> backbones.StateDict:
-    """Weights under the prefix that all of a module's own names carry: `checkpoint.load_checkpoint`
-    drops it from those of a file.
+    """Weights under the prefix that all of a module's own names carry, which
+    `checkpoint.load_checkpoint` drops.
     """
-    prefix = checkpoint.common_prefix(own)
+    prefix = foreign_weights.common_prefix(own)
     if not prefix or any(name.startswith(prefix) for name in weights):
         return weights
     return {prefix + name: value for name, value in weights.items()}
 
 
+def mismatch(name: str, own: backbones.StateDict, weights: backbones.StateDict) -> str:
+    """How a tensor of `weights` differs from the module's own; empty where it can be loaded."""
+    if name not in weights:
+        return f"{name} {list(own[name].shape)} is missing"
+    stored = weights[name]
+    if name not in own:
+        return f"{name[:100]} {list(stored.shape)} is unknown"
+    if stored.shape != own[name].shape:
+        return f"{name} is {list(stored.shape)} for {list(own[name].shape)}"
+    kinds = (stored.dtype, own[name].dtype)
+    if not torch.can_cast(*kinds) or not torch.can_cast(*reversed(kinds)):
+        return f"{name} holds {kinds[0]} for {kinds[1]}"
+    return ""
+
+
 def load_weights(module: nn.Module, weights: backbones.StateDict, source: str) -> None:
-    """Load a whole state dict. Raises UserError naming the first three names or shapes that do not
-    match.
-    """
-    if not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
-    ):
-        raise UserError(f"{source}: holds weights that are no tensors; use another file")
+    """Load a whole state dict. Raises UserError naming the first three that do not match."""
+    if not foreign_weights.is_state_dict(weights):
+        raise UserError(f"{source}: holds no state dict; use another file")
     own = module.state_dict()
     weights = with_prefix_of(own, weights)
     # files older than torch 0.4.1 lack these counts, which only a BatchNorm without momentum uses
     weights = {**{n: own[n] for n in own if n.endswith("num_batches_tracked")}, **weights}
-    lost = [f"{n} {list(own[n].shape)} is missing" for n in own if n not in weights]
-    extra = [f"{n[:100]} {list(weights[n].shape)} is unknown" for n in weights if n not in own]
-    shapes = [
-        f"{n} is {list(weights[n].shape)} for {list(own[n].shape)}"
-        for n in own
-        if n in weights and weights[n].shape != own[n].shape
-    ]
-    kinds = [
-        f"{n} holds {weights[n].dtype} for {own[n].dtype}"
-        for n in own
-        if n in weights and kind(weights[n]) != kind(own[n])
-    ]
-    problems = shapes + kinds + lost + extra
-    if (
-        problems
-        and isinstance(module, MultiLabelTHANet)
-        and "attention.project.weight" not in weights
-    ):
+    problems = [text for name in {**own, **weights} if (text := mismatch(name, own, weights))]
+    of_original = isinstance(module, MultiLabelTHANet) and "attention.project.weight" not in weights
+    if problems and of_original:
         raise UserError(
             f"{source}: holds no {type(module).__name__} of this toolkit, and one of the original "
-            "entry cannot be loaded, as its "
-            "attention differs by design; train the model anew, or name the file's own "
-            "--model-type"
+            "entry cannot be loaded, as its attention differs by design; train the model anew, or "
+            "name the file's own --model-type"
         )
     if problems:
+        count = plural(len(problems), "mismatch", "mismatches")
         raise UserError(
-            f"{source}: the weights are another network's "
-            f"({plural(len(problems), 'mismatch', 'mismatches')}: "
-            f"{'; '.join(problems[:3])}); "
+            f"{source}: the weights are another network's ({count}: {'; '.join(problems[:3])}); "
             "name its --model-type, --backbone and --task"
         )
     try:
         module.load_state_dict(weights)
     except (RuntimeError, NotImplementedError) as error:  # sparse ones, or ones without values
         raise UserError(
-            f"{source}: its weights cannot be taken ({reason(error)}); use another file"
+            f"{source}: its weights cannot be loaded ({reason(error)}); use another file"
         ) from None
 
 
 def load_backbone(trunk: nn.Module, weights: backbones.StateDict, source: str) -> None:
-    """Load a backbone's state dict. Its last layer keeps its own weights, which one line says,
-    where that of the file has other outputs or is missing. Raises UserError where anything else
-    does not match.
+    """Load a backbone's state dict. Where the file has another number of classes, or no last layer,
+    that layer keeps its own weights, which a warning says. Raises UserError for other mismatches.
     """
     own = trunk.state_dict()
     weights = with_prefix_of(own, weights)
-    layer = [name for name, value in own.items() if value.dim() > 1 and value.shape[0] == 1000][-1:]
-    last = [
-        name for name in own if layer and name.rpartition(".")[0] == layer[0].rpartition(".")[0]
-    ]
-    shape = weights[layer[0]].shape if layer and layer[0] in weights else None
-    fresh = shape is None or (shape[1:] == own[layer[0]].shape[1:] and shape != own[layer[0]].shape)
-    load_weights(
-        trunk, {**weights, **{name: own[name] for name in last}} if fresh else weights, source
-    )
-    if fresh and layer:
-        outputs = f"{shape[0]} outputs for 1000" if shape else "no weights"
-        warn(
-            f"{source}: has {outputs} in the last layer ({last[0].rpartition('.')[0]}), which "
-            "starts afresh; the rest is taken"
-        )
+    wide = [name for name, value in own.items() if value.dim() > 1 and value.shape[0] == 1000]
+    last = wide[-1].rpartition(".")[0] if wide else ""
+    stored = weights.get(wide[-1]) if wide else None
+    if wide and (
+        stored is None or (stored.shape[1:] == own[wide[-1]].shape[1:] and stored.shape[0] != 1000)
+    ):
+        kept = {name: value for name, value in own.items() if name.rpartition(".")[0] == last}
+        load_weights(trunk, {**weights, **kept}, source)
+        outputs = "no weights" if stored is None else f"{stored.shape[0]} outputs for 1000"
+        fresh = f"{outputs} in the last layer ({last}), which starts afresh"
+        warn(f"{source}: has {fresh}; the rest is taken")
+    else:
+        load_weights(trunk, weights, source)
 
 
 def first_non_finite(module: nn.Module) -> str:
@@ -292,19 +264,17 @@ def first_non_finite(module: nn.Module) -> str:
 
 
 def check_finite(module: nn.Module, source: str) -> None:
-    """Raise UserError where weights that came from a file hold NaN or infinity."""
+    """Raise UserError where weights from a file hold NaN or infinity."""
     bad = first_non_finite(module)
     if bad:
-        raise UserError(
-            f"{source}: {bad} holds NaN or infinity, so it answers nothing; use another file"
-        )
+        raise UserError(f"{source}: {bad} holds NaN or infinity; use another file")
 
 
 def build_from_checkpoint(
     info: checkpoint.CheckpointInfo, weights: backbones.StateDict, source: str
 ) -> nn.Module:
-    """The network of a checkpoint with its weights. Needs no download. Raises UserError where they
-    do not fit or are no numbers.
+    """The network of a checkpoint, without a download. Raises UserError where the weights do not
+    fit, or are NaN or infinite.
     """
     network = build(info.model, info.task, info.backbone, info.padding)
     load_weights(network, weights, source)
@@ -322,56 +292,43 @@ def compile_model(network: nn.Module, alone: bool = True) -> nn.Module:
     """The network by torch.compile. On a GPU that it has `alone`, its kernels are replayed as CUDA
     graphs: those of a small batch take less time than the host needs to launch them one by one.
     """
-    # AMD's graphs train wrongly
+    # AMD's graphs train wrongly; a shared GPU means DDP, whose hooks would be outside of them
     on_cuda = next(network.parameters()).device.type == "cuda" and torch.version.hip is None
-    graphs = alone and on_cuda  # shared, DDP's hooks would be outside of them
-    made = torch.compile(network, mode="reduce-overhead" if graphs else None)
-    return cast(nn.Module, made)
+    mode = "reduce-overhead" if alone and on_cuda else None
+    return cast(nn.Module, torch.compile(network, mode=mode))
 
 
 def load_for_training(
     network: nn.Module, start: checkpoint.Checkpoint, name: str, task: str
 ) -> list[str]:
-    """Load a checkpoint to train on from: whole for the same task (or a model with heads of its
-    own), else its backbone.
+    """Load a checkpoint to train on from: its backbone where the same model was trained for another
+    task by the only head, else all of it. Raises UserError where the architectures differ.
 
-    Returns the names of the layers that start afresh. Raises UserError where the architectures
-    differ.
+    Returns the names of the layers that start afresh.
     """
-    other = (
-        start.info is not None
-        and start.info.model == name
-        and start.info.task != task
-        and not registries.MODELS[name].heads
-    )
-    if not other:
-        load_weights(network, start.weights, f"--load-state-dict {start.path}")
+    source, info = f"--load-state-dict {start.path}", start.info
+    one_head = not registries.MODELS[name].heads
+    if info is None or info.model != name or info.task == task or not one_head:
+        load_weights(network, start.weights, source)
         return []
     prefix = f"{network.trunk}."
-    trunk = {
-        key.removeprefix(prefix): value
-        for key, value in start.weights.items()
-        if key.startswith(prefix)
-    }
-    load_weights(trunk_of(network), trunk, f"--load-state-dict {start.path}")
-    return [
-        child
-        for child, module in network.named_children()
-        if child != network.trunk and [*module.parameters()]
-    ]
+    keys = [key for key in start.weights if key.startswith(prefix)]
+    trunk = {key.removeprefix(prefix): start.weights[key] for key in keys}
+    load_weights(trunk_of(network), trunk, source)
+    children = network.named_children()
+    return [child for child, part in children if child != network.trunk and [*part.parameters()]]
+
+
+# --- training
 
 
 def freeze(network: nn.Module, frozen: bool) -> None:
-    """Keep the backbone as it is, or let it learn. `train_mode` lets its BatchNorm statistics rest
-    too.
-    """
+    """Let the backbone learn or not. `train_mode` freezes its BatchNorm statistics too."""
     trunk_of(network).requires_grad_(not frozen)
 
 
 def train_mode(network: nn.Module) -> None:
-    """Training mode; a frozen backbone stays in evaluation mode, so that its BatchNorm statistics
-    do not move.
-    """
+    """Training mode, but a frozen backbone stays in evaluation mode: BatchNorm statistics too."""
     network.train()
     trunk = trunk_of(network)
     trunk.train(any(p.requires_grad for p in trunk.parameters()))
@@ -391,7 +348,7 @@ def parameter_groups(model: nn.Module, backbone_scale: float) -> list[dict[str, 
 
 def can_answer(heads: tuple[str, ...], task: str) -> bool:
     """Whether a model with these heads answers a task: by its own head, by an inner head, from
-    `main`, or `main` from the three parts.
+    `main`, or `main` from its three parts.
     """
     known = {answered for head in heads for answered in tasks_answered_by(head)}
     knows_main = "main" in known or set(PARTS) <= known
@@ -399,18 +356,14 @@ def can_answer(heads: tuple[str, ...], task: str) -> bool:
 
 
 def probabilities(outputs: dict[str, Tensor], task: str) -> Tensor:
-    """float32 [batch, classes] of a task (a regression's values as they are), from whichever heads
-    answer it.
+    """float32 [batch, classes] of a task, or a regression's values, from the heads that answer it.
 
-    Without a head of its own a task sums the classes of an inner head, or those of `main`, that
-    belong to each of its own; `main` without a head is the product of mask, gender and age group.
+    Without a head of its own, a task sums those classes of an inner head or of `main` that belong
+    to each of its own. `main` without a head is the product of mask, gender and age group.
     """
     if task in outputs:
-        return (
-            outputs[task].float()
-            if head_spec(task).regression
-            else outputs[task].float().softmax(1)
-        )
+        own = outputs[task].float()
+        return own if head_spec(task).regression else own.softmax(1)
     for name in outputs:
         if name in INNER_HEADS and task in INNER_HEADS[name].answers:
             return sum_class_groups(outputs[name].float().softmax(1), task, name)
@@ -422,8 +375,8 @@ def probabilities(outputs: dict[str, Tensor], task: str) -> Tensor:
 
 
 class Spread(nn.Module):
-    """A network that knows one part of `main`, answering `main`: every class of the other parts is
-    as likely.
+    """`main` from a network that knows one part of it: the classes of the other parts are equally
+    likely.
     """
 
     def __init__(self, network: nn.Module, part: str) -> None:
@@ -435,28 +388,20 @@ class Spread(nn.Module):
         return {"main": spread_over_main(known, self.part)}
 
 
-@functools.cache  # making it anew for each batch would make the host wait for a GPU
+@functools.cache  # a new tensor for each batch would make the host wait for a GPU
 @torch.inference_mode(False)
-def class_probabilities(source: str, task: str, device: torch.device) -> Tensor:
-    """int64 [classes]: the class of a task that each class of `main`, or of an inner head, belongs
-    to.
-    """
-    of_main = TASKS[task].from_main
-    return torch.tensor(
-        of_main if source == "main" else INNER_HEADS[source].answers[task], device=device
-    )
+def class_mapping(source: str, task: str, device: torch.device) -> Tensor:
+    """int64 [classes]: the class of a task for each class of `source` (main or an inner head)."""
+    mapping = TASKS[task].from_main if source == "main" else INNER_HEADS[source].answers[task]
+    return torch.tensor(mapping, device=device)
 
 
-def spread_over_main(known: Tensor, part: str) -> Tensor:
-    """[batch, classes of a part] -> [batch, 18]: for each class of `main` the value of its own
-    class.
-    """
-    return known.index_select(1, class_probabilities("main", part, known.device))
+def spread_over_main(values: Tensor, part: str) -> Tensor:
+    """[batch, classes of a part] -> [batch, 18]: each class of `main` gets the value of its own."""
+    return values.index_select(1, class_mapping("main", part, values.device))
 
 
-def sum_class_groups(known: Tensor, task: str, source: str = "main") -> Tensor:
-    """[batch, classes of `main` or an inner head] probabilities -> [batch, classes] of a task that
-    it knows.
-    """
-    index = class_probabilities(source, task, known.device)
-    return known.new_zeros(known.shape[0], TASKS[task].outputs).index_add_(1, index, known)
+def sum_class_groups(probs: Tensor, task: str, source: str = "main") -> Tensor:
+    """[batch, classes of `source`] probabilities -> [batch, classes] of a task."""
+    index = class_mapping(source, task, probs.device)
+    return probs.new_zeros(len(probs), TASKS[task].outputs).index_add_(1, index, probs)

@@ -8,24 +8,38 @@ from __future__ import annotations
 import sys
 
 import config
-from runtime.cli import exit_when_reader_is_gone, run_script
+from runtime import cli
 from runtime.errors import is_rank_zero
 
 
 def main(argv: list[str] | None = None) -> int:
     asked = config.TrainSettings.parse(argv, "train.py", __doc__ or "")
     settings = asked.completed()
+    cli.quiet = settings.quiet
     if settings.dry_run:
-        exit_when_reader_is_gone()
+        cli.exit_when_reader_is_gone()
     if is_rank_zero():
         if settings.recipe:
             print(settings.explain_preset())
         print(asked.explain_lr(), flush=True)
 
-    from training import cross_validation
+    from runtime import distributed  # torch takes seconds: --help and refusals do without it
+    from training import cross_validation, run
 
-    return cross_validation.train_all_folds(settings)
+    remedy = " in a new run (--resume takes no other batch size)"
+    with (
+        distributed.distributed() as dist,
+        distributed.explain_failures(settings.batch_size, remedy, "; go on with --resume"),
+    ):
+        context = distributed.on_all_ranks(dist, lambda: run.prepare_run(settings, dist))
+        if dist.first:
+            print(*run.banner(context), sep="\n", flush=True)
+        if not settings.dry_run:
+            return cross_validation.train_all_folds(context)
+        if dist.first:
+            print(*cross_validation.estimate_cost(context), sep="\n")
+        return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main, "train.py"))
+    sys.exit(cli.run_script(main, "train.py"))

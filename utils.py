@@ -8,26 +8,23 @@ from collections.abc import Iterator
 
 
 def derive_seed(*parts: object) -> int:
-    """A 63-bit seed from any parts that print alike everywhere: the same on every machine, in every
-    process.
-    """
+    """A 63-bit seed from parts that print alike: the same on every machine, in every process."""
     digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 @contextlib.contextmanager
 def seeded(*parts: object) -> Iterator[None]:
-    """Seed torch's CPU generator inside the block and put it back after.
+    """Seed torch's CPU generator inside the block and restore its state after.
 
-    torchvision's transforms draw from that one global generator; without the way back, dropout
-    would depend on how many photographs the main process happened to read. Other devices are left
-    alone.
+    torchvision's transforms draw from that global generator. Without the restoration, dropout would
+    depend on how many photographs the main process happened to read.
     """
     import torch
 
-    before = torch.default_generator.get_state()
+    state = torch.default_generator.get_state()
     torch.default_generator.manual_seed(derive_seed(*parts))
     try:
         yield
     finally:
-        torch.default_generator.set_state(before)
+        torch.default_generator.set_state(state)

@@ -33,6 +33,7 @@ import pandas as pd
 import dataset
 from benchmarks import product
 from data import duplicates, images, splits, tables
+from training.fold import FoldTrainer
 
 TIMES = (1, 4, 16)
 Person = tuple[str, str, int]  # path, gender, age
@@ -83,14 +84,14 @@ def time_table(root: Path, rows: int, with_files: bool) -> None:
     )
 
 
-def network_sides(first: product.FirstFold, count: int) -> dict[str, harness.Side]:
+def network_sides(trainer: FoldTrainer, count: int) -> dict[str, harness.Side]:
     """An epoch and a prediction over `count` photographs."""
-    photos, labels = product.repeated(first, count)
+    photos, labels = product.repeated(trainer, count)
 
     def train() -> int:  # a loader of its own, so that its workers start in every turn
-        return product.Training(first, photos, range(count), labels)()
+        return product.Training(trainer, photos, range(count), labels)()
 
-    predict = product.prediction([first.fold.learner.model], [[0]], photos, first.compute)
+    predict = product.prediction([trainer.network], [[0]], photos, trainer.context.compute)
     return {f"training, {count} photographs": train, f"prediction, {count} photographs": predict}
 
 
@@ -121,16 +122,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, nargs=2, default=[18900, 1000000])
     args = parser.parse_args(argv)
     print(harness.describe_machine(args.device))
-    first = product.prepare_fold(args, backbone=args.backbone, image_size=args.image_size)
+    trainer = product.make_trainer(args, backbone=args.backbone, image_size=args.image_size)
     sides: dict[str, harness.Side] = {}
     for times in TIMES:
-        sides |= network_sides(first, times * args.images)
+        sides |= network_sides(trainer, times * args.images)
     next(iter(sides.values()))()
-    paths, people = (first.study.table[name].tolist() for name in ("path", "person"))
+    paths, people = (trainer.context.table[name].tolist() for name in ("path", "person"))
     for times in reversed(TIMES):
         sides |= check_sides(paths[::times], people[::times])
     seconds = harness.median_seconds(sides, args.rounds)
-    workers = first.compute.workers
+    workers = trainer.context.compute.workers
     print(f"{args.backbone} at {args.image_size} px, {workers} workers (aim: within 10 % of 1x):")
     at_1x: dict[str, float] = {}
     for name, each in seconds.items():

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import config
 import dataset
 import engine
 import loading
+import metrics
 import model
 from benchmarks import harness
 from training import fold as training_fold
@@ -38,20 +39,10 @@ def make_network(backbone: str, image_size: int, compute: engine.Compute) -> nn.
     return model.to_device(network, compute.device)
 
 
-@dataclass(frozen=True)
-class FirstFold:
-    """Fold 0 of a run, ready to be trained."""
-
-    study: training_run.RunContext
-    fold: training_fold.Fold
-
-    @property
-    def compute(self) -> engine.Compute:
-        return self.study.compute
-
-
-def prepare_fold(args: argparse.Namespace, **options: Any) -> FirstFold:
-    """Set up fold 0 as train.py does, with random weights; options: of TrainSettings."""
+def make_trainer(args: argparse.Namespace, **options: Any) -> training_fold.FoldTrainer:
+    """The trainer of fold 0 as train.py makes it, with random weights; options: of
+    TrainSettings.
+    """
     settings = config.TrainSettings(
         train_root=args.root,
         pretrained="none",
@@ -62,8 +53,7 @@ def prepare_fold(args: argparse.Namespace, **options: Any) -> FirstFold:
         threads=args.threads,
         **options,
     )
-    study, _ = training_run.prepare_run(settings.completed())
-    return FirstFold(study, training_fold.prepare_fold(study, 0))
+    return training_fold.FoldTrainer(training_run.prepare_run(settings.completed()), 0)
 
 
 class TimedLoader:
@@ -93,18 +83,18 @@ class Training:
 
     def __init__(
         self,
-        first: FirstFold,
+        trainer: training_fold.FoldTrainer,
         photos: dataset.ImageDataset,
         indices: Sequence[int],
         labels: Mapping[str, Tensor],
     ) -> None:
-        self.fold, self.compute, self.labels = first.fold, first.compute, dict(labels)
-        size = self.compute.batch_size
+        self.trainer, compute = trainer, trainer.context.compute
+        self.config = dataclasses.replace(trainer.config, labels=labels)
+        size = compute.batch_size
         self.batches = dataset.EpochBatchSampler(indices, size, ("benchmark",), least=2)
-        loader = loading.make_loader(
-            photos, self.batches, self.compute.workers, self.compute.device
+        self.loader = TimedLoader(
+            loading.make_loader(photos, self.batches, compute.workers, compute.device)
         )
-        self.loader, self.task = TimedLoader(loader), first.study.settings.task
         self.seconds = 0.0
 
     @property
@@ -117,33 +107,43 @@ class Training:
         self.seconds = self.loader.seconds = 0.0
 
     def __call__(self) -> int:
-        start, fold = time.perf_counter(), self.fold
+        start, trainer = time.perf_counter(), self.trainer
+        model.train_mode(trainer.network)
+        running = metrics.RunningLoss(self.config.compute.device)
         engine.train_one_epoch(
-            fold.learner, fold.recipe, self.loader, self.labels, self.task, self.compute, 0
+            trainer.compiled, trainer.optimizer, self.loader, self.config, running
         )
         self.batches.epoch += 1
         self.seconds += time.perf_counter() - start
         return len(self.batches.indices)
 
 
-def own_training(first: FirstFold, batches: int) -> Training:
+def own_training(trainer: training_fold.FoldTrainer, batches: int) -> Training:
     """So many batches of the fold's own photographs, again and again where it has fewer."""
-    count, own = batches * first.compute.batch_size, first.fold.batches.indices
+    count, own = batches * trainer.context.compute.batch_size, trainer.batches.indices
     indices = (own * (count // len(own) + 1))[:count]
-    return Training(first, first.fold.training, indices, first.fold.labels)
+    return Training(trainer, trainer.train_set, indices, trainer.config.labels)
 
 
-def repeated(first: FirstFold, count: int) -> tuple[dataset.ImageDataset, dict[str, Tensor]]:
+def repeated(
+    trainer: training_fold.FoldTrainer, count: int
+) -> tuple[dataset.ImageDataset, dict[str, Tensor]]:
     """`count` photographs, the same files again and again under other names, and their labels."""
-    form = augmentation.forms("random", first.study.settings.image_size).train
+    form = augmentation.forms("random", trainer.context.data.image_size).train
     view = augmentation.View(form, ("benchmark",))
-    own = first.study.table["path"].tolist()
+    own = trainer.context.table["path"].tolist()
     paths = [own[k % len(own)] for k in range(count)]
     labels = {
         task: values.repeat(count // len(values) + 1)[:count]
-        for task, values in first.fold.labels.items()
+        for task, values in trainer.config.labels.items()
     }
     return dataset.ImageDataset([str(k) for k in range(count)], paths, [view]), labels
+
+
+def subset(photos: dataset.ImageDataset, indices: Sequence[int]) -> dataset.ImageDataset:
+    """Some of the photographs."""
+    names, paths = ([values[i] for i in indices] for values in (photos.names, photos.paths))
+    return dataset.ImageDataset(names, paths, photos.views, photos.boxes)
 
 
 def prediction(
@@ -151,12 +151,11 @@ def prediction(
     plan: Sequence[Sequence[int]],
     photos: dataset.ImageDataset,
     compute: engine.Compute,
-    indices: Sequence[int] | None = None,
 ) -> harness.Side:
-    """A side: engine.predict over photographs (all, or `indices`); plan: see there."""
+    """A side: engine.predict over photographs; plan: see there."""
 
     def side() -> int:
-        answers = engine.predict(networks, plan, photos, ["main"], compute, indices)
+        answers = engine.predict(networks, plan, photos, ["main"], compute)
         images: int = np.shape(answers["main"])[2]
         return images
 

@@ -158,16 +158,16 @@ def measure(args: argparse.Namespace, backbone: str, size: int, batches: int) ->
         "transform_type": args.transform_type,
         "compile": args.compile,
     }
-    first = product.prepare_fold(args, **options)
-    compute = first.compute
-    real = product.own_training(first, batches)
+    trainer = product.make_trainer(args, **options)
+    compute = trainer.context.compute
+    real = product.own_training(trainer, batches)
     sides: dict[str, harness.Side] = {"real": real}
     kinds = ("eager", "compiled", "graph") if compute.device.type == "cuda" else ("eager",)
     steps = {kind: bare_step(backbone, size, compute, kind) for kind in kinds}
     sides |= {f"bare step, {kind}": repeat(step, batches, compute) for kind, step in steps.items()}
     child = sides["plain"] = start_plain(args, backbone, size, batches, compute.device)
     if size < CACHED_BELOW and not args.transform_type.startswith("face"):
-        cached = product.prepare_fold(args, **options, cache="ram")
+        cached = product.make_trainer(args, **options, cache="ram")
         sides["cached"] = product.own_training(cached, batches)
     for step in steps.values():
         step()
@@ -192,8 +192,9 @@ def measure(args: argparse.Namespace, backbone: str, size: int, batches: int) ->
         print(f"  --cache ram gains {100 * (seconds['real'] / seconds['cached'] - 1):.1f} %")
     waiting = 100 * real.waiting_seconds / real.seconds
     print(f"  waiting for batches: {waiting:.1f} % of the real loop's time")
-    fold, indices = first.fold, real.batches.indices
-    validation = product.prediction([fold.learner.model], [[0]], fold.validation, compute, indices)
+    validation = product.prediction(
+        [trainer.network], [[0]], product.subset(trainer.valid_set, real.batches.indices), compute
+    )
     valid = harness.median_seconds({"valid": validation}, 1)["valid"]
     for name in ("real", "plain"):
         hours = FOLDS * EPOCHS * (TRAINED * seconds[name] + HELD_OUT * valid) / 3600

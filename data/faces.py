@@ -1,13 +1,10 @@
-"""Find the face of a portrait from the distribution of its pixels (numpy and Pillow only,
-deterministic).
+"""Find the face of a portrait from the distribution of its pixels (deterministic; no model).
 
-A photograph is shrunk to about 48x64 pixels. Maps say how foreign each pixel's colour is to the
+A photograph is shrunk to about 48x64 pixels. Maps hold how foreign each pixel's colour is to the
 frame's edge, where the background shows, how much it looks like skin, and how steep the brightness
 is across and along the picture. Boxes of all likely places and sizes are scored by what a person
-before a background shows: a head that stands out from both flanks, from the space above and from
-the corners under the jaw; halves alike about the axis; outlines at the sides; steps of brightness
-at crown and chin; skin at the brow. The answer is the mean of all candidate boxes, each weighted by
-exp(score), which is finer than their grid, or None where the pixels favour no place.
+before a background shows (see WEIGHTS). The result is the mean of all candidate boxes, each
+weighted by exp(score), which is finer than their grid, or None where the pixels favour no place.
 """
 
 from functools import lru_cache
@@ -22,16 +19,13 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom in the photograph's 
 
 # of the working image: a face is 12 to 35 pixels wide, noise and JPEG blocks are averaged away
 SHORT_SIDE_PIXELS = 48
-MAX_ASPECT_RATIO = (
-    2.0  # long side over short side that is searched; of a longer picture only the middle
-)
-MIN_SIDE_PIXELS = 32  # pixels: no face is looked for in a picture with a shorter side than this
-ASPECT = 0.83  # width over height of a face from hairline to chin
+MIN_SIDE_PIXELS = 32  # no face is looked for in smaller pictures
+MAX_ASPECT_RATIO = 2.0  # of a longer picture only the middle is searched
+FACE_ASPECT = 0.83  # width over height from hairline to chin
 
 WIDTHS = np.geomspace(0.24, 0.72, 9)  # candidate widths, in short sides of the frame
 CENTRE = (0.50, 0.49)  # where a portrait's face usually is, of the frame's width and height
-# candidate centres about it, of the frame's width and height
-OFFSETS = np.linspace(-0.22, 0.22, 13)
+OFFSETS = np.linspace(-0.22, 0.22, 13)  # candidate centres about it
 USUAL_WIDTH = 0.44  # of a portrait's face, in short sides
 SPREAD = (0.10, 0.09, 0.25)  # weak prior: standard deviations of centre x, centre y and log width
 
@@ -63,8 +57,7 @@ PARTS = {
 # people for the IoU.
 WEIGHTS = {
     "sides": 3.5,  # both edges of the face foreign to the background, the flanks beside them not
-    # the chin foreign, the corners beside the neck not: ends the box at the chin, not at the chest
-    "jaw": 6.5,
+    "jaw": 6.5,  # the chin foreign, the corners beside the neck not: ends at the chin
     "top": 4.0,  # the head foreign, the space above it not
     "symmetry": 3.5,  # as many foreign pixels left of the axis as right of it
     "skin": 3.5,  # skin at the brow, not beside the head: against furniture
@@ -82,33 +75,27 @@ class Grid(NamedTuple):
 
     boxes: Array  # (n, 4): left, top, right, bottom as shares of the width and height
     prior: Array  # (n,): log weight before the pixels are seen
-    # (4, len(PARTS), n): the parts' corners in the flattened integral images
-    corners: NDArray[np.intp]
-    per_pixel: (
-        Array  # (len(PARTS), n): one over a part's area in pixels, 0 for a part outside the picture
-    )
+    corners: NDArray[np.intp]  # (4, len(PARTS), n): in the flattened integral images
+    per_pixel: Array  # (len(PARTS), n): 1 / a part's pixels, 0 for a part outside the picture
 
 
 @lru_cache(maxsize=32)
 def candidate_grid(height: int, width: int) -> Grid:
     """Lay the candidates over a working image of height x width pixels."""
     size, dx, dy = (axis.ravel() for axis in np.meshgrid(WIDTHS, OFFSETS, OFFSETS, indexing="ij"))
-    span = size * min(height, width) * np.array([[1.0], [1 / ASPECT]])
+    span = size * min(height, width) * np.array([[1.0], [1 / FACE_ASPECT]])
     start = np.stack([(CENTRE[0] + dx) * width, (CENTRE[1] + dy) * height]) - span / 2
     deviation = np.stack([dx, dy, np.log(size / USUAL_WIDTH)]) / np.array(SPREAD)[:, None]
     part = np.array(list(PARTS.values()))[:, :, None]
-    x0, x1 = (
-        np.clip(np.rint(start[0] + part[:, k] * span[0]), 0, width).astype(np.intp) for k in (1, 3)
-    )
-    y0, y1 = (
-        np.clip(np.rint(start[1] + part[:, k] * span[1]), 0, height).astype(np.intp) for k in (2, 4)
+    x0, y0, x1, y1 = (
+        np.clip(np.rint(start[k % 2] + part[:, k + 1] * span[k % 2]), 0, side).astype(np.intp)
+        for k, side in enumerate((width, height, width, height))
     )
     row, first = width + 1, part[:, 0].astype(np.intp) * (height + 1) * (width + 1)
     area = (x1 - x0) * (y1 - y0)
+    boxes = np.concatenate([start, start + span]).T / [width, height, width, height]
     return Grid(
-        (np.concatenate([start, start + span]).T / [width, height, width, height]).astype(
-            np.float32
-        ),
+        boxes.astype(np.float32),
         (-0.5 * (deviation**2).sum(0)).astype(np.float32),
         first + np.stack([y1 * row + x1, y0 * row + x0, y0 * row + x1, y1 * row + x0]),
         np.where(area > 0, 1 / np.maximum(area, 1), 0).astype(np.float32),
@@ -120,16 +107,15 @@ def pixel_maps(rgb: Array) -> Array:
     red, green, blue = np.ascontiguousarray(np.moveaxis(rgb, 2, 0))
     light = (red + green + blue) / 3
     colour = np.stack([light, red - green, (red + green) / 2 - blue])
-    beside = int(0.6 * len(light))  # rows above the shoulders
-    # up, across and down
+    beside = int(0.6 * len(light))  # rows above the shoulders; the frame goes up, across, down
     frame = np.concatenate([colour[:, beside::-1, 0], colour[:, 0], colour[:, :beside, -1]], 1)
     # no single odd pixel is background
     samples = frame[:, : frame.shape[1] // 3 * 3].reshape(3, -1, 3).mean(2).T
     flat = colour.reshape(3, -1)
     squares = (flat**2).sum(0) + ((samples**2).sum(1)[:, None] - 2 * samples @ flat).min(0)
     distance = np.sqrt(np.maximum(squares, 0)).reshape(light.shape)
-    # whatever the exposure
-    skin_red, skin_yellow = (np.log((red + 8) / (green + 8)), np.log((green + 8) / (blue + 8)))
+    # ratios, whatever the exposure
+    skin_red, skin_yellow = np.log((red + 8) / (green + 8)), np.log((green + 8) / (blue + 8))
     across, along = np.zeros_like(light), np.zeros_like(light)
     across[:, 1:-1] = np.abs(light[:, 2:] - light[:, :-2])
     along[1:-1] = np.abs(light[2:] - light[:-2])
@@ -170,21 +156,11 @@ def find_face(photo: Image.Image) -> Box | None:
     rgb = photo if photo.mode == "RGB" else photo.convert("RGB")
     small = rgb.resize(size, Image.Resampling.BOX, window, reducing_gap=2.0)
     grid = candidate_grid(size[1], size[0])
-    found = measures(pixel_maps(np.asarray(small, np.float32)), grid)
-    belief = np.exp(
-        grid.prior + np.sum([weight * found[name] for name, weight in WEIGHTS.items()], axis=0)
-    )
+    values = measures(pixel_maps(np.asarray(small, np.float32)), grid)
+    score = np.sum([weight * values[name] for name, weight in WEIGHTS.items()], axis=0)
+    belief = np.exp(grid.prior + score)
     if np.log(belief.sum() / np.exp(grid.prior).sum()) < MIN_LOG_EVIDENCE:
         return None
-    x0, y0, x1, y1 = belief @ grid.boxes / belief.sum() * [wide, high, wide, high] + [
-        left,
-        top,
-        left,
-        top,
-    ]
-    return (
-        max(0, round(x0)),
-        max(0, round(y0)),
-        min(photo.width, round(x1)),
-        min(photo.height, round(y1)),
-    )
+    shares = belief @ grid.boxes / belief.sum()
+    x0, y0, x1, y1 = map(round, shares * [wide, high, wide, high] + [left, top, left, top])
+    return max(0, x0), max(0, y0), min(photo.width, x1), min(photo.height, y1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data import csv_tables, images
+from data.csv_tables import read_csv, row_error
 from data.faces import Box
-from data.images import is_image_name
+from data.folders import (
+    find_table,
+    image_folder,
+    list_folder,
+    nfc,
+    suggest_root,
+    warn_left_out,
+    why_left_out,
+)
+from data.images import MAX_PIXELS, is_image_name
 from labels import GENDERS, TASKS, Task
-from runtime.errors import UserError, path_error, plural, warn, warn_counted
+from runtime.errors import UserError, plural, warn, warn_counted
 
-# no photographs, and nobody misses them
-IGNORED_FILE_NAMES = {"thumbs.db", "desktop.ini", "train.csv", "info.csv", "answers.csv"}
+EVAL_ROOTS = (Path("./input/data/images"), Path("./input/data/eval/images"))
 SHOT = r"(?P<shot>incorrect_mask|mask[1-5]|normal)"
 FOLDER_SHOT = re.compile(SHOT, re.IGNORECASE | re.ASCII)
 FLAT_SHOT = re.compile(rf"(?P<person>.+)_{SHOT}", re.IGNORECASE | re.ASCII)
@@ -26,109 +33,50 @@ PERSON_NAME = re.compile(
     r"(?P<id>.+)_(?P<gender>male|female)_(?P<race>[^_]*)_(?P<age>\d+)", re.IGNORECASE | re.ASCII
 )
 SHOTS_PER_PERSON = 7
+SIDES = ["left", "top", "right", "bottom"]  # of a box
+EXAMPLE = "expected folders like 000001_female_Asian_45/mask1.jpg"
 YEARS = re.compile(r"\d{1,3}(\.\d*)?", re.ASCII)
-
-
-def nfc(text: str) -> str:
-    """One spelling for a name, however the file system stores its accents."""
-    return unicodedata.normalize("NFC", text)
-
-
-def exists(path: Path) -> bool:
-    """Whether the path exists. Raises UserError or RunError where the system cannot say."""
-    try:
-        path.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError as error:
-        raise path_error(path, error, "check its permissions") from None
-    return True
-
-
-def parent_of(folder: Path) -> Path:
-    """The folder above, also of `.` and `..`."""
-    return folder.parent if folder.name not in ("", "..") else folder / ".."
-
-
-def suggest_root(root: Path, kind: str) -> str:
-    """A question naming the usual folder (train, eval) below `root`, empty where none is."""
-    below = (root / above / kind for above in ("", "data", "input/data"))
-    return next((f"did you mean {path}?" for path in below if path.is_dir()), "")
-
-
-def warn_left_out(names: Sequence[str]) -> None:
-    """Warn about files that are no images by name; HEIC files apart, with the remedy."""
-    missed = [
-        name
-        for name in names
-        if not Path(name).name.startswith(".") and Path(name).name.lower() not in IGNORED_FILE_NAMES
-    ]
-    heic = [name for name in missed if Path(name).suffix.lower() in images.HEIC_EXTENSIONS]
-    warn_counted(heic, f"photographs left out, {images.HEIC_REMEDY}")
-    others = [name for name in missed if name not in set(heic)]
-    warn_counted(
-        others,
-        f"files and folders left out, read are photographs named {', '.join(images.EXTENSIONS)}",
-    )
+MAX_AGE_YEARS = 120
 
 
 def read_train(root: str | Path) -> pd.DataFrame:
-    """One row per photograph of a training root: file, path, person, shot, mask, gender, age and a
-    column per task.
+    """One row per photograph of a training root: person, shot, file, path, gender, years, mask and
+    a column per task.
 
-    `file` is relative to the root and in NFC, `path` is what to open, `age` is in years. A person
-    is its folder's name (or the part before the shot in a flat folder). Sorted by person and shot.
-    Raises UserError.
+    `file` is relative to the root and in NFC, `path` is what to open. A person is its folder's name
+    (or the part before the shot in a flat folder). Sorted by person and shot. Raises UserError.
     """
     root = Path(root)
-    if not root.is_dir():
-        raise UserError(
-            f"{root}: no such folder; name the folder of labelled photographs with --train-root"
-        )
-    image_dir = root / "images" if (root / "images").is_dir() else root
-    tables = [
-        root / "train.csv",
-        *([parent_of(root) / "train.csv"] if root.resolve().name == "images" else []),
-    ]
-    table_path = next((p for p in tables if exists(p)), None)
-    found = list_images(root, image_dir)
-    labels = label_people(found["person"].unique(), table_path, image_dir, root)
-    rows = found.merge(labels, on="person", how="inner")
+    image_dir = image_folder(root, "--train-root")
+    table_path = find_table(root, "train.csv", above=root.resolve().name == "images")
+    photographs = list_images(root, image_dir)
+    people = label_people(photographs["person"].unique(), table_path, image_dir)
+    rows = photographs.merge(people, on="person")
     if rows.empty:
-        raise UserError(
-            f"{image_dir}: no labelled photographs; expected folders like "
-            "000001_female_Asian_45/mask1.jpg"
-        )
+        raise UserError(f"{image_dir}: no labelled photographs; {EXAMPLE}")
     twice = rows.loc[rows.duplicated(["person", "shot"]), "file"]
-    warn_counted(sorted(twice), "photographs of a shot that their person has twice, all are taken")
+    warn_counted(sorted(twice), "photographs of a shot that their person has twice, all are used")
     counts = rows.groupby("person").size()
-    warn_counted(
-        sorted(counts[counts < SHOTS_PER_PERSON].index), "people with fewer than 7 photographs"
-    )
-    rows["mask"] = rows["shot"].map(
-        lambda shot: 0 if shot.startswith("mask") else 1 if shot != "normal" else 2
-    )
+    few = sorted(counts[counts < SHOTS_PER_PERSON].index)
+    warn_counted(few, f"people with fewer than {SHOTS_PER_PERSON} photographs")
+    rows["mask"] = rows["shot"].map({"incorrect_mask": 1, "normal": 2}).fillna(0).astype(np.int64)
     return with_labels(rows.sort_values(["person", "shot", "file"], ignore_index=True))
 
 
 def with_labels(table: pd.DataFrame) -> pd.DataFrame:
     """The table with a column of labels per task, from its mask, gender and years."""
-    distinct, where = distinct_rows(table["mask"], table["gender"], table["years"])
-    labels = {
-        name: np.array(
-            [task.label(*row) for row in distinct], float if task.regression else np.int64
-        )[where]
-        for name, task in TASKS.items()
-    }
+    distinct, indices = distinct_rows(table["mask"], table["gender"], table["years"])
+    labels = {}
+    for name, task in TASKS.items():
+        values = [task.label(*row) for row in distinct]
+        labels[name] = np.array(values, float if task.regression else np.int64)[indices]
     return table.assign(**labels)
 
 
-def distinct_rows(*columns: Any) -> tuple[list[tuple[Any, ...]], np.ndarray]:
+def distinct_rows(*columns: Any) -> tuple[np.ndarray, np.ndarray]:
     """(the distinct rows of these columns, the index among them of each row)."""
-    frame = pd.DataFrame(dict(enumerate(map(np.asarray, columns))))
-    groups = frame.groupby(list(frame.columns), sort=False).ngroup().to_numpy(copy=True)
-    firsts = np.unique(groups, return_index=True)[1]
-    return list(frame.iloc[firsts].itertuples(index=False, name=None)), groups
+    rows, indices = np.unique(np.column_stack(columns), axis=0, return_inverse=True)
+    return rows, indices.reshape(-1)  # numpy 2.0 gives it a second axis
 
 
 def list_images(root: Path, image_dir: Path) -> pd.DataFrame:
@@ -136,108 +84,63 @@ def list_images(root: Path, image_dir: Path) -> pd.DataFrame:
     Raises UserError.
     """
     rows: list[tuple[str, str, str, str]] = []
-    strange: list[str] = []
+    unnamed: list[str] = []
     others: list[str] = []
-    try:
-        entries = [e for e in sorted(image_dir.iterdir()) if not e.name.startswith(".")]
-        folders = {e for e in entries if e.is_dir()}
-        taken = [e for e in entries if e in folders or is_image_name(e.name)]
-        check_names([nfc(e.name).strip() for e in taken], [str(e) for e in taken])
-        for entry in entries:
-            names = (
-                [(p, FOLDER_SHOT.fullmatch(p.stem)) for p in sorted(entry.iterdir())]
-                if entry in folders
-                else [(entry, FLAT_SHOT.fullmatch(entry.stem))]
-            )
-            for path, match in names:
-                if not is_image_name(path.name):
-                    others.append(str(path.relative_to(root)))
-                    continue
-                if match is None:
-                    strange.append(str(path.relative_to(root)))
-                    continue
-                person = nfc(
-                    entry.name if entry in folders else match["person"]
-                ).strip()  # as tables are read
-                rows.append(
-                    (
-                        person,
-                        match["shot"].lower(),
-                        nfc(path.relative_to(root).as_posix()),
-                        str(path),
-                    )
-                )
-    except OSError as error:
-        raise path_error(
-            error.filename or image_dir, error, "check its permissions", "listed"
-        ) from None
+    for name, entry in list_folder(image_dir).items():
+        in_folder = entry.is_dir()
+        for path in list_folder(entry).values() if in_folder else [entry]:
+            file = path.relative_to(root).as_posix()
+            match = (FOLDER_SHOT if in_folder else FLAT_SHOT).fullmatch(path.stem)
+            if not is_image_name(path.name):
+                others.append(file)
+            elif match is None:
+                unnamed.append(file)
+            else:
+                person = name if in_folder else nfc(match["person"]).strip()
+                rows.append((person, match["shot"].lower(), nfc(file), str(path)))
     warn_left_out(others)
     if not rows:
-        meant = (
-            suggest_root(root, "train") or "expected folders like 000001_female_Asian_45/mask1.jpg"
+        raise UserError(
+            f"{image_dir}: no photographs in it; {suggest_root(root, 'train') or EXAMPLE}"
         )
-        raise UserError(f"{image_dir}: no photographs in it; {meant}")
-    check_names([row[2] for row in rows], [row[3] for row in rows])
-    warn_counted(
-        strange,
-        "photographs left out, their names tell no mask state (incorrect_mask, mask1..5, normal)",
-    )
+    shots = "incorrect_mask, mask1..5, normal"
+    warn_counted(unnamed, f"photographs left out, their names tell no mask state ({shots})")
     return pd.DataFrame(rows, columns=["person", "shot", "file", "path"])
 
 
-def check_names(names: Sequence[str], paths: Sequence[str]) -> None:
-    """Every name (in NFC) must be text and there once. Raises UserError naming the path."""
-    seen: dict[str, str] = {}
-    for name, path in zip(names, paths, strict=True):
-        if not name.isprintable() and any("\ud800" <= c <= "\udfff" for c in name):
-            raise UserError(f"{path}: its name is not UTF-8; rename it")
-        if name in seen:
-            raise UserError(
-                f"{path}: {seen[name]} has the same name in another Unicode form or with other "
-                "spaces; rename one"
-            )
-        seen[name] = path
-
-
-def label_people(
-    people: Sequence[str], table: Path | None, image_dir: Path, root: Path
-) -> pd.DataFrame:
-    """person, gender, years of all people: by the table where there is one, else by their folders'
-    names.
+def label_people(people: Sequence[str], table: Path | None, image_dir: Path) -> pd.DataFrame:
+    """person, gender, years of all people: from the table where one exists, else from their
+    folders' names. Raises UserError.
     """
-    named = {person: PERSON_NAME.fullmatch(person) for person in people}
+    by_name = {
+        person: (gender_code(match["gender"]), float(match["age"]))
+        for person in people
+        if (match := PERSON_NAME.fullmatch(person))
+    }
     if table is None:
-        warn(
-            f"{root}: no train.csv; gender and age are read from the names of "
-            f"{plural(len(people), 'person', 'people')}"
-        )
-        nameless = [
-            person for person, match in named.items() if match is None or float(match["age"]) > 120
-        ]
+        nameless = [p for p in people if p not in by_name or by_name[p][1] > MAX_AGE_YEARS]
         if nameless:
             raise UserError(
-                f"{image_dir / nameless[0]}: the name tells no gender and age up to 120, and there "
-                "is no train.csv; "
-                "name it like 000001_female_Asian_45 or add the table"
+                f"{image_dir / nameless[0]}: the name tells no gender and age up to "
+                f"{MAX_AGE_YEARS}, and no train.csv exists; name it like 000001_female_Asian_45 or "
+                "add the table"
             )
-        rows = [(p, gender_code(m["gender"]), float(m["age"])) for p, m in named.items() if m]
+        many = plural(len(people), "person", "people")
+        warn(f"{image_dir}: no train.csv; gender and age are read from the names of {many}")
+        rows = [(person, *labels) for person, labels in by_name.items()]
         return pd.DataFrame(rows, columns=["person", "gender", "years"])
     labels = read_people(table)
-    missing = [p for p in labels["person"] if p not in named]
-    if missing:
-        row = labels.index[labels["person"] == missing[0]][0]
-        raise UserError(
-            f"{table}: row {row}: {image_dir / missing[0][:100]} is not there ({len(missing)} of "
-            f"{len(labels)} people are "
-            "missing); restore the photographs or remove the rows"
-        )
-    listed = set(labels["person"])
-    warn_counted(
-        [p for p in people if p not in listed], f"people left out, {table.name} has no row for them"
-    )
-    told = {p: (gender_code(m["gender"]), float(m["age"])) for p, m in named.items() if m}
-    tabled = zip(labels["person"], labels["gender"], labels["years"], strict=True)
-    differ = [p for p, gender, years in tabled if p in told and told[p] != (gender, years)]
+    missing = labels.loc[~labels["person"].isin(people), "person"]
+    if len(missing):
+        folder, count = image_dir / missing.iloc[0][:100], f"{len(missing)} of {len(labels)} people"
+        problem = f"{folder} is not there ({count} are missing)"
+        remedy = "restore the photographs or remove the rows"
+        raise row_error(table, missing.index[0], problem, remedy)
+    unlisted = sorted(set(people) - set(labels["person"]))
+    warn_counted(unlisted, f"people left out, {table.name} has no row for them")
+    differ = [
+        p for p, *values in labels.itertuples(index=False) if [*by_name.get(p, values)] != values
+    ]
     warn_counted(
         differ, f"people whose folder's name and {table.name} disagree; the table is taken"
     )
@@ -249,103 +152,82 @@ def gender_code(text: str) -> int:
     return GENDERS.index(text.strip().lower())
 
 
-def read_people(table: Path) -> pd.DataFrame:
-    """train.csv -> person (its path, NFC), gender (0, 1), years; indexed by the table's row
-    numbers. Raises UserError.
-    """
-    raw = csv_tables.read_csv(table, ("gender", "age", "path"))
-    rows: list[tuple[str, int, float]] = []
-    seen: dict[str, int] = {}
-    for number, path, gender, age in zip(
-        raw.index, raw["path"], raw["gender"], raw["age"], strict=True
-    ):
-        person = nfc(path.strip())
-        if not person or person in seen:
-            problem = (
-                f"the path {person[:100]!r} is that of row {seen[person]} too"
-                if person
-                else "the path is empty"
-            )
-            raise UserError(f"{table}: row {number}: {problem}; a person's path must be there once")
-        if person in (".", "..") or "/" in person or "\\" in person:
-            problem = f"the path {person[:100]!r} may lead elsewhere"
-            raise UserError(f"{table}: row {number}: {problem}; write the plain name of a folder")
-        seen[person] = number
-        try:
-            rows.append((person, gender_code(gender), parse_years(age)))
-        except ValueError:
-            raise UserError(
-                f"{table}: row {number}: gender {gender[:40]!r}, age {age[:40]!r}: expected male "
-                "or female and years from 0 "
-                "to 120; correct the row"
-            ) from None
-    return pd.DataFrame(rows, columns=["person", "gender", "years"], index=raw.index)
-
-
 def parse_years(text: str) -> float:
-    """An age in years, from 0 to 120. Raises ValueError for anything else."""
-    if not YEARS.fullmatch(text.strip()) or float(text) > 120:
-        raise ValueError(f"{text!r} is no age")
+    """An age in years. Raises ValueError for anything else."""
+    if not YEARS.fullmatch(text.strip()) or float(text) > MAX_AGE_YEARS:
+        raise ValueError(f"{text[:40]!r} is no age; write years from 0 to {MAX_AGE_YEARS}")
     return float(text)
 
 
-def read_eval(data_root: str | None) -> tuple[list[str], list[str]]:
-    """(names, paths) of the photographs to answer, in info.csv's order, or sorted by name. Raises
+def unique_names(table: str | Path, column: pd.Series) -> dict[str, int]:
+    """{name in NFC: row number} of a column. Raises UserError for an empty or repeated name."""
+    rows: dict[str, int] = {}
+    for number, text in column.items():
+        name, problem = nfc(text.strip()), ""
+        if not name:
+            problem = f"the {column.name} is empty"
+        elif name in rows:
+            problem = f"the {column.name} {name[:100]!r} is that of row {rows[name]} too"
+        if problem:
+            raise row_error(table, number, problem)
+        rows[name] = number
+    return rows
+
+
+def read_people(table: Path) -> pd.DataFrame:
+    """train.csv -> person (its path, NFC), gender (0, 1), years; indexed by row numbers. Raises
     UserError.
     """
-    defaults = [Path("./input/data/images"), Path("./input/data/eval/images")]
-    root = Path(data_root) if data_root else next((p for p in defaults if p.is_dir()), defaults[-1])
-    if not root.is_dir():
-        raise UserError(
-            f"{root}: no such folder; name the evaluation folder or its images with --data-root"
-        )
-    image_dir = root / "images" if (root / "images").is_dir() else root
-    info = next((p for p in (root / "info.csv", parent_of(root) / "info.csv") if exists(p)), None)
-    try:
-        entries = [p for p in sorted(image_dir.iterdir()) if not p.name.startswith(".")]
-    except OSError as error:
-        raise path_error(image_dir, error, "check its permissions", "listed") from None
-    photos = [p for p in entries if is_image_name(p.name)]
-    check_names([nfc(p.name) for p in photos], [str(p) for p in photos])
-    there = {nfc(p.name): str(p) for p in photos}
-    others = {nfc(p.name): p for p in entries if not is_image_name(p.name)}
+    raw = read_csv(table, ("gender", "age", "path"))
+    names = unique_names(table, raw["path"])
+    rows: list[tuple[str, int, float]] = []
+    for (person, number), gender, age in zip(names.items(), raw["gender"], raw["age"], strict=True):
+        if person in (".", "..") or "/" in person or "\\" in person:
+            problem = f"the path {person[:100]!r} is not the plain name of a folder"
+            raise row_error(table, number, problem)
+        try:
+            rows.append((person, gender_code(gender), parse_years(age)))
+        except ValueError:
+            given = f"gender {gender[:40]!r}, age {age[:40]!r}"
+            expected = f"expected male or female and years from 0 to {MAX_AGE_YEARS}"
+            raise row_error(table, number, f"{given}: {expected}") from None
+    return pd.DataFrame(rows, columns=["person", "gender", "years"], index=raw.index)
+
+
+def read_eval(data_root: str | None) -> tuple[list[str], list[str]]:
+    """(names, paths) of the photographs to predict, in info.csv's order, or sorted by name. Raises
+    UserError.
+    """
+    default = next((path for path in EVAL_ROOTS if path.is_dir()), EVAL_ROOTS[-1])
+    root = Path(data_root) if data_root else default
+    image_dir = image_folder(root, "--data-root")
+    info = find_table(root, "info.csv", above=True)
+    entries = list_folder(image_dir)
+    photographs = {name: str(path) for name, path in entries.items() if is_image_name(name)}
+    others = [name for name in entries if name not in photographs]
     if info is None:
-        warn_left_out(list(others))
-        if not there:
-            meant = suggest_root(root, "eval") or "name the folder with --data-root"
-            raise UserError(f"{image_dir}: no photographs in it, and no info.csv; {meant}")
-        warn(
-            f"{root}: no info.csv; its {len(there)} photographs are answered in the order of "
-            "their names"
-        )
-        return list(there), list(there.values())
-    listed = csv_tables.read_csv(info, ("ImageID",))["ImageID"]
-    seen: dict[str, int] = {}
-    for number, name in listed.items():
-        key = nfc(name.strip())
-        if key not in there or key in seen:
-            problem = (
-                f"is in an earlier row too (row {seen[key]})"
-                if key in seen
+        warn_left_out(others)
+        if not photographs:
+            remedy = suggest_root(root, "eval") or "name the folder with --data-root"
+            raise UserError(f"{image_dir}: no photographs in it, and no info.csv; {remedy}")
+        many = plural(len(photographs), "photograph")
+        warn(f"{root}: no info.csv; its {many} are answered in the order of their names")
+        return list(photographs), list(photographs.values())
+    listed = read_csv(info, ("ImageID",))["ImageID"]
+    rows = unique_names(info, listed)
+    for name, number in rows.items():
+        if name not in photographs:
+            why = (
+                f"is not read, {why_left_out(name)}"
+                if name in entries
                 else f"is not in {image_dir}"
             )
-            if key in others:
-                problem = (
-                    images.HEIC_REMEDY
-                    if others[key].suffix.lower() in images.HEIC_EXTENSIONS
-                    else (f"is no photograph by its name; read are {', '.join(images.EXTENSIONS)}")
-                )
-            raise UserError(
-                f"{info}: row {number}: {name[:100]!r} {problem}; correct the row or restore the "
-                "photograph"
-            )
-        seen[key] = number
-    warn_left_out(list(others))
-    warn_counted(
-        [name for name in there if name not in seen],
-        f"photographs left out, {info.name} has no row for them",
-    )
-    return listed.tolist(), [there[key] for key in seen]
+            remedy = "correct the row or restore the photograph"
+            raise row_error(info, number, f"{name[:100]!r} {why}", remedy)
+    warn_left_out(others)
+    unlisted = [name for name in photographs if name not in rows]
+    warn_counted(unlisted, f"photographs left out, {info.name} has no row for them")
+    return listed.tolist(), [photographs[name] for name in rows]
 
 
 def read_boxes(path: str, names: Sequence[str], paths: Sequence[str]) -> dict[str, Box]:
@@ -355,96 +237,76 @@ def read_boxes(path: str, names: Sequence[str], paths: Sequence[str]) -> dict[st
     A row belongs to the photograph whose path ends in its `file`, at whole folder names.
     Photographs without a row are counted in one warning; their faces are found in the pixels.
     """
-    table = csv_tables.read_csv(Path(path), ("file", "left", "top", "right", "bottom"))
-    told: dict[str, tuple[int, Box]] = {}
-    for number, *fields in table[["file", "left", "top", "right", "bottom"]].itertuples():
-        file = nfc(fields[0]).strip().replace("\\", "/").removeprefix("./")
-        try:
-            left, top, right, bottom = (round(float(value)) for value in fields[1:])
-            if max(map(abs, (left, top, right, bottom))) > images.MAX_PIXELS:
-                raise ValueError
-        except (ValueError, OverflowError):
-            raise UserError(
-                f"{path}: row {number}: left, top, right, bottom must be pixels; correct the row"
-            ) from None
-        if file in told or right <= left or bottom <= top:
-            problem = (
-                f"{file!r} is in row {told[file][0]} too" if file in told else "the box is empty"
-            )
-            raise UserError(f"{path}: row {number}: {problem}; correct the row")
-        told[file] = (number, (left, top, right, bottom))
+    table = read_csv(Path(path), ("file", *SIDES))
+    files = table["file"].str.strip().str.replace("\\", "/", regex=False).str.removeprefix("./")
+    rows = unique_names(path, files)
+    sides = table[SIDES].apply(pd.to_numeric, errors="coerce").round()
+    outside = ~(sides.abs() <= MAX_PIXELS).all(axis=1)
+    empty = (sides["right"] <= sides["left"]) | (sides["bottom"] <= sides["top"])
+    for wrong, problem in ((outside, f"{', '.join(SIDES)} must be pixels"), (empty, "empty box")):
+        if wrong.any():
+            raise row_error(path, wrong.idxmax(), problem)
+    box_of_file = dict(
+        zip(rows, sides.astype(np.int64).itertuples(index=False, name=None), strict=True)
+    )
     boxes: dict[str, Box] = {}
-    taken: dict[str, str] = {}
-    for name, where in zip(names, paths, strict=True):
-        parts = nfc(Path(where).absolute().as_posix()).split("/")
+    owners: dict[str, str] = {}
+    for name, photograph in zip(names, paths, strict=True):
+        parts = nfc(Path(photograph).absolute().as_posix()).split("/")
         ends = ("/".join(parts[start:]) for start in range(len(parts)))
-        end = next((e for e in ends if e in told), None)
-        if end is None:
+        file = next((end for end in ends if end in rows), None)
+        if file is None:
             continue
-        if end in taken:
-            raise UserError(
-                f"{path}: row {told[end][0]}: {end!r} fits both {taken[end]} and {name}; write "
-                "more of its path"
-            )
-        taken[end] = name
-        boxes[name] = told[end][1]
+        if file in owners:
+            problem = f"{file!r} fits both {owners[file]} and {name}"
+            raise row_error(path, rows[file], problem, "write more of its path")
+        owners[file] = name
+        boxes[name] = box_of_file[file]
     if not boxes:
         many = plural(len(names), "photograph")
         raise UserError(
             f"{path}: none of its rows names one of the {many} ({names[0]} ...); check `file`"
         )
-    warn_counted(
-        [n for n in names if n not in boxes],
-        f"photographs without a box in {path}, found in the pixels instead",
-    )
+    without = [name for name in names if name not in boxes]
+    warn_counted(without, f"photographs without a box in {path}, found in the pixels instead")
     return boxes
 
 
 def read_labels(path: str, names: Sequence[str], task: str) -> np.ndarray:
-    """True labels of `names` for a task from a CSV (ImageID,ans; ans is the 18-class answer; age
-    needs a column `age`).
+    """True labels of `names` for a task from a CSV (ImageID,ans; ans is the 18-class label; age
+    needs a column `age`). Raises UserError.
     """
     spec = TASKS[task]
     column = "age" if spec.regression else "ans"
-    table = csv_tables.read_csv(Path(path), ("ImageID", column))
-    if (
-        spec.from_main
-        and set(table[column].str.strip()) <= set(map(str, range(spec.outputs)))
-        and spec.outputs < 18
-    ):
+    table = read_csv(Path(path), ("ImageID", column))
+    own_classes = set(map(str, range(spec.outputs)))
+    if spec.from_main and spec.outputs < 18 and set(table[column].str.strip()) <= own_classes:
         warn(
             f"{path}: ans is never above {spec.outputs - 1}: it is read as one of the 18 classes "
             f"of main, not as a {task}"
         )
-    answers: dict[str, float] = {}
-    for number, name, text in zip(table.index, table["ImageID"], table[column], strict=True):
+    labels: dict[str, float] = {}
+    for number, name, text in table.itertuples():
         try:
             value = parse_years(text) if spec.regression else parse_label(text, spec)
-        except ValueError:
-            expected = "years" if spec.regression else "a class's number"
-            raise UserError(
-                f"{path}: row {number}: {column} {text[:40]!r}: expected {expected}; correct the "
-                "row"
-            ) from None
-        if answers.setdefault(nfc(name.strip()), value) != value:
-            raise UserError(
-                f"{path}: row {number}: {name[:100]!r} has another answer in an earlier row; "
-                "remove one"
-            )
+        except ValueError as error:
+            raise UserError(f"{path}: row {number}: {column} {error}") from None
+        if labels.setdefault(nfc(name.strip()), value) != value:
+            problem = f"{name[:100]!r} has another answer in an earlier row"
+            raise row_error(path, number, problem, "remove one")
     keys = [nfc(name.strip()) for name in names]
-    lost = [key for key in keys if key not in answers]
-    if lost:
+    missing = [key for key in keys if key not in labels]
+    if missing:
         raise UserError(
-            f"{path}: no answer for {lost[0]!r} ({len(lost)} of {len(names)} lack one); use its "
-            "own answers"
+            f"{path}: no answer for {missing[0]!r} ({len(missing)} of {len(names)} lack one); use "
+            "the answers of these photographs"
         )
-    return np.array([answers[key] for key in keys], float if spec.regression else np.int64)
+    return np.array([labels[key] for key in keys], float if spec.regression else np.int64)
 
 
 def parse_label(text: str, spec: Task) -> int:
     """A label (of the 18 classes, for a part of them) -> the task's class. Raises ValueError."""
     classes = spec.from_main or tuple(range(len(spec.classes)))
-    number = float(text)
-    if number not in range(len(classes)):
-        raise ValueError(f"{text!r} is no class")
-    return classes[int(number)]
+    if text.strip() not in map(str, range(len(classes))):
+        raise ValueError(f"{text[:40]!r} is no class; write one from 0 to {len(classes) - 1}")
+    return classes[int(text)]

@@ -17,67 +17,53 @@ from runtime.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
 SHARED_MEMORY = Path("/dev/shm")  # through which Linux hands tensors from process to process
 MORE_SHARED_MEMORY = "--workers 0, or a larger /dev/shm (docker run --shm-size=2g, or --ipc=host)"
 
 
 def peak_memory() -> float:
-    """The most bytes that this process has held so far."""
+    """The most bytes that this process has used so far; 0 where the system does not say."""
     try:
         import resource
-    except ImportError:  # Windows has none
+    except ImportError:  # Windows
         return 0.0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1.0 if sys.platform == "darwin" else 1024.0
-    )
+    unit = 1.0 if sys.platform == "darwin" else 1024.0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def free_memory(root: Path = Path("/")) -> float:
-    """Bytes of memory that this process can still have, of the machine's and of its control
-    groups'; root: of the files.
+    """Bytes of memory that this process can still get, from the machine and its control groups;
+    root: of the system's files.
     """
     machine = read_system_file(root / "proc/meminfo")
     if machine:
-        return min(
-            [
-                parse_number_after("MemAvailable:", machine) * 1024,
-                *map(free_group_memory, control_groups("memory", root)),
-            ]
-        )
-    names = getattr(os, "sysconf_names", {})
-    return (
-        float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-        if "SC_AVPHYS_PAGES" in names
-        else 0.0
-    )
+        available = parse_number_after("MemAvailable:", machine) * 1024
+        return min([available, *map(free_group_memory, control_groups("memory", root))])
+    if "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {}):
+        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return 0.0
 
 
 def free_group_memory(group: Path) -> float:
-    """Bytes that a control group's limit leaves, files that nobody uses counting as free; infinite
-    without a limit.
+    """Bytes that a control group's limit leaves, cached files counting as free; infinite without a
+    limit.
     """
-    for limit, used, cached in (
+    for limit_file, used_file, cached in (
         ("memory.max", "memory.current", "inactive_file"),
         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ):
-        numbers = [read_system_file(group / name).strip() for name in (limit, used)]
-        if all(number.isdigit() for number in numbers):  # else max
-            return max(
-                0.0,
-                float(numbers[0])
-                - float(numbers[1])
-                + parse_number_after(cached, read_system_file(group / "memory.stat")),
-            )
+        limit, used = (read_system_file(group / name).strip() for name in (limit_file, used_file))
+        if limit.isdigit() and used.isdigit():  # else max
+            cache = parse_number_after(cached, read_system_file(group / "memory.stat"))
+            return max(0.0, float(limit) - float(used) + cache)
     return math.inf
 
 
 def parse_number_after(name: str, text: str) -> float:
     """The number that follows a name at the start of a line; 0 where there is none."""
-    found = re.search(rf"^{name}\s+(\d+)", text, re.MULTILINE)
-    return float(found[1]) if found else 0.0
-
-
-DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
+    match = re.search(rf"^{name}\s+(\d+)", text, re.MULTILINE)
+    return float(match[1]) if match else 0.0
 
 
 @contextlib.contextmanager
@@ -92,28 +78,22 @@ def without_variable(name: str) -> Iterator[None]:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` -> CUDA, else MPS, else CPU. Raises UserError for a device that is not there."""
+    """`auto` -> CUDA, else MPS, else CPU. Raises UserError for a device that does not work."""
     import torch
 
     if name == "auto":
-        name = (
-            "cuda"
-            if torch.cuda.is_available()
-            else "mps"
-            if torch.backends.mps.is_available()
-            else "cpu"
-        )
+        mps = "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else mps
     try:
         device = torch.device(name)
         if device.type not in DEVICE_TYPES:
             raise RuntimeError(f"neither of {', '.join(DEVICE_TYPES)}")
-        torch.ones(1, device=device).add_(
-            1
-        ).item()  # a GPU may be there that this torch has no kernels for
+        torch.ones(1, device=device).add_(1).item()  # this torch may lack kernels for the GPU
     except (RuntimeError, AssertionError, NotImplementedError, ValueError, OverflowError) as error:
-        first = str(error).strip().splitlines()[0]
+        problem = str(error).strip().splitlines()[0]
         raise UserError(
-            f"--device {name}: not usable here ({first}); try --device cpu, or a torch made for it"
+            f"--device {name}: not usable here ({problem}); try --device cpu, or a torch made for "
+            "it"
         ) from None
     if device.type == "cpu":
         keep_freed_memory()
@@ -121,11 +101,8 @@ def choose_device(name: str) -> torch.device:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep large freed blocks for the next step, where it would give them back and have
-    them cleared again.
-
-    Otherwise the system's clearing of pages is a third of a training step of EfficientNet-b3. Peak
-    memory grows by a tenth.
+    """Let glibc keep large freed blocks for the next step. Otherwise the system's clearing of pages
+    is a third of a training step of EfficientNet-b3. Peak memory grows by a tenth.
     """
     mmap_max, trim_threshold = -4, -1  # of malloc.h
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
@@ -144,32 +121,30 @@ def set_threads(threads: int | None) -> int:
 
 
 def usable_processors(root: Path = Path("/")) -> int:
-    """Processors this process may use (a container or a batch system may allow fewer than there
-    are); root: of the files.
+    """Processors this process may use, which a container or a batch system may limit; root: of the
+    system's files.
     """
-    count = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    has_affinity = hasattr(os, "sched_getaffinity")
+    count = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     for group in control_groups("cpu", root):
         names = ("cpu.max", "cpu.cfs_quota_us", "cpu.cfs_period_us")  # of version 2; of version 1
         limit = [word for name in names for word in read_system_file(group / name).split()]
         if len(limit) == 2 and all(word.isdigit() for word in limit):  # else max or -1
             quota, period = map(int, limit)
-            count = min(count, -(-quota // max(1, period)))
+            count = min(count, math.ceil(quota / max(1, period)))
     return max(1, count)
 
 
 def control_groups(controller: str, root: Path) -> list[Path]:
-    """The folders of this process's control group and of those above it, as Linux lays them out for
-    a controller in both versions; some of them may not be there.
+    """Where Linux lays out this process's control group and those above it, for a controller in
+    both versions; not all need to exist.
     """
     folders: list[Path] = []
     for line in read_system_file(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
-        # a container may see the path of the system around it: the limit is then that of the mount
-        # itself
+        # a container may see its host's path: the limit is then that of the mount itself
         parts = [part for part in path.split("/") if part not in ("", "..")]
         for mount in (controllers, controller) if controllers else ("", "unified"):
             top = root / "sys/fs/cgroup" / mount
@@ -178,7 +153,7 @@ def control_groups(controller: str, root: Path) -> list[Path]:
 
 
 def read_system_file(path: Path) -> str:
-    """What one of the system's small files says; nothing where it cannot be read."""
+    """The text of a small system file; empty where it cannot be read."""
     try:
         return path.read_text(errors="replace")
     except OSError:

@@ -120,6 +120,10 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+S = TypeVar("S", bound="Settings")
+P = TypeVar("P", bound="Settings")
+
+
 @dataclass(frozen=True)
 class Settings:
     """Base of a command's settings; the fields of its subclasses are made by `option`."""
@@ -158,8 +162,9 @@ class Settings:
                 raise UserError(f"{flag(name)}: is empty; give it a value, or leave it out")
         return cls(**values)
 
-
-S = TypeVar("S", bound=Settings)
+    def part(self, group: type[P]) -> P:
+        """The options of one of the classes that these settings are made of."""
+        return group(**{f.name: getattr(self, f.name) for f in dataclasses.fields(group)})
 
 
 class _Parser(argparse.ArgumentParser):

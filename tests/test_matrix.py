@@ -483,7 +483,7 @@ def test_older_bare_checkpoints_load_rank_and_vote(
 # --- training on, and in stages
 
 
-def test_training_on_for_another_task_keeps_the_backbone_and_says_what_starts_afresh(
+def test_training_on_for_another_task_keeps_the_backbone_and_names_the_new_layers(
     tree: Path, small_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = next((tree / "fold00").glob("*.pth"))
@@ -499,7 +499,7 @@ def test_training_on_for_another_task_keeps_the_backbone_and_says_what_starts_af
         str(path),
     ]
     assert train.main([*common, "--save-path", str(tmp_path / "a"), "--task", "mask"]) == 0
-    assert "these start afresh: batchnorm, linear" in capsys.readouterr().err
+    assert "these layers are new: batchnorm, linear" in capsys.readouterr().err
     (after,) = (tmp_path / "a").glob("*/fold00/*.pth")
     before, later = (
         checkpoint.load_checkpoint(path).weights,
@@ -539,8 +539,8 @@ def test_a_frozen_backbone_stays_as_it_is_with_its_statistics(
         "0",
     ]
     s = config.TrainSettings.parse(asked, "train.py", "").completed()
-    study, _ = training_run.prepare_run(s)
-    start = {k: v.clone() for k, v in training_run.make_model(study, 0).state_dict().items()}
+    context = training_run.prepare_run(s)
+    start = {k: v.clone() for k, v in training_run.make_model(context, 0).state_dict().items()}
     assert train.main([*asked, "--save-path", str(tmp_path)]) == 0
     ends = {
         (info.epoch): found.weights
@@ -674,8 +674,8 @@ def test_stages_compose(small_root: Path, tmp_path: Path) -> None:
     header, *rows = support.read_rows(fold / "history.csv")
     assert [float(row[header.index("lr")]) for row in rows] == pytest.approx([0.0005, 0.001, 0.001])
     settings = config.TrainSettings.parse(words, "train.py", "").completed()
-    study, _ = training_run.prepare_run(settings)
-    before = training_run.make_model(study, 0).state_dict()
+    context = training_run.prepare_run(settings)
+    before = training_run.make_model(context, 0).state_dict()
     after = {info.epoch: found.weights for found, info in checkpoint.load_ranked(fold)}
     assert torch.equal(before["efficientnet.stem.weight"], after[1]["efficientnet.stem.weight"])
     backbone, head = (
@@ -703,11 +703,11 @@ def test_oversampling_brings_every_class_up_to_the_largest(classes: list[int], s
         assert own.max() - own.min() <= 1
 
 
-def study_of(root: Path, *asked: str) -> training_run.RunContext:
+def context_of(root: Path, *asked: str) -> training_run.RunContext:
     s = config.TrainSettings.parse(
         ["--train-root", str(root), *support.FAST, *asked], "train.py", ""
     ).completed()
-    return training_run.prepare_run(s)[0]
+    return training_run.prepare_run(s)
 
 
 def test_mixup_blends_two_people_of_one_class_and_nobody_held_out(
@@ -715,23 +715,23 @@ def test_mixup_blends_two_people_of_one_class_and_nobody_held_out(
 ) -> None:
     people = [(f"{n:06d}", ("male", "female")[n % 2], 20 + n // 2) for n in range(10)]
     people += [("100001", "male", 60)]
-    study = study_of(
+    context = context_of(
         support.make_train(tmp_path / "train", people), "--oversample", "mixup", "--cv", "3"
     )
-    table = study.table
+    table = context.table
     lone = table.loc[table["age"] == 60, "fold"].iloc[0]
     number = next(f for f in range(3) if f != lone)
-    fold = training_fold.prepare_fold(study, number)
+    fold = training_fold.FoldTrainer(context, number)
     assert "photographs an epoch" in capsys.readouterr().out
     person, label = table["person"].to_numpy(), table["main"].to_numpy()
     counts = np.bincount(label[fold.batches.indices])
     assert len(set(counts[counts > 0])) == 1
     blended = 0
     for key in itertools.chain.from_iterable(fold.batches):
-        (i, j), _ = fold.training[key]
+        (i, j), _ = fold.train_set[key]
         i, j = int(i), int(j)
         assert label[i] == label[j]
-        assert not {i, j} & set(fold.rows.tolist())
+        assert not {i, j} & set(fold.valid_rows.tolist())
         if key[2] and table["age"][i] != 60:
             assert person[i] != person[j]
             blended += 1
@@ -743,7 +743,7 @@ def test_mixup_blends_two_people_of_one_class_and_nobody_held_out(
         for key in itertools.chain.from_iterable(fold.batches)
         if key[2] and table["age"][key[1]] != 60
     )
-    assert torch.equal(fold.training[copied][1][0], fold.training[copied][1][0])
+    assert torch.equal(fold.train_set[copied][1][0], fold.train_set[copied][1][0])
 
 
 def test_a_class_of_one_person_is_repeated_with_one_warning(
@@ -760,11 +760,11 @@ def test_a_class_of_one_person_is_repeated_with_one_warning(
 
 
 def test_repeated_photographs_are_augmented_anew(small_root: Path) -> None:
-    study = study_of(small_root, "--oversample", "repeat")
-    fold = training_fold.prepare_fold(study, 0)
+    context = context_of(small_root, "--oversample", "repeat")
+    fold = training_fold.FoldTrainer(context, 0)
     key = next(k for k in itertools.chain.from_iterable(fold.batches) if k[2])
-    first = fold.training[(key[0], key[1], 0)][1][0]
-    assert not torch.equal(first, fold.training[key][1][0])
+    first = fold.train_set[(key[0], key[1], 0)][1][0]
+    assert not torch.equal(first, fold.train_set[key][1][0])
 
 
 def test_the_years_loss_reckons_with_the_shares_that_it_trains_on(tmp_path: Path) -> None:
@@ -773,14 +773,14 @@ def test_the_years_loss_reckons_with_the_shares_that_it_trains_on(tmp_path: Path
     ]
     root = support.make_train(tmp_path / "train", people)
     for asked, oldest in (([], 58), (["--age-filter", "58"], 60)):
-        fold = training_fold.prepare_fold(
-            study_of(root, "--model-type", "Factorised", "--cv", "10", *asked), 0
+        fold = training_fold.FoldTrainer(
+            context_of(root, "--model-type", "Factorised", "--cv", "10", *asked), 0
         )
-        assert set(fold.recipe.criteria) == {"mask", "gender", "year"}
-        shares = fold.recipe.criteria["year"].get_buffer("logs").exp()
+        assert set(fold.config.criteria) == {"mask", "gender", "year"}
+        shares = fold.config.criteria["year"].get_buffer("logs").exp()
         assert shares.argmax() == 20
         assert shares[50:].argmax() == oldest - 50
-        ages = fold.labels["year"].numpy()[np.setdiff1d(np.arange(70), fold.rows)]
+        ages = fold.config.labels["year"].numpy()[np.setdiff1d(np.arange(70), fold.valid_rows)]
         assert float(shares[18:23].sum() / shares[oldest - 2 : oldest + 3].sum()) == pytest.approx(
             np.isin(ages, 20).sum() / np.isin(ages, oldest).sum(), rel=0.05
         )
@@ -892,13 +892,13 @@ def test_boxes_take_the_finders_place_in_training_and_at_test(
     ]
     boxes.write_text("\n".join(["file,left,top,right,bottom", *rows]))
     s = ["--transform-type", "facecrop", "--boxes", str(boxes), "--epochs", "1"]
-    study = study_of(small_root, *s)
-    assert len(study.boxes) == len(table) - 1
+    context = context_of(small_root, *s)
+    assert len(context.boxes) == len(table) - 1
     photo = images.read_image(table["path"][1])
-    fold = training_fold.prepare_fold(study, 0)
+    fold = training_fold.FoldTrainer(context, 0)
     expected = augmentation.forms("facecrop", 32).valid(photo, (10, 20, 110, 140))
     assert torch.equal(
-        fold.validation[(0, 1, 0)][1][0], torch.from_numpy(augmentation.pixels(expected))
+        fold.valid_set[(0, 1, 0)][1][0], torch.from_numpy(augmentation.pixels(expected))
     )
     assert (
         train.main(

@@ -374,13 +374,13 @@ def test_validation_is_on_unaltered_labels(train_root: Path, tmp_path: Path) -> 
     s = config.TrainSettings.parse(
         ["--train-root", str(train_root), "--age-filter", "50", *support.FAST], "train.py", ""
     ).completed()
-    study, _ = training_run.prepare_run(s)
-    fold = training_fold.prepare_fold(study, 0)
-    rows = np.arange(len(study.table))
-    assert (study.truth(rows) == tables.read_train(train_root)["main"].to_numpy()).all()
-    assert (fold.labels["main"].numpy() != study.truth(rows)).any()
-    people = study.table["person"].to_numpy()
-    assert set(people[fold.rows]).isdisjoint(people[fold.batches.indices])
+    context = training_run.prepare_run(s)
+    fold = training_fold.FoldTrainer(context, 0)
+    rows = np.arange(len(context.table))
+    assert (context.labels(rows) == tables.read_train(train_root)["main"].to_numpy()).all()
+    assert (fold.config.labels["main"].numpy() != context.labels(rows)).any()
+    people = context.table["person"].to_numpy()
+    assert set(people[fold.valid_rows]).isdisjoint(people[fold.batches.indices])
 
 
 def test_valid_root_replaces_the_split_or_is_scored_once(
@@ -627,7 +627,7 @@ def test_a_bare_state_dict_of_any_name_answers_where_its_model_and_task_are_told
     path = next((tree / "fold00").glob("*.pth"))
     torch.save(checkpoint.load_checkpoint(path).weights, tmp_path / "best.pth")
     words = ("--load-state-dict", str(tmp_path / "best.pth"), "--workers", "0")
-    with pytest.raises(UserError, match="tell both to submit_singular.py"):
+    with pytest.raises(UserError, match="give submit_singular.py --model-type and --task"):
         submit_singular.main(["--data-root", str(eval_root), *words])
     made = predict(
         submit_singular, eval_root, tmp_path / "p", *words, "--model-type", "vanillaefficientnet"
@@ -720,7 +720,7 @@ def test_the_newest_tree_that_answers_is_taken(
     assert "VanillaEfficientNet_mask" in capsys.readouterr().out
     predict(submit_singular, eval_root, tmp_path / "p", "--workers", "0")
     assert "VanillaEfficientNet_main" in capsys.readouterr().out
-    with pytest.raises(UserError, match="holds 2 trees"):
+    with pytest.raises(UserError, match="holds 2 runs"):
         submit_ensemble.main(
             ["--root", str(tmp_path / "saved_models"), "--data-root", str(eval_root)]
         )

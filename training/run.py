@@ -1,5 +1,5 @@
-"""What comes before the first epoch: the data read, checked and split, the network as it starts,
-the run's tree.
+"""From settings to a run's context: the data read, checked and split, the weights that networks
+start from, the run's folder.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import dataset
 import engine
 import loading
 import model
+import registries
 import run_directory
 from data import duplicates, faces, images, label_fixes, splits, tables
 from labels import TASKS, scoring_task
@@ -43,87 +44,93 @@ SINGLE_PROCESS = DistInfo()
 
 @dataclass(frozen=True)
 class RunContext:
-    """What all folds of a run share."""
+    """What is fixed for a run and shared by its folds."""
 
-    settings: config.TrainSettings
-    table: pd.DataFrame  # a row per photograph, with the fold that holds its person out (-1: none)
+    data: config.DataSettings
+    model: config.ModelSettings
+    optim: config.OptimSettings
+    output: config.OutputSettings
+    settings: dict[str, Any]  # every option by name, for run.json
+    table: pd.DataFrame  # a row per image, with the fold that holds its person out (-1: none)
+    holdout: pd.DataFrame | None  # the images of a --valid-root that only the ensemble is scored on
     compute: engine.Compute
+    dist: DistInfo
     weights: dict[str, torch.Tensor] | None  # of the pretrained backbone
-    start: checkpoint.Checkpoint | None  # trained on from here
-    boxes: dict[str, faces.Box]  # of the faces, where a file tells them
-    tree: Path
-    who: DistInfo
-    squares: dataset.CropCache | None = None  # decoded, with --cache ram
+    start: checkpoint.Checkpoint | None  # of --load-state-dict
+    boxes: dict[str, faces.Box]  # of the faces, by file name, from --boxes
+    crop_cache: dataset.CropCache | None  # decoded images, with --cache ram
+    run_dir: Path = Path()
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The tasks that the network is trained for at once."""
+        return registries.trained_heads(self.model.model_type, self.data.task)
 
     @property
     def folds(self) -> list[int]:
-        return list(range(self.settings.cv))
+        return list(range(self.data.cv))
 
     @property
     def own_folds(self) -> list[int]:
-        """The folds that this process trains: every so many-th of those asked for, or with all
-        others the one of --cv 1.
+        """The folds that this process trains: its share of those asked for, or with all other
+        processes the one of --cv 1.
         """
-        asked = list(self.settings.folds or self.folds)
-        return asked if self.settings.cv == 1 else asked[self.who.rank :: self.who.world]
+        asked = list(self.output.folds or self.folds)
+        return asked if self.data.cv == 1 else asked[self.dist.rank :: self.dist.world]
 
     @property
-    def writes(self) -> bool:
+    def is_writer(self) -> bool:
         """Whether this process writes its folds' files: the first of those that share a fold."""
         return self.compute.rank == 0
 
+    def fold_dir(self, fold: int) -> Path:
+        return self.run_dir / f"fold{fold:02d}"
+
     def validation_rows(self, fold: int) -> np.ndarray:
-        """Row numbers of the photographs that a fold is validated on."""
+        """Row numbers of the images that a fold is validated on."""
         return np.flatnonzero(self.table["fold"] == fold)
 
-    def truth(self, rows: np.ndarray, task: str | None = None) -> np.ndarray:
+    def labels(self, rows: np.ndarray, task: str | None = None) -> np.ndarray:
         """Unaltered labels of rows."""
-        return self.table[task or self.settings.task].to_numpy()[rows]
+        return self.table[task or self.data.task].to_numpy()[rows]
 
 
-def load_table(s: config.TrainSettings) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    """(photographs with their `fold`, photographs of a --valid-root that is only scored at the end
-    or None).
+def load_table(s: config.DataSettings) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """(images with their `fold`, the holdout: images of a --valid-root that is only scored at the
+    end, or None).
     """
     table = tables.read_train(s.train_root)
-    outside = tables.read_train(s.valid_root) if s.valid_root else None
-    if outside is not None:
-        both = sorted(set(table["person"]) & set(outside["person"]))
+    holdout = tables.read_train(s.valid_root) if s.valid_root else None
+    if holdout is not None:
+        both = sorted(set(table["person"]) & set(holdout["person"]))
         if both:
-            many = plural(len(both), "person is", "people are")
             raise UserError(
-                f"--valid-root {s.valid_root}: {many} in --train-root too ({both[0]}); part them"
+                f"--valid-root {s.valid_root}: {plural(len(both), 'person is', 'people are')} in "
+                f"--train-root too ({both[0]}); part them"
             )
         if s.cv == 1:
-            return pd.concat(
-                [apply_label_fixes(s, table).assign(fold=-1), outside.assign(fold=0)],
-                ignore_index=True,
-            ), None
+            parts = [apply_label_fixes(s, table).assign(fold=-1), holdout.assign(fold=0)]
+            return pd.concat(parts, ignore_index=True), None
     people = table["person"].nunique()
     if people < 2:
         raise UserError(
             f"{s.train_root}: holds {plural(people, 'person', 'people')}; a split needs at least "
             "two"
         )
-    folds = splits.assign_folds(
-        table, s.cv if s.cv > 1 else min(SINGLE_SPLIT_FOLDS, people), s.split_seed
-    )
-    fold = table["person"].map(folds)
-    return apply_label_fixes(s, table).assign(
-        fold=fold if s.cv > 1 else fold.where(fold == 0, -1)
-    ), outside
+    count = s.cv if s.cv > 1 else min(SINGLE_SPLIT_FOLDS, people)
+    folds = table["person"].map(splits.assign_folds(table, count, s.split_seed))
+    # after the split: no fix moves a fold
+    fixed = apply_label_fixes(s, table)
+    return fixed.assign(fold=folds if s.cv > 1 else folds.where(folds == 0, -1)), holdout
 
 
-def apply_label_fixes(s: config.TrainSettings, table: pd.DataFrame) -> pd.DataFrame:
-    """The photographs of --train-root with the labels of --label-fixes; after the split, so that no
-    fix moves a fold.
-    """
+def apply_label_fixes(s: config.DataSettings, table: pd.DataFrame) -> pd.DataFrame:
+    """The images of --train-root with the labels of --label-fixes."""
     if s.label_fixes is None:
         return table
     fixed, counts = label_fixes.apply_fixes(table, s.label_fixes)
-    relabelled = int(
-        (fixed[["mask", "gender", "years"]] != table[["mask", "gender", "years"]]).any(axis=1).sum()
-    )
+    columns = ["mask", "gender", "years"]
+    relabelled = int((fixed[columns] != table[columns]).any(axis=1).sum())
     print(
         f"--label-fixes {printable(s.label_fixes)}: corrected "
         f"{', '.join(f'{column} {n}' for column, n in counts.items())} "
@@ -133,81 +140,77 @@ def apply_label_fixes(s: config.TrainSettings, table: pd.DataFrame) -> pd.DataFr
 
 
 def drop_unreadable(
-    s: config.TrainSettings, table: pd.DataFrame, outside: pd.DataFrame | None
+    s: config.DataSettings, table: pd.DataFrame, holdout: pd.DataFrame | None
 ) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    """Both tables without the photographs that cannot be read, folds as they were. Raises UserError
-    (see audit).
-    """
-    kept = images.drop_unreadable_rows(
-        [table] if outside is None else [table, outside], s.skip_bad_images
-    )
+    """Both tables without the images that cannot be read, folds as they were. Raises UserError."""
+    parts = [table] if holdout is None else [table, holdout]
+    kept = images.drop_unreadable_rows(parts, s.skip_bad_images)
     for fold in range(s.cv):
-        if not 0 < (kept[0]["fold"] == fold).sum() < len(kept[0]):
+        inside = int((kept[0]["fold"] == fold).sum())
+        if not 0 < inside < len(kept[0]):
             raise UserError(
                 f"--skip-bad-images: nobody is left on one side of fold {fold}; mend the "
                 "photographs"
             )
-        if (kept[0]["fold"] != fold).sum() < 2:
+        if len(kept[0]) - inside < 2:
             raise UserError(
                 f"{s.train_root}: a single photograph is left to train fold {fold} on; training "
                 "takes two or more"
             )
-    return kept[0], kept[1] if outside is not None else None
+    return kept[0], kept[1] if holdout is not None else None
 
 
-def prepare_run(
-    s: config.TrainSettings, who: DistInfo = SINGLE_PROCESS
-) -> tuple[RunContext, pd.DataFrame | None]:
-    """Read, check and split everything, before the first folder is made."""
-    compute = engine.make_compute(s, s.batch_size, who, shared=s.cv == 1)
+def prepare_run(s: config.TrainSettings, dist: DistInfo = SINGLE_PROCESS) -> RunContext:
+    """Read, check and split everything, before the first folder is created."""
+    compute = engine.make_compute(s, s.batch_size, dist, shared=s.cv == 1)
     workers = loading.workers_that_fit_shared_memory(
-        compute.workers, s.batch_size, s.image_size, sharing=who.local_world
+        compute.workers, s.batch_size, s.image_size, sharing=dist.local_world
     )
     compute = dataclasses.replace(compute, workers=workers)
-    if (
-        s.batch_size < 2 * compute.world and compute.world > 1
-    ):  # BatchNorm cannot train on a single photograph
+    if s.batch_size < 2 * compute.world and compute.world > 1:
+        # BatchNorm cannot train on a single image
         raise UserError(
             f"--batch-size {s.batch_size}: shared by {compute.world} processes; use at least "
             f"{2 * compute.world}"
         )
-    table, outside = drop_unreadable(s, *load_table(s))
-    start = None
+    data, network = s.part(config.DataSettings), s.part(config.ModelSettings)
+    table, holdout = drop_unreadable(data, *load_table(data))
+    start, weights = None, None
     if s.load_state_dict:
-        start, _ = checkpoint.load_described(
-            Path(s.load_state_dict), s.model_type, s.task, mapped=False
-        )
-    weights = backbones.backbone_weights(s.backbone or "", s.pretrained) if start is None else None
-    boxes = (
-        tables.read_boxes(s.boxes, table["file"].tolist(), table["path"].tolist())
-        if s.boxes
-        else {}
-    )
-    study = RunContext(
-        s,
+        path = Path(s.load_state_dict)
+        start, _ = checkpoint.load_described(path, s.model_type, s.task, mapped=False)
+    else:
+        weights = backbones.backbone_weights(s.backbone or "", s.pretrained)
+    names, paths = table["file"].tolist(), table["path"].tolist()
+    context = RunContext(
+        data,
+        network,
+        s.part(config.OptimSettings),
+        s.part(config.OutputSettings),
+        dataclasses.asdict(s),
         table,
+        holdout,
         compute,
+        dist,
         weights,
         start,
-        boxes,
-        Path(),
-        who,
-        make_crop_cache(s, table, compute, who),
+        tables.read_boxes(s.boxes, names, paths) if s.boxes else {},
+        make_crop_cache(data, len(table), compute, dist.local_world),
     )
-    make_model(study, 0)  # weights that do not fit are refused before a folder is made
-    return study, outside
+    make_model(context, 0)  # weights that do not fit are refused before a folder is created
+    return context
 
 
 def make_crop_cache(
-    s: config.TrainSettings, table: pd.DataFrame, compute: engine.Compute, who: DistInfo
+    s: config.DataSettings, count: int, compute: engine.Compute, sharing: int
 ) -> dataset.CropCache | None:
-    """Room for the decoded middle squares with --cache ram. Raises UserError where it is not there,
-    or of no use.
+    """Room for `count` decoded images with --cache ram, in each of the processes that share this
+    machine. Raises UserError where there is too little, or it would be of no use.
     """
     if s.cache == "none":
         return None
-    made = augmentation.forms(s.transform_type, s.image_size)
-    if not all(isinstance(form, augmentation.Crop) for form in (made.train, made.valid)):
+    forms = augmentation.forms(s.transform_type, s.image_size)
+    if not all(isinstance(form, augmentation.Crop) for form in (forms.train, forms.valid)):
         raise UserError(
             f"--cache {s.cache}: --transform-type {s.transform_type} looks beyond the middle "
             "square; leave one out"
@@ -217,205 +220,205 @@ def make_crop_cache(
             f"--cache {s.cache}: this system's processes share no memory; use --workers 0, or "
             "leave it out"
         )
-    needed, free = (
-        len(table) * dataset.CropCache.SIZE * who.local_world / 2**30,
-        free_memory() / 2**30,
-    )
+    needed, free = count * dataset.CropCache.SIZE * sharing / 2**30, free_memory() / 2**30
     if needed > MAX_CACHE_FRACTION * free:
         raise UserError(
-            f"--cache {s.cache}: {len(table)} photographs take {needed:.1f} GiB, and {free:.1f} "
-            "GiB are free; leave "
-            "it out, or use a larger machine"
+            f"--cache {s.cache}: {count} photographs take {needed:.1f} GiB, and {free:.1f} GiB "
+            "are free; leave it out, or use a larger machine"
         )
-    return dataset.CropCache(len(table))
+    return dataset.CropCache(count)
 
 
-def describe_data(study: RunContext) -> dict[str, Any]:
-    """Counts of the data, for run.json and the first lines."""
-    table, task = study.table, TASKS[study.settings.task]
-    counts = table[scoring_task(study.settings.task)].value_counts()
-    names = TASKS[scoring_task(study.settings.task)].classes
-    return {
-        "photographs": len(table),
-        "people": int(table["person"].nunique()),
-        "people_per_fold": {
-            str(f): int(table.loc[table["fold"] == f, "person"].nunique()) for f in study.folds
-        },
-        "photographs_per_class": {
-            name: int(counts.get(number, 0)) for number, name in enumerate(names)
-        },
-        "regression": task.regression,
-        "digest": digest(table),
-        "median_age": float(table["years"].median()),
-    }
+def make_model(context: RunContext, fold: int) -> torch.nn.Module:
+    """A fold's network before its first step."""
+    s, task = context.model, context.data.task
+    torch.manual_seed(derive_seed("weights", context.optim.seed, fold))
+    network = model.build(s.model_type, task, s.backbone or "", context.data.image_size)
+    if context.weights is not None:
+        source, trunk = f"--pretrained {s.pretrained}", model.trunk_of(network)
+        model.load_backbone(trunk, context.weights, source)
+        model.check_finite(trunk, source)
+    if TASKS[task].regression:
+        training = context.table.loc[context.table["fold"] != fold, task]
+        model.set_output_bias(network, float(training.mean()))
+    if context.start is not None:
+        fresh = model.load_for_training(network, context.start, s.model_type, task)
+        model.check_finite(network, f"--load-state-dict {s.load_state_dict}")
+        if fresh:
+            warn(
+                f"--load-state-dict: only the backbone is loaded; for --task {task} these layers "
+                f"are new: {', '.join(fresh)}"
+            )
+    return network
 
 
-def digest(table: pd.DataFrame) -> str:
-    """What a run's result hangs on in its table: names, labels and folds of all photographs."""
-    told = table[["file", "person", "mask", "gender", "years", "fold"]].to_csv(index=False)
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+# --- the run's folder and what is written into it at the start
 
 
-def resolved_machine(study: RunContext) -> dict[str, Any]:
-    """What was left to the machine, as it was chosen."""
-    return {
-        "device": study.compute.device.type,
-        "precision": study.compute.precision,
-        "workers": study.compute.workers,
-        "threads": torch.get_num_threads(),
-        "processes": study.who.world,
-    }
-
-
-def banner(study: RunContext) -> list[str]:
-    """The first lines of a run."""
-    s, data = study.settings, describe_data(study)
-    *others, last = data["people_per_fold"].values()
-    several = f", {study.who.world} processes" if study.who.world > 1 else ""
-    return [
-        f"{data['photographs']} photographs of {data['people']} people; held out per fold: "
-        f"{''.join(f'{count}, ' for count in others)}{plural(last, 'person', 'people')}",
-        f"{s.model_type} on {s.backbone}, {s.image_size} px, {study.compute.precision} on "
-        f"{study.compute.device}, "
-        f"{plural(torch.get_num_threads(), 'thread')}, "
-        f"{plural(study.compute.workers, 'worker')}{several}",
-    ]
-
-
-def create_run_dir(study: RunContext, outside: pd.DataFrame | None = None) -> Path:
-    """The run's tree: a new one, or that of the run to go on with. outside: photographs that are
-    only scored at the end.
-    """
-    s = study.settings
-    tree = run_directory.open_run_dir(
+def create_run_dir(context: RunContext) -> Path:
+    """The run's folder: a new one, or that of the run to resume."""
+    s = context.output
+    run_dir = run_directory.open_run_dir(
         Path(s.save_path),
-        s.model_type,
+        context.model.model_type,
         s.run_name,
         s.resume,
-        run_directory.result_settings(dataclasses.asdict(s)),
+        run_directory.result_settings(context.settings),
     )
-    study = dataclasses.replace(study, tree=tree)
-    if (tree / "run.json").is_file():
-        note_resume(study)
+    context = dataclasses.replace(context, run_dir=run_dir)
+    if (run_dir / "run.json").is_file():
+        update_run_json(context)
     else:
         try:
-            warn_of_duplicates(tree, [study.table] if outside is None else [study.table, outside])
-            write_run_start(study)
-        except RunError:  # nothing is there to go on with
+            parts = [context.table] if context.holdout is None else [context.table, context.holdout]
+            warn_of_duplicates(run_dir, parts)
+            write_folds(context)
+            write_run_json(context)
+        except RunError:  # nothing to resume is left behind
             with contextlib.suppress(OSError):
                 for name in ("duplicates.csv", "folds.csv"):
-                    (tree / name).unlink(missing_ok=True)
-                tree.rmdir()
+                    (run_dir / name).unlink(missing_ok=True)
+                run_dir.rmdir()
             raise
-    print(f"checkpoints: {printable(tree)}", flush=True)
-    return tree
+    print(f"checkpoints: {printable(run_dir)}", flush=True)
+    return run_dir
 
 
-def warn_of_duplicates(tree: Path, parts: Sequence[pd.DataFrame]) -> None:
-    """One warning for near-duplicate photographs of different people, who may stand on both sides
-    of a fold.
+def warn_of_duplicates(run_dir: Path, parts: Sequence[pd.DataFrame]) -> None:
+    """One warning for near-duplicate images of different people, who may be on both sides of a
+    fold; all pairs go into duplicates.csv.
     """
     table = pd.concat(parts)
     names = dict(zip(table["path"], table["file"], strict=True))
     pairs = [
-        (names[a], names[b], d)
-        for a, b, d in duplicates.find_duplicates(list(names), table["person"].tolist())
+        (names[a], names[b], distance)
+        for a, b, distance in duplicates.find_duplicates(list(names), table["person"].tolist())
     ]
     if not pairs:
         return
-    duplicates.write_pairs(tree / "duplicates.csv", pairs)
+    duplicates.write_pairs(run_dir / "duplicates.csv", pairs)
     warn_counted(
         [f"{a} and {b}" for a, b, _ in pairs],
         "nearly the same photograph under two people's names, a leak between "
-        f"folds unless they are one person; all pairs in {tree / 'duplicates.csv'}",
+        f"folds unless they are one person; all pairs in {run_dir / 'duplicates.csv'}",
     )
 
 
-def write_run_start(study: RunContext) -> None:
-    """run.json and folds.csv of a run that begins."""
+def write_folds(context: RunContext) -> None:
+    """folds.csv: who is held out in which fold."""
+    people = context.table.drop_duplicates("person")[["person", "gender", "ageg", "fold"]]
+    shown = people.assign(
+        person=people["person"].map(csv_cell), fold=people["fold"].map(lambda f: "" if f < 0 else f)
+    )
+    with atomic_write(context.run_dir / "folds.csv", "w") as file:
+        shown.to_csv(file, index=False)
+
+
+def describe_data(context: RunContext) -> dict[str, Any]:
+    """Counts of the data, for run.json and the first lines."""
+    table, task = context.table, context.data.task
+    classes = TASKS[scoring_task(task)].classes
+    counts = table[scoring_task(task)].value_counts()
+    people = table.groupby("fold")["person"].nunique()
+    return {
+        "photographs": len(table),
+        "people": int(table["person"].nunique()),
+        "people_per_fold": {str(fold): int(people.get(fold, 0)) for fold in context.folds},
+        "photographs_per_class": {
+            name: int(counts.get(number, 0)) for number, name in enumerate(classes)
+        },
+        "regression": TASKS[task].regression,
+        "digest": data_digest(table),
+        "median_age": float(table["years"].median()),
+    }
+
+
+def data_digest(table: pd.DataFrame) -> str:
+    """A hash of what a run's result depends on in its table: names, labels and folds."""
+    text = table[["file", "person", "mask", "gender", "years", "fold"]].to_csv(index=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def resolved_machine(context: RunContext) -> dict[str, Any]:
+    """What was left to the machine, as it was chosen."""
+    return {
+        "device": context.compute.device.type,
+        "precision": context.compute.precision,
+        "workers": context.compute.workers,
+        "threads": torch.get_num_threads(),
+        "processes": context.dist.world,
+    }
+
+
+def banner(context: RunContext) -> list[str]:
+    """The first lines of a run."""
+    data, compute, world = describe_data(context), context.compute, context.dist.world
+    *others, last = data["people_per_fold"].values()
+    several = f", {world} processes" if world > 1 else ""
+    return [
+        f"{data['photographs']} photographs of {data['people']} people; held out per fold: "
+        f"{''.join(f'{count}, ' for count in others)}{plural(last, 'person', 'people')}",
+        f"{context.model.model_type} on {context.model.backbone}, {context.data.image_size} px, "
+        f"{compute.precision} on {compute.device}, {plural(torch.get_num_threads(), 'thread')}, "
+        f"{plural(compute.workers, 'worker')}{several}",
+    ]
+
+
+def write_run_json(context: RunContext) -> None:
+    """run.json of a new run."""
     versions = {
         name: __import__(name).__version__
         for name in ("torch", "torchvision", "numpy", "pandas", "PIL")
     }
+    device = context.compute.device
     machine = {
         "system": platform.platform(),
         "processors": usable_processors(),
-        "device": str(study.compute.device),
+        "device": str(device),
     }
-    if study.compute.device.type == "cuda":
-        machine["gpu"] = torch.cuda.get_device_name(study.compute.device)
+    if device.type == "cuda":
+        machine["gpu"] = torch.cuda.get_device_name(device)
     content = {
         "version": config.VERSION,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
         "command": sys.argv,
-        "settings": dataclasses.asdict(study.settings),
-        "chosen": resolved_machine(study),
+        "settings": context.settings,
+        "chosen": resolved_machine(context),
         "versions": {"python": platform.python_version(), **versions},
         "machine": machine,
-        "data": describe_data(study),
+        "data": describe_data(context),
     }
-    people = study.table.drop_duplicates("person")[["person", "gender", "ageg", "fold"]]
-    shown = people.assign(
-        person=people["person"].map(csv_cell), fold=people["fold"].map(lambda f: "" if f < 0 else f)
-    )
-    with atomic_write(study.tree / "folds.csv", "w") as file:
-        shown.to_csv(file, index=False)
-    run_directory.write_json(study.tree / "run.json", content)
+    run_directory.write_json(context.run_dir / "run.json", content)
 
 
-def note_resume(study: RunContext) -> None:
-    """Note in run.json that a run goes on. Raises UserError where its data are others now."""
-    content = run_directory.read_run_json(study.tree)
-    before = content.get("data", {}).get("digest")
-    if before not in (None, digest(study.table)):
+def update_run_json(context: RunContext) -> None:
+    """Note in run.json that a run is resumed. Raises UserError where its data have changed."""
+    run_dir = context.run_dir
+    content = run_directory.read_run_json(run_dir)
+    digest = content.get("data", {}).get("digest")
+    if digest not in (None, data_digest(context.table)):
         raise UserError(
-            f"{study.tree}: {study.settings.train_root} has other photographs, labels or folds "
-            "than when the run "
-            "began; restore them, or start a new run"
+            f"{run_dir}: {context.data.train_root} has other photographs, labels or folds than "
+            "when the run began; restore them, or start a new run"
         )
-    now, then = resolved_machine(study), content.get("chosen", {})
-    began = then.get("processes", 1)
-    if (
-        study.settings.cv == 1 and began != now["processes"]
-    ):  # each takes BatchNorm's statistics of its own share
+    now, before = resolved_machine(context), content.get("chosen", {})
+    began = before.get("processes", 1)
+    if context.data.cv == 1 and began != now["processes"]:
+        # each takes BatchNorm's statistics of its own share of a batch
         raise UserError(
-            f"{study.tree}: {began} processes began to share its batches, now there are "
-            f"{now['processes']}; "
-            f"go on with {began} (torchrun --nproc-per-node), or start a new run"
+            f"{run_dir}: {began} processes began to share its batches, now there are "
+            f"{now['processes']}; go on with {began} (torchrun --nproc-per-node), or start a new "
+            "run"
         )
     for key in ("device", "precision", "threads"):
-        if then.get(key, now[key]) != now[key]:
+        if before.get(key, now[key]) != now[key]:
             warn(
-                f"{key}: the run began with {then[key]} and goes on with {now[key]}, so it will "
+                f"{key}: the run began with {before[key]} and goes on with {now[key]}, so it will "
                 "differ by rounding"
             )
-    content.setdefault("resumed", []).append(
-        {"at": time.strftime("%Y-%m-%dT%H:%M:%S"), "command": sys.argv, "chosen": now}
-    )
-    content = {key: value for key, value in content.items() if key not in ("finished", "failed")}
-    for folder in (study.tree, *run_directory.fold_dirs(study.tree)):
+    resumed = {"at": time.strftime("%Y-%m-%dT%H:%M:%S"), "command": sys.argv, "chosen": now}
+    content.setdefault("resumed", []).append(resumed)
+    for folder in (run_dir, *run_directory.fold_dirs(run_dir)):
         remove_stale_writes(folder)
-    run_directory.write_json(study.tree / "run.json", content)
-
-
-def make_model(study: RunContext, fold: int) -> torch.nn.Module:
-    """A fold's network before its first step."""
-    s = study.settings
-    torch.manual_seed(derive_seed("weights", s.seed, fold))
-    network = model.build(s.model_type, s.task, s.backbone or "", s.image_size)
-    if study.weights is not None:
-        source = f"--pretrained {s.pretrained}"
-        model.load_backbone(model.trunk_of(network), study.weights, source)
-        model.check_finite(model.trunk_of(network), source)
-    if TASKS[s.task].regression:
-        training = study.table.loc[study.table["fold"] != fold, s.task]
-        model.set_output_bias(network, float(training.mean()))
-    if study.start is not None:
-        fresh = model.load_for_training(network, study.start, s.model_type, s.task)
-        model.check_finite(network, f"--load-state-dict {s.load_state_dict}")
-        if fresh:
-            warn(
-                f"--load-state-dict: the backbone is taken; for --task {s.task} these start "
-                f"afresh: {', '.join(fresh)}"
-            )
-    return network
+    kept = {key: value for key, value in content.items() if key not in ("finished", "failed")}
+    run_directory.write_json(run_dir / "run.json", kept)

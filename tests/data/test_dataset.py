@@ -162,15 +162,15 @@ def test_no_person_is_on_both_sides(train_root: Path) -> None:
     assert table.groupby("person")["fold"].nunique().max() == 1
     assert sorted(table["fold"].unique()) == [0, 1, 2, 3, 4]
     words = ["--train-root", str(train_root), "--cv", "5", *support.FAST]
-    study, _ = training_run.prepare_run(
+    context = training_run.prepare_run(
         config.TrainSettings.parse(words, "train.py", "").completed()
     )
     # not by the table's own word for a person
-    folders = [Path(path).parent.name for path in study.table["path"]]
+    folders = [Path(path).parent.name for path in context.table["path"]]
     seen = []
     for number in range(5):
-        fold = training_fold.prepare_fold(study, number)
-        held_out = {folders[row] for row in fold.rows}
+        fold = training_fold.FoldTrainer(context, number)
+        held_out = {folders[row] for row in fold.valid_rows}
         assert held_out.isdisjoint(folders[row] for row in fold.batches.indices)
         seen += sorted(held_out)
     assert sorted(seen) == sorted(set(folders))
@@ -255,7 +255,7 @@ def test_info_csv_naming_a_missing_or_doubled_photograph_is_refused(tmp_path: Pa
     root = support.make_eval(tmp_path / "eval")
     rows = (root / "info.csv").read_text().splitlines()
     (root / "info.csv").write_text("\n".join([*rows, rows[1]]))
-    with pytest.raises(UserError, match=r"info.csv: row 11.*earlier row"):
+    with pytest.raises(UserError, match=r"info.csv: row 11.*that of row 2 too"):
         tables.read_eval(str(root))
     (root / "info.csv").write_text("\n".join([*rows, "nobody.jpg,0"]))
     with pytest.raises(UserError, match=r"info.csv: row 11.*nobody.jpg"):

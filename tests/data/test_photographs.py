@@ -328,7 +328,9 @@ def test_heic_is_named_with_its_remedy_whatever_its_extension(tmp_path: Path) ->
     root = support.make_eval(tmp_path / "eval", 1)
     (root / "images" / "a.heic").write_bytes(b"x")
     (root / "info.csv").write_text("ImageID,ans\na.heic,0\n")
-    with pytest.raises(UserError, match=r"row 2: 'a.heic' HEIC is not read here, save it as JPEG"):
+    with pytest.raises(
+        UserError, match=r"row 2: 'a.heic' is not read, HEIC is not read here, save it as JPEG"
+    ):
         tables.read_eval(str(root))
     for brand in (b"heic", b"mif1"):
         (tmp_path / "b.jpg").write_bytes(

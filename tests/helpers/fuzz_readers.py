@@ -33,7 +33,6 @@ import torch
 from PIL import Image
 
 import checkpoint
-import engine
 import ensemble
 import metrics
 import optim
@@ -330,22 +329,24 @@ def predictions(folder: Path) -> list[Reader]:
     return [Reader("probs.npz", made, check)]
 
 
-def learner() -> engine.Learner:
+Training = tuple[torch.nn.Module, torch.optim.Optimizer, torch.amp.GradScaler]
+
+
+def small_training() -> Training:
     """The smallest there is: weights, a batch norm's counts, and Adam's state after one step."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
     groups = [{"params": list(layer.parameters()), "scale": 1.0} for layer in model]
     optimizer = optim.make_optimizer("adam", groups, 1e-3, 0.0)
-    made = engine.Learner(model, optimizer, torch.amp.GradScaler("cpu", enabled=False), model)
-    step(made)
-    return made
+    step(model, optimizer)
+    return model, optimizer, torch.amp.GradScaler("cpu", enabled=False)
 
 
-def step(made: engine.Learner) -> None:
+def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """One step of training."""
-    made.model(torch.rand(5, 4)).square().sum().backward()
-    made.optimizer.step()
-    made.optimizer.zero_grad()
+    model(torch.rand(5, 4)).square().sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def states(folder: Path) -> list[Reader]:
@@ -354,18 +355,18 @@ def states(folder: Path) -> list[Reader]:
     state = fold_state.FoldState(1, 2, 3, [0.5, 1.0, 0.0, 1.0, -1.0], kept, history)
     state.probabilities = {"main": [np.full((2, 18), 1 / 18, np.float32)] * 2}
     fold_state.save_validation(folder, state, ["a.jpg", "b.jpg"])
-    fold_state.save_fold_state(folder, state, learner().state())
+    fold_state.save_fold_state(folder, state, fold_state.training_state_dict(*small_training()))
 
     def check(data: bytes) -> None:
         (folder / fold_state.STATE_FILE).write_bytes(data)
         read = fold_state.load_fold_state(folder)
         assert read is not None
-        taken = learner()
-        taken.restore(read[1], str(folder / fold_state.STATE_FILE))
-        step(taken)
+        training = small_training()
+        fold_state.load_training_state(read[1], *training, str(folder / fold_state.STATE_FILE))
+        step(*training[:2])
         found = read[0]
         assert min(found.fold, found.epoch, found.step) >= 0
-        assert sorted(found.kept, key=lambda kept: kept.rank)[:1] == found.kept[:1]
+        assert sorted(found.kept, key=checkpoint.rank)[:1] == found.kept[:1]
         assert all(len(rows) == found.epoch for rows in found.probabilities.values())
         assert metrics.RunningLoss(torch.device("cpu"), found.sums).kept() is not None
 

@@ -486,8 +486,7 @@ def test_a_link_to_nothing_as_the_place_of_results_is_named_before_the_work(
         predict(submit_ensemble, eval_root, place, "--root", str(run_of(runs, "random")))
     for name in ((), ("--run-name", "x")):
         with pytest.raises(
-            UserError,
-            match=r"cannot make this folder \(.*link is a link to nothing\); .*--save-path",
+            UserError, match=r"cannot be made \(.*link is a link to nothing\); .*--save-path"
         ):
             train.main(
                 ["--train-root", str(small_root), "--save-path", str(place), *support.FAST, *name]
@@ -500,9 +499,7 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
     """(16.31)"""
     (tmp_path / "file").write_text("")
     for place in ("file", "file/below"):
-        with pytest.raises(
-            UserError, match=r"cannot make this folder \((File exists|Not a directory)\)"
-        ):
+        with pytest.raises(UserError, match=r"cannot be made \((File exists|Not a directory)\)"):
             create_new_folder(tmp_path / place, "x")
 
 

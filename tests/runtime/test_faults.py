@@ -71,12 +71,12 @@ def _brief(tree: Path) -> Any:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(registries.BACKBONES, "tiny", support.TINY)
-        patch.setattr(training_run, "warn_of_duplicates", lambda tree, parts: None)
+        patch.setattr(training_run, "warn_of_duplicates", lambda run_dir, parts: None)
         patch.setattr(
             cross_validation,
             "analyze_out_of_fold",
-            lambda study, done: out_of_fold.write_oof(
-                study.tree, study.settings.task, *out_of_fold.nested_epoch_predictions(done)
+            lambda context, folds: out_of_fold.write_oof(
+                context.run_dir, context.data.task, *out_of_fold.nested_epoch_predictions(folds)
             ),
         )
         torch.set_num_threads(1)

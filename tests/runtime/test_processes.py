@@ -283,7 +283,7 @@ def test_when_one_process_dies_the_other_says_so_in_a_line(
 ) -> None:
     # after the first step, so that the first process is in the next one's exchange
     code = (
-        "fold.SAVE_INTERVAL_SECONDS = 0; fold.Keeper.after_step = lambda *_: os._exit(9) "
+        "fold.SAVE_INTERVAL_SECONDS = 0; fold.FoldTrainer.after_step = lambda *_: os._exit(9) "
         "if "
         "rank else None"
     )
@@ -393,16 +393,16 @@ def test_a_shared_epoch_taken_up_in_its_middle_counts_what_all_had_seen(
     ]
     assert in_two(train.main, [*common, "--save-path", str(tmp_path / "whole")]) == [0, 0]
     words = [*common, "--save-path", str(tmp_path / "broken")]
-    plain = training_fold.Keeper.after_step
+    plain = training_fold.FoldTrainer.after_step
 
-    def dying(keeper: training_fold.Keeper, running: metrics.RunningLoss, done: int) -> None:
-        plain(keeper, running, done)
+    def dying(trainer: training_fold.FoldTrainer, running: metrics.RunningLoss, done: int) -> None:
+        plain(trainer, running, done)
         if done == 4:
             os._exit(9)
 
     with monkeypatch.context() as patch:
         patch.setattr(training_fold, "SAVE_INTERVAL_SECONDS", 0.0)
-        patch.setattr(training_fold.Keeper, "after_step", dying)
+        patch.setattr(training_fold.FoldTrainer, "after_step", dying)
         assert in_two(train.main, words) == [-1, -1]
     (folder,) = tmp_path.glob("broken/*/fold00")
     begun = fold_state.load_fold_state(folder)

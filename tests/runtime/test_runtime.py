@@ -26,8 +26,7 @@ from runtime.cli import run_script
 from runtime.errors import DistInfo, RunError, UserError, is_rank_zero, warn_counted
 from runtime.files import atomic_write, create_folder, remove_stale_writes
 from tests.helpers import support
-from training import fold as training_fold
-from training import fold_state
+from training import fold_state, history
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -119,7 +118,7 @@ def test_a_report_that_fails_is_one_warning_and_the_run_is_complete(
 ) -> None:
     """(16.9) So is TensorBoard's."""
     monkeypatch.setattr(html, "render_page", broken)
-    monkeypatch.setattr(training_fold, "write_board", broken)
+    monkeypatch.setattr(history, "write_board", broken)
     assert train.main(train_words(train_root, tmp_path, "--tensorboard")) == 0
     warnings = [
         line for line in capsys.readouterr().err.splitlines() if "cannot be written" in line
