@@ -224,31 +224,23 @@ def most_wrong(
     `error` is the mean over a person's photographs of 1 - the probability of the truth, or of the
     error in years.
     """
-    truth, files = oof[task].to_numpy(), oof["file"].to_numpy()
+    truth = oof[task].to_numpy()
     if TASKS[task].regression:
         error = np.abs(predictions[:, 0] - truth)
         true_names, names = ([f"{v:.0f} years" for v in values] for values in (truth, decided))
     else:
         error = 1 - predictions[np.arange(len(truth)), truth]
         true_names, names = ([TASKS[task].classes[k] for k in ks] for ks in (truth, decided))
-    is_wrong = metrics.to_classes(task, decided) != metrics.to_classes(task, truth)
-    people = []
-    for person, rows in oof.groupby("person").indices.items():
-        wrong = rows[is_wrong[rows]]
-        if len(wrong):
-            worst = wrong[error[wrong].argmax()]
-            people.append(
-                {
-                    "person": person,
-                    "file": files[worst],
-                    "true": true_names[worst],
-                    "answered": names[worst],
-                    "wrong": len(wrong),
-                    "photographs": len(rows),
-                    "error": float(error[rows].mean()),
-                }
-            )
-    return sorted(people, key=lambda row: (-row["error"], row["person"]))[:MAX_PEOPLE_SHOWN]
+    table = oof[["person", "file"]].assign(true=true_names, answered=names, error=error)
+    table["wrong"] = metrics.to_classes(task, decided) != metrics.to_classes(task, truth)
+    people = table.groupby("person")
+    worst = table[table["wrong"]].sort_values("error", ascending=False, kind="stable")
+    worst = worst.drop_duplicates("person").set_index("person")
+    worst["wrong"], worst["photographs"] = people["wrong"].sum(), people.size()
+    worst["error"] = people["error"].agg(lambda errors: errors.to_numpy().mean())
+    ranked = worst.reset_index().sort_values(["error", "person"], ascending=[False, True])
+    columns = ["person", "file", "true", "answered", "wrong", "photographs", "error"]
+    return ranked[columns].head(MAX_PEOPLE_SHOWN).to_dict("records")
 
 
 def prediction_report(

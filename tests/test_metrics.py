@@ -69,6 +69,16 @@ def test_absent_classes_are_named() -> None:
     assert metrics.absent_classes("age", np.array([18.0, 60.0])) == ["30 to 59"]
 
 
+def test_classes_that_the_truth_lacks_are_warned_of_in_one_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    metrics.warn_absent_classes("mask", np.array([0, 1, 2]), "--answers")
+    assert capsys.readouterr().err == ""
+    metrics.warn_absent_classes("mask", np.array([2, 2]), "--answers")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--answers: 2 classes are absent (the first: wear); macro F1 leaves out" in line
+
+
 def test_a_stack_of_matrices_scores_like_each_of_them() -> None:
     draw = np.random.default_rng(1)
     answers = draw.integers(0, 18, (20, 2, 40))
