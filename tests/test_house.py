@@ -21,7 +21,6 @@ SCRIPTS = ("train", "submit_singular", "submit_ensemble")
 MAX_LINES = 450  # of a product file
 LONGER_FILES = {  # may only shrink; drop what fits
     "checkpoint.py": 584,
-    "config.py": 521,
     "model.py": 462,
     "training/fold.py": 523,
 }
