@@ -1,102 +1,72 @@
-"""Registries, settings and which of them go together. Free of torch, so that `--help` and refusals
-are quick.
-
-A new model, backbone, loss, optimizer or transform is one entry in its registry here (a task in
-labels.py): the command line, the help, the checks and the tests pick it up. A `target` is
-"module:attribute", imported when it is first used.
-"""
+"""Settings of the three scripts, and which options go together. Free of torch, for --help."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import importlib
 import importlib.util
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import registries
 from labels import TASKS, depends_on_age_filter
+from registries import BACKBONES, LOSSES, MODELS, OPTIMIZERS, SCHEDULES, TRANSFORMS
 from runtime.errors import UserError
 from runtime.options import Choice, Preset, Range, Settings, flag, option
 
 VERSION = "0.9.0"
 
+STRONG = {"cv": 5, "model_type": "Factorised", "transform_type": "facerandom"}
+STRONG |= {"loss_type": "crossentropyloss", "lr": 0.001}
 PRESETS: dict[str, Preset] = {
     "seed": Preset({"cv": 5, "transform_type": "tta", "lr": 0.001}, "the original winning entry"),
-    "strong": Preset(
-        {
-            "cv": 5,
-            "model_type": "Factorised",
-            "transform_type": "facerandom",
-            "loss_type": "crossentropyloss",
-            "lr": 0.001,
-        },
-        "the best on the README's faces",
-    ),
+    "strong": Preset(STRONG, "the best on the README's faces"),
 }
-
-OVERSAMPLING = ("none", "repeat", "mixup")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-CACHES = ("none", "ram")
+OVERSAMPLING = ("none", "repeat", "mixup")
 METHODS = ("softvoting", "hardvoting")
-METHOD_ALIASES = {"soft": "softvoting", "hard": "hardvoting"}
 NEWEST = "newest"  # --resume without a name
 AUTO = "auto"  # --transform-type: the form that the checkpoint's own validation used
-MAX_VIEWS = 1000  # of --tta
 
 REMOVED_OPTIONS = {  # option of earlier versions: why it was removed
     "--prior-shift": "what it changed in macro F1 lay between -0.085 and +0.09",
     "--decision": "the rule for macro F1 gained +0.003 out of fold (-0.007 to +0.013)",
-    "--weights": (
-        "no gain of fitted weights over the validation F1, which weights the mean, is on record"
-    ),
+    "--weights": "no gain of fitted weights over the validation F1 is on record",
 }
 
 
-def check_views(transform: str, views: int) -> None:
-    """Raise UserError where several views would all be the same."""
-    entry = registries.TRANSFORMS[transform]
-    if views > 1 and not entry.random_view:
-        other = f"--transform-type {entry.random_form}, or " if entry.random_form else ""
-        raise UserError(
-            f"--tta {views}: transform {transform} shows every view alike; use {other}--tta 1"
-        )
-
-
 # --- values of options
+
+COUNT, NOT_NEGATIVE, POSITIVE = Range(int, 1), Range(float, 0), Range(float, 0, above=True)
 
 
 def parse_fold_numbers(text: str) -> tuple[int, ...]:
     """`3,0` -> (0, 3)."""
     if not re.fullmatch(r"\d{1,7}(,\d{1,7})*", text, re.ASCII):
-        raise argparse.ArgumentTypeError(
-            f"{text[:40]!r}: expected whole numbers separated by commas, like 0,3"
-        )
-    return tuple(sorted({int(part) for part in text.split(",")}))
+        expected = "whole numbers separated by commas, like 0,3"
+        raise argparse.ArgumentTypeError(f"{text[:40]!r}: expected {expected}")
+    return tuple(sorted({int(number) for number in text.split(",")}))
 
 
 def parse_schedule(text: str) -> str:
     """A schedule's name; or `cosine:10`, restarting every 10 epochs."""
     name, colon, cycle = text.casefold().partition(":")
-    if colon and name in registries.SCHEDULES and registries.SCHEDULES[name].cycles:
+    if colon and name in SCHEDULES and SCHEDULES[name].cycles:
         return f"{name}:{POSITIVE(cycle):g}"
-    return Choice(registries.SCHEDULES)(text)
+    return Choice(SCHEDULES)(text)
 
 
-def parse_weights_source(text: str) -> str:
+def parse_weights(text: str) -> str:
     """`imagenet` and `none` in any case; a path unchanged."""
     return text.casefold() if text.casefold() in ("imagenet", "none") else text
 
 
-COUNT = Range(int, 1)
-POSITIVE, NOT_NEGATIVE = Range(float, 0, above=True), Range(float, 0)
+SCHEDULE_FORMS = Choice([n + f",{n}:E" * s.cycles for n, s in SCHEDULES.items()]).metavar
 
 # --- settings
 
-PRESET, DATA, MODEL, TRAINING = "preset", "data", "model", "training"
+PRESET, DATA, MODEL, TRAINING = "preset", "data", "model", "training"  # groups of options
 FOLDS, VOTING, MACHINE = "folds and checkpoints", "views and votes", "machine"
 BOXES_HELP = "face boxes (file,left,top,right,bottom) of any detector, for facecrop and facerandom"
 BOXES_DEFAULT = "found in the pixels"
@@ -119,7 +89,7 @@ class MachineSettings(Settings):
     )
     precision: str = option(
         MACHINE,
-        "number format of the network; auto: bf16 on a GPU that has it, else fp16; fp32 on a CPU",
+        "number format; auto: bf16 or fp16 on a GPU, fp32 on a CPU",
         "auto",
         Choice(PRECISIONS),
     )
@@ -132,42 +102,29 @@ class DataSettings(Settings):
     task: str = option(DATA, "what to predict", "main", Choice(TASKS))
     train_root: str = option(DATA, "folder of labelled images", "./input/data/train", metavar="DIR")
     valid_root: str | None = option(
-        DATA,
-        "another such folder: validates a single split; with --cv above 1 it is scored once, by "
-        "the final ensemble",
-        metavar="DIR",
+        DATA, "folder that validates a single split; with --cv scored at the end", metavar="DIR"
     )
     age_filter: int | None = option(
-        DATA,
-        "count people of this age and older as '60 and over' in the training labels",
-        None,
-        Range(int, 30, 60),
-        metavar="AGE",
+        DATA, "count this age and older as '60 and over' in training", None, Range(int, 30, 60)
     )
     label_fixes: str | None = option(
-        DATA,
-        "label corrections: path,column,value (gender, age; or mask of an image) or image,mask; "
-        "the folds stay the same",
-        metavar="CSV",
+        DATA, "corrected labels (path,column,value or image,mask); folds stay", metavar="CSV"
     )
-    transform_type: str = option(
-        DATA, "crops and augmentation", "random", Choice(registries.TRANSFORMS)
-    )
+    transform_type: str = option(DATA, "crops and augmentation", "random", Choice(TRANSFORMS))
     boxes: str | None = option(DATA, BOXES_HELP, shown=BOXES_DEFAULT, metavar="CSV")
     skip_bad_images: bool = option(DATA, "train without unreadable images", False)
     oversample: str = option(
         DATA,
-        "bring every class up to the largest; repeat: by its images, augmented again; mixup: by "
-        "blends of two of its people",
+        "fill up rarer classes by repeated images, or by blends of two people",
         "none",
         Choice(OVERSAMPLING),
     )
     image_size: int = option(DATA, "side of the input in pixels", 224, Range(int, 16, 2048))
     cache: str = option(
-        DATA, "ram: keep decoded middle squares of the images in memory", "none", Choice(CACHES)
+        DATA, "ram: keep decoded middle squares in memory", "none", Choice(("none", "ram"))
     )
     cv: int = option(
-        FOLDS, "number of folds; 1: a single split, one of ten folds held out", 1, Range(int, 1)
+        FOLDS, "number of folds; 1: a single split, one of ten folds held out", 1, COUNT
     )
     split_seed: int = option(FOLDS, "seed of the split into folds", 42, Range(int, 0, 2**32 - 1))
 
@@ -177,23 +134,13 @@ class ModelSettings(Settings):
     """The network and its first weights."""
 
     model_type: str = option(
-        MODEL,
-        "network (THANet, MultiClassTHANet: the _MK1)",
-        "VanillaEfficientNet",
-        Choice(registries.MODELS),
+        MODEL, "network (also: THANet, MultiClassTHANet)", "VanillaEfficientNet", Choice(MODELS)
     )
     backbone: str | None = option(
-        MODEL,
-        f"backbone network: {registries.backbones_by_family()}",
-        shown="the model's own",
-        metavar="NAME",
+        MODEL, f"one of {registries.backbones_by_family()}", shown="the model's own", metavar="NAME"
     )
     pretrained: str = option(
-        MODEL,
-        "weights of the backbone: imagenet, none, or the PATH of a state dict",
-        "imagenet",
-        parse_weights_source,
-        metavar="SOURCE",
+        MODEL, "backbone's weights", "imagenet", parse_weights, metavar="{imagenet,none,PATH}"
     )
     load_state_dict: str | None = option(MODEL, "start from this checkpoint", metavar="PATH")
 
@@ -204,13 +151,9 @@ class OptimSettings(Settings):
 
     epochs: int = option(TRAINING, "number of epochs", 30, COUNT)
     batch_size: int = option(TRAINING, "images per step", 32, Range(int, 2))
-    optim_type: str = option(TRAINING, "optimizer", "adam", Choice(registries.OPTIMIZERS))
+    optim_type: str = option(TRAINING, "optimizer", "adam", Choice(OPTIMIZERS))
     loss_type: str | None = option(
-        TRAINING,
-        "loss",
-        None,
-        Choice(registries.LOSSES),
-        "labelsmoothingloss; smoothl1loss for age",
+        TRAINING, "loss", None, Choice(LOSSES), "labelsmoothingloss; smoothl1loss for age"
     )
     lr: float | None = option(
         TRAINING,
@@ -221,32 +164,24 @@ class OptimSettings(Settings):
     )
     lr_scheduler: str = option(
         TRAINING,
-        "learning rate schedule; cosine:E restarts every E epochs",
+        "learning rate schedule; E: epochs of a cosine cycle",
         "cosine",
         parse_schedule,
-        metavar="{"
-        + ",".join(n + f",{n}:E" * s.cycles for n, s in registries.SCHEDULES.items())
-        + "}",
+        metavar=SCHEDULE_FORMS,
     )
     warmup_epochs: float = option(TRAINING, "epochs of linear warm-up", 0.0, NOT_NEGATIVE)
     backbone_lr_scale: float = option(
         TRAINING, "learning rate of the backbone as a fraction of --lr", 1.0, NOT_NEGATIVE
     )
-    freeze: int = option(
-        TRAINING, "number of epochs at the start with a frozen backbone", 0, Range(int, 0)
-    )
+    freeze: int = option(TRAINING, "first epochs with a frozen backbone", 0, Range(int, 0))
     weight_decay: float | None = option(
         TRAINING, "weight decay", None, NOT_NEGATIVE, "0.01 for adamp, else 0"
     )
-    clip_grad: float | None = option(
-        TRAINING, "maximum gradient norm", None, POSITIVE, "no clipping"
-    )
+    clip_grad: float | None = option(TRAINING, "maximum gradient norm", None, POSITIVE, "off")
     seed: int = option(
         TRAINING, "seed of every random draw except the split", 42, Range(int, 0, 2**63 - 1)
     )
-    compile: bool = option(
-        MACHINE, "faster training steps by torch.compile (minutes at the start)", False
-    )
+    compile: bool = option(MACHINE, "use torch.compile (takes minutes at the start)", False)
 
     @property
     def cycle_epochs(self) -> float | None:
@@ -261,36 +196,17 @@ class OutputSettings(Settings):
 
     save_path: str = option(FOLDS, "parent of the run's folder", "./saved_models", metavar="DIR")
     run_name: str | None = option(
-        FOLDS,
-        "suffix of the run's folder; an existing run of that name is completed",
-        shown="none, or the time",
-        metavar="NAME",
+        FOLDS, "suffix of the run's folder; completes a run that exists", metavar="NAME"
     )
     resume: str | None = option(
-        FOLDS,
-        "go on with the newest unfinished run of this command, or with the run NAME",
-        shown="a new run",
-        metavar="NAME",
-        nargs="?",
-        const=NEWEST,
+        FOLDS, "resume the newest unfinished run, or NAME", metavar="NAME", nargs="?", const=NEWEST
     )
     folds: tuple[int, ...] | None = option(
-        FOLDS,
-        "train only these of the --cv folds, like 0,3; commands with one --run-name share a run",
-        None,
-        parse_fold_numbers,
-        "all",
-        metavar="N,N",
+        FOLDS, "train only these folds, like 0,3", None, parse_fold_numbers, "all", metavar="N,N"
     )
-    save_top: int = option(
-        FOLDS, "checkpoints kept per fold, by validation macro F1", 3, Range(int, 1)
-    )
-    tensorboard: bool = option(
-        FOLDS, "also write each fold's history for TensorBoard (needs tensorboard)", False
-    )
-    dry_run: bool = option(
-        MACHINE, "read, split, run one batch, estimate time and disk space, and stop", False
-    )
+    save_top: int = option(FOLDS, "checkpoints kept per fold, by validation macro F1", 3, COUNT)
+    tensorboard: bool = option(FOLDS, "also write each fold's history for TensorBoard", False)
+    dry_run: bool = option(MACHINE, "run one batch, estimate time and disk space, stop", False)
     quiet: bool = option(MACHINE, "suppress progress output", False)
 
 
@@ -318,7 +234,7 @@ class TrainSettings(OutputSettings, OptimSettings, ModelSettings, DataSettings, 
 
     @property
     def default_lr(self) -> float:
-        optimizer = registries.OPTIMIZERS[self.optim_type]
+        optimizer = OPTIMIZERS[self.optim_type]
         return optimizer.lr_scratch if self.from_scratch else optimizer.lr_pretrained
 
     @property
@@ -328,12 +244,10 @@ class TrainSettings(OutputSettings, OptimSettings, ModelSettings, DataSettings, 
     def completed(self) -> TrainSettings:
         """Settings with all defaults filled. Raises UserError where options do not go together."""
         loss = "smoothl1loss" if TASKS[self.task].regression else "labelsmoothingloss"
-        decay = registries.OPTIMIZERS[self.optim_type].weight_decay
-        filled = dataclasses.replace(
+        decay = OPTIMIZERS[self.optim_type].weight_decay
+        filled = replace(
             self,
-            backbone=registries.backbone_name(
-                self.backbone or registries.MODELS[self.model_type].backbone
-            ),
+            backbone=registries.backbone_name(self.backbone or MODELS[self.model_type].backbone),
             loss_type=self.loss_type or loss,
             lr=self.default_lr if self.lr is None else self.lr,
             weight_decay=decay if self.weight_decay is None else self.weight_decay,
@@ -345,34 +259,31 @@ class TrainSettings(OutputSettings, OptimSettings, ModelSettings, DataSettings, 
 
     def blame_preset(self, message: str) -> str:
         """The message; where it names a value that --recipe set, with that as the cause."""
-        named = {
+        blamed = {
             name: value
             for name, value in self.preset.options.items()
             if isinstance(value, str) and value == getattr(self, name) and value in message
         }
-        if not named:
+        if not blamed:
             return message
-        cause = f"{message.partition('; ')[0]}, and --recipe {self.recipe} sets {Preset(named)}"
-        others = " and ".join(map(flag, named))
-        return f"{cause}; leave --recipe out, or give another {others}"
+        cause = f"{message.partition('; ')[0]}, and --recipe {self.recipe} sets {Preset(blamed)}"
+        return f"{cause}; leave --recipe out, or give another {' and '.join(map(flag, blamed))}"
 
     def explain_preset(self) -> str:
         """The options that --recipe stands for, with the values that the run takes."""
-        taken = {name: getattr(self, name) for name in self.preset.options}
-        return f"recipe {self.recipe}: {Preset(taken)}"
+        values = {name: getattr(self, name) for name in self.preset.options}
+        return f"recipe {self.recipe}: {Preset(values)}"
 
     def explain_lr(self) -> str:
         """The learning rate and where it comes from; of settings that are not completed yet."""
         if self.lr is not None:
             from_preset = self.preset.options.get("lr") == self.lr
-            return (
-                f"learning rate {self.lr:g} "
-                f"({f'--recipe {self.recipe}' if from_preset else '--lr'})"
-            )
+            source = f"--recipe {self.recipe}" if from_preset else "--lr"
+            return f"learning rate {self.lr:g} ({source})"
         start = "from scratch" if self.from_scratch else "on pretrained weights"
-        wrecks = self.default_lr != 0.005 and not self.from_scratch
-        why = ": 0.005 wrecks them under this optimizer" if wrecks else ""
-        return f"learning rate {self.default_lr:g} (the default of {self.optim_type} {start}{why})"
+        if self.default_lr != 0.005 and not self.from_scratch:
+            start += ": 0.005 wrecks them under this optimizer"
+        return f"learning rate {self.default_lr:g} (the default of {self.optim_type} {start})"
 
 
 def training_conflicts(s: TrainSettings) -> Iterator[str]:
@@ -383,11 +294,10 @@ def training_conflicts(s: TrainSettings) -> Iterator[str]:
     if s.warmup_epochs >= s.epochs:
         yield f"--warmup-epochs {s.warmup_epochs:g}: must be fewer than --epochs {s.epochs}"
     if s.cycle_epochs is not None and s.cycle_epochs + s.warmup_epochs > s.epochs:
-        scheduler = f"--lr-scheduler {s.lr_scheduler}"
-        yield f"{scheduler}: a cycle longer than --epochs {s.epochs}; make it shorter"
+        cycle = f"--lr-scheduler {s.lr_scheduler}: a cycle longer than"
+        yield f"{cycle} --epochs {s.epochs}; make it shorter"
     if s.freeze >= s.epochs:
-        freeze = f"--freeze {s.freeze}"
-        yield f"{freeze}: must be fewer than --epochs {s.epochs}, or the backbone never learns"
+        yield f"--freeze {s.freeze}: must be fewer than --epochs {s.epochs}"
     if s.folds is not None:
         folds = f"--folds {','.join(map(str, s.folds))}"
         if s.folds[-1] >= s.cv:
@@ -402,35 +312,36 @@ def training_conflicts(s: TrainSettings) -> Iterator[str]:
 
 def model_conflicts(s: TrainSettings) -> Iterator[str]:
     """Messages on a task, loss, backbone or weights that do not fit."""
-    task, model, backbone = (
-        TASKS[s.task],
-        registries.MODELS[s.model_type],
-        registries.backbone_entry(s.backbone or ""),
-    )
+    task, model = TASKS[s.task], MODELS[s.model_type]
+    backbone = registries.backbone_entry(s.backbone or "")
     if model.heads and s.task not in model.heads and (task.regression or not task.from_main):
-        fits = " or ".join(name for name, entry in registries.MODELS.items() if not entry.heads)
+        fits = " or ".join(name for name, entry in MODELS.items() if not entry.heads)
         yield f"--task {s.task}: {s.model_type} has no head for it; use --model-type {fits}"
-    losses = [
-        name for name, entry in registries.LOSSES.items() if entry.regression == task.regression
-    ]
+    losses = [name for name, entry in LOSSES.items() if entry.regression == task.regression]
     if s.loss_type not in losses:
         yield f"--loss-type {s.loss_type}: does not fit --task {s.task}; use {', '.join(losses)}"
     if model.families and backbone.family not in model.families:
-        fits = ", ".join(
-            name for name, b in registries.BACKBONES.items() if b.family in model.families
-        )
+        fits = ", ".join(name for name, b in BACKBONES.items() if b.family in model.families)
         yield f"--backbone {s.backbone}: does not fit {s.model_type}; use one of {fits}"
     if s.load_state_dict is not None and s.pretrained not in ("imagenet", "none"):
-        source = f"--pretrained {s.pretrained}"
-        yield f"{source}: --load-state-dict brings all weights; leave one of them out"
+        yield f"--pretrained {s.pretrained}: --load-state-dict brings all weights; leave one out"
 
 
 def check_boxes(boxes: str | None, transform: str) -> None:
     """Raise UserError for --boxes with a transform that does not crop to the face."""
-    face_crops = [name for name, entry in registries.TRANSFORMS.items() if entry.of_face]
+    face_crops = [name for name, entry in TRANSFORMS.items() if entry.of_face]
     if boxes is not None and transform not in (*face_crops, AUTO):
         reader = f"--transform-type {' and '.join(face_crops)}"
         raise UserError(f"--boxes {boxes}: only {reader} read them; add one, or leave it out")
+
+
+def check_views(transform: str, views: int) -> None:
+    """Raise UserError where several views would all be the same."""
+    entry = TRANSFORMS[transform]
+    if views > 1 and not entry.random_view:
+        other = f"--transform-type {entry.random_form}, or " if entry.random_form else ""
+        alike = f"--tta {views}: transform {transform} shows every view alike"
+        raise UserError(f"{alike}; use {other}--tta 1")
 
 
 @dataclass(frozen=True)
@@ -444,17 +355,13 @@ class PredictSettings(MachineSettings):
         shown="./input/data/images, else ./input/data/eval/images",
         metavar="DIR",
     )
-    save_path: str = option(
-        DATA, "parent of the prediction's folder", "./prediction", metavar="DIR"
-    )
+    save_path: str = option(DATA, "parent of the output folder", "./prediction", metavar="DIR")
     boxes: str | None = option(DATA, BOXES_HELP, shown=BOXES_DEFAULT, metavar="CSV")
     skip_bad_images: bool = option(
         DATA, "predict the most frequent class for unreadable images", False
     )
     answers: str | None = option(
-        DATA,
-        "true labels to score against (ImageID,ans; one of the 18 classes for every --task)",
-        metavar="CSV",
+        DATA, "true labels (ImageID,ans), of the 18 classes whatever the --task", metavar="CSV"
     )
     batch_size: int = option(MACHINE, "images per forward pass", 32, COUNT)
 
@@ -464,11 +371,7 @@ class SingularSettings(PredictSettings):
     """Options of submit_singular.py."""
 
     model_type: str | None = option(
-        MODEL,
-        "network of the checkpoint to look for",
-        None,
-        Choice(registries.MODELS),
-        "whatever the run has",
+        MODEL, "network of the checkpoint to look for", None, Choice(MODELS), "any"
     )
     load_state_dict: str | None = option(
         MODEL,
@@ -477,10 +380,7 @@ class SingularSettings(PredictSettings):
         metavar="PATH",
     )
     transform_type: str = option(
-        DATA,
-        "crop; auto: as in the checkpoint's validation",
-        "base",
-        Choice(registries.TRANSFORMS, more=(AUTO,)),
+        DATA, "crop; auto: as in validation", "base", Choice(TRANSFORMS, more=(AUTO,))
     )
 
     def completed(self) -> SingularSettings:
@@ -503,28 +403,26 @@ class EnsembleSettings(PredictSettings):
         action="extend",
     )
     from_probs: str | None = option(
-        VOTING,
-        "folder of an earlier prediction: vote again on its probs.npz, without a forward pass",
-        metavar="DIR",
+        VOTING, "vote again on the probs.npz of this earlier prediction", metavar="DIR"
     )
     transform_type: str | None = option(
         DATA,
         "crop; auto, or the option without a value: as in each checkpoint's validation",
         None,
-        Choice(registries.TRANSFORMS, more=(AUTO,)),
+        Choice(TRANSFORMS, more=(AUTO,)),
         "base; tta where --tta is above 1",
         nargs="?",
         const=AUTO,
     )
     top_k: int | None = option(VOTING, "best checkpoints OF EACH FOLD that vote", None, COUNT, "3")
     tta: int | None = option(
-        VOTING, "views of each image, each another crop", None, Range(int, 1, MAX_VIEWS), "1"
+        VOTING, "views of each image, each another crop", None, Range(int, 1, 1000), "1"
     )
     method: str = option(
         VOTING,
         "softvoting: three means of the probabilities; hardvoting: the majority (also soft, hard)",
         "softvoting",
-        Choice(METHODS, METHOD_ALIASES),
+        Choice(METHODS, {"soft": "softvoting", "hard": "hardvoting"}),
     )
 
     def completed(self) -> EnsembleSettings:
@@ -533,8 +431,7 @@ class EnsembleSettings(PredictSettings):
             for name in ("root", "transform_type", "tta", "data_root", "boxes", "skip_bad_images"):
                 if getattr(self, name):
                     raise UserError(
-                        f"{flag(name)}: --from-probs votes on stored probabilities; leave "
-                        f"{flag(name)} out"
+                        f"{flag(name)}: --from-probs votes on stored probabilities; leave it out"
                     )
             return self
         tta = self.tta or 1
@@ -542,4 +439,4 @@ class EnsembleSettings(PredictSettings):
         if transform != AUTO:
             check_views(transform, tta)
         check_boxes(self.boxes, transform)
-        return dataclasses.replace(self, tta=tta, transform_type=transform, top_k=self.top_k or 3)
+        return replace(self, tta=tta, transform_type=transform, top_k=self.top_k or 3)

@@ -1,16 +1,16 @@
-"""Registries: models, backbones, losses, optimizers, schedules, transforms. Free of torch."""
+"""Registries of models, backbones, losses, optimizers, schedules, transforms. Free of torch.
+
+A `target` is "module:attribute", imported when it is first used.
+"""
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import re
 from dataclasses import dataclass
 from typing import Any
 
 from runtime.errors import UserError
-
-# --- registries
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """target(parameter groups, lr, weight_decay), with its default rates on pretrained weights and
-    from scratch.
-    """
+    """target(parameter groups, lr, weight_decay), with its defaults for these two."""
 
     target: str
     lr_pretrained: float

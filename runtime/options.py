@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from runtime import errors
 from runtime.errors import UserError
 
 SHOWN_CHARACTERS = 40  # of a wrong value, in a message
-MAX_NUMBER = 1e6  # more than any option needs, and few enough to count and to name files by
+MAX_NUMBER = 10**6  # more than any option needs, and few enough to count and to name files by
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class Range:
     """A number from `low` to `high`, both included unless `above` (then `low` is excluded)."""
 
     kind: type
-    low: float
-    high: float = MAX_NUMBER
+    low: int
+    high: int = MAX_NUMBER
     above: bool = False
 
     @property
@@ -39,21 +40,17 @@ class Range:
             kind = "whole number" if self.kind is int else "number"
             raise argparse.ArgumentTypeError(f"{shown!r} is not a {kind}") from None
         if not self.low <= value <= self.high or (self.above and value == self.low):
-            low = f"{'above' if self.above else 'at least'} {plain_number(self.low)}"
-            bounds = f"{low} and at most {plain_number(self.high)}"
+            bounds = (
+                f"{'above' if self.above else 'at least'} {self.low:,} and at most {self.high:,}"
+            )
             raise argparse.ArgumentTypeError(f"{shown} is out of range: it must be {bounds}")
         return value
 
 
-def plain_number(number: float) -> str:
-    """0.5, 1,000,000."""
-    return f"{int(number):,}" if number == int(number) else f"{number:g}"
-
-
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """One of `names` (a registry or a tuple), in any case. An alias stands for its name: one of
-    `aliases`, or the `alias` of a registry's entry.
+    """One of the names in `registry`, in any case, or of `more`. A name's alias stands for it: one
+    of `aliases` {alias: name}, or the `alias` of the registry's entry.
     """
 
     registry: Collection[str]
@@ -70,15 +67,14 @@ class Choice:
         return "{" + ",".join(self.names) + "}"
 
     def __call__(self, text: str) -> str:
-        known = {name.casefold(): name for name in self.names}
-        known |= {alias.casefold(): name for alias, name in self.aliases.items()}
-        for name, entry in self.registry.items() if isinstance(self.registry, Mapping) else ():
-            if alias := getattr(entry, "alias", ""):
-                known[alias.casefold()] = name
-        if text.casefold() not in known:
-            names = ", ".join(self.names)
-            raise argparse.ArgumentTypeError(f"{text[:SHOWN_CHARACTERS]!r} is not one of {names}")
-        return known[text.casefold()]
+        known = {name: name for name in self.names} | dict(self.aliases)
+        if isinstance(self.registry, Mapping):
+            known |= {getattr(entry, "alias", ""): name for name, entry in self.registry.items()}
+        for name in filter(None, known):
+            if name.casefold() == text.casefold():
+                return known[name]
+        names = ", ".join(self.names)
+        raise argparse.ArgumentTypeError(f"{text[:SHOWN_CHARACTERS]!r} is not one of {names}")
 
 
 @dataclass(frozen=True)
@@ -103,20 +99,16 @@ def option(
     default: Any = None,
     kind: Callable[[str], Any] = str,
     shown: str = "",
-    **argparse_arguments: Any,
+    **arguments: Any,
 ) -> Any:
     """A dataclass field that is a command-line option; one with the default False is a switch.
 
     kind: text -> value, raises ArgumentTypeError. shown: the default's wording in the help.
-    argparse_arguments: further arguments of add_argument (metavar, nargs, const, action).
+    arguments: further ones of add_argument (metavar, nargs, const, action).
     """
-    arguments = {"type": kind, **argparse_arguments}
-    metadata = {
-        "group": group,
-        "help": help,
-        "default": shown or ("none" if default is None else "off" if default is False else default),
-        "arguments": {"action": "store_true"} if default is False else arguments,
-    }
+    arguments = {"action": "store_true"} if default is False else {"type": kind, **arguments}
+    shown = shown or ("none" if default is None else "off" if default is False else str(default))
+    metadata = {"group": group, "help": help, "default": shown, "arguments": arguments}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -131,18 +123,19 @@ class Settings:
     groups: ClassVar[tuple[str, ...]] = ()  # of options, in the order of --help
     removed: ClassVar[Mapping[str, str]] = {}  # {option of an earlier version: why it was removed}
     presets: ClassVar[Mapping[str, Mapping[str, Preset]]] = {}  # {field: {its value: preset}}
-    retry_remedy: ClassVar[str] = "start it again"  # once a failure's cause is mended
     version: ClassVar[str] = ""
 
     @classmethod
     def parse(cls: type[S], argv: Sequence[str] | None, prog: str, description: str) -> S:
-        """Settings from a command line (None: this process's own). Underscores in option names are
-        read as hyphens.
+        """Settings from a command line (None: this process's own), underscores read as hyphens.
 
         Raises UserError for an unknown, shortened or removed option, or a value out of range.
         """
-        errors.retry_remedy = cls.retry_remedy
-        words = [with_hyphens(word) for word in (sys.argv[1:] if argv is None else argv)]
+        errors.retry_remedy = "start it again"  # of an earlier command in this process
+        words = [  # --model_type=a_b -> --model-type=a_b
+            re.sub("^--[^=]*", lambda name: name[0].replace("_", "-"), word)
+            for word in (sys.argv[1:] if argv is None else argv)
+        ]
         for name in (word.partition("=")[0] for word in words):
             if name in cls.removed:
                 raise UserError(f"{name}: was removed, because {cls.removed[name]}; leave it out")
@@ -150,8 +143,8 @@ class Settings:
         parser = build_parser(cls, prog, description)
         known, unknown = parser.parse_known_args(words)
         if unknown:
-            meant = suggest_option(cls, unknown)
-            raise UserError(f"unrecognized arguments: {' '.join(unknown)}{meant} (see --help)")
+            suggestion = suggest_option(cls, unknown)
+            raise UserError(f"unrecognized arguments: {' '.join(unknown)}{suggestion} (see --help)")
         for name, presets in cls.presets.items():
             if getattr(known, name) is not None:
                 parser.set_defaults(**presets[getattr(known, name)].options)
@@ -180,11 +173,10 @@ def sorted_fields(settings: type[Settings]) -> list[dataclasses.Field[Any]]:
 
 
 def argparse_arguments(field: dataclasses.Field[Any]) -> dict[str, Any]:
-    """Arguments of add_argument for a field. Names registered since it was declared are choices."""
-    arguments = dict(field.metadata["arguments"])
-    if hasattr(arguments.get("type"), "metavar"):
-        arguments.setdefault("metavar", arguments["type"].metavar)
-    return arguments
+    """Arguments of add_argument for a field; choices include what was registered late."""
+    arguments: dict[str, Any] = field.metadata["arguments"]
+    metavar = getattr(arguments.get("type"), "metavar", None)
+    return {"metavar": metavar, **arguments} if metavar else arguments
 
 
 def build_parser(settings: type[Settings], prog: str, description: str) -> argparse.ArgumentParser:
@@ -204,24 +196,14 @@ def build_parser(settings: type[Settings], prog: str, description: str) -> argpa
 
 
 def suggest_option(settings: type[Settings], unknown: Sequence[str]) -> str:
-    """`; did you mean --epochs?` for the first unknown option that begins or resembles one of the
-    settings' options; else nothing.
-    """
+    """`; did you mean --epochs?` for the first unknown option that is like a known one."""
     options = [flag(field.name) for field in dataclasses.fields(settings)]
     for name in (word.partition("=")[0] for word in unknown if word.startswith("--")):
-        meant = [option for option in options if option.startswith(name)]
-        meant = meant or difflib.get_close_matches(name[:SHOWN_CHARACTERS], options, 1)
-        if meant:
-            return f"; did you mean {' or '.join(meant[:3])}?"
+        similar = [option for option in options if option.startswith(name)]
+        similar = similar or difflib.get_close_matches(name[:SHOWN_CHARACTERS], options, 1)
+        if similar:
+            return f"; did you mean {' or '.join(similar[:3])}?"
     return ""
-
-
-def with_hyphens(word: str) -> str:
-    """`--model_type=a_b` -> `--model-type=a_b`."""
-    if not word.startswith("--"):
-        return word
-    name, equals, value = word.partition("=")
-    return name.replace("_", "-") + equals + value
 
 
 def options_table(settings: type[Settings]) -> str:
@@ -230,7 +212,7 @@ def options_table(settings: type[Settings]) -> str:
     for field in sorted_fields(settings):
         arguments = argparse_arguments(field)
         values = arguments.get("metavar", "").strip("{}").replace(",", ", ")
-        several = " ..." if arguments.get("nargs") == "+" else ""
+        values += " ..." if arguments.get("nargs") == "+" else ""
         meaning, default = field.metadata["help"], field.metadata["default"]
-        rows.append(f"| `{flag(field.name)}` | {values}{several} | {default} | {meaning} |")
+        rows.append(f"| `{flag(field.name)}` | {values} | {default} | {meaning} |")
     return "\n".join(rows)
