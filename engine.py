@@ -4,7 +4,6 @@ submissions.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,62 +24,10 @@ import optim
 from config import MachineSettings
 from labels import TASKS, head_spec
 from runtime.cli import progress
+from runtime.compute import Compute, choose_precision, select_gpu
 from runtime.devices import choose_device, set_threads, usable_processors
-from runtime.errors import DistInfo, UserError, plural
+from runtime.errors import DistInfo
 from utils import derive_seed
-
-AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Compute:
-    """Where and how the network runs."""
-
-    device: torch.device
-    precision: str  # fp32, bf16 or fp16
-    workers: int
-    batch_size: int
-    rank: int = 0  # of the processes that share every batch
-    world: int = 1
-
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """torch's mixed precision, where one is asked for."""
-        if self.precision == "fp32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=AUTOCAST_DTYPES[self.precision])
-
-    def to_device(self, values: Tensor) -> Tensor:
-        """A loader's tensor where the network runs. On a GPU the copy has a stream of its own: it
-        runs beside the kernels of what was queued before (the last step), and only what is queued
-        from here on waits for it.
-
-        Elsewhere, and from memory that is not pinned, the copy is waited for: its values could be
-        read before they are there.
-        """
-        stream = copy_stream(self.device)
-        if stream is None:
-            return values.to(self.device)
-        with torch.cuda.stream(stream):
-            moved = values.to(self.device, non_blocking=values.is_pinned())
-        computing = torch.cuda.current_stream(self.device)
-        computing.wait_stream(stream)
-        # or its memory could be the next copy's while kernels still read it
-        moved.record_stream(computing)
-        return moved
-
-    def to_network(self, pixels: Tensor) -> Tensor:
-        """uint8 [batch, height, width, 3] -> normalised float32 [batch, 3, height, width], channels
-        last in memory.
-        """
-        images = self.to_device(pixels).permute(0, 3, 1, 2).float()
-        mean, deviation = imagenet_statistics(self.device)
-        return images.sub_(mean).div_(deviation)
-
-
-@functools.cache
-def copy_stream(device: torch.device) -> torch.cuda.Stream | None:
-    """The stream of copies to a GPU; None for other devices."""
-    return torch.cuda.Stream(device) if device.type == "cuda" else None
 
 
 @functools.cache  # making them anew for each batch would make the host wait for a GPU
@@ -94,20 +41,18 @@ def imagenet_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
     return mean, deviation
 
 
+def to_network(compute: Compute, pixels: Tensor) -> Tensor:
+    """uint8 [batch, height, width, 3] -> normalised float32 [batch, 3, height, width] on the
+    device, channels last in memory.
+    """
+    images = compute.to_device(pixels).permute(0, 3, 1, 2).float()
+    mean, deviation = imagenet_statistics(compute.device)
+    return images.sub_(mean).div_(deviation)
+
+
 def blend_labels(labels: Tensor, partners: Tensor) -> Tensor:
     """Labels of half-and-half blends: partners share the class; of values the mean."""
     return (labels + partners) / 2 if labels.is_floating_point() else labels
-
-
-def choose_precision(asked: str, device: torch.device) -> str:
-    """`auto`: bf16 on a GPU (torch's current one) whose processor has it, else fp16 there; fp32
-    elsewhere.
-    """
-    if asked != "auto":
-        return asked
-    if device.type != "cuda":
-        return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 @dataclass(frozen=True)
@@ -151,7 +96,7 @@ def train_one_epoch(
         # its middle.
         torch.manual_seed(derive_seed("step", *config.seed, step, *rank))
         index, partner = compute.to_device(pairs).unbind(1)
-        images = compute.to_network(views[0])
+        images = to_network(compute, views[0])
         # before the forward pass: CUDA graphs write over the old ones
         optimizer.zero_grad(set_to_none=True)
         with compute.autocast():
@@ -219,7 +164,7 @@ def forward_batches(
         for m, (network, row) in enumerate(zip(networks, plan, strict=True)):
             for v, which in enumerate(row):
                 if which != converted:
-                    images, converted = compute.to_network(views[which]), which
+                    images, converted = to_network(compute, views[which]), which
                 with compute.autocast():
                     outputs = network(images)
                 yield m, v, part, outputs
@@ -300,25 +245,3 @@ def make_compute(s: MachineSettings, batch_size: int, dist: DistInfo, shared: bo
     workers = loading.choose_workers(s.workers, device, dist.local_world)
     rank, world = (dist.rank, dist.world) if shared else (0, 1)
     return Compute(device, choose_precision(s.precision, device), workers, batch_size, rank, world)
-
-
-def select_gpu(device: torch.device, dist: DistInfo) -> torch.device:
-    """The GPU of this process, made torch's current one. Raises UserError where processes would
-    share one.
-    """
-    if dist.world > 1:
-        count = torch.cuda.device_count()
-        if device.index is not None:
-            raise UserError(
-                f"--device {device}: {dist.world} processes take a GPU each; use --device cuda"
-            )
-        if dist.local_world > count:
-            raise UserError(
-                f"--nproc-per-node {dist.local_world}: more processes than the "
-                f"{plural(count, 'GPU')} here; start at most {count}, or use --device cpu"
-            )
-        device = torch.device("cuda", dist.local_rank)
-    if device.index is not None:
-        torch.cuda.set_device(device)
-    torch.backends.cudnn.benchmark = True  # every batch but the last of an epoch has one shape
-    return device

@@ -336,7 +336,7 @@ def test_a_diverging_fold_is_marked_and_the_others_go_on(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    plain = engine.Compute.to_network
+    plain = engine.to_network
     calls = iter(range(1000))
 
     def spoil(compute: engine.Compute, pixels: torch.Tensor) -> torch.Tensor:
@@ -344,7 +344,7 @@ def test_a_diverging_fold_is_marked_and_the_others_go_on(
         # fold 1's second epoch
         return plain(compute, pixels) * (float("nan") if next(calls) == 10 else 1)
 
-    monkeypatch.setattr(engine.Compute, "to_network", spoil)
+    monkeypatch.setattr(engine, "to_network", spoil)
     assert run_train(train_root, tmp_path, "--epochs", "2", "--cv", "3") == 1
     captured = capsys.readouterr()
     assert (

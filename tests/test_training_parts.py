@@ -241,13 +241,13 @@ def test_views_are_made_one_at_a_time_and_each_once(
     ]
     table = tables.read_train(str(train_root))
     photos = dataset.ImageDataset(table["file"].tolist()[:4], table["path"].tolist()[:4], views)
-    plain, made = engine.Compute.to_network, list[int]()
+    plain, made = engine.to_network, list[int]()
 
     def counted(compute: engine.Compute, pixels: torch.Tensor) -> torch.Tensor:
         made.append(len(pixels))
         return plain(compute, pixels)
 
-    monkeypatch.setattr(engine.Compute, "to_network", counted)
+    monkeypatch.setattr(engine, "to_network", counted)
     compute = engine.Compute(torch.device("cpu"), "fp32", 0, 4)
     networks = [model.build("VanillaEfficientNet", "main", "tiny", 32) for _ in rows]
     array = engine.predict(networks, rows, photos, ["main"], compute)["main"]

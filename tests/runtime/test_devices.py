@@ -109,7 +109,7 @@ def test_the_validation_loss_is_that_of_the_networks_outputs(
         torch.no_grad(),
     ):
         ((_, views),) = loader
-        outputs = network(engine.Compute(CPU, "fp32", 0, 1).to_network(views[0]))["mask"]
+        outputs = network(engine.to_network(engine.Compute(CPU, "fp32", 0, 1), views[0]))["mask"]
     criterion = OneAgainstRest() if name == "oneagainstrest" else nn.CrossEntropyLoss()
     header, row = support.read_rows(folder / "history.csv")
     expected = float(criterion(outputs.double(), torch.tensor(table["mask"].tolist())))

@@ -349,7 +349,7 @@ def kill_worker(batch: int, photo: int) -> None:
     """Kill the processes that read when that batch has come, while one of them has a photograph to
     read: of a later batch, which it does not get past.
     """
-    at_call(engine.Compute, "to_network", batch, kill_children)
+    at_call(engine, "to_network", batch, kill_children)
     at_call(dataset.ImageDataset, "__getitem__", photo, lambda: time.sleep(support.LIMIT))
 
 
@@ -385,7 +385,7 @@ def test_a_signal_to_all_processes_leaves_one_line(
     held, let = os.pipe()
 
     def wait() -> None:
-        at_call(engine.Compute, "to_network", 4, lambda: (os.write(tell, b"x"), os.read(held, 1)))
+        at_call(engine, "to_network", 4, lambda: (os.write(tell, b"x"), os.read(held, 1)))
 
     run = Forked(train, words(root, tmp_path, "--workers", "2"), wait)
     os.close(tell)
@@ -412,7 +412,7 @@ def test_of_two_runs_on_one_tree_one_is_refused_and_nothing_is_lost(
     asked = words(root, tmp_path, "--run-name", "x")
 
     def wait() -> None:
-        at_call(engine.Compute, "to_network", 4, lambda: (os.write(tell, b"x"), os.read(held, 1)))
+        at_call(engine, "to_network", 4, lambda: (os.write(tell, b"x"), os.read(held, 1)))
 
     first = Forked(train, asked, wait)
     os.close(tell)
@@ -635,7 +635,7 @@ def test_a_fold_that_diverged_is_tried_again_from_its_last_good_state(
     value: float,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    plain = engine.Compute.to_network
+    plain = engine.to_network
     # the second of the three steps of fold 0's second epoch
     in_step = utils.derive_seed("step", 42, 0, 4)
 
@@ -645,7 +645,7 @@ def test_a_fold_that_diverged_is_tried_again_from_its_last_good_state(
     lines = []
     for more in ([], ["--resume"]):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(engine.Compute, "to_network", spoil)
+            patch.setattr(engine, "to_network", spoil)
             assert train.main(words(root, tmp_path, *more)) == 1
         captured = capsys.readouterr()
         lines.append([line for line in captured.out.splitlines() if "failed" in line])
@@ -733,7 +733,7 @@ def test_a_full_memory_names_the_batch_size_the_peak_and_what_is_free(
         r"--batch-size {}: the memory is full \(peak [\d.]+ GiB here, [\d.]+ GiB free now\); "
         r"use a smaller one{}$"
     )
-    monkeypatch.setattr(engine.Compute, "to_network", lambda *_: fail())
+    monkeypatch.setattr(engine, "to_network", lambda *_: fail())
     with pytest.raises(
         RunError, match=told.format(8, r" in a new run \(--resume takes no other batch size\)")
     ):

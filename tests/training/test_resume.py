@@ -161,7 +161,7 @@ def test_a_signal_stops_at_the_next_batch_and_loses_nothing(
     train_root: Path, tmp_path: Path, unbroken: dict[str, object], number: int
 ) -> None:
     calls = iter(range(1000))
-    plain = engine.Compute.to_network
+    plain = engine.to_network
 
     def interrupted(compute: engine.Compute, pixels: torch.Tensor) -> torch.Tensor:
         if next(calls) == 9:
@@ -169,7 +169,7 @@ def test_a_signal_stops_at_the_next_batch_and_loses_nothing(
         return plain(compute, pixels)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine.Compute, "to_network", interrupted)
+        patch.setattr(engine, "to_network", interrupted)
         with pytest.raises(Stopped, match="--resume goes on from there") as stopped:
             run(train_root, tmp_path)
     assert stopped.value.number == number
@@ -243,7 +243,7 @@ def test_a_photograph_that_vanishes_stops_the_run_and_once_it_is_back_the_run_go
     root = Path(shutil.copytree(train_root, tmp_path / "train"))
     lost = sorted((root / "images").glob("*/mask2.*"))[3]
     data = lost.read_bytes()
-    plain, calls = engine.Compute.to_network, iter(range(1000))
+    plain, calls = engine.to_network, iter(range(1000))
 
     def vanishing(compute: engine.Compute, pixels: torch.Tensor) -> torch.Tensor:
         if next(calls) == 1:
@@ -251,7 +251,7 @@ def test_a_photograph_that_vanishes_stops_the_run_and_once_it_is_back_the_run_go
         return plain(compute, pixels)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine.Compute, "to_network", vanishing)
+        patch.setattr(engine, "to_network", vanishing)
         with pytest.raises(
             UserError, match=f"{lost}: cannot be read as a photograph .No such file"
         ):
