@@ -104,7 +104,7 @@ def list_images(root: Path, image_dir: Path) -> pd.DataFrame:
             f"{image_dir}: no photographs in it; {suggest_root(root, 'train') or EXAMPLE}"
         )
     shots = "incorrect_mask, mask1..5, normal"
-    warn_counted(unnamed, f"photographs left out, their names tell no mask state ({shots})")
+    warn_counted(unnamed, f"photographs left out, their names hold no mask state ({shots})")
     return pd.DataFrame(rows, columns=["person", "shot", "file", "path"])
 
 
@@ -236,9 +236,10 @@ def read_boxes(path: str, names: Sequence[str], paths: Sequence[str]) -> dict[st
     files = table["file"].str.strip().str.replace("\\", "/", regex=False).str.removeprefix("./")
     rows = unique_names(path, files)
     sides = table[SIDES].apply(pd.to_numeric, errors="coerce").round()
-    outside = ~(sides.abs() <= MAX_PIXELS).all(axis=1)
+    not_pixels = ~(sides.abs() <= MAX_PIXELS).all(axis=1)
     empty = (sides["right"] <= sides["left"]) | (sides["bottom"] <= sides["top"])
-    for wrong, problem in ((outside, f"{', '.join(SIDES)} must be pixels"), (empty, "empty box")):
+    expected = f"{', '.join(SIDES)} must be pixels"
+    for wrong, problem in ((not_pixels, expected), (empty, "the box is empty")):
         if wrong.any():
             raise row_error(path, wrong.idxmax(), problem)
     pixels = sides.astype(np.int64).itertuples(index=False, name=None)
