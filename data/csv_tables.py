@@ -60,10 +60,10 @@ def read_csv(path: Path, *choices: Sequence[str]) -> pd.DataFrame:
     columns = next((c for c in choices if set(c) <= set(header)), None)
     if columns is None:
         missing = next(name for name in choices[0] if name not in header)
-        found = ", ".join(name[:40] for name in header[:20]) or "an empty file"
+        present = ", ".join(name[:40] for name in header[:20]) or "an empty file"
         expected = " or ".join(",".join(choice) for choice in choices)
         raise UserError(
-            f"{path}: no column {missing!r} (found: {found}); expected {expected} in its first row"
+            f"{path}: no column {missing!r} (found: {present}); expected {expected} in row 1"
         )
     for name in columns:
         if header.count(name) > 1:

@@ -54,8 +54,8 @@ def find_duplicates(paths: Sequence[str], people: Sequence[str]) -> list[Pair]:
     for (i, j, _), apart in zip(pairs, measured, strict=True):
         if apart <= MAX_DISTANCE:
             nearest[i, j] = min(apart, nearest.get((i, j), apart))
-    found = [(kept[i], kept[j], apart) for (i, j), apart in nearest.items()]
-    return sorted(found, key=lambda pair: pair[2])
+    duplicates = [(kept[i], kept[j], apart) for (i, j), apart in nearest.items()]
+    return sorted(duplicates, key=lambda pair: pair[2])
 
 
 def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:

@@ -43,8 +43,8 @@ def find_table(root: Path, name: str, above: bool) -> Path | None:
 
 
 def list_folder(folder: Path) -> dict[str, Path]:
-    """{name in NFC: path} of a folder, sorted, without hidden entries. Raises UserError, also for a
-    folder or photograph whose name is not text or comes twice.
+    """{name in NFC: path} of a folder, sorted, without hidden entries. Raises UserError, also for
+    a name that is not text or comes twice.
     """
     try:
         paths = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
@@ -53,14 +53,14 @@ def list_folder(folder: Path) -> dict[str, Path]:
     entries: dict[str, Path] = {}
     for path in paths:
         name = nfc(path.name).strip()  # as names are read from tables
-        if is_image_name(path.name) or path.is_dir():
-            if any("\ud800" <= character <= "\udfff" for character in name):
-                raise UserError(f"{path}: its name is not UTF-8; rename it")
-            if name in entries:
-                raise UserError(
-                    f"{path}: {entries[name]} has the same name in another Unicode form or with "
-                    "other spaces; rename one"
-                )
+        not_text = any("\ud800" <= character <= "\udfff" for character in name)
+        if not_text and (is_image_name(name) or path.is_dir()):
+            raise UserError(f"{path}: its name is not UTF-8; rename it")
+        if name in entries:
+            raise UserError(
+                f"{path}: {entries[name]} has the same name in another Unicode form or with other "
+                "spaces; rename one"
+            )
         entries[name] = path
     return entries
 

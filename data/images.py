@@ -94,10 +94,9 @@ def strip_ancillary_chunks(data: bytes) -> bytes:
         end = start + 12 + int.from_bytes(data[start : start + 4], "big")
         if end > len(data):
             break
-        needed = kind[:1].isupper()  # critical, as the format has it
-        if not needed and zlib.crc32(data[start + 4 : end - 4]) == int.from_bytes(
-            data[end - 4 : end], "big"
-        ):
+        checksum = int.from_bytes(data[end - 4 : end], "big")
+        needed = kind[:1].isupper()  # a critical chunk
+        if not needed and zlib.crc32(data[start + 4 : end - 4]) == checksum:
             keyword, _, text = data[start + 8 : end - 4].partition(b"\0")
             needed = kind in (b"tRNS", b"eXIf")
             if kind in PNG_TEXT_CHUNKS and keyword in ORIENTATION_KEYWORDS:
@@ -190,7 +189,8 @@ def decode_image(path: str, shrink: int = 1) -> Image.Image:
 def exif_orientation(photo: Image.Image) -> int:
     """A photograph's EXIF orientation; 1, upright, where its metadata is damaged."""
     try:
-        return photo.getexif().get(0x0112, 1)
+        orientation = photo.getexif().get(0x0112)
+        return orientation if orientation in EXIF_TRANSPOSE else 1
     except Exception:
         return 1
 
@@ -247,12 +247,7 @@ def drop_unreadable_rows(tables: Sequence[pd.DataFrame], skip: bool) -> list[pd.
     """
     bad = find_unreadable([path for table in tables for path in table["path"]], skip)
     kept = [table[~table["path"].isin(bad)].reset_index(drop=True) for table in tables]
-    lost = [
-        set(before["person"]) - set(after["person"])
-        for before, after in zip(tables, kept, strict=True)
-    ]
+    before, after = ({p for part in parts for p in part["person"]} for parts in (tables, kept))
     warn_counted(bad, "photographs left out, they cannot be read")
-    warn_counted(
-        sorted(set().union(*lost)), "people left out, none of their photographs can be read"
-    )
+    warn_counted(sorted(before - after), "people left out, none of their photographs can be read")
     return kept

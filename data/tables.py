@@ -104,7 +104,7 @@ def list_images(root: Path, image_dir: Path) -> pd.DataFrame:
             f"{image_dir}: no photographs in it; {suggest_root(root, 'train') or EXAMPLE}"
         )
     shots = "incorrect_mask, mask1..5, normal"
-    warn_counted(unnamed, f"photographs left out, their names tell no mask state ({shots})")
+    warn_counted(unnamed, f"photographs left out, their names hold no mask state ({shots})")
     return pd.DataFrame(rows, columns=["person", "shot", "file", "path"])
 
 
@@ -138,12 +138,10 @@ def label_people(people: Sequence[str], table: Path | None, image_dir: Path) -> 
         raise row_error(table, missing.index[0], problem, remedy)
     unlisted = sorted(set(people) - set(labels["person"]))
     warn_counted(unlisted, f"people left out, {table.name} has no row for them")
-    differ = [
-        p for p, *values in labels.itertuples(index=False) if [*by_name.get(p, values)] != values
-    ]
-    warn_counted(
-        differ, f"people whose folder's name and {table.name} disagree; the table is taken"
-    )
+    by_table = {person: (gender, years) for person, gender, years in labels.to_numpy().tolist()}
+    differ = [p for p, values in by_table.items() if by_name.get(p, values) != values]
+    message = f"people whose folder's name and {table.name} disagree; the table is taken"
+    warn_counted(differ, message)
     return labels
 
 
@@ -217,13 +215,10 @@ def read_eval(data_root: str | None) -> tuple[list[str], list[str]]:
     rows = unique_names(info, listed)
     for name, number in rows.items():
         if name not in photographs:
-            why = (
-                f"is not read, {why_left_out(name)}"
-                if name in entries
-                else f"is not in {image_dir}"
-            )
+            left_out = f"is not read, {why_left_out(name)}"
+            problem = left_out if name in entries else f"is not in {image_dir}"
             remedy = "correct the row or restore the photograph"
-            raise row_error(info, number, f"{name[:100]!r} {why}", remedy)
+            raise row_error(info, number, f"{name[:100]!r} {problem}", remedy)
     warn_left_out(others)
     unlisted = [name for name in photographs if name not in rows]
     warn_counted(unlisted, f"photographs left out, {info.name} has no row for them")
@@ -241,14 +236,14 @@ def read_boxes(path: str, names: Sequence[str], paths: Sequence[str]) -> dict[st
     files = table["file"].str.strip().str.replace("\\", "/", regex=False).str.removeprefix("./")
     rows = unique_names(path, files)
     sides = table[SIDES].apply(pd.to_numeric, errors="coerce").round()
-    outside = ~(sides.abs() <= MAX_PIXELS).all(axis=1)
+    not_pixels = ~(sides.abs() <= MAX_PIXELS).all(axis=1)
     empty = (sides["right"] <= sides["left"]) | (sides["bottom"] <= sides["top"])
-    for wrong, problem in ((outside, f"{', '.join(SIDES)} must be pixels"), (empty, "empty box")):
+    expected = f"{', '.join(SIDES)} must be pixels"
+    for wrong, problem in ((not_pixels, expected), (empty, "the box is empty")):
         if wrong.any():
             raise row_error(path, wrong.idxmax(), problem)
-    box_of_file = dict(
-        zip(rows, sides.astype(np.int64).itertuples(index=False, name=None), strict=True)
-    )
+    pixels = sides.astype(np.int64).itertuples(index=False, name=None)
+    box_of_file = dict(zip(rows, pixels, strict=True))
     boxes: dict[str, Box] = {}
     owners: dict[str, str] = {}
     for name, photograph in zip(names, paths, strict=True):
@@ -289,8 +284,10 @@ def read_labels(path: str, names: Sequence[str], task: str) -> np.ndarray:
     for number, name, text in table.itertuples():
         try:
             value = parse_years(text) if spec.regression else parse_label(text, spec)
-        except ValueError as error:
-            raise UserError(f"{path}: row {number}: {column} {error}") from None
+        except ValueError:
+            expected = "years" if spec.regression else "a class's number"
+            problem = f"{column} {text[:40]!r}: expected {expected}"
+            raise row_error(path, number, problem) from None
         if labels.setdefault(nfc(name.strip()), value) != value:
             problem = f"{name[:100]!r} has another answer in an earlier row"
             raise row_error(path, number, problem, "remove one")
@@ -307,6 +304,7 @@ def read_labels(path: str, names: Sequence[str], task: str) -> np.ndarray:
 def parse_label(text: str, spec: Task) -> int:
     """A label (of the 18 classes, for a part of them) -> the task's class. Raises ValueError."""
     classes = spec.from_main or tuple(range(len(spec.classes)))
-    if text.strip() not in map(str, range(len(classes))):
-        raise ValueError(f"{text[:40]!r} is no class; write one from 0 to {len(classes) - 1}")
-    return classes[int(text)]
+    number = float(text)
+    if number not in range(len(classes)):
+        raise ValueError(f"{text!r} is no class")
+    return classes[int(number)]

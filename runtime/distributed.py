@@ -40,7 +40,7 @@ LOST_RANK = re.compile(r"gloo|NCCL|Connection (reset|closed)|TCPStore|Broken pip
 
 
 def init_distributed() -> DistInfo:
-    """This process among those that torchrun started, which it joins (see `leave_group`)."""
+    """This process among those that torchrun started, which it joins."""
     info = dist_info_from_environment()
     if info.world == 1:
         return info
@@ -80,7 +80,9 @@ def distributed() -> Iterator[DistInfo]:
     try:
         yield info
     finally:
-        leave_group(info)
+        if info.world > 1 and dist.is_initialized():
+            time.sleep(0.1)  # a thread of torch 2.6 may still hold the last exchange's tensor
+            dist.destroy_process_group()
 
 
 def on_all_ranks(info: DistInfo, work: Callable[[], T]) -> T:
@@ -200,10 +202,3 @@ def out_of_memory(batch_size: int, error: Exception) -> str:
         f"--batch-size {batch_size}: the {memory} is full (peak {peak / 2**30:.1f} GiB here, "
         f"{free / 2**30:.1f} GiB free now); use a smaller one"
     )
-
-
-def leave_group(info: DistInfo) -> None:
-    """Leave the other processes."""
-    if info.world > 1 and dist.is_initialized():
-        time.sleep(0.1)  # a thread of torch 2.6 may still hold the last exchange's tensor
-        dist.destroy_process_group()
