@@ -94,7 +94,7 @@ class ImageDataset(Dataset[tuple[torch.Tensor, list[torch.Tensor]]]):
     def __init__(
         self,
         names: Sequence[str],
-        paths: Sequence[str],
+        paths: Sequence[str | Image.Image],
         views: Sequence[augmentation.View],
         boxes: Mapping[str, faces.Box] | None = None,
         blending: MixupPartners | None = None,
@@ -119,11 +119,16 @@ class ImageDataset(Dataset[tuple[torch.Tensor, list[torch.Tensor]]]):
         return seen
 
     def read(self, i: int) -> Image.Image:
-        """Photograph i, decoded; its middle square where squares are kept."""
-        crop = self.views[0].form
-        if self.squares is not None and isinstance(crop, augmentation.Crop):
-            return self.squares.get(i, lambda: crop.square(images.read_image(self.paths[i])))
-        return images.read_image(self.paths[i])
+        """Image i, decoded; its middle square where squares are kept."""
+        crop, cache = self.views[0].form, self.squares
+        if cache is not None and isinstance(crop, augmentation.Crop):
+            return cache.get(i, lambda: crop.square(self.decode(i)))
+        return self.decode(i)
+
+    def decode(self, i: int) -> Image.Image:
+        """Image i as it is: read from its file, unless it is in memory."""
+        source = self.paths[i]
+        return source if isinstance(source, Image.Image) else images.read_image(source)
 
     def __getitem__(self, key: tuple[int, int, int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         epoch, i, copy = key
