@@ -41,7 +41,7 @@ def predict(
     notes += runs.mixture_lines(voting, task) if len(voting) > 1 else []
     request = PredictionRequest(task, transform, views, settings.boxes, settings.skip_bad_images)
     with distributed.distributed() as dist:
-        if dist.first:
+        if dist.is_rank0:
             print(*notes, sep="\n", flush=True)
         check_writable(settings.save_path, "--save-path")
         with distributed.explain_failures(settings.batch_size):
