@@ -275,15 +275,16 @@ class TrainSettings(OutputSettings, OptimSettings, ModelSettings, DataSettings, 
         return f"recipe {self.recipe}: {Preset(values)}"
 
     def explain_lr(self) -> str:
-        """The learning rate and where it comes from; of settings that are not completed yet."""
-        if self.lr is not None:
-            from_preset = self.preset.options.get("lr") == self.lr
-            source = f"--recipe {self.recipe}" if from_preset else "--lr"
-            return f"learning rate {self.lr:g} ({source})"
+        """Why the learning rate is not the usual 0.005; empty where it is, or where it was given.
+        Of settings that are not completed yet.
+        """
+        if self.lr is not None or self.default_lr == 0.005:
+            return ""
         start = "from scratch" if self.from_scratch else "on pretrained weights"
-        if self.default_lr != 0.005 and not self.from_scratch:
-            start += ": 0.005 wrecks them under this optimizer"
-        return f"learning rate {self.default_lr:g} (the default of {self.optim_type} {start})"
+        return (
+            f"learning rate {self.default_lr:g} (the default of {self.optim_type} {start}; 0.005 "
+            "wrecks them)"
+        )
 
 
 def training_conflicts(s: TrainSettings) -> Iterator[str]:

@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         earlier = Path(settings.from_probs)
         probs = submission.load_probabilities(earlier).for_task(settings.task)
         probs = probs.top(settings.top_k) if settings.top_k else probs
-        title = f"{earlier.resolve().name}_again"
+        title = submission.revote_title(earlier.resolve().name)
     else:
         title, probs, report = predict(settings)
     if is_rank_zero():

@@ -10,6 +10,8 @@ import config
 from runtime.cli import run_script
 from runtime.errors import DistInfo, printable
 
+MAX_SHOWN_IMAGES = 20  # whose predictions are printed too
+
 
 def main(argv: list[str] | None = None) -> int:
     settings = config.SingularSettings.parse(argv, "submit_singular.py", __doc__ or "").completed()
@@ -18,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     import ensemble
     from data import tables
     from inference import members, submission
-    from inference.predictor import PredictionRequest, Predictor
+    from inference.predictor import PredictionRequest, Predictor, predicted_lines
     from runtime import distributed
     from runtime.files import check_writable
 
@@ -38,7 +40,10 @@ def main(argv: list[str] | None = None) -> int:
         predictor = Predictor([member], task, compute)
         probs = predictor.probabilities(request, images, paths)
 
-    predictions = ensemble.decide(task, ensemble.arithmetic(probs.array))
+    probabilities = ensemble.arithmetic(probs.array)
+    predictions = ensemble.decide(task, probabilities)
+    if len(images) <= MAX_SHOWN_IMAGES:
+        print(*predicted_lines(task, images, probabilities), sep="\n")
     fold_dir = path.absolute().parent
     run_name = f"{fold_dir.parent.name}_{fold_dir.name}"
     folder = submission.create_output_folder(settings.save_path, run_name, task)

@@ -21,7 +21,8 @@ def main(argv: list[str] | None = None) -> int:
     if is_rank_zero():
         if settings.recipe:
             print(settings.explain_preset())
-        print(asked.explain_lr(), flush=True)
+        if reason := asked.explain_lr():
+            print(reason, flush=True)
 
     from runtime import distributed  # torch takes seconds: --help and refusals do without it
     from training import cross_validation, run

@@ -26,7 +26,7 @@ from data import folders, images, tables
 from inference import runs, submission
 from inference.members import Member, build_network, labels_run_dir, load_member, part_groups
 from labels import PARTS, TASKS, scoring_task
-from runtime.errors import DistInfo, UserError, is_rank_zero, warn_counted
+from runtime.errors import DistInfo, UserError, is_rank_zero, printable, warn_counted
 
 Photo = str | Path | Image.Image | np.ndarray  # an array: uint8 [height, width, 3]
 
@@ -180,6 +180,16 @@ def predictions_table(task: str, names: Sequence[str], probabilities: np.ndarray
         return pd.DataFrame(columns | {"years": predicted})
     values = pd.DataFrame(probabilities, columns=out_of_fold.probability_columns(task))
     return pd.concat([pd.DataFrame(columns), values], axis=1)
+
+
+def predicted_lines(task: str, names: Sequence[str], probabilities: np.ndarray) -> list[str]:
+    """`photo.jpg: wear, male, under 30 (0.83)` for each image; for `age` its years."""
+    table = predictions_table(task, names, probabilities)
+    is_regression = TASKS[task].regression
+    values = table["years"] if is_regression else pd.Series(probabilities.max(axis=1))
+    form = "{:.1f} years".format if is_regression else "{:.2f}".format
+    rows = zip(table["file"], table["name"], values, strict=True)
+    return [f"{printable(file)}: {name} ({form(value)})" for file, name, value in rows]
 
 
 def resolve_transforms(members: Sequence[Member], transform: str, views: int) -> list[str]:

@@ -177,7 +177,9 @@ def test_defaults_are_the_contracts() -> None:
 def test_the_default_learning_rate(words: list[str], rate: float) -> None:
     asked = config.TrainSettings.parse(words, "train.py", "")
     assert asked.completed().lr == rate
-    assert f"learning rate {rate:g}" in asked.explain_lr()
+    # said where it is not the usual one, and was not asked for
+    assert ("learning rate 0.001" in asked.explain_lr()) == (rate == 0.001)
+    assert rate == 0.001 or not asked.explain_lr()
 
 
 @pytest.mark.parametrize(

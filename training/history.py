@@ -54,7 +54,8 @@ def epoch_line(
     others = [f"{head} F1 {s.macro_f1:.4f}" for head, s in scores.items() if head != task]
     parts = [
         f"epoch {row['epoch']:>2.0f}/{epochs}",
-        f"loss {row['train_loss']:.4f} train {row['valid_loss']:.4f} valid",
+        f"train loss {row['train_loss']:.4f}",
+        f"valid loss {row['valid_loss']:.4f}",
         scores[task].line(),
         *others,
         f"lr {row['lr']:.2e}",
