@@ -230,5 +230,7 @@ def find_mixup_partners(
         partners |= {int(n): numbers[people != p] for n, p in zip(numbers, people, strict=True)}
         if len(set(people)) == 1:
             alone.append(str(people[0]))
-    warn_counted(alone, "classes of one person: nobody to blend with, photographs are repeated")
+    warn_counted(
+        alone, "classes of a single person cannot be blended, so they are repeated instead"
+    )
     return MixupPartners(seed, partners)
