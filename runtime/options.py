@@ -21,7 +21,7 @@ MAX_NUMBER = 10**6  # more than any option needs, and few enough to count and to
 
 @dataclass(frozen=True)
 class Range:
-    """A number from `low` to `high`, both included unless `above` (then `low` is excluded)."""
+    """A number from `low` (excluded if `above`) to `high`."""
 
     kind: type
     low: int
