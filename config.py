@@ -358,9 +358,7 @@ class PredictSettings(MachineSettings):
     )
     save_path: str = option(DATA, "parent of the output folder", "./prediction", metavar="DIR")
     boxes: str | None = option(DATA, BOXES_HELP, shown=BOXES_DEFAULT, metavar="CSV")
-    skip_bad_images: bool = option(
-        DATA, "predict the most frequent class for unreadable images", False
-    )
+    skip_bad_images: bool = option(DATA, "give unreadable images the most frequent class", False)
     answers: str | None = option(
         DATA, "true labels (ImageID,ans), of the 18 classes whatever the --task", metavar="CSV"
     )
@@ -371,14 +369,9 @@ class PredictSettings(MachineSettings):
 class SingularSettings(PredictSettings):
     """Options of submit_singular.py."""
 
-    model_type: str | None = option(
-        MODEL, "network of the checkpoint to look for", None, Choice(MODELS), "any"
-    )
+    model_type: str | None = option(MODEL, "the checkpoint's network", None, Choice(MODELS), "any")
     load_state_dict: str | None = option(
-        MODEL,
-        "checkpoint",
-        shown="the best of the newest run under ./saved_models that predicts the task",
-        metavar="PATH",
+        MODEL, "checkpoint", shown="best of the newest run that predicts the task", metavar="PATH"
     )
     transform_type: str = option(
         DATA, "crop; auto: as in validation", "base", Choice(TRANSFORMS, more=(AUTO,))
@@ -396,9 +389,8 @@ class EnsembleSettings(PredictSettings):
 
     root: tuple[str, ...] | None = option(
         MODEL,
-        "runs that vote together, or folders that hold one; runs of mask, gender and ageg are "
-        "multiplied into main",
-        shown="the newest kfold-ensemble-* under ./saved_models that predicts the task",
+        "runs that vote together, or folders with one; those of mask, gender, ageg make up main",
+        shown="the newest run under ./saved_models that predicts the task",
         metavar="DIR",
         nargs="+",
         action="extend",
@@ -416,9 +408,7 @@ class EnsembleSettings(PredictSettings):
         const=AUTO,
     )
     top_k: int | None = option(VOTING, "best checkpoints OF EACH FOLD that vote", None, COUNT, "3")
-    tta: int | None = option(
-        VOTING, "views of each image, each another crop", None, Range(int, 1, 1000), "1"
-    )
+    tta: int | None = option(VOTING, "views (crops) of each image", None, Range(int, 1, 1000), "1")
     method: str = option(
         VOTING,
         "softvoting: three means of the probabilities; hardvoting: the majority (also soft, hard)",

@@ -169,23 +169,19 @@ class EpochBatchSampler(Sampler[list[tuple[int, int, int]]]):
         rest = len(self.indices) % self.size
         return whole - 1 if 0 < rest < self.least and whole > 1 else whole
 
-    def bounds(self, number: int) -> tuple[int, int]:
-        """Start and end of a batch in the epoch's order, all processes together."""
-        last = number >= len(self) - 1
-        return number * self.size, len(self.indices) if last else (number + 1) * self.size
-
-    def sharing(self, count: int) -> int:
-        """How many processes take part in a batch of `count` photographs."""
-        return max(1, min(self.world, count // self.least))
+    def split(self, number: int) -> tuple[range, int]:
+        """(positions of a batch in the epoch's order, how many processes share it)."""
+        start, last = number * self.size, number >= len(self) - 1
+        batch = range(start, len(self.indices) if last else start + self.size)
+        return batch, max(1, min(self.world, len(batch) // self.least))
 
     def weight(self, step: int) -> float:
         """This process's part of the batch of a step (counted over all epochs), times `world`: with
         it the mean of the processes' gradients is that of the whole batch.
         """
-        start, end = self.bounds(step % len(self))
-        sharing = self.sharing(end - start)
-        own = len(range(self.rank, end - start, sharing)) if self.rank < sharing else 0
-        return own * self.world / (end - start)
+        batch, sharing = self.split(step % len(self))
+        own = batch[self.rank :: sharing] if self.rank < sharing else ()
+        return len(own) * self.world / len(batch)
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         order: Sequence[int] = range(len(self.indices))
@@ -193,9 +189,8 @@ class EpochBatchSampler(Sampler[list[tuple[int, int, int]]]):
             order = seeded_permutation(len(order), "order", *self.shuffle, self.epoch)
         keys = [(self.epoch, self.indices[i], self.copies[i]) for i in order]
         for number in range(self.start, len(self)):
-            start, end = self.bounds(number)
-            sharing = self.sharing(end - start)
-            yield keys[start:end][self.rank % sharing :: sharing]
+            batch, sharing = self.split(number)
+            yield [keys[position] for position in batch[self.rank % sharing :: sharing]]
 
 
 def seeded_permutation(count: int, *seed: Hashable) -> list[int]:
@@ -235,5 +230,7 @@ def find_mixup_partners(
         partners |= {int(n): numbers[people != p] for n, p in zip(numbers, people, strict=True)}
         if len(set(people)) == 1:
             alone.append(str(people[0]))
-    warn_counted(alone, "classes of one person: nobody to blend with, photographs are repeated")
+    warn_counted(
+        alone, "classes of a single person cannot be blended, so they are repeated instead"
+    )
     return MixupPartners(seed, partners)

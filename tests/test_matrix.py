@@ -274,22 +274,16 @@ def test_one_entry_adds_a_model_loss_transform_optimizer_and_task(
     monkeypatch.setitem(
         registries.MODELS, "Wide", registries.Model(f"{here}:Wide", "tiny", alias="W")
     )
-    monkeypatch.setitem(
-        registries.LOSSES,
-        "onehotloss",
-        registries.Loss(f"{here}:OneHot", False, "squared error of probabilities"),
-    )
+    monkeypatch.setitem(registries.LOSSES, "onehotloss", registries.Loss(f"{here}:OneHot"))
     monkeypatch.setitem(
         registries.TRANSFORMS,
         "upsidedown",
-        registries.Transform(f"{here}:upside_down", "all of it", False, "turned"),
+        registries.Transform(f"{here}:upside_down", "all of it", False),
     )
     monkeypatch.setitem(
-        registries.OPTIMIZERS,
-        "slow",
-        registries.Optimizer(f"{here}:slow", 0.002, 0.003, 0.0, "RMSprop"),
+        registries.OPTIMIZERS, "slow", registries.Optimizer(f"{here}:slow", 0.002, 0.003, 0.0)
     )
-    over = Task(lambda mask, gender, years: int(years >= 40), ("young", "older"), "under 40 or not")
+    over = Task(lambda mask, gender, years: int(years >= 40), ("young", "older"))
     monkeypatch.setitem(TASKS, "over40", over)
     for settings_class in (config.TrainSettings, config.SingularSettings, config.EnsembleSettings):
         text = build_parser(settings_class, "x", "").format_help()

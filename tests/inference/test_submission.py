@@ -338,7 +338,7 @@ def test_a_registered_transform_brings_its_random_form_along(
         monkeypatch.setitem(
             registries.TRANSFORMS,
             name,
-            registries.Transform("augmentation:base", "all of it", False, "", random),
+            registries.Transform("augmentation:base", "all of it", False, random),
         )
     info = checkpoint.CheckpointInfo(
         "VanillaResNet", "main", "mine", "tiny", 32, 32, 0, 1, 0.5, 1.0
@@ -689,12 +689,9 @@ def test_where_no_member_is_right_the_weighted_mean_breaks_no_exact_tie() -> Non
 
 # --- a task that users register
 
-OVER = Task(lambda mask, gender, years: int(years >= 40), ("young", "older"), "under 40 or not")
+OVER = Task(lambda mask, gender, years: int(years >= 40), ("young", "older"))
 WORN = Task(
-    lambda mask, gender, years: int(mask == 2),
-    ("on", "off"),
-    "whether there is a mask",
-    tuple(int(c > 11) for c in range(18)),
+    lambda mask, gender, years: int(mask == 2), ("on", "off"), tuple(int(c > 11) for c in range(18))
 )
 
 
