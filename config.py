@@ -25,6 +25,7 @@ PRESETS: dict[str, Preset] = {
 }
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 OVERSAMPLING = ("none", "repeat", "mixup")
+LOGGERS = ("tensorboard", "wandb")  # of training/loggers.py
 METHODS = ("softvoting", "hardvoting")
 NEWEST = "newest"  # --resume without a name
 AUTO = "auto"  # --transform-type: the form that the checkpoint's own validation used
@@ -78,6 +79,7 @@ class MachineSettings(Settings):
 
     groups: ClassVar = (PRESET, DATA, MODEL, TRAINING, FOLDS, VOTING, MACHINE)
     removed: ClassVar = REMOVED_OPTIONS
+    spellings: ClassVar = {"--tensorboard": ("--log", "tensorboard")}
     version: ClassVar = VERSION
 
     device: str = option(MACHINE, "auto, cpu, cuda, cuda:1, mps ...", "auto", metavar="NAME")
@@ -205,7 +207,7 @@ class OutputSettings(Settings):
         FOLDS, "train only these folds, like 0,3", None, parse_fold_numbers, "all", metavar="N,N"
     )
     save_top: int = option(FOLDS, "checkpoints kept per fold, by validation macro F1", 3, COUNT)
-    tensorboard: bool = option(FOLDS, "also write each fold's history for TensorBoard", False)
+    log: str | None = option(FOLDS, "also log to this package", None, Choice(LOGGERS))
     dry_run: bool = option(MACHINE, "run one batch, estimate time and disk space, stop", False)
     quiet: bool = option(MACHINE, "suppress progress output", False)
 
@@ -307,8 +309,8 @@ def training_conflicts(s: TrainSettings) -> Iterator[str]:
             yield f"{folds}: name the run that they share with --run-name"
     if s.resume is not None and s.run_name is not None:
         yield f"--resume: --run-name {s.run_name} resumes that run already; leave one of them out"
-    if s.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        yield "--tensorboard: not installed; pip install tensorboard, or leave it out"
+    if s.log and importlib.util.find_spec(s.log) is None:
+        yield f"--log {s.log}: not installed; pip install {s.log}, or leave it out"
 
 
 def model_conflicts(s: TrainSettings) -> Iterator[str]:

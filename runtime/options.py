@@ -121,6 +121,7 @@ class Settings:
 
     groups: ClassVar[tuple[str, ...]] = ()  # of options, in the order of --help
     removed: ClassVar[Mapping[str, str]] = {}  # {option of an earlier version: why it was removed}
+    spellings: ClassVar[Mapping[str, Sequence[str]]] = {}  # {option: what it stands for}
     presets: ClassVar[Mapping[str, Mapping[str, Preset]]] = {}  # {field: {its value: preset}}
     version: ClassVar[str] = ""
 
@@ -138,6 +139,7 @@ class Settings:
         for name in (word.partition("=")[0] for word in words):
             if name in cls.removed:
                 raise UserError(f"{name}: was removed, because {cls.removed[name]}; leave it out")
+        words = [part for word in words for part in cls.spellings.get(word, [word])]
         os.environ.setdefault("COLUMNS", "120")
         parser = build_parser(cls, prog, description)
         known, unknown = parser.parse_known_args(words)
