@@ -314,7 +314,7 @@ def draw_models() -> Figure:
         heads = {head: head_spec(head).outputs for head in registries.trained_heads(name, "main")}
         ax.plot([20, 880], [top, top], color=REST, linewidth=1.5)
         write(ax, 20, top + 21, name, 13, ha="left", weight="bold")
-        write(ax, 880, top + 21, NOTES[name], 10, ha="right", color=SOFT)
+        write(ax, 880, top + 21, NOTES.get(name, ""), 10, ha="right", color=SOFT)
         middle = top + high / 2 + 18
         box(ax, 20, middle, 132, entry.backbone, "1000 outputs", face="white", edge=INK)
         draw(ax, middle, target(nn.Identity(), heads))
@@ -564,7 +564,7 @@ def draw_transforms(photo: Image.Image) -> Figure:
     for row, (name, entry) in enumerate(registries.TRANSFORMS.items()):
         y = top + row * pitch
         write(ax, 20, y - 2, name, 12, ha="left", weight="bold")
-        write(ax, train, y - 2, NOTES[name], 11, ha="left", color=SOFT)
+        write(ax, train, y - 2, NOTES.get(name, ""), 11, ha="left", color=SOFT)
         y += 16
         paste(ax, photo, 20, y, wide, high)
         squares = looked_at(name, photo, found)
