@@ -771,7 +771,7 @@ def test_the_years_loss_reckons_with_the_shares_that_it_trains_on(tmp_path: Path
             context_of(root, "--model-type", "Factorised", "--cv", "10", *asked), 0
         )
         assert set(fold.config.criteria) == {"mask", "gender", "year"}
-        shares = fold.config.criteria["year"].get_buffer("logs").exp()
+        shares = fold.config.criteria["year"].get_buffer("log_shares").exp()
         assert shares.argmax() == 20
         assert shares[50:].argmax() == oldest - 50
         ages = fold.config.labels["year"].numpy()[np.setdiff1d(np.arange(70), fold.valid_rows)]
