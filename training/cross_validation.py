@@ -177,7 +177,7 @@ def show_heat_maps(
             caption = names[int(row.predicted)]
             if row.predicted != true:
                 caption += f" in place of {names[true]}"
-            shown[row.Index] = (heat_map.picture, caption)
+            shown[row.Index] = (heat_map.picture, caption.replace("_", " "))
             shares.append(heat_map.face_share)
     text = (
         "Bright: what spoke for the predicted class (Grad-CAM). On average "
