@@ -404,4 +404,4 @@ def spread_over_main(values: Tensor, part: str) -> Tensor:
 def sum_class_groups(probs: Tensor, task: str, source: str = "main") -> Tensor:
     """[batch, classes of `source`] probabilities -> [batch, classes] of a task."""
     index = class_mapping(source, task, probs.device)
-    return probs.new_zeros(len(probs), TASKS[task].outputs).index_add_(1, index, probs)
+    return probs.new_zeros(probs.shape[0], TASKS[task].outputs).index_add_(1, index, probs)

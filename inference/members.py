@@ -151,4 +151,4 @@ def build_network(member: Member, task: str, device: torch.device) -> torch.nn.M
     part = known_part(member.info, task)
     moved = model.to_device(model.Spread(network, part) if part else network, device)
     member.weights.clear()  # mapped from the file: they would lie in memory a second time
-    return moved
+    return moved.eval()
