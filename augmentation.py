@@ -1,5 +1,4 @@
-"""Photograph -> what the network sees: crops and augmentation, in three forms for each
---transform-type.
+"""Photograph -> what the network sees: each --transform-type is three forms, of crops and draws.
 
 Everything works on upright RGB Pillow images in the photograph's pixels (384x512); only the last
 step goes to the network's size, so the field of view is the same at every --image-size.
@@ -25,22 +24,15 @@ WIDE_CROP_PIXELS = 384  # side of the square that holds the person
 NARROW_CROP_PIXELS = 224  # side of the square in the middle that inference looks at
 
 FACE_MARGIN = 0.15  # of the face's box, added on each side before it is made square
-# the face's square is brought to this much more than the network's size, for the crop to move in
-FACE_CROP_SCALE = 8 / 7
+FACE_CROP_SCALE = 8 / 7  # the face's square in network sizes, for the crop to move in
 
-BLANK_SQUARE = Image.new(
-    "L", (WIDE_CROP_PIXELS, WIDE_CROP_PIXELS)
-)  # stands for the square that windows are drawn in
-
-# a photograph, and where its face is if a file told
+# a photograph, and where its face is if that is known
 Form = Callable[[Image.Image, Box | None], Image.Image]
 
 
 @dataclass(frozen=True)
 class Forms:
-    """The forms of one transform type. `valid` is deterministic; `view` is what inference uses,
-    random for some.
-    """
+    """The forms of one transform type. `valid` is deterministic; `view`, of inference, need not."""
 
     train: Form
     valid: Form
@@ -49,18 +41,14 @@ class Forms:
 
 @dataclass(frozen=True)
 class View:
-    """One way to look at each photograph. Its random draws derive from `key`, the epoch and the
-    photograph's name.
-    """
+    """A form whose draws derive from `key`, the epoch and the photograph's name."""
 
     form: Form
     key: tuple[Hashable, ...] = ()
 
 
 def fit_frame(photo: Image.Image) -> Image.Image:
-    """Scale a photograph of another size to cover the 384x512 frame, keeping its shape; (384, 512)
-    stays as it is.
-    """
+    """Scale a photograph of another size to cover the 384x512 frame, keeping its shape."""
     if photo.size == PHOTO_SIZE:
         return photo
     width, height = PHOTO_SIZE
@@ -69,19 +57,12 @@ def fit_frame(photo: Image.Image) -> Image.Image:
     return photo.resize(size, Image.Resampling.BILINEAR)
 
 
-def stretch_to_frame(photo: Image.Image) -> Image.Image:
-    """Bring a photograph of another size to exactly (384, 512), whatever its shape."""
-    return (
-        photo if photo.size == PHOTO_SIZE else photo.resize(PHOTO_SIZE, Image.Resampling.BILINEAR)
-    )
+stretch_to_frame = v2.Resize(PHOTO_SIZE[::-1])
 
 
 class Crop:
     """The middle `side` pixels of the frame, or a random window of its middle 384, at the network's
     size; then `change`.
-
-    The draws and the pixels are those of torchvision's CenterCrop, RandomResizedCrop and Resize one
-    after the other.
     """
 
     def __init__(
@@ -91,70 +72,41 @@ class Crop:
         change: v2.Transform | None = None,
         frame: Callable[[Image.Image], Image.Image] = fit_frame,
     ) -> None:
-        self.size, self.side, self.change, self.frame = size, side, change, frame
-        self.random = v2.RandomResizedCrop(size)
-
-    def window(self) -> tuple[int, int, int, int]:
-        """Draw the part of the middle square to cut out: left, top, width, height in its pixels."""
-        if self.side is not None:
-            start = (WIDE_CROP_PIXELS - self.side) // 2
-            return start, start, self.side, self.side
-        made = self.random.make_params([BLANK_SQUARE])
-        return made["left"], made["top"], made["width"], made["height"]
-
-    def __call__(self, photo: Image.Image, box: Box | None = None) -> Image.Image:
-        photo = self.frame(photo)
-        return self.cut(photo, *middle_corner(photo))
+        middle = [] if side is None else [v2.CenterCrop(side), v2.Resize((size, size))]
+        steps = middle or [v2.RandomResizedCrop(size)]
+        self.cut = v2.Compose([*steps, *([change] if change else [])])  # of what `square` returns
+        self.frame, self.middle = frame, v2.CenterCrop(WIDE_CROP_PIXELS)
 
     def square(self, photo: Image.Image) -> Image.Image:
-        """The middle square of the frame, of which `cut` makes what a call on the whole photograph
-        does.
-        """
-        photo = self.frame(photo)
-        left, top = middle_corner(photo)
-        return photo.crop((left, top, left + WIDE_CROP_PIXELS, top + WIDE_CROP_PIXELS))
+        """The middle square of the frame, 384 pixels wide."""
+        square: Image.Image = self.middle(self.frame(photo))
+        return square
 
-    def cut(self, photo: Image.Image, left: int = 0, top: int = 0) -> Image.Image:
-        """A window of the square that begins at left, top of a photograph."""
-        x, y, width, height = self.window()
-        part = (left + x, top + y, left + x + width, top + y + height)
-        photo = photo.crop(part).resize((self.size, self.size), Image.Resampling.BILINEAR)
-        return photo if self.change is None else self.change(photo)
-
-
-def middle_corner(photo: Image.Image) -> tuple[int, int]:
-    """Left and top of the middle square of WIDE_CROP_PIXELS pixels."""
-    return round((photo.width - WIDE_CROP_PIXELS) / 2), round((photo.height - WIDE_CROP_PIXELS) / 2)
+    def __call__(self, photo: Image.Image, box: Box | None = None) -> Image.Image:
+        cut: Image.Image = self.cut(self.square(photo))
+        return cut
 
 
 def base(size: int) -> Forms:
-    """Resize(512, 384); a random crop of the middle 384 to train on, the middle 224 to judge by."""
+    """Resize(512, 384); trains on a random crop of the middle 384, validates on the middle 224."""
     narrow = Crop(size, NARROW_CROP_PIXELS, frame=stretch_to_frame)
     return Forms(Crop(size, frame=stretch_to_frame), narrow, narrow)
 
 
 def random(size: int) -> Forms:
-    """A random crop of the middle 384 and RandAugment(2, 9) to train on, the middle 224 to judge
-    by.
-    """
+    """Trains on a random crop of the middle 384 with RandAugment, validates on the middle 224."""
     narrow = Crop(size, NARROW_CROP_PIXELS)
     return Forms(Crop(size, change=v2.RandAugment(2, 9)), narrow, narrow)
 
 
 def tta(size: int) -> Forms:
-    """Trains as `random`; validates on the middle 384; every test view is another random crop of
-    it.
-    """
-    crop = Crop(size)
-    return Forms(random(size).train, Crop(size, WIDE_CROP_PIXELS), crop)
+    """Trains as `random`; validates on the middle 384; each test view is a random crop of it."""
+    return Forms(random(size).train, Crop(size, WIDE_CROP_PIXELS), Crop(size))
 
 
 def face_square(photo: Image.Image, box: Box | None) -> tuple[float, float, float, float]:
     """The square around a face with its margin, inside the photograph: left, top, right, bottom in
-    pixels.
-
-    Without a face, or with a box that lies outside or is no box, the middle square of 3/5 of the
-    photograph's width (the middle 224 or so of 384 pixels).
+    pixels. Without a face, or with a box outside: the middle 3/5 of the photograph's width.
     """
     width, height = photo.size
     left, top, right, bottom = box or (0, 0, 0, 0)
@@ -171,7 +123,7 @@ def face_square(photo: Image.Image, box: Box | None) -> tuple[float, float, floa
 
 
 class FaceSteps:
-    """Cut the face's square out, told or found, bring it to a size, and go on with one crop."""
+    """Cut out the face's square, given or found, bring it to a size, and go on with `crop`."""
 
     def __init__(self, size: int, crop: v2.Transform) -> None:
         self.size = (round(size * FACE_CROP_SCALE),) * 2
@@ -179,34 +131,32 @@ class FaceSteps:
 
     def __call__(self, photo: Image.Image, box: Box | None = None) -> Image.Image:
         square = face_square(photo, box or find_face(photo))
-        seen: Image.Image = self.crop(
-            photo.resize(self.size, Image.Resampling.BILINEAR, square, reducing_gap=3.0)
-        )
-        return seen
+        face = photo.resize(self.size, Image.Resampling.BILINEAR, square, reducing_gap=3.0)
+        cut: Image.Image = self.crop(face)
+        return cut
 
 
 def facecrop(size: int) -> Forms:
-    """The face's square with a margin; a random crop of it to train on, its middle to judge by."""
-    middle_of_face = FaceSteps(size, v2.CenterCrop(size))
-    return Forms(FaceSteps(size, v2.RandomCrop(size)), middle_of_face, middle_of_face)
+    """The face's square with a margin: trains on a random crop of it, validates on its middle."""
+    middle = FaceSteps(size, v2.CenterCrop(size))
+    return Forms(FaceSteps(size, v2.RandomCrop(size)), middle, middle)
 
 
 def facerandom(size: int) -> Forms:
-    """A random part of the face's square, mirrored half of the time, with RandAugment(2, 9) to
-    train on; its middle to judge by; every test view another crop of it, mirrored half of the time.
+    """Trains on a random part of the face's square, mirrored half of the time, with RandAugment;
+    validates on its middle; each test view is another crop of it, mirrored half of the time.
     """
     part = v2.RandomResizedCrop(size, scale=(0.6, 1.0), ratio=(0.85, 1.18))
     train = v2.Compose([part, v2.RandomHorizontalFlip(), v2.RandAugment(2, 9)])
     view = v2.Compose([v2.RandomCrop(size), v2.RandomHorizontalFlip()])
-    return Forms(
-        FaceSteps(size, train), FaceSteps(size, v2.CenterCrop(size)), FaceSteps(size, view)
-    )
+    middle = v2.CenterCrop(size)
+    return Forms(FaceSteps(size, train), FaceSteps(size, middle), FaceSteps(size, view))
 
 
 def forms(name: str, size: int) -> Forms:
     """The forms of a registered transform type at the network's size."""
-    made: Forms = registries.import_target(registries.TRANSFORMS[name].target)(size)
-    return made
+    transform_forms: Forms = registries.import_target(registries.TRANSFORMS[name].target)(size)
+    return transform_forms
 
 
 def pixels(photo: Image.Image) -> np.ndarray:
@@ -217,25 +167,25 @@ def pixels(photo: Image.Image) -> np.ndarray:
 def plan_views(
     members: list[tuple[str, str, int]], views: int, auto: bool
 ) -> tuple[list[View], list[list[int]]]:
-    """The distinct views that an ensemble needs of each photograph, and which of them each member
-    reads.
+    """(the distinct views that an ensemble needs of each photograph, plan), where plan[m][v] is the
+    index of the view that member m reads in its pass v.
 
     members: (name, transform type, image size) of each; views: test-time passes per member; auto:
-    one deterministic pass in the form that each member's validation used. A member's random views
-    are its own (they hang on its name); deterministic ones are shared by all members that would see
-    the same. Returns (views, plan) with plan[m][v] an index into the views.
+    one deterministic pass in the form of each member's validation. A member's random views are its
+    own (keyed by its name); members that would see the same share deterministic ones.
     """
-    found: dict[tuple[Hashable, ...], tuple[int, View]] = {}
+    distinct: dict[tuple[Hashable, ...], tuple[int, View]] = {}
     plan: list[list[int]] = []
     for name, transform, size in members:
-        made = forms(transform, size)
+        kinds = forms(transform, size)
+        random_view = registries.TRANSFORMS[transform].random_view and not (auto and views == 1)
         row = []
         for number in range(views):
-            if registries.TRANSFORMS[transform].random_view and not (auto and views == 1):
-                view = View(made.view, ("view", name, number))
+            if random_view:
+                view = View(kinds.view, ("view", name, number))
             else:
-                view = View(made.valid if auto else made.view)
-            identity = (transform, size, auto, *view.key)
-            row.append(found.setdefault(identity, (len(found), view))[0])
+                view = View(kinds.valid if auto else kinds.view)
+            identity = (transform, size, *view.key)
+            row.append(distinct.setdefault(identity, (len(distinct), view))[0])
         plan.append(row)
-    return [view for _, view in found.values()], plan
+    return [view for _, view in distinct.values()], plan

@@ -25,6 +25,7 @@ PRESETS: dict[str, Preset] = {
 }
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 OVERSAMPLING = ("none", "repeat", "mixup")
+LOGGERS = ("tensorboard", "wandb")  # of training/loggers.py
 METHODS = ("softvoting", "hardvoting")
 NEWEST = "newest"  # --resume without a name
 AUTO = "auto"  # --transform-type: the form that the checkpoint's own validation used
@@ -78,6 +79,7 @@ class MachineSettings(Settings):
 
     groups: ClassVar = (PRESET, DATA, MODEL, TRAINING, FOLDS, VOTING, MACHINE)
     removed: ClassVar = REMOVED_OPTIONS
+    spellings: ClassVar = {"--tensorboard": ("--log", "tensorboard")}
     version: ClassVar = VERSION
 
     device: str = option(MACHINE, "auto, cpu, cuda, cuda:1, mps ...", "auto", metavar="NAME")
@@ -205,7 +207,7 @@ class OutputSettings(Settings):
         FOLDS, "train only these folds, like 0,3", None, parse_fold_numbers, "all", metavar="N,N"
     )
     save_top: int = option(FOLDS, "checkpoints kept per fold, by validation macro F1", 3, COUNT)
-    tensorboard: bool = option(FOLDS, "also write each fold's history for TensorBoard", False)
+    log: str | None = option(FOLDS, "also log to this package", None, Choice(LOGGERS))
     dry_run: bool = option(MACHINE, "run one batch, estimate time and disk space, stop", False)
     quiet: bool = option(MACHINE, "suppress progress output", False)
 
@@ -275,15 +277,16 @@ class TrainSettings(OutputSettings, OptimSettings, ModelSettings, DataSettings, 
         return f"recipe {self.recipe}: {Preset(values)}"
 
     def explain_lr(self) -> str:
-        """The learning rate and where it comes from; of settings that are not completed yet."""
-        if self.lr is not None:
-            from_preset = self.preset.options.get("lr") == self.lr
-            source = f"--recipe {self.recipe}" if from_preset else "--lr"
-            return f"learning rate {self.lr:g} ({source})"
+        """Why the learning rate is not the usual 0.005; empty where it is, or where it was given.
+        Of settings that are not completed yet.
+        """
+        if self.lr is not None or self.default_lr == 0.005:
+            return ""
         start = "from scratch" if self.from_scratch else "on pretrained weights"
-        if self.default_lr != 0.005 and not self.from_scratch:
-            start += ": 0.005 wrecks them under this optimizer"
-        return f"learning rate {self.default_lr:g} (the default of {self.optim_type} {start})"
+        return (
+            f"learning rate {self.default_lr:g} (the default of {self.optim_type} {start}; 0.005 "
+            "wrecks them)"
+        )
 
 
 def training_conflicts(s: TrainSettings) -> Iterator[str]:
@@ -306,8 +309,8 @@ def training_conflicts(s: TrainSettings) -> Iterator[str]:
             yield f"{folds}: name the run that they share with --run-name"
     if s.resume is not None and s.run_name is not None:
         yield f"--resume: --run-name {s.run_name} resumes that run already; leave one of them out"
-    if s.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        yield "--tensorboard: not installed; pip install tensorboard, or leave it out"
+    if s.log and importlib.util.find_spec(s.log) is None:
+        yield f"--log {s.log}: not installed; pip install {s.log}, or leave it out"
 
 
 def model_conflicts(s: TrainSettings) -> Iterator[str]:
@@ -357,9 +360,7 @@ class PredictSettings(MachineSettings):
     )
     save_path: str = option(DATA, "parent of the output folder", "./prediction", metavar="DIR")
     boxes: str | None = option(DATA, BOXES_HELP, shown=BOXES_DEFAULT, metavar="CSV")
-    skip_bad_images: bool = option(
-        DATA, "predict the most frequent class for unreadable images", False
-    )
+    skip_bad_images: bool = option(DATA, "give unreadable images the most frequent class", False)
     answers: str | None = option(
         DATA, "true labels (ImageID,ans), of the 18 classes whatever the --task", metavar="CSV"
     )
@@ -370,14 +371,9 @@ class PredictSettings(MachineSettings):
 class SingularSettings(PredictSettings):
     """Options of submit_singular.py."""
 
-    model_type: str | None = option(
-        MODEL, "network of the checkpoint to look for", None, Choice(MODELS), "any"
-    )
+    model_type: str | None = option(MODEL, "the checkpoint's network", None, Choice(MODELS), "any")
     load_state_dict: str | None = option(
-        MODEL,
-        "checkpoint",
-        shown="the best of the newest run under ./saved_models that predicts the task",
-        metavar="PATH",
+        MODEL, "checkpoint", shown="best of the newest run that predicts the task", metavar="PATH"
     )
     transform_type: str = option(
         DATA, "crop; auto: as in validation", "base", Choice(TRANSFORMS, more=(AUTO,))
@@ -395,9 +391,8 @@ class EnsembleSettings(PredictSettings):
 
     root: tuple[str, ...] | None = option(
         MODEL,
-        "runs that vote together, or folders that hold one; runs of mask, gender and ageg are "
-        "multiplied into main",
-        shown="the newest kfold-ensemble-* under ./saved_models that predicts the task",
+        "runs that vote together, or folders with one; those of mask, gender, ageg make up main",
+        shown="the newest run under ./saved_models that predicts the task",
         metavar="DIR",
         nargs="+",
         action="extend",
@@ -415,9 +410,7 @@ class EnsembleSettings(PredictSettings):
         const=AUTO,
     )
     top_k: int | None = option(VOTING, "best checkpoints OF EACH FOLD that vote", None, COUNT, "3")
-    tta: int | None = option(
-        VOTING, "views of each image, each another crop", None, Range(int, 1, 1000), "1"
-    )
+    tta: int | None = option(VOTING, "views (crops) of each image", None, Range(int, 1, 1000), "1")
     method: str = option(
         VOTING,
         "softvoting: three means of the probabilities; hardvoting: the majority (also soft, hard)",

@@ -1,10 +1,9 @@
-"""People -> folds; the table's rows -> batches of views; oversampling."""
+"""The table's rows -> batches of views; oversampling."""
 
 from __future__ import annotations
 
 import math
 import mmap
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,49 +26,46 @@ def label_tensors(
 ) -> dict[str, torch.Tensor]:
     """{task or inner head: labels of every row}: int64 classes, float32 values of a regression.
 
-    `age_filter` (training labels only): whoever is that old or older counts as 60 where age groups
-    matter.
+    age_filter (training labels only): everybody of that age or older counts as 60 in age groups.
     """
     years = table["years"].to_numpy(float)
-    grouped = (
-        years if age_filter is None else np.where(years >= age_filter, np.maximum(years, 60), years)
-    )
+    filtered = np.where(years >= (age_filter or np.inf), np.maximum(years, 60), years)
     labels = {}
     for name in heads:
         head = head_spec(name)
-        ages = years if head.regression else grouped
+        ages = years if head.regression else filtered
         distinct, where = tables.distinct_rows(table["mask"], table["gender"], ages)
-        values = torch.tensor(
-            [head.label(*row) for row in distinct],
-            dtype=torch.float32 if head.regression else torch.int64,
-        )
+        dtype = torch.float32 if head.regression else torch.int64
+        values = torch.tensor([head.label(*row) for row in distinct], dtype=dtype)
         labels[name] = values[torch.from_numpy(where)]
     return labels
 
 
 @dataclass(frozen=True)
 class MixupPartners:
-    """For oversampling by mixup: with whom a photograph may be blended."""
+    """For oversampling by mixup: with which photographs each may be blended."""
 
     seed: tuple[Hashable, ...]
-    # photograph -> photographs of other people with the same labels
-    partners: Mapping[int, np.ndarray]
+    partners: Mapping[int, np.ndarray]  # row -> rows of other people with the same labels
+
+    def draw(self, row: int, *key: Hashable) -> int:
+        """A partner of a row, by the seed and the key; the row itself where it has none."""
+        partners = self.partners.get(row, ())
+        if not len(partners):
+            return row
+        return int(partners[derive_seed("partner", *self.seed, *key) % len(partners)])
 
 
 class CropCache:
-    """The middle squares of so many photographs, decoded once each, in memory that all reading
-    processes share.
-
-    A process that is forked later sees what the others fill in; two that fill one square at once
-    write the same.
+    """The middle squares of `count` photographs, each decoded once, in memory that all reading
+    processes share: two that fill one square at once write the same.
     """
 
-    SIZE = (
-        augmentation.WIDE_CROP_PIXELS * augmentation.WIDE_CROP_PIXELS * 3 + 1
-    )  # bytes for a photograph
+    SHAPE = (augmentation.WIDE_CROP_PIXELS, augmentation.WIDE_CROP_PIXELS, 3)
+    SIZE = math.prod(SHAPE) + 1  # bytes for a photograph
 
     def __init__(self, count: int) -> None:
-        shape = (count, augmentation.WIDE_CROP_PIXELS, augmentation.WIDE_CROP_PIXELS, 3)
+        shape = (count, *self.SHAPE)
         self.pixels = np.frombuffer(mmap.mmap(-1, math.prod(shape)), np.uint8).reshape(shape)
         self.filled = np.frombuffer(mmap.mmap(-1, count), np.uint8)
 
@@ -84,17 +80,16 @@ class CropCache:
 class ImageDataset(Dataset[tuple[torch.Tensor, list[torch.Tensor]]]):
     """Item (epoch, i, copy) -> ((i, j), one uint8 [height, width, 3] per view).
 
-    Each photograph is decoded once, whatever the number of views; with `squares` once in all, for
-    views that are crops.
-    A view's random draws hang on its key, the epoch, the photograph's name and the copy (above 0
-    where oversampling repeats it) alone, so neither workers nor order change them. j is i itself,
-    or the partner that a copy is blended with half and half.
+    Each photograph is decoded once for all views; with `squares` once in all, for views that are
+    crops. A view's random draws depend on its key, the epoch, the photograph's name and the copy
+    (above 0 where oversampling repeats it) alone, not on workers or order. j is i itself, or the
+    partner that a copy is blended with half and half.
     """
 
     def __init__(
         self,
         names: Sequence[str],
-        paths: Sequence[str],
+        paths: Sequence[str | Image.Image],
         views: Sequence[augmentation.View],
         boxes: Mapping[str, faces.Box] | None = None,
         blending: MixupPartners | None = None,
@@ -106,55 +101,50 @@ class ImageDataset(Dataset[tuple[torch.Tensor, list[torch.Tensor]]]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def look(self, i: int, epoch: int, copy: int) -> list[Image.Image]:
+    def render(self, i: int, epoch: int, copy: int) -> list[Image.Image]:
         """All views of one photograph."""
         photo = self.read(i)
-        seen = []
+        rendered = []
         for view in self.views:
             with seeded(*view.key, epoch, copy, self.names[i]):
                 if self.squares is not None and isinstance(view.form, augmentation.Crop):
-                    seen.append(view.form.cut(photo))
+                    rendered.append(view.form.cut(photo))
                 else:
-                    seen.append(view.form(photo, self.boxes.get(self.names[i])))
-        return seen
+                    rendered.append(view.form(photo, self.boxes.get(self.names[i])))
+        return rendered
 
     def read(self, i: int) -> Image.Image:
-        """Photograph i, decoded; its middle square where squares are kept."""
-        crop = self.views[0].form
-        if self.squares is not None and isinstance(crop, augmentation.Crop):
-            return self.squares.get(i, lambda: crop.square(images.read_image(self.paths[i])))
-        return images.read_image(self.paths[i])
+        """Image i, decoded; its middle square where squares are kept."""
+        crop, cache = self.views[0].form, self.squares
+        if cache is not None and isinstance(crop, augmentation.Crop):
+            return cache.get(i, lambda: crop.square(self.decode(i)))
+        return self.decode(i)
+
+    def decode(self, i: int) -> Image.Image:
+        """Image i as it is: read from its file, unless it is in memory."""
+        source = self.paths[i]
+        return source if isinstance(source, Image.Image) else images.read_image(source)
 
     def __getitem__(self, key: tuple[int, int, int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         epoch, i, copy = key
-        seen = self.look(i, epoch, copy)
-        j = i
-        if copy and self.blending is not None and len(self.blending.partners.get(i, ())):
-            able = self.blending.partners[i]
-            j = int(
-                able[
-                    derive_seed("partner", *self.blending.seed, epoch, copy, self.names[i])
-                    % len(able)
-                ]
-            )
-            seen = [
-                Image.blend(a, b, 0.5) for a, b in zip(seen, self.look(j, epoch, copy), strict=True)
-            ]
-        return torch.tensor((i, j)), [
-            torch.from_numpy(augmentation.pixels(image)) for image in seen
-        ]
+        views, j = self.render(i, epoch, copy), i
+        if copy and self.blending is not None:
+            j = self.blending.draw(i, epoch, copy, self.names[i])
+        if j != i:
+            partners = self.render(j, epoch, copy)
+            views = [Image.blend(a, b, 0.5) for a, b in zip(views, partners, strict=True)]
+        return torch.tensor((i, j)), [torch.from_numpy(augmentation.pixels(v)) for v in views]
 
 
 class EpochBatchSampler(Sampler[list[tuple[int, int, int]]]):
-    """Batches of (epoch, index, copy): the epoch travels with the index, for persistent workers
-    never hear of a new one.
+    """Batches of (epoch, index, copy): persistent workers learn the epoch with each index.
 
-    copy counts from 0 how often an index stood earlier in `indices`. shuffle: parts of the seed
-    (with the epoch) of each epoch's order, or None for the order as it is. A last batch of fewer
-    than `least` photographs joins the batch before it, for BatchNorm cannot train on a single one.
-    Process `rank` of `world` is given its share of every batch; the batches themselves do not hang
-    on `world`. Of a batch too small for shares of `least`, fewer processes take part: the others
-    are given a share that is another's too, with the weight 0.
+    copy counts how often an index stood earlier in `indices`. shuffle: parts of the seed (with the
+    epoch) of each epoch's order; None: the order as it is. A last batch of fewer than `least`
+    photographs joins the one before it, for BatchNorm cannot train on a single one.
+    Process `rank` of `world` gets its share of every batch; the batches do not depend on `world`.
+    Where a batch is too small for shares of `least`, fewer processes take part: the others get a
+    share that another has too, with the weight 0.
     """
 
     def __init__(
@@ -168,13 +158,10 @@ class EpochBatchSampler(Sampler[list[tuple[int, int, int]]]):
     ) -> None:
         self.indices, self.size, self.shuffle = list(indices), size, shuffle
         self.least, self.rank, self.world = least, rank, world
-        before: Counter[int] = Counter()
-        self.copies = []
-        for index in self.indices:
-            self.copies.append(before[index])
-            before[index] += 1
+        series = pd.Series(self.indices, dtype=int)
+        self.copies = series.groupby(series).cumcount().tolist()
         self.epoch = 0
-        self.start = 0  # batches of this epoch to leave out, because they were trained on before
+        self.start = 0  # batches of this epoch to leave out: they were trained on before
 
     def __len__(self) -> int:
         """Batches of a whole epoch."""
@@ -182,59 +169,49 @@ class EpochBatchSampler(Sampler[list[tuple[int, int, int]]]):
         rest = len(self.indices) % self.size
         return whole - 1 if 0 < rest < self.least and whole > 1 else whole
 
-    def bounds(self, number: int) -> tuple[int, int]:
-        """From where to where in the epoch's order a batch goes, all processes together."""
-        return number * self.size, (number + 1) * self.size if number < len(self) - 1 else len(
-            self.indices
-        )
-
-    def sharing(self, count: int) -> int:
-        """How many processes take part in a batch of so many photographs."""
-        return max(1, min(self.world, count // self.least))
+    def split(self, number: int) -> tuple[range, int]:
+        """(positions of a batch in the epoch's order, how many processes share it)."""
+        start, last = number * self.size, number >= len(self) - 1
+        batch = range(start, len(self.indices) if last else start + self.size)
+        return batch, max(1, min(self.world, len(batch) // self.least))
 
     def weight(self, step: int) -> float:
-        """This process' part of the batch of a step (counted over all epochs), times the number of
-        processes.
-
-        By it the mean of the processes' gradients is that of the whole batch, where shares differ
-        by one.
+        """This process's part of the batch of a step (counted over all epochs), times `world`: with
+        it the mean of the processes' gradients is that of the whole batch.
         """
-        start, end = self.bounds(step % len(self))
-        sharing = self.sharing(end - start)
-        return (
-            len(range(self.rank, end - start, sharing)) * self.world / (end - start)
-            if self.rank < sharing
-            else 0.0
-        )
+        batch, sharing = self.split(step % len(self))
+        own = batch[self.rank :: sharing] if self.rank < sharing else ()
+        return len(own) * self.world / len(batch)
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         order: Sequence[int] = range(len(self.indices))
         if self.shuffle is not None:
-            generator = torch.Generator().manual_seed(
-                derive_seed("order", *self.shuffle, self.epoch)
-            )
-            order = torch.randperm(len(self.indices), generator=generator).tolist()
+            order = seeded_permutation(len(order), "order", *self.shuffle, self.epoch)
         keys = [(self.epoch, self.indices[i], self.copies[i]) for i in order]
         for number in range(self.start, len(self)):
-            start, end = self.bounds(number)
-            sharing = self.sharing(end - start)
-            yield keys[start:end][self.rank % sharing :: sharing]
+            batch, sharing = self.split(number)
+            yield [keys[position] for position in batch[self.rank % sharing :: sharing]]
+
+
+def seeded_permutation(count: int, *seed: Hashable) -> list[int]:
+    """The numbers below `count` in a random order that the seed decides."""
+    generator = torch.Generator().manual_seed(derive_seed(*seed))
+    order: list[int] = torch.randperm(count, generator=generator).tolist()
+    return order
 
 
 def oversample_rows(rows: Sequence[int], classes: np.ndarray, seed: Hashable) -> list[int]:
-    """Row numbers with the rarer classes' repeated, as evenly as can be, until each has as many as
-    the largest.
+    """Row numbers, those of rarer classes repeated until each class has as many as the largest.
 
-    classes: the class of each of the rows. Whom the last round repeats hangs on the seed.
+    classes: the class of each row. Repeats are even; the seed decides whose the last few are.
     """
     extended = list(rows)
     largest = int(np.bincount(classes).max())
     for number in np.unique(classes):
         own = np.asarray(rows)[classes == number]
         for turn in range(largest // len(own)):
-            generator = torch.Generator().manual_seed(derive_seed("more", seed, number, turn))
-            order = torch.randperm(len(own), generator=generator)
-            extended += own[order.numpy()][: largest - (turn + 1) * len(own)].tolist()
+            order = seeded_permutation(len(own), "more", seed, number, turn)
+            extended += own[order][: largest - (turn + 1) * len(own)].tolist()
     return extended
 
 
@@ -242,27 +219,18 @@ def find_mixup_partners(
     table: pd.DataFrame, rows: Sequence[int], heads: Sequence[str], seed: tuple[Hashable, ...]
 ) -> MixupPartners:
     """For each of the rows those of other people with the same labels in all heads (a regression's:
-    its groups).
-
-    A photograph without any is repeated instead, which is said once with a count.
+    its groups). One counted warning for classes of a single person, which are repeated instead.
     """
-    part = table.iloc[list(rows)]
-    keys = part[[name if name in INNER_HEADS else scoring_task(name) for name in heads]].apply(
-        tuple, axis=1
-    )
-    people = part["person"].to_numpy()
+    part = table.iloc[list(rows)].assign(row=list(rows))
+    columns = dict.fromkeys(n if n in INNER_HEADS else scoring_task(n) for n in heads)
     partners: dict[int, np.ndarray] = {}
     alone: list[str] = []
-    numbers = np.asarray(rows)
-    for _, where in pd.Series(range(len(part))).groupby(keys.to_numpy()):
-        inside = where.to_numpy()
-        for k in inside:
-            partners[int(numbers[k])] = numbers[inside[people[inside] != people[k]]]
-        if len(set(people[inside])) == 1:
-            alone.append(str(people[inside[0]]))
+    for _, group in part.groupby(list(columns)):
+        people, numbers = group["person"].to_numpy(), group["row"].to_numpy()
+        partners |= {int(n): numbers[people != p] for n, p in zip(numbers, people, strict=True)}
+        if len(set(people)) == 1:
+            alone.append(str(people[0]))
     warn_counted(
-        alone,
-        "classes of a single person have nobody to blend with, their photographs are repeated "
-        "instead",
+        alone, "classes of a single person cannot be blended, so they are repeated instead"
     )
     return MixupPartners(seed, partners)

@@ -25,7 +25,7 @@ from config import MachineSettings
 from labels import TASKS, head_spec
 from runtime.cli import progress
 from runtime.compute import Compute, choose_precision, select_gpu
-from runtime.devices import choose_device, set_threads, usable_processors
+from runtime.devices import choose_device, usable_processors
 from runtime.errors import DistInfo
 from utils import derive_seed
 
@@ -241,7 +241,7 @@ def make_compute(s: MachineSettings, batch_size: int, dist: DistInfo, shared: bo
     device = choose_device(s.device)
     if device.type == "cuda":
         device = select_gpu(device, dist)
-    set_threads(s.threads or max(1, usable_processors() // dist.local_world))
+    torch.set_num_threads(s.threads or max(1, usable_processors() // dist.local_world))
     workers = loading.choose_workers(s.workers, device, dist.local_world)
     rank, world = (dist.rank, dist.world) if shared else (0, 1)
     return Compute(device, choose_precision(s.precision, device), workers, batch_size, rank, world)

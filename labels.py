@@ -6,14 +6,11 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-# --- labels
-
 MASKS = ("wear", "incorrect", "not_wear")
 GENDERS = ("male", "female")
 AGE_GROUPS = ("under 30", "30 to 59", "60 and over")
 GROUP_STARTS = (30, 60)  # the age in years at which the next age group starts
-# width, height in pixels of the competition's photographs, to which crops refer
-PHOTO_SIZE = (384, 512)
+PHOTO_SIZE = (384, 512)  # width, height in pixels of the competition's photographs
 
 
 def age_group(years: float) -> int:
@@ -29,17 +26,16 @@ def main_class(mask: int, gender: int, years: float) -> int:
 
 @dataclass(frozen=True)
 class Task:
-    """What a photograph is labelled with. `label(mask, gender, years)` gives the class, or the
-    value of a regression.
+    """What to predict: `label(mask, gender, years)` is a photograph's class, or a value.
+
+    from_main: this task's class for each of the 18, so that a `main` model predicts it by summing.
+    judged_as: a regression's F1 is that of this task, whose `label(0, 0, value)` is taken.
     """
 
     label: Callable[[int, int, float], float]
-    classes: tuple[str, ...]  # names of the classes; empty for a regression
-    help: str
-    from_main: tuple[
-        int, ...
-    ] = ()  # this task's class for each of the 18, so that a `main` model answers it by summing
-    judged_as: str = ""  # a regression's F1 is that of this task, after `label(0, 0, value)` of it
+    classes: tuple[str, ...]  # their names; empty for a regression
+    from_main: tuple[int, ...] = ()
+    judged_as: str = ""
 
     @property
     def regression(self) -> bool:
@@ -55,28 +51,18 @@ TASKS: dict[str, Task] = {
     "main": Task(
         main_class,
         tuple(f"{m}, {g}, {a}" for m in MASKS for g in GENDERS for a in AGE_GROUPS),
-        "18 classes: 6*mask + 3*gender + age group",
-        from_main=tuple(range(18)),
+        tuple(range(18)),
     ),
-    "mask": Task(
-        lambda m, g, y: m,
-        MASKS,
-        "mask worn, worn incorrectly, not worn",
-        tuple(c // 6 for c in range(18)),
-    ),
-    "ageg": Task(
-        lambda m, g, y: age_group(y), AGE_GROUPS, "age group", tuple(c % 3 for c in range(18))
-    ),
-    "age": Task(lambda m, g, y: y, (), "age in years (regression)", judged_as="ageg"),
-    "gender": Task(
-        lambda m, g, y: g, GENDERS, "male, female", tuple(c // 3 % 2 for c in range(18))
-    ),
+    "mask": Task(lambda m, g, y: m, MASKS, tuple(c // 6 for c in range(18))),
+    "ageg": Task(lambda m, g, y: age_group(y), AGE_GROUPS, tuple(c % 3 for c in range(18))),
+    "age": Task(lambda m, g, y: y, (), judged_as="ageg"),
+    "gender": Task(lambda m, g, y: g, GENDERS, tuple(c // 3 % 2 for c in range(18))),
 }
 
 
 @dataclass(frozen=True)
 class InnerHead:
-    """What some models learn by, but nobody asks for: tasks are answered by summing its classes."""
+    """A head that is no task itself: tasks are predicted by summing its classes."""
 
     label: Callable[[int, int, float], float]  # as a task's
     outputs: int
@@ -97,7 +83,7 @@ INNER_HEADS: dict[str, InnerHead] = {
 
 
 def head_spec(name: str) -> Task | InnerHead:
-    """What a model's head is trained for: a task, or something that tasks are answered from."""
+    """What a model's head is trained for: a task, or what tasks are predicted from."""
     return INNER_HEADS[name] if name in INNER_HEADS else TASKS[name]
 
 
@@ -108,7 +94,7 @@ def depends_on_age_filter(head: str) -> bool:
 
 
 def tasks_answered_by(head: str) -> tuple[str, ...]:
-    """The tasks that a head answers by itself."""
+    """The tasks that a head predicts by itself."""
     return tuple(INNER_HEADS[head].answers) if head in INNER_HEADS else (head,)
 
 
@@ -116,7 +102,5 @@ PARTS = ("mask", "gender", "ageg")  # what the 18 classes are made of
 
 
 def scoring_task(task: str) -> str:
-    """The task whose classes the macro F1 of `task` is counted in: itself, or a regression's
-    groups.
-    """
+    """The task whose classes the macro F1 of `task` counts: itself, or a regression's groups."""
     return TASKS[task].judged_as or task

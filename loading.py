@@ -1,17 +1,17 @@
-"""The processes that read batches ahead of the training: how many, started, watched and ended."""
+"""The worker processes that read batches ahead of the training."""
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import math
-import multiprocessing
 import multiprocessing.queues
 import os
 import shutil
 import signal
-import threading
-from collections.abc import Callable, Iterable
-from multiprocessing.process import BaseProcess
+import traceback
+from collections.abc import Iterator
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -29,45 +29,55 @@ except ImportError:  # Windows has none
 PREFETCH_BATCHES = 4  # batches that each worker reads ahead, where a photograph has one view
 
 
-class Loader(DataLoader[Any]):
-    """A DataLoader whose dead workers are noticed while their batch is waited for (within 5
-    seconds), and then alone: torch's own signal handler would raise wherever the program is, in the
-    middle of saving or of reporting the cause. `with` ends its workers.
-    """
+class Loader:
+    """The batches of a DataLoader; leaving its `with` block ends the workers."""
 
-    workers: frozenset[BaseProcess] = frozenset()
+    def __init__(self, batches: DataLoader[Any], batch_sampler: dataset.EpochBatchSampler) -> None:
+        self.batches: DataLoader[Any] | None = batches
+        self.batch_sampler = batch_sampler
 
-    def __iter__(self) -> Any:
-        others = frozenset(multiprocessing.active_children())
-        batches = super().__iter__()
-        self.workers |= frozenset(multiprocessing.active_children()) - others
-        if self.workers and threading.current_thread() is threading.main_thread():
-            atexit.unregister(kill_workers)  # once, and before multiprocessing's own
-            atexit.register(kill_workers, multiprocessing.active_children)
-            if hasattr(signal, "SIGCHLD"):
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        return batches
+    def __len__(self) -> int:
+        return len(self.batch_sampler)
+
+    def __iter__(self) -> Iterator[Any]:
+        assert self.batches is not None, "read after its `with` block"
+        iterator = iter(self.batches)
+        atexit.unregister(kill_workers)  # runs before what torch registers at each start
+        atexit.register(kill_workers)
+        # torch's handler raises wherever the program is, even while it saves. Without it, a dead
+        # worker is noticed where its batch is waited for, within 5 seconds.
+        with contextlib.suppress(AttributeError, ValueError):  # on Windows, outside the main thread
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        return iterator
 
     def __enter__(self) -> Loader:
         return self
 
-    def __exit__(self, *failure: object) -> None:
-        # torch would end them when the loader is deleted; a failure's traceback keeps it alive
-        kill_workers(lambda: self.workers)
+    def __exit__(self, kind: object, error: object, trace: TracebackType | None) -> None:
+        """torch ends the workers with the last reference to their iterator: frames that failed
+        hold some. Later, the garbage collector would wait ten seconds for each worker.
+        """
+        traceback.clear_frames(trace)
+        self.batches = None
+
+
+def kill_workers() -> None:
+    """Kill the workers that remain at exit: multiprocessing would wait for them, but they ignore
+    its SIGTERM.
+    """
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def prefetch_batches(views: int) -> int:
-    """Batches that each worker reads ahead: fewer of many views, or an ensemble's memory would grow
-    with its members.
-    """
+    """Batches that each worker reads ahead: fewer of many views, to bound an ensemble's memory."""
     return max(1, PREFETCH_BATCHES // views)
 
 
 def raise_open_file_limit(workers: int, views: int) -> None:
-    """Raise the limit of open files to what batches of so many views need: each tensor is a file on
-    its way from a worker.
-
-    Raises RunError where the system does not allow that; torch would wait for ever.
+    """Raise the limit of open files to what the workers' batches need: each tensor is a file on its
+    way. Raises RunError where the system refuses, for torch would wait for ever.
     """
     if resource is None or not workers:
         return
@@ -76,8 +86,7 @@ def raise_open_file_limit(workers: int, views: int) -> None:
     if hard < needed and hard != resource.RLIM_INFINITY:
         raise RunError(
             f"--workers {workers}: about {needed} files will be open at once, the system allows "
-            f"{hard}; "
-            "use fewer --workers (0 needs none), or raise that limit (ulimit -n)"
+            f"{hard}; use fewer --workers (0 needs none), or raise that limit (ulimit -n)"
         )
     if soft < needed and soft != resource.RLIM_INFINITY:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
@@ -89,37 +98,27 @@ def make_loader(
     workers: int,
     device: torch.device,
 ) -> Loader:
-    """A DataLoader over those batches, in their order; `with` ends its workers. Its own generator
-    spares torch's global one.
-    """
+    """A loader of those batches, in their order."""
     raise_open_file_limit(workers, len(photos.views))
-    return Loader(
+    loader = DataLoader(
         photos,
         batch_sampler=batches,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
         prefetch_factor=prefetch_batches(len(photos.views)) if workers else None,
-        generator=torch.Generator(),
+        generator=torch.Generator(),  # leaves torch's global one alone
         worker_init_fn=init_worker,
     )
-
-
-def kill_workers(processes: Callable[[], Iterable[BaseProcess]]) -> None:
-    """Kill those of the processes that read images: they ignore the SIGTERM by which
-    multiprocessing would end them at the program's end, and it would wait for them for ever.
-    """
-    for process in processes():
-        if process.daemon:
-            process.kill()
+    return Loader(loader, batches)
 
 
 def init_worker(worker: int) -> None:
-    """Ctrl-C and SIGTERM may reach workers too; how to stop is for the main process to say. A batch
-    that cannot be sent ends the worker, or the main process would wait for it for ever.
-    """
+    """Leave Ctrl-C and SIGTERM to the main process, and end where a batch cannot be sent."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    # A private hook, for want of a public one: the queue's thread would drop the batch, and the
+    # main process wait for it for ever.
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(exit_worker)  # type: ignore[attr-defined]
 
 
@@ -130,43 +129,36 @@ def exit_worker(error: BaseException, batch: object) -> None:
 
 
 def choose_workers(asked: int | None, device: torch.device, sharing: int = 1) -> int:
-    """Worker processes: as asked; else every processor but one beside an accelerator (at most 16),
-    two beside a CPU.
-
-    sharing: processes like this one that share the machine's processors.
+    """Worker processes: as asked; else two beside a CPU, beside an accelerator every processor but
+    one (at most 16). sharing: processes like this one on the machine.
     """
     if asked is not None:
         return asked
     processors = max(1, usable_processors() // sharing)
-    return min(16, max(1, processors - 1)) if device.type != "cpu" else min(2, processors)
+    return min(2, processors) if device.type == "cpu" else min(16, max(1, processors - 1))
 
 
 def workers_that_fit_shared_memory(
     workers: int, batch_size: int, side: int, views: int = 1, sharing: int = 1
 ) -> int:
-    """As many of the worker processes as shared memory has room for; where those are fewer, a line
-    says so.
+    """As many of the workers as shared memory has room for; a warning where those are fewer.
 
-    All that they read ahead lies there, beside the batch that is computed and the one after it.
-    side: of a photograph's views in pixels; sharing: processes like this one on this machine.
+    It holds all that they read ahead, the batch that is computed and the one after it.
+    side: of a view in pixels; sharing: processes like this one on the machine.
     """
-    batch, free = batch_size * views * side * side * 3, free_shared_memory() / sharing
-    able = max(0, min(workers, int(min(free / batch, 1e9) - 2) // prefetch_batches(views)))
-    if able < workers and is_rank_zero():
-        needed = (workers * prefetch_batches(views) + 2) * batch * sharing
+    batch, free = batch_size * views * side * side * 3 * sharing, free_shared_memory()
+    fitting = max(0, min(workers, int(min(free / batch, 1e9) - 2) // prefetch_batches(views)))
+    if fitting < workers and is_rank_zero():
+        needed = (workers * prefetch_batches(views) + 2) * batch
         warn(
-            f"--workers {able} instead of {workers}: {SHARED_MEMORY} has "
-            f"{free * sharing / 2**20:.0f} "
-            "MiB free, their batches take "
-            f"{needed / 2**20:.0f} MiB; ways on: {MORE_SHARED_MEMORY}"
+            f"--workers {fitting} instead of {workers}: {SHARED_MEMORY} has {free / 2**20:.0f} MiB "
+            f"free, their batches take {needed / 2**20:.0f} MiB; ways on: {MORE_SHARED_MEMORY}"
         )
-    return able
+    return fitting
 
 
 def free_shared_memory() -> float:
-    """Bytes that processes can still hand over at once; infinite where no folder of the system
-    bounds them.
-    """
+    """Free bytes of the folder in which processes hand over batches; infinite where none is."""
     try:
         return float(shutil.disk_usage(SHARED_MEMORY).free)
     except OSError:

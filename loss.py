@@ -33,33 +33,31 @@ class LabelSmoothingLoss(nn.Module):
 
 class YearsLoss(nn.Module):
     """Ages as a distribution over years: cross entropy of outputs + log of the years' shares in
-    training against a Gaussian of two years around the label.
+    training [years] against a Gaussian of two years around the label.
 
-    The soft target: DLDL, Gao et al. 2017, arXiv:1611.01731. By the shares (smoothed as the target
-    is: Yang et al. 2021, arXiv:2102.09554) what the outputs themselves say holds for years that are
-    alike frequent (Menon et al. 2021, arXiv:2007.07314), so that ages which are rare in training
-    are not held down. shares: [years].
+    The soft target: DLDL, Gao et al. 2017, arXiv:1611.01731. The shares (smoothed as the target is:
+    Yang et al. 2021, arXiv:2102.09554) make the outputs those of equally frequent years (Menon et
+    al. 2021, arXiv:2007.07314), so that rare ages are predicted as readily.
     """
 
-    DEVIATION = 2.0  # years
-    LEAST = 0.001  # share of a year: no rarer one counts as rarer
-    logs: Tensor
+    DEVIATION_YEARS = 2.0
+    MIN_SHARE = 0.001  # of a year, rarer ones count as this
+    log_shares: Tensor
 
     def __init__(self, shares: Tensor) -> None:
         super().__init__()
         years = torch.arange(len(shares))
-        smooth = (self.around(years, len(shares)) * shares).sum(1)
-        self.register_buffer("logs", smooth.clamp_min(self.LEAST).log())
+        smooth = (self.soft_target(years, len(shares)) * shares).sum(1)
+        self.register_buffer("log_shares", smooth.clamp_min(self.MIN_SHARE).log())
 
-    def around(self, years: Tensor, bins: int) -> Tensor:
+    def soft_target(self, years: Tensor, bins: int) -> Tensor:
         """[n] years -> [n, bins]: the distribution around each."""
-        apart = torch.arange(bins, device=years.device) - years[:, None]
-        return (-(apart**2) / (2 * self.DEVIATION**2)).softmax(1)
+        distance = torch.arange(bins, device=years.device) - years[:, None]
+        return (-(distance**2) / (2 * self.DEVIATION_YEARS**2)).softmax(1)
 
     def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        return functional.cross_entropy(
-            outputs + self.logs, self.around(labels, outputs.shape[1]).to(outputs.dtype)
-        )
+        target = self.soft_target(labels, outputs.shape[1]).to(outputs.dtype)
+        return functional.cross_entropy(outputs + self.log_shares, target)
 
 
 class FocalLoss(nn.Module):
@@ -72,8 +70,8 @@ class FocalLoss(nn.Module):
         self.gamma = gamma
 
     def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        surprise = functional.cross_entropy(outputs, labels, reduction="none")
-        return ((1 - torch.exp(-surprise)) ** self.gamma * surprise).mean()
+        nll = functional.cross_entropy(outputs, labels, reduction="none")
+        return ((1 - torch.exp(-nll)) ** self.gamma * nll).mean()
 
 
 class CrossEntropyLoss(nn.CrossEntropyLoss):
@@ -95,23 +93,18 @@ class SmoothL1Loss(nn.SmoothL1Loss):
 
 
 def make_loss(name: str, shares: Tensor | None = None, head: str = "") -> nn.Module:
-    """A registered loss; or an inner head's own, which takes the shares [classes] of its classes in
+    """A registered loss; or an inner head's own, from the shares [classes] of its classes in
     training.
     """
-    inner = INNER_HEADS.get(head)
-    made: nn.Module = (
-        registries.import_target(registries.LOSSES[name].target)()
-        if inner is None
-        else registries.import_target(inner.loss)(shares)
-    )
-    return made
+    if head in INNER_HEADS:
+        criterion: nn.Module = registries.import_target(INNER_HEADS[head].loss)(shares)
+    else:
+        criterion = registries.import_target(registries.LOSSES[name].target)()
+    return criterion
 
 
 def loss_of_outputs(criterion: nn.Module, outputs: Tensor, labels: Tensor) -> float:
-    """The loss of a network's outputs [images, classes] of a whole validation, in double precision
-    on the CPU.
-    """
-    criterion = copy.deepcopy(criterion).cpu().double()  # what it reckons with may be on a GPU
-    return float(
-        criterion(outputs.double(), labels.double() if labels.is_floating_point() else labels)
-    )
+    """The loss of all outputs [images, classes] of a validation, in double precision on the CPU."""
+    criterion = copy.deepcopy(criterion).cpu().double()  # its buffers may be on a GPU
+    labels = labels.double() if labels.is_floating_point() else labels
+    return float(criterion(outputs.double(), labels))

@@ -30,8 +30,7 @@ def adam(groups: Groups, lr: float, weight_decay: float) -> Optimizer:
 
 class AnyLayoutAdamP(AdamP):
     """The package's AdamP for weights in any memory layout (its `view` refuses channels-last ones),
-    and without its `if` on a value of every tensor, for each of which the host would wait for a
-    GPU.
+    and without its `if` on a value of every tensor, at which the host would wait for a GPU.
     """
 
     def _channel_view(self, x: Tensor) -> Tensor:
@@ -48,124 +47,95 @@ class AnyLayoutAdamP(AdamP):
         """
         broadcast = [-1] + [1] * (p.dim() - 1)
         step, decay = perturb, perturb.new_ones(())
-        for view in (
-            self._layer_view,
-            self._channel_view,
-        ):  # the latter comes first in the package, so it has the last word
-            turns_little = self._cosine_similarity(
-                grad, p.data, eps, view
-            ).max() < delta / math.sqrt(view(p.data).size(1))
+        # the channels come first in the package, so here the last word is theirs
+        for view in (self._layer_view, self._channel_view):
+            similarity = self._cosine_similarity(grad, p.data, eps, view).max()
+            turns_little = similarity < delta / math.sqrt(view(p.data).size(1))
             unit = p.data / view(p.data).norm(dim=1).view(broadcast).add_(eps)
             projected = perturb - unit * view(unit * perturb).sum(dim=1).view(broadcast)
-            step, decay = (
-                torch.where(turns_little, projected, step),
-                torch.where(turns_little, wd_ratio, decay),
-            )
+            step = torch.where(turns_little, projected, step)
+            decay = torch.where(turns_little, wd_ratio, decay)
         return step, decay
 
 
 def adamp(groups: Groups, lr: float, weight_decay: float) -> Optimizer:
     """AdamP, Heo et al. 2021, arXiv:2006.08217."""
-    optimizer: Optimizer = AnyLayoutAdamP(
-        groups, lr=lr, betas=(0.9, 0.999), weight_decay=weight_decay
-    )
+    optimizer: Optimizer = AnyLayoutAdamP(groups, lr, (0.9, 0.999), weight_decay=weight_decay)
     return optimizer
 
 
-def sgd(groups: Groups, lr: float, weight_decay: float) -> Optimizer:
+def sgd(groups: Groups, lr: float, weight_decay: float, momentum: float = 0.0) -> Optimizer:
     """Plain SGD."""
-    return torch.optim.SGD(groups, lr=lr, weight_decay=weight_decay, fused=_fused(groups))
+    fused = _fused(groups)
+    return torch.optim.SGD(groups, lr, momentum, weight_decay=weight_decay, fused=fused)
 
 
 def momentum(groups: Groups, lr: float, weight_decay: float) -> Optimizer:
     """SGD with momentum 0.9."""
-    return torch.optim.SGD(
-        groups, lr=lr, momentum=0.9, weight_decay=weight_decay, fused=_fused(groups)
-    )
+    return sgd(groups, lr, weight_decay, 0.9)
 
 
 def make_optimizer(name: str, groups: Groups, lr: float, weight_decay: float) -> Optimizer:
     """A registered optimizer over parameter groups, each with its `scale` of the learning rate."""
-    made: Optimizer = registries.import_target(registries.OPTIMIZERS[name].target)(
-        groups, lr, weight_decay
-    )
-    return made
+    make = registries.import_target(registries.OPTIMIZERS[name].target)
+    optimizer: Optimizer = make(groups, lr, weight_decay)
+    return optimizer
 
 
 def optimizer_slots(optimizer: Optimizer) -> dict[str, Any]:
-    """What this optimizer keeps for a parameter after a step: {name: value}, the values those of a
-    parameter of one number.
-    """
+    """What this optimizer keeps after a step for a parameter of one number: {name: value}."""
     first = optimizer.param_groups[0]["params"][0]
-    alone = torch.zeros(1, dtype=first.dtype, device=first.device, requires_grad=True)
-    alone.grad = torch.zeros_like(alone)
-    known = inspect.signature(
-        type(optimizer)
-    ).parameters  # torch adds defaults that a package's own optimizer does not take
-    another = type(optimizer)(
-        [alone], **{name: value for name, value in optimizer.defaults.items() if name in known}
-    )
-    another.step()
-    return dict(another.state[alone])
+    parameter = torch.zeros(1, dtype=first.dtype, device=first.device, requires_grad=True)
+    parameter.grad = torch.zeros_like(parameter)
+    # torch adds defaults that a package's own optimizer does not take
+    names = inspect.signature(type(optimizer)).parameters.keys() & optimizer.defaults.keys()
+    twin = type(optimizer)([parameter], **{name: optimizer.defaults[name] for name in names})
+    twin.step()
+    return dict(twin.state[parameter])
 
 
-def load_optimizer_state(optimizer: Optimizer, kept: dict[str, Any]) -> None:
-    """Load a kept state into an optimizer, whose own settings stay. Raises ValueError for what is
+def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Load a saved state into an optimizer, whose own settings stay. Raises ValueError for what is
     no state of it, and what `load_state_dict` raises.
 
     Every tensor is copied into memory laid out as its parameter's: a fused step runs through both
     side by side, unchecked.
     """
     expected = optimizer_slots(optimizer)
-    own = [dict(group) for group in optimizer.param_groups]
-    for slot in kept[
-        "state"
-    ].values():  # before torch walks through it, however deep or endless it is
-        if (
-            not isinstance(slot, dict)
-            or set(slot) != set(expected)
-            or any(
-                not isinstance(value, (Tensor, int, float, type(None))) for value in slot.values()
-            )
-        ):
+    own_groups = [dict(group) for group in optimizer.param_groups]
+    parameters = {id(parameter) for group in own_groups for parameter in group["params"]}
+    plain_types = (Tensor, int, float, type(None))
+    for slot in state["state"].values():  # before torch walks it, however deep or endless it is
+        names_fit = isinstance(slot, dict) and set(slot) == set(expected)
+        if not names_fit or not all(isinstance(value, plain_types) for value in slot.values()):
             raise ValueError("it holds something else")
-    optimizer.load_state_dict(kept)
-    for group, settings in zip(optimizer.param_groups, own, strict=True):
+    optimizer.load_state_dict(state)
+    for group, settings in zip(optimizer.param_groups, own_groups, strict=True):
         group.clear()  # another version of torch has other settings
         group.update(settings)
-    parameters = {id(parameter) for group in own for parameter in group["params"]}
     for parameter, slot in optimizer.state.items():
         if id(parameter) not in parameters:
             raise ValueError("it holds something else")
-        slot.update(
-            {name: _slot(name, slot[name], like, parameter) for name, like in expected.items()}
-        )
+        for name, example in expected.items():
+            slot[name] = _checked_slot(name, slot[name], example, parameter)
 
 
-def _slot(name: str, value: Any, like: Any, parameter: Tensor) -> Any:
-    """A kept value, where it is of the kind of `like` and of its parameter's shape. Raises
-    ValueError.
-    """
-    if not isinstance(like, Tensor):
-        if type(value) is not type(like) or not value >= 0:
+def _checked_slot(name: str, value: Any, example: Any, parameter: Tensor) -> Any:
+    """A saved value, of the type of `example` and its parameter's shape. Raises ValueError."""
+    if not isinstance(example, Tensor):
+        if type(value) is not type(example) or not value >= 0:
             raise ValueError(f"{name} is {short_repr(value)}")
         return value
-    made = torch.zeros_like(like if like.dim() == 0 else parameter)
+    target = torch.zeros_like(example if example.dim() == 0 else parameter)
+    is_valid = isinstance(value, Tensor) and value.shape == target.shape
     # infinite squares of large gradients are kept too: their weights rest, and the run goes on
-    if (
-        not isinstance(value, Tensor)
-        or value.shape != made.shape
-        or not value.is_floating_point()
-        or bool(value.isnan().any())
-    ):
+    if not is_valid or not value.is_floating_point() or bool(value.isnan().any()):
         raise ValueError(f"{name} is no tensor of numbers of its parameter's shape")
-    return made.copy_(value)
+    return target.copy_(value)
 
 
 def cosine_annealing(step: int, cycle: int) -> float:
-    """From 1 to 0 over `cycle` steps, again and again (SGDR, Loshchilov and Hutter 2017,
-    arXiv:1608.03983).
-    """
+    """From 1 to 0 over `cycle` steps, repeated. Loshchilov and Hutter 2017, arXiv:1608.03983."""
     return (1 + math.cos(math.pi * (step % cycle) / cycle)) / 2
 
 
@@ -177,14 +147,11 @@ def constant(step: int, cycle: int) -> float:
 def schedule(
     name: str, steps_per_epoch: int, epochs: int, warmup_epochs: float, cycle_epochs: float | None
 ) -> Callable[[int], float]:
-    """A registered schedule after a linear warm-up: the factor of the learning rate as a function
-    of the step, counted over the whole run.
-    """
+    """A registered schedule after a linear warm-up: step of the whole run -> factor of the rate."""
     warmup = round(warmup_epochs * steps_per_epoch)
     whole = steps_per_epoch * epochs - warmup
     cycle = whole if cycle_epochs is None else max(1, round(cycle_epochs * steps_per_epoch))
-    shape = registries.SCHEDULES[name.partition(":")[0]]
-    factor = registries.import_target(shape.target)
+    factor = registries.import_target(registries.SCHEDULES[name.partition(":")[0]].target)
     return lambda step: (step + 1) / warmup if step < warmup else factor(step - warmup, cycle)
 
 

@@ -22,7 +22,6 @@ class Model:
     families: tuple[str, ...] = ()  # backbone families that fit; empty: any
     heads: tuple[str, ...] = ()  # tasks trained at once; empty: only --task
     alias: str = ""
-    help: str = ""
 
 
 @dataclass(frozen=True)
@@ -36,9 +35,10 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Loss:
+    """target() -> module: (outputs [batch, classes], labels [batch]) -> the batch's mean."""
+
     target: str
-    regression: bool
-    help: str
+    regression: bool = False  # outputs [batch, 1]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,6 @@ class Optimizer:
     lr_pretrained: float
     lr_scratch: float
     weight_decay: float
-    help: str
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,6 @@ class Transform:
     target: str
     sees: str
     random_view: bool  # whether test views differ from each other
-    help: str
     random_form: str = ""  # where they do not: the transform for several views
 
     @property
@@ -81,40 +79,22 @@ class Transform:
 
 MODELS: dict[str, Model] = {
     "VanillaEfficientNet": Model(
-        "model:VanillaEfficientNet",
-        "efficientnet-b3",
-        ("efficientnet", "timm"),
-        help="EfficientNet and a linear head",
+        "model:VanillaEfficientNet", "efficientnet-b3", ("efficientnet", "timm")
     ),
-    "VanillaResNet": Model(
-        "model:VanillaResNet", "resnet50", ("resnet", "timm"), help="ResNet and a linear head"
-    ),
+    "VanillaResNet": Model("model:VanillaResNet", "resnet50", ("resnet", "timm")),
     "MultiClassTHANet_MK1": Model(
         "model:MultiClassTHANet",
         "efficientnet-b3",
         heads=("mask", "ageg", "gender", "main"),
         alias="MultiClassTHANet",
-        help="self-attention over three states, their outputs joined into the 18 classes",
     ),
     "MultiLabelTHANet": Model(
-        "model:MultiLabelTHANet",
-        "efficientnet-b0",
-        heads=("mask", "ageg", "gender"),
-        help="self-attention over three states, three label sets",
+        "model:MultiLabelTHANet", "efficientnet-b0", heads=("mask", "ageg", "gender")
     ),
     "THANet_MK1": Model(
-        "model:THANet",
-        "efficientnet-b3",
-        heads=("mask", "ageg", "gender", "main"),
-        alias="THANet",
-        help="four linear heads on one backbone",
+        "model:THANet", "efficientnet-b3", heads=("mask", "ageg", "gender", "main"), alias="THANet"
     ),
-    "Factorised": Model(
-        "model:Factorised",
-        "efficientnet-b3",
-        heads=("mask", "gender", "year"),
-        help="mask, gender and a distribution over the years of age; main is their product",
-    ),
+    "Factorised": Model("model:Factorised", "efficientnet-b3", heads=("mask", "gender", "year")),
 }
 EFFICIENTNET = Backbone("backbones:efficientnet", "backbones:efficientnet_weights", "efficientnet")
 RESNET = Backbone("backbones:resnet", "backbones:resnet_weights", "resnet")
@@ -127,32 +107,24 @@ BACKBONES: dict[str, Backbone] = {
     "timm:NAME": Backbone("backbones:timm_backbone", "backbones:timm_weights", "timm"),
 }
 LOSSES: dict[str, Loss] = {
-    "labelsmoothingloss": Loss(
-        "loss:LabelSmoothingLoss", False, "smoothing 0.2 spread over the other classes"
-    ),
-    "focalloss": Loss("loss:FocalLoss", False, "gamma 5"),
-    "crossentropyloss": Loss("loss:CrossEntropyLoss", False, "plain cross entropy"),
-    "mseloss": Loss("loss:MSELoss", True, "squared error, for age"),
-    "smoothl1loss": Loss("loss:SmoothL1Loss", True, "Huber's error, for age"),
+    "labelsmoothingloss": Loss("loss:LabelSmoothingLoss"),
+    "focalloss": Loss("loss:FocalLoss"),
+    "crossentropyloss": Loss("loss:CrossEntropyLoss"),
+    "mseloss": Loss("loss:MSELoss", regression=True),
+    "smoothl1loss": Loss("loss:SmoothL1Loss", regression=True),
 }
 OPTIMIZERS: dict[str, Optimizer] = {
-    "adam": Optimizer("optim:adam", 0.001, 0.005, 0.0, "Adam"),
-    "adamp": Optimizer("optim:adamp", 0.001, 0.005, 0.01, "AdamP of the adamp package"),
-    "sgd": Optimizer("optim:sgd", 0.005, 0.005, 0.0, "plain SGD"),
-    "momentum": Optimizer("optim:momentum", 0.005, 0.005, 0.0, "SGD with momentum 0.9"),
+    "adam": Optimizer("optim:adam", 0.001, 0.005, 0.0),
+    "adamp": Optimizer("optim:adamp", 0.001, 0.005, 0.01),
+    "sgd": Optimizer("optim:sgd", 0.005, 0.005, 0.0),
+    "momentum": Optimizer("optim:momentum", 0.005, 0.005, 0.0),
 }
 TRANSFORMS: dict[str, Transform] = {
-    "base": Transform("augmentation:base", MIDDLE, False, "resized and cropped", "tta"),
-    "random": Transform(
-        "augmentation:random", MIDDLE, False, "random crops and RandAugment", "tta"
-    ),
-    "tta": Transform(
-        "augmentation:tta", "the middle 384 pixels", True, "random; each view is another crop"
-    ),
-    "facecrop": Transform("augmentation:facecrop", FACE, False, "crop to the face", "facerandom"),
-    "facerandom": Transform(
-        "augmentation:facerandom", FACE, True, "facecrop, scaled, mirrored and RandAugment"
-    ),
+    "base": Transform("augmentation:base", MIDDLE, False, "tta"),
+    "random": Transform("augmentation:random", MIDDLE, False, "tta"),
+    "tta": Transform("augmentation:tta", "the middle 384 pixels", True),
+    "facecrop": Transform("augmentation:facecrop", FACE, False, "facerandom"),
+    "facerandom": Transform("augmentation:facerandom", FACE, True),
 }
 SCHEDULES: dict[str, Schedule] = {
     "cosine": Schedule("optim:cosine_annealing", cycles=True),

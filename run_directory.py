@@ -41,7 +41,7 @@ RUN_JSON_TYPES = {
 # settings that a run may be resumed with differently
 FREE_SETTINGS = {
     *("workers", "dry_run", "save_path", "run_name", "device", "folds", "resume", "quiet"),
-    *("tensorboard", "cache", "recipe"),
+    *("log", "cache", "recipe"),
 }
 MAX_RUN_JSON_DEPTH = 8  # levels of run.json; a run writes 4
 

@@ -24,31 +24,31 @@ def predict(
     """(title of the runs, probabilities of their members, what the report shows beside them)."""
     import engine
     from data import tables
-    from inference import predictor, runs, submission
+    from inference import members, runs, submission
+    from inference.predictor import PredictionRequest, Predictor
     from runtime import distributed
     from runtime.files import check_writable
 
     task, views, transform = settings.task, settings.tta or 1, settings.transform_type or "base"
     voting = runs.load_runs(settings.root, settings.top_k or 3, task)
-    members = [member for run in voting for member in run.members]
+    voters = [member for run in voting for member in run.members]
     images, paths = tables.read_eval(settings.data_root)
     work = f"{plural(views, 'view')} ({transform}) of {plural(len(images), 'photograph')}"
     counts = [(printable(run.path), plural(len(run.members), "member")) for run in voting]
     notes = [f"run: {path}: {count} x {work}" for path, count in counts]
     submission.read_labels(settings.answers, images, task)  # refused early, if at all
-    predictor.part_groups(members, task)
+    members.part_groups(voters, task)
     notes += runs.mixture_lines(voting, task) if len(voting) > 1 else []
-    request = predictor.PredictionRequest(
-        task, transform, views, settings.boxes, settings.skip_bad_images
-    )
+    request = PredictionRequest(task, transform, views, settings.boxes, settings.skip_bad_images)
     with distributed.distributed() as dist:
-        if dist.first:
+        if dist.is_rank0:
             print(*notes, sep="\n", flush=True)
         check_writable(settings.save_path, "--save-path")
         with distributed.explain_failures(settings.batch_size):
             compute = engine.make_compute(settings, settings.batch_size, dist, shared=True)
-            probs = predictor.predict_images(members, request, images, paths, compute)
-    report = submission.ReportContext(predictor.labels_run_dir(members, task), settings, notes)
+            predictor = Predictor(voters, task, compute)
+            probs = predictor.probabilities(request, images, paths)
+    report = submission.ReportContext(members.labels_run_dir(voters, task), settings, notes)
     return runs.runs_title(voting), probs, report
 
 
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         earlier = Path(settings.from_probs)
         probs = submission.load_probabilities(earlier).for_task(settings.task)
         probs = probs.top(settings.top_k) if settings.top_k else probs
-        title = f"{earlier.resolve().name}_again"
+        title = submission.revote_title(earlier.resolve().name)
     else:
         title, probs, report = predict(settings)
     if is_rank_zero():

@@ -8,41 +8,42 @@ from pathlib import Path
 
 import config
 from runtime.cli import run_script
-from runtime.errors import DistInfo, UserError, printable
+from runtime.errors import DistInfo, printable
+
+MAX_SHOWN_IMAGES = 20  # whose predictions are printed too
 
 
 def main(argv: list[str] | None = None) -> int:
     settings = config.SingularSettings.parse(argv, "submit_singular.py", __doc__ or "").completed()
 
-    import checkpoint
     import engine
     import ensemble
     from data import tables
-    from inference import predictor, submission
+    from inference import members, submission
+    from inference.predictor import PredictionRequest, Predictor, predicted_lines
     from runtime import distributed
     from runtime.files import check_writable
 
     task, model_type = settings.task, settings.model_type
-    path = Path(settings.load_state_dict or predictor.find_best_checkpoint(task, model_type))
+    path = Path(settings.load_state_dict or members.find_best_checkpoint(task, model_type))
     print(f"checkpoint: {printable(path)}", flush=True)
-    stored, info = checkpoint.load_described(path, model_type, task, mapped=False)
-    if model_type not in (None, info.model):
-        raise UserError(
-            f"--model-type {model_type}: {path} holds a {info.model}; leave the option out"
-        )
-    member = predictor.Member(path.name, info, path, stored.weights)
+    member = members.load_member(path, task, model_type)
     images, paths = tables.read_eval(settings.data_root)
     labels = submission.read_labels(settings.answers, images, task)
-    predictor.part_groups([member], task)  # refused early, if it is to be refused
+    members.part_groups([member], task)  # refused early, if it is to be refused
     check_writable(settings.save_path, "--save-path")
-    request = predictor.PredictionRequest(
+    request = PredictionRequest(
         task, settings.transform_type, 1, settings.boxes, settings.skip_bad_images
     )
     with distributed.explain_failures(settings.batch_size):
         compute = engine.make_compute(settings, settings.batch_size, DistInfo(), shared=True)
-        probs = predictor.predict_images([member], request, images, paths, compute)
+        predictor = Predictor([member], task, compute)
+        probs = predictor.probabilities(request, images, paths)
 
-    predictions = ensemble.decide(task, ensemble.arithmetic(probs.array))
+    probabilities = ensemble.arithmetic(probs.array)
+    predictions = ensemble.decide(task, probabilities)
+    if len(images) <= MAX_SHOWN_IMAGES:
+        print(*predicted_lines(task, images, probabilities), sep="\n")
     fold_dir = path.absolute().parent
     run_name = f"{fold_dir.parent.name}_{fold_dir.name}"
     folder = submission.create_output_folder(settings.save_path, run_name, task)

@@ -21,7 +21,8 @@ def main(argv: list[str] | None = None) -> int:
     if is_rank_zero():
         if settings.recipe:
             print(settings.explain_preset())
-        print(asked.explain_lr(), flush=True)
+        if reason := asked.explain_lr():
+            print(reason, flush=True)
 
     from runtime import distributed  # torch takes seconds: --help and refusals do without it
     from training import cross_validation, run
@@ -32,11 +33,11 @@ def main(argv: list[str] | None = None) -> int:
         distributed.explain_failures(settings.batch_size, remedy, "; go on with --resume"),
     ):
         context = distributed.on_all_ranks(dist, lambda: run.prepare_run(settings, dist))
-        if dist.first:
+        if dist.is_rank0:
             print(*run.banner(context), sep="\n", flush=True)
         if not settings.dry_run:
             return cross_validation.train_all_folds(context)
-        if dist.first:
+        if dist.is_rank0:
             print(*cross_validation.estimate_cost(context), sep="\n")
         return 0
 

@@ -142,7 +142,7 @@ def repeated(
 
 def subset(photos: dataset.ImageDataset, indices: Sequence[int]) -> dataset.ImageDataset:
     """Some of the photographs."""
-    names, paths = ([values[i] for i in indices] for values in (photos.names, photos.paths))
+    names, paths = [photos.names[i] for i in indices], [photos.paths[i] for i in indices]
     return dataset.ImageDataset(names, paths, photos.views, photos.boxes)
 
 

@@ -151,6 +151,20 @@ def inspect_image(path: str, decode: bool = False) -> tuple[str, bool]:
         return reason(error), False
 
 
+def to_rgb(image: Image.Image | np.ndarray) -> Image.Image:
+    """An image in memory as `read_image` gives it. Raises UserError for an array of another kind
+    than uint8 [height, width, 3].
+    """
+    if not isinstance(image, Image.Image):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise UserError(
+                f"an array {image.dtype} {list(image.shape)} is no image; use uint8 "
+                "[height, width, 3]"
+            )
+        image = Image.fromarray(image)
+    return upright_rgb(image)
+
+
 def read_image(path: str, shrink: int = 1) -> Image.Image:
     """An upright RGB image, whatever the file's format, mode or EXIF orientation, transparent parts
     on white; of an animation the first frame.

@@ -198,6 +198,8 @@ def read_eval(data_root: str | None) -> tuple[list[str], list[str]]:
     """
     default = next((path for path in EVAL_ROOTS if path.is_dir()), EVAL_ROOTS[-1])
     root = Path(data_root) if data_root else default
+    if root.is_file() and is_image_name(root.name):
+        return [root.name], [str(root)]
     image_dir = image_folder(root, "--data-root")
     info = find_table(root, "info.csv", above=True)
     entries = list_folder(image_dir)

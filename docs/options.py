@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import config  # noqa: E402
-from runtime.options import options_table  # noqa: E402
+from runtime.options import Settings, argparse_arguments, flag  # noqa: E402
 
 SCRIPTS = {
     "train.py": config.TrainSettings,
@@ -25,6 +26,19 @@ Written by `python docs/options.py`. `--help` of each script shows the same.
 Options are spelled with hyphens or underscores, and never shortened. Choices ignore case.
 An unknown option is an error that names the nearest known one.
 """
+
+
+def options_table(settings: type[Settings]) -> str:
+    """The options as a Markdown table, in the order of --help."""
+    rows = ["| option | values | default | meaning |", "|---|---|---|---|"]
+    fields = dataclasses.fields(settings)
+    for field in sorted(fields, key=lambda f: settings.groups.index(f.metadata["group"])):
+        arguments = argparse_arguments(field)
+        values = arguments.get("metavar", "").strip("{}").replace(",", ", ")
+        values += " ..." if arguments.get("nargs") == "+" else ""
+        meaning, default = field.metadata["help"], field.metadata["default"]
+        rows.append(f"| `{flag(field.name)}` | {values} | {default} | {meaning} |")
+    return "\n".join(rows)
 
 
 def page() -> str:

@@ -59,6 +59,21 @@ DPI = 110
 FOLDS = 5  # of the drawn split and the drawn ensemble
 MEMBERS, VIEWS = 2, 2  # of each fold, of each photograph, in the drawn ensemble
 INK, SOFT, LINE, REST, CARD = "#1f2933", "#52606d", "#9aa5b1", "#e4e7eb", "#f5f7fa"
+NOTES = {  # on models and transforms
+    "VanillaEfficientNet": "EfficientNet and a linear head",
+    "VanillaResNet": "ResNet and a linear head",
+    "MultiClassTHANet_MK1": (
+        "self-attention over three states, their outputs joined into the 18 classes"
+    ),
+    "MultiLabelTHANet": "self-attention over three states, three label sets",
+    "THANet_MK1": "four linear heads on one backbone",
+    "Factorised": "mask, gender and a distribution over the years of age; main is their product",
+    "base": "resized and cropped",
+    "random": "random crops and RandAugment",
+    "tta": "random; each view is another crop",
+    "facecrop": "crop to the face",
+    "facerandom": "facecrop, scaled, mirrored and RandAugment",
+}
 VIEW = "#d1006c"  # the part of a photograph that is looked at
 COLOURS = (
     "#2f6db5",
@@ -299,7 +314,7 @@ def draw_models() -> Figure:
         heads = {head: head_spec(head).outputs for head in registries.trained_heads(name, "main")}
         ax.plot([20, 880], [top, top], color=REST, linewidth=1.5)
         write(ax, 20, top + 21, name, 13, ha="left", weight="bold")
-        write(ax, 880, top + 21, entry.help, 10, ha="right", color=SOFT)
+        write(ax, 880, top + 21, NOTES.get(name, ""), 10, ha="right", color=SOFT)
         middle = top + high / 2 + 18
         box(ax, 20, middle, 132, entry.backbone, "1000 outputs", face="white", edge=INK)
         draw(ax, middle, target(nn.Identity(), heads))
@@ -549,7 +564,7 @@ def draw_transforms(photo: Image.Image) -> Figure:
     for row, (name, entry) in enumerate(registries.TRANSFORMS.items()):
         y = top + row * pitch
         write(ax, 20, y - 2, name, 12, ha="left", weight="bold")
-        write(ax, train, y - 2, entry.help, 11, ha="left", color=SOFT)
+        write(ax, train, y - 2, NOTES.get(name, ""), 11, ha="left", color=SOFT)
         y += 16
         paste(ax, photo, 20, y, wide, high)
         squares = looked_at(name, photo, found)

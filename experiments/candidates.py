@@ -19,21 +19,13 @@ HERE = "experiments.candidates"
 def register() -> None:
     """Make every candidate a choice of the command line, in this process."""
     registries.MODELS["Parts"] = registries.Model(
-        "model:Factorised",
-        "efficientnet-b3",
-        heads=("mask", "ageg", "gender"),
-        help="three linear heads on one backbone",
+        "model:Factorised", "efficientnet-b3", heads=("mask", "ageg", "gender")
     )
-    registries.LOSSES["smoothing0.1"] = registries.Loss(
-        f"{HERE}:half_smoothing", False, "half of the label smoothing"
-    )
-    for name, view, text in (
-        ("face_flip", registries.FACE, "the face, moved and mirrored"),
-        ("face_resized", registries.FACE, "as facerandom, without RandAugment"),
-        ("face_erased", registries.FACE, "as facerandom, and a part of it erased"),
-        ("tta_flip", "the middle 384 pixels", "as tta, and mirrored"),
-    ):
-        registries.TRANSFORMS[name] = registries.Transform(f"{HERE}:{name}", view, True, text)
+    registries.LOSSES["smoothing0.1"] = registries.Loss(f"{HERE}:half_smoothing")
+    for name in ("face_flip", "face_resized", "face_erased"):
+        registries.TRANSFORMS[name] = registries.Transform(f"{HERE}:{name}", registries.FACE, True)
+    middle = registries.TRANSFORMS["tta"].sees
+    registries.TRANSFORMS["tta_flip"] = registries.Transform(f"{HERE}:tta_flip", middle, True)
 
 
 def half_smoothing() -> nn.Module:

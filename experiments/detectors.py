@@ -27,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 
 from benchmarks import harness
@@ -34,7 +35,6 @@ from data import images, tables
 from experiments.face_finders import DETECTORS, Detect
 from labels import MASKS
 from runtime.cli import progress
-from runtime.devices import set_threads
 
 Floats = NDArray[np.float64]
 CALIBRATION = 30  # people, the last ones by name
@@ -156,7 +156,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--detectors", nargs="+", choices=names, default=names, metavar="NAME", help="which")
     add("--boxes-out", type=Path, metavar="DIR", help="write the boxes of all photographs there")
     args = parser.parse_args(argv)
-    set_threads(1)
+    torch.set_num_threads(1)
     rows = read_photos(args.data)
     train, known = rows["side"] == "train", rows["left"].notna()
     last_people = sorted(set(rows.loc[train, "person"]))[-CALIBRATION:]

@@ -22,11 +22,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 import config
 import metrics
 from data import csv_tables, tables
-from runtime.devices import set_threads
 from runtime.errors import UserError
 from runtime.files import atomic_write, load_npz
 from training import run as training_run
@@ -152,7 +152,7 @@ def run(args: argparse.Namespace, peer: Peer) -> int:
     truth = tables.read_labels(answers, data.images, TASK)
     result = read_result(args, data.images)
     if result is None:
-        set_threads(1)
+        torch.set_num_threads(1)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         result = peer(args, data)
         write_result(args, data.images, result)

@@ -1,42 +1,34 @@
-"""The checkpoints of a run, or of several, and images -> probabilities."""
+"""Checkpoints that vote, ready to predict: the one path from images to probabilities."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
+import pandas as pd
+from PIL import Image
 
 import augmentation
-import checkpoint
 import config
 import dataset
 import engine
 import ensemble
 import loading
-import model
+import metrics
+import out_of_fold
 import registries
 import run_directory
-from data import images, tables
-from inference import submission
-from labels import PARTS, TASKS
-from runtime.errors import UserError, is_rank_zero, warn, warn_counted
+from data import folders, images, tables
+from inference import runs, submission
+from inference.members import Member, build_network, labels_run_dir, load_member, part_groups
+from labels import PARTS, TASKS, scoring_task
+from runtime.errors import DistInfo, UserError, is_rank_zero, printable, warn_counted
 
-
-@dataclass(frozen=True)
-class Member:
-    """One checkpoint of an ensemble."""
-
-    name: str  # within its run; after the run's name where several vote
-    info: checkpoint.CheckpointInfo
-    path: Path
-    weights: dict[str, Tensor]  # emptied once a network holds them
+Photo = str | Path | Image.Image | np.ndarray  # an array: uint8 [height, width, 3]
 
 
 @dataclass(frozen=True)
@@ -50,104 +42,154 @@ class PredictionRequest:
     skip_bad_images: bool = False  # predict the most frequent class where an image is unreadable
 
 
-def load_members(run_dir: Path, top_k: int) -> list[Member]:
-    """The k best checkpoints of each fold of a run. Raises UserError for a fold without one."""
-    folders = run_directory.fold_dirs(run_dir)
-    best = {folder: checkpoint.load_ranked(folder)[:top_k] for folder in folders}
-    for folder, ranked in best.items():
-        if not ranked:
-            raise UserError(f"{folder}: holds no checkpoint; finish its training or remove it")
-    ensemble.warn_fewer_members([f.name for f, own in best.items() if len(own) < top_k], top_k)
-    members = [
-        Member(checkpoint.member_name(stored.path, run_dir), info, stored.path, stored.weights)
-        for ranked in best.values()
-        for stored, info in ranked
-    ]
-    folds = run_directory.read_run_json(run_dir).get("settings", {}).get("cv")
-    if isinstance(folds, int) and folds > len(folders):
-        warn(f"{run_dir}: only {len(folders)} of its {folds} folds are present; those vote")
-    kinds = sorted({f"{m.info.model} for {m.info.task}" for m in members})
-    if len(kinds) > 1:
-        warn(f"{run_dir}: checkpoints of {len(kinds)} kinds ({', '.join(kinds)}) vote together")
-    return members
+class Predictor:
+    """The checkpoints of a run, or of several, that vote on images.
 
-
-def can_predict(info: checkpoint.CheckpointInfo, task: str) -> bool:
-    """Whether a checkpoint knows a task, by a head of its own or from its other heads."""
-    return model.can_answer(registries.trained_heads(info.model, info.task), task)
-
-
-def newest_run(task: str, option: str, model_type: str | None = None) -> tuple[Path, list[Path]]:
-    """(the newest run under ./saved_models that knows a task, its checkpoints that do), of any
-    model or the one named. Raises UserError where there is none, naming the option to use instead.
+    >>> predictor = Predictor.load("saved_models/kfold-ensemble-VanillaEfficientNet")
+    >>> predictor.predict("photo.jpg")
+    >>> predictor.predict("folder", tta=2)
+    >>> predictor.predict([PIL.Image.open("a.png"), array])
     """
-    parent = Path("./saved_models")
 
-    def is_able(path: Path) -> bool:
-        info = checkpoint.info_from_name(path.name) or checkpoint.load_described(path)[1]
-        return model_type in (None, info.model) and can_predict(info, task)
+    def __init__(self, members: Sequence[Member], task: str, compute: engine.Compute) -> None:
+        """Build the members' networks. Raises UserError where members do not know the task."""
+        self.members, self.task, self.compute = list(members), task, compute
+        self.groups = part_groups(members, task)
+        self.networks = [build_network(member, task, compute.device) for member in members]
 
-    for run_dir in run_directory.list_run_dirs(parent):
-        folders = run_directory.fold_dirs(run_dir)
-        paths = [p for f in folders for p in run_directory.fold_checkpoints(f) if is_able(p)]
-        if paths:
-            return run_dir, paths
-    of_model = f" of {model_type}" if model_type else ""
-    raise UserError(
-        f"--task {task}: no checkpoint{of_model} under {parent} answers {task}; train one, or name "
-        f"another place with {option}"
-    )
+    @classmethod
+    def load(
+        cls,
+        *paths: str | Path,
+        task: str = "main",
+        top_k: int = 3,
+        device: str = "auto",
+        batch_size: int = 32,
+    ) -> Predictor:
+        """The `top_k` best checkpoints of each fold of the runs in these folders (the newest run
+        under ./saved_models where none is named), or one `.pth` file. Raises UserError, whose text
+        says what to do.
+        """
+        if len(paths) == 1 and Path(paths[0]).is_file():
+            members = [load_member(Path(paths[0]), task)]
+        else:
+            voting = runs.load_runs([str(path) for path in paths], top_k, task)
+            members = [member for run in voting for member in run.members]
+        machine = config.MachineSettings(device=device, workers=0)
+        return cls(members, task, engine.make_compute(machine, batch_size, DistInfo(), shared=True))
 
+    def predict(
+        self, photos: Photo | Iterable[Photo], tta: int = 1, transform: str = config.AUTO
+    ) -> pd.DataFrame:
+        """A row per image: `file`, `class` and its `name`, for `main` also `mask`, `gender` and
+        `ageg`, then the probabilities `p0`, `p1` ... of the members' mean (for `age`: `years`).
 
-def find_best_checkpoint(task: str, model_type: str | None = None) -> Path:
-    """The best checkpoint of the newest run under ./saved_models that knows a task."""
+        photos: a file, a folder, an image (Pillow, or an array uint8 [height, width, 3]) or several
+        of them; images without a file are called `image 0`, `image 1` ... tta: views of each image;
+        transform: the crop, by default that of each checkpoint's validation. Raises UserError for
+        files that cannot be read.
+        """
+        names, sources = list_photos(photos)
+        request = PredictionRequest(self.task, transform, tta)
+        array = self.probabilities(request, names, sources).array
+        return predictions_table(self.task, names, ensemble.arithmetic(array))
 
-    def rank(path: Path) -> tuple[float, int, int]:
-        info = checkpoint.load_described(path)[1]
-        return -info.macro_f1, info.fold, info.epoch
+    def probabilities(
+        self, request: PredictionRequest, names: Sequence[str], photos: Sequence[str | Image.Image]
+    ) -> ensemble.Probabilities:
+        """Probabilities of all members, views and images, in the order of `names`; each image is
+        decoded once. The same in all processes that share the images.
 
-    return min(newest_run(task, "--load-state-dict", model_type)[1], key=rank)
-
-
-def known_part(info: checkpoint.CheckpointInfo, task: str) -> str:
-    """The part of `main` that a checkpoint adds to a product; empty where it adds none."""
-    is_part = task == "main" and info.task in PARTS and not can_predict(info, task)
-    return info.task if is_part else ""
-
-
-def part_groups(members: Sequence[Member], task: str) -> Sequence[Sequence[int]]:
-    """Groups of three members, from runs for mask, gender and ageg, that multiply into one of
-    `main`: in each fold the k-th of each part. Empty where all members know the task.
-
-    Raises UserError where a member knows too little, or has no partners.
-    """
-    several = len({member.path.parent.parent for member in members}) > 1
-    parts = [known_part(member.info, task) if several else "" for member in members]
-    for member, part in zip(members, parts, strict=True):
-        if not part and not can_predict(member.info, task):
-            known = next(name for name in TASKS if can_predict(member.info, name))
-            raise UserError(
-                f"--task {task}: {member.path} was trained for {member.info.task}; use "
-                f"--task {known}"
-            )
-    missing = " and ".join(part for part in PARTS if part not in parts)
-    if any(parts) and missing:
-        present = " and ".join(part for part in PARTS if part in parts)
-        raise UserError(
-            f"--root: runs trained for {present} answer main only together with {missing}; name a "
-            f"run of {missing} too, or leave theirs out"
+        photos: paths, or upright RGB images. Raises UserError naming all unreadable files, unless
+        the request skips them.
+        """
+        members, compute = self.members, self.compute
+        paths = [photo for photo in photos if isinstance(photo, str)]
+        bad = set(images.find_unreadable(paths, request.skip_bad_images))
+        good = [i for i, photo in enumerate(photos) if str(photo) not in bad]
+        good_names, good_photos = [names[i] for i in good], [photos[i] for i in good]
+        transforms = resolve_transforms(members, request.transform, request.views)
+        sizes = [(m.name, t, m.info.image_size) for m, t in zip(members, transforms, strict=True)]
+        views, plan = augmentation.plan_views(
+            sizes, request.views, request.transform == config.AUTO
         )
-    folds = [member.info.fold for member in members]
-    counts = Counter(zip(folds, parts, strict=True))
-    for fold in sorted(set(folds)):
-        if len({counts[fold, part] for part in PARTS}) > 1:
-            shown = ", ".join(f"{part} has {counts[fold, part]}" for part in PARTS)
-            raise UserError(
-                f"--root: members for fold {fold}: {shown}, and three multiply into one of main; "
-                "name runs of as many folds, or use a lower --top-k"
-            )
-    order = sorted(range(len(members)), key=folds.__getitem__)
-    return list(zip(*([i for i in order if parts[i] == part] for part in PARTS), strict=True))
+        boxes = None
+        if request.boxes_csv is not None:
+            if not any(registries.TRANSFORMS[name].of_face for name in transforms):
+                raise UserError(
+                    f"--boxes {request.boxes_csv}: none of these checkpoints was trained on "
+                    "cropped faces; leave --boxes out"
+                )
+            good_paths = [path for path in paths if path not in bad]
+            boxes = tables.read_boxes(request.boxes_csv, good_names, good_paths)
+        side = max(member.info.image_size for member in members)
+        workers = loading.workers_that_fit_shared_memory(
+            compute.workers, compute.batch_size, side, len(views), compute.world
+        )
+        compute = dataclasses.replace(compute, workers=workers)
+        image_set = dataset.ImageDataset(good_names, good_photos, views, boxes)
+        array = engine.predict(self.networks, plan, image_set, [self.task], compute)[self.task]
+        for member, values in zip(members, array, strict=True):
+            if not np.isfinite(values).all():
+                raise UserError(
+                    f"{member.path}: predictions are NaN or infinite; use another file, or "
+                    "--precision fp32"
+                )
+        member_names, infos = [m.name for m in members], [m.info for m in members]
+        folds, weights = [info.fold for info in infos], [info.macro_f1 for info in infos]
+        probs = ensemble.Probabilities(self.task, array, member_names, folds, weights, good_names)
+        probs = probs.multiply_groups(self.groups)
+        if not bad:
+            return probs
+        return fill_unreadable(probs, list(names), good, labels_run_dir(members, self.task))
+
+
+def list_photos(photos: Photo | Iterable[Photo]) -> tuple[list[str], list[str | Image.Image]]:
+    """(names, paths or upright RGB images) of a file, a folder, an image, or several of them."""
+    if isinstance(photos, (str, Path)) and Path(photos).is_dir():
+        listed = folders.list_folder(Path(photos))
+        paths = [str(path) for name, path in listed.items() if images.is_image_name(name)]
+        if not paths:
+            raise UserError(f"{photos}: no photographs in it; name another folder")
+        return [Path(path).name for path in paths], list(paths)
+    if isinstance(photos, (str, Path, Image.Image, np.ndarray)):
+        photos = [photos]
+    names: list[str] = []
+    sources: list[str | Image.Image] = []
+    for number, photo in enumerate(photos):
+        if isinstance(photo, (str, Path)):
+            names.append(str(photo))
+            sources.append(str(photo))
+        else:
+            names.append(f"image {number}")
+            sources.append(images.to_rgb(photo))
+    return names, sources
+
+
+def predictions_table(task: str, names: Sequence[str], probabilities: np.ndarray) -> pd.DataFrame:
+    """What `Predictor.predict` returns, from the probabilities [images, classes] or years."""
+    predicted = ensemble.decide(task, probabilities)
+    classes = metrics.to_classes(task, predicted)
+    columns: dict[str, object] = {"file": list(names), "class": classes}
+    columns["name"] = [TASKS[scoring_task(task)].classes[number] for number in classes]
+    if task == "main":
+        for part in PARTS:
+            part_names, index = TASKS[part].classes, TASKS[part].from_main
+            columns[part] = [part_names[index[number]] for number in classes]
+    if TASKS[task].regression:
+        return pd.DataFrame(columns | {"years": predicted})
+    values = pd.DataFrame(probabilities, columns=out_of_fold.probability_columns(task))
+    return pd.concat([pd.DataFrame(columns), values], axis=1)
+
+
+def predicted_lines(task: str, names: Sequence[str], probabilities: np.ndarray) -> list[str]:
+    """`photo.jpg: wear, male, under 30 (0.83)` for each image; for `age` its years."""
+    table = predictions_table(task, names, probabilities)
+    is_regression = TASKS[task].regression
+    values = table["years"] if is_regression else pd.Series(probabilities.max(axis=1))
+    form = "{:.1f} years".format if is_regression else "{:.2f}".format
+    rows = zip(table["file"], table["name"], values, strict=True)
+    return [f"{printable(file)}: {name} ({form(value)})" for file, name, value in rows]
 
 
 def resolve_transforms(members: Sequence[Member], transform: str, views: int) -> list[str]:
@@ -181,70 +223,6 @@ def resolve_transforms(members: Sequence[Member], transform: str, views: int) ->
     if notes and is_rank_zero():
         print(f"note: {'; '.join(notes)}")
     return used
-
-
-def predict_images(
-    members: Sequence[Member],
-    request: PredictionRequest,
-    names: list[str],
-    paths: list[str],
-    compute: engine.Compute,
-) -> ensemble.Probabilities:
-    """Probabilities of all members, views and images, in the order of `names`; each image is
-    decoded once. The same in all processes that share the images.
-
-    Raises UserError naming all unreadable images, unless the request skips them.
-    """
-    task = request.task
-    groups = part_groups(members, task)
-    bad = set(images.find_unreadable(paths, request.skip_bad_images))
-    good = [i for i, path in enumerate(paths) if path not in bad]
-    good_names, good_paths = [names[i] for i in good], [paths[i] for i in good]
-    transforms = resolve_transforms(members, request.transform, request.views)
-    sizes = [(m.name, t, m.info.image_size) for m, t in zip(members, transforms, strict=True)]
-    views, plan = augmentation.plan_views(sizes, request.views, request.transform == config.AUTO)
-    networks = [build_network(member, task, compute.device) for member in members]
-    boxes = None
-    if request.boxes_csv is not None:
-        if not any(registries.TRANSFORMS[name].of_face for name in transforms):
-            raise UserError(
-                f"--boxes {request.boxes_csv}: none of these checkpoints was trained on cropped "
-                "faces; leave --boxes out"
-            )
-        boxes = tables.read_boxes(request.boxes_csv, good_names, good_paths)
-    side = max(member.info.image_size for member in members)
-    workers = loading.workers_that_fit_shared_memory(
-        compute.workers, compute.batch_size, side, len(views), compute.world
-    )
-    compute = dataclasses.replace(compute, workers=workers)
-    photos = dataset.ImageDataset(good_names, good_paths, views, boxes)
-    array = engine.predict(networks, plan, photos, [task], compute)[task]
-    for member, values in zip(members, array, strict=True):
-        if not np.isfinite(values).all():
-            raise UserError(
-                f"{member.path}: predictions are NaN or infinite; use another file, or "
-                "--precision fp32"
-            )
-    member_names, infos = [m.name for m in members], [m.info for m in members]
-    folds, weights = [info.fold for info in infos], [info.macro_f1 for info in infos]
-    probs = ensemble.Probabilities(task, array, member_names, folds, weights, good_names)
-    probs = probs.multiply_groups(groups)
-    return fill_unreadable(probs, names, good, labels_run_dir(members, task)) if bad else probs
-
-
-def build_network(member: Member, task: str, device: torch.device) -> torch.nn.Module:
-    """A member's network on the device; one that knows a part of `main` spreads it over `main`."""
-    network = model.build_from_checkpoint(member.info, member.weights, str(member.path))
-    part = known_part(member.info, task)
-    moved = model.to_device(model.Spread(network, part) if part else network, device)
-    member.weights.clear()  # mapped from the file: they would lie in memory a second time
-    return moved
-
-
-def labels_run_dir(members: Sequence[Member], task: str) -> Path:
-    """The run whose labels the predictions are compared with: the first for the task or `main`."""
-    able = (member for member in members if member.info.task in ("main", task))
-    return next(able, members[0]).path.absolute().parent.parent
 
 
 def fill_unreadable(

@@ -12,7 +12,7 @@ import numpy as np
 import ensemble
 import out_of_fold
 import run_directory
-from inference import predictor
+from inference import members
 from labels import PARTS
 from out_of_fold import OutOfFold
 from runtime.errors import UserError, printable
@@ -28,7 +28,7 @@ class Run:
     path: Path
     name: str  # its folder's, made distinct
     task: str  # what it was trained for
-    members: list[predictor.Member]
+    members: list[members.Member]
 
 
 def load_runs(roots: Sequence[str] | None, top_k: int, task: str) -> list[Run]:
@@ -38,7 +38,7 @@ def load_runs(roots: Sequence[str] | None, top_k: int, task: str) -> list[Run]:
     Raises UserError for a run named twice and for one without checkpoints.
     """
     if not roots:
-        paths = [predictor.newest_run(task, "--root")[0]]
+        paths = [members.newest_run(task, "--root")[0]]
     else:
         paths = [run_directory.find_run_dir(root) for root in roots]
     runs: dict[str, Run] = {}
@@ -48,10 +48,10 @@ def load_runs(roots: Sequence[str] | None, top_k: int, task: str) -> list[Run]:
         plain = printable(path.resolve().name)
         numbered = [plain, *(f"{plain}-{k}" for k in range(2, len(paths) + 1))]
         name = next(candidate for candidate in numbered if candidate not in runs)
-        members = predictor.load_members(path, top_k)
+        of_run = members.load_members(path, top_k)
         if len(paths) > 1:
-            members = [dataclasses.replace(m, name=f"{name}/{m.name}") for m in members]
-        runs[name] = Run(path, name, members[0].info.task, members)
+            of_run = [dataclasses.replace(m, name=f"{name}/{m.name}") for m in of_run]
+        runs[name] = Run(path, name, of_run[0].info.task, of_run)
     return list(runs.values())
 
 
@@ -93,7 +93,7 @@ def mixture_lines(runs: Sequence[Run], task: str) -> list[str]:
     lines = [f"out of fold, {out_of_fold.count_people(rows)}, one epoch of each fold:"]
     arrays: dict[str, list[np.ndarray]] = {name: [] for name in ("", *PARTS)}
     for run, oof in zip(runs, oofs, strict=True):
-        part = predictor.known_part(run.members[0].info, task)
+        part = members.known_part(run.members[0].info, task)
         predictions = ensemble.convert_task(oof.predictions, run.task, part or task)
         if predictions is None:
             return [f"{no_score}the {out_of_fold.OOF_FILE} of {run.name} does not hold {task}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -18,6 +19,12 @@ from runtime.errors import UserError, printable, reason, warn_on_failure
 from runtime.files import atomic_write, create_new_folder, load_npz, timestamp
 
 PROBS = "probs.npz"
+SUBMISSION = "submission"  # the CSV to upload
+RECOMMENDED = {  # why a vote is the one to upload
+    "arithmetic": "the mean of the members' probabilities, the vote of the original entry; the "
+    "other means rarely differ by more than chance",
+    "hardvoting": "what most members predict",
+}
 MAX_NAME_BYTES = 255  # bytes of a file's name
 MAX_COUNT = 1 << 53  # images of a class that run.json may hold
 
@@ -143,6 +150,12 @@ def create_output_folder(save_path: str, run_name: str, task: str) -> Path:
     return create_new_folder(Path(save_path), start + end)
 
 
+def revote_title(folder_name: str) -> str:
+    """The title of another vote on a prediction's folder; of a vote on that one, the same."""
+    tasks = "|".join(TASKS)
+    return re.sub(rf"(_again)?_({tasks})_\d{{8}}-\d{{6}}(-\d+)?$", "", folder_name) + "_again"
+
+
 def write_csv(path: Path, rows: Sequence[Sequence[object]]) -> None:
     """Write rows, the header first, into a new or existing folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -173,9 +186,9 @@ def write_prediction(
     report: ReportContext | None,
 ) -> None:
     """Write all CSVs of a prediction, the probabilities and a report (None: for a quick vote), and
-    where labels [images] are known the scores; print where everything is.
+    where labels [images] are known the scores; print where everything is, the file to upload last.
 
-    votes: {name of the file: predictions [images]}.
+    votes: {name of the file: predictions [images]}, the recommended one first.
     """
     save_probabilities(folder, probs)
     task, images = probs.task, probs.images
@@ -184,13 +197,14 @@ def write_prediction(
         for name, predictions in zip(probs.members, own, strict=True):
             write_predictions(folder / "members" / member_csv(name), task, images, predictions)
     for name, predictions in votes.items():
-        path, score_line = folder / f"{name}.csv", ""
-        write_predictions(path, task, images, predictions)
+        score_line = ""
+        write_predictions(folder / f"{name}.csv", task, images, predictions)
         if labels is not None:
             scores = metrics.score(task, predictions, labels)
             write_confusion(folder / f"{name}_confusion.csv", task, scores)
             score_line = f"  {scores.line()}"
-        print(f"{printable(path)}{score_line}")
+        if score_line or name != SUBMISSION:
+            print(f"{printable(folder / name)}.csv{score_line}")
     if report is not None:
         with warn_on_failure(f"report of {folder}"):
             from reporting import summary
@@ -201,6 +215,11 @@ def write_prediction(
     if labels is not None:
         print_members(probs, labels)
         metrics.warn_absent_classes(task, labels, "--answers")
+    if SUBMISSION not in votes:
+        name, predictions = next(iter(votes.items()))
+        write_predictions(folder / f"{SUBMISSION}.csv", task, images, predictions)
+        print(f"{SUBMISSION}.csv is {name}.csv: {RECOMMENDED[name]}")
+    print(f"{printable(folder / SUBMISSION)}.csv")
 
 
 def print_members(probs: ensemble.Probabilities, labels: np.ndarray) -> None:

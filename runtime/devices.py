@@ -111,15 +111,6 @@ def keep_freed_memory() -> None:
         mallopt(trim_threshold, -1)
 
 
-def set_threads(threads: int | None) -> int:
-    """Set torch's threads (default: the processors this process may use); returns their number."""
-    import torch
-
-    count = threads or usable_processors()
-    torch.set_num_threads(count)
-    return count
-
-
 def usable_processors(root: Path = Path("/")) -> int:
     """Processors this process may use, which a container or a batch system may limit; root: of the
     system's files.

@@ -72,8 +72,6 @@ class DistInfo:
     def is_rank0(self) -> bool:
         return self.rank == 0
 
-    first = is_rank0
-
 
 def dist_info_from_environment() -> DistInfo:
     """This process among those that torchrun started. Alone where a variable is missing or

@@ -1,4 +1,4 @@
-"""Command-line options from the fields of a frozen dataclass: parser, help, refusals, table."""
+"""Command-line options from the fields of a frozen dataclass: parser, help, refusals."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_NUMBER = 10**6  # more than any option needs, and few enough to count and to
 
 @dataclass(frozen=True)
 class Range:
-    """A number from `low` to `high`, both included unless `above` (then `low` is excluded)."""
+    """A number from `low` (excluded if `above`) to `high`."""
 
     kind: type
     low: int
@@ -40,9 +40,8 @@ class Range:
             kind = "whole number" if self.kind is int else "number"
             raise argparse.ArgumentTypeError(f"{shown!r} is not a {kind}") from None
         if not self.low <= value <= self.high or (self.above and value == self.low):
-            bounds = (
-                f"{'above' if self.above else 'at least'} {self.low:,} and at most {self.high:,}"
-            )
+            low = "above" if self.above else "at least"
+            bounds = f"{low} {self.low:,} and at most {self.high:,}"
             raise argparse.ArgumentTypeError(f"{shown} is out of range: it must be {bounds}")
         return value
 
@@ -122,6 +121,7 @@ class Settings:
 
     groups: ClassVar[tuple[str, ...]] = ()  # of options, in the order of --help
     removed: ClassVar[Mapping[str, str]] = {}  # {option of an earlier version: why it was removed}
+    spellings: ClassVar[Mapping[str, Sequence[str]]] = {}  # {option: what it stands for}
     presets: ClassVar[Mapping[str, Mapping[str, Preset]]] = {}  # {field: {its value: preset}}
     version: ClassVar[str] = ""
 
@@ -139,6 +139,7 @@ class Settings:
         for name in (word.partition("=")[0] for word in words):
             if name in cls.removed:
                 raise UserError(f"{name}: was removed, because {cls.removed[name]}; leave it out")
+        words = [part for word in words for part in cls.spellings.get(word, [word])]
         os.environ.setdefault("COLUMNS", "120")
         parser = build_parser(cls, prog, description)
         known, unknown = parser.parse_known_args(words)
@@ -165,13 +166,6 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see --help)")
 
 
-def sorted_fields(settings: type[Settings]) -> list[dataclasses.Field[Any]]:
-    """Fields in the order of --help: by group."""
-    return sorted(
-        dataclasses.fields(settings), key=lambda f: settings.groups.index(f.metadata["group"])
-    )
-
-
 def argparse_arguments(field: dataclasses.Field[Any]) -> dict[str, Any]:
     """Arguments of add_argument for a field; choices include what was registered late."""
     arguments: dict[str, Any] = field.metadata["arguments"]
@@ -184,7 +178,7 @@ def build_parser(settings: type[Settings], prog: str, description: str) -> argpa
     parser = _Parser(prog=prog, description=description, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"{prog} {settings.version}")
     groups = {name: parser.add_argument_group(name) for name in settings.groups}
-    for field in sorted_fields(settings):
+    for field in dataclasses.fields(settings):
         text = f"{field.metadata['help']} (default: {field.metadata['default']})"
         groups[field.metadata["group"]].add_argument(
             flag(field.name),
@@ -204,15 +198,3 @@ def suggest_option(settings: type[Settings], unknown: Sequence[str]) -> str:
         if similar:
             return f"; did you mean {' or '.join(similar[:3])}?"
     return ""
-
-
-def options_table(settings: type[Settings]) -> str:
-    """The options as a Markdown table."""
-    rows = ["| option | values | default | meaning |", "|---|---|---|---|"]
-    for field in sorted_fields(settings):
-        arguments = argparse_arguments(field)
-        values = arguments.get("metavar", "").strip("{}").replace(",", ", ")
-        values += " ..." if arguments.get("nargs") == "+" else ""
-        meaning, default = field.metadata["help"], field.metadata["default"]
-        rows.append(f"| `{flag(field.name)}` | {values} | {default} | {meaning} |")
-    return "\n".join(rows)

@@ -274,22 +274,16 @@ def test_one_entry_adds_a_model_loss_transform_optimizer_and_task(
     monkeypatch.setitem(
         registries.MODELS, "Wide", registries.Model(f"{here}:Wide", "tiny", alias="W")
     )
-    monkeypatch.setitem(
-        registries.LOSSES,
-        "onehotloss",
-        registries.Loss(f"{here}:OneHot", False, "squared error of probabilities"),
-    )
+    monkeypatch.setitem(registries.LOSSES, "onehotloss", registries.Loss(f"{here}:OneHot"))
     monkeypatch.setitem(
         registries.TRANSFORMS,
         "upsidedown",
-        registries.Transform(f"{here}:upside_down", "all of it", False, "turned"),
+        registries.Transform(f"{here}:upside_down", "all of it", False),
     )
     monkeypatch.setitem(
-        registries.OPTIMIZERS,
-        "slow",
-        registries.Optimizer(f"{here}:slow", 0.002, 0.003, 0.0, "RMSprop"),
+        registries.OPTIMIZERS, "slow", registries.Optimizer(f"{here}:slow", 0.002, 0.003, 0.0)
     )
-    over = Task(lambda mask, gender, years: int(years >= 40), ("young", "older"), "under 40 or not")
+    over = Task(lambda mask, gender, years: int(years >= 40), ("young", "older"))
     monkeypatch.setitem(TASKS, "over40", over)
     for settings_class in (config.TrainSettings, config.SingularSettings, config.EnsembleSettings):
         text = build_parser(settings_class, "x", "").format_help()
@@ -755,7 +749,7 @@ def test_a_class_of_one_person_is_repeated_with_one_warning(
     found = dataset.find_mixup_partners(table, rows, ("main",), ("x",))
     err = capsys.readouterr().err
     assert err.count("warning") == 1
-    assert "repeated instead: 3" in err
+    assert "are repeated: 3" in err
     assert all((len(found.partners[r]) == 0) == (table["age"][r] == 60) for r in rows)
 
 
@@ -777,7 +771,7 @@ def test_the_years_loss_reckons_with_the_shares_that_it_trains_on(tmp_path: Path
             context_of(root, "--model-type", "Factorised", "--cv", "10", *asked), 0
         )
         assert set(fold.config.criteria) == {"mask", "gender", "year"}
-        shares = fold.config.criteria["year"].get_buffer("logs").exp()
+        shares = fold.config.criteria["year"].get_buffer("log_shares").exp()
         assert shares.argmax() == 20
         assert shares[50:].argmax() == oldest - 50
         ages = fold.config.labels["year"].numpy()[np.setdiff1d(np.arange(70), fold.valid_rows)]

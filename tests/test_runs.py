@@ -122,7 +122,14 @@ def test_tensorboard_reads_what_history_holds(
                 (int(float(row[0])), pytest.approx(float(row[column]), rel=1e-6)) for row in rows
             ]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="--tensorboard: not installed; pip install tensorboard"):
+    run_events = EventAccumulator(str(fold.parent / "tensorboard"))
+    run_events.Reload()
+    oof = out_of_fold.read_oof(fold.parent, "main")
+    assert oof is not None
+    (final,) = run_events.Scalars("out_of_fold_macro_f1")
+    assert final.value == pytest.approx(out_of_fold.score_rows("main", *oof).macro_f1, abs=1e-4)
+    assert "settings/text_summary" in run_events.Tags()["tensors"]
+    with pytest.raises(UserError, match="--log tensorboard: not installed; pip install tensor"):
         train.main([*words[:3], str(tmp_path / "none"), *words[4:]])
 
 

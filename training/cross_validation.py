@@ -24,6 +24,7 @@ from runtime import distributed, errors
 from runtime.cli import RemainingTime, StopSignal, duration
 from runtime.errors import plural, printable, warn, warn_on_failure
 from training import fold as training_fold
+from training import history, loggers
 from training import run as training_run
 from training.run import RunContext
 
@@ -86,6 +87,10 @@ def finish_run(context: RunContext, failed: dict[int, str]) -> None:
     if folds:
         print(*out_of_fold.summary(task, folds, failed), sep="\n")
         analyze_out_of_fold(context, folds)
+        scores = out_of_fold.score_rows(task, *out_of_fold.nested_epoch_predictions(folds))
+        with loggers.open_log(context.output.log, context.run_dir, context.settings, 0) as log:
+            final = history.score_dict(scores)
+            log({f"out_of_fold_{name}": value for name, value in final.items()}, 0)
         if context.holdout is not None:
             print(score_holdout(context))
     content = run_directory.read_run_json(context.run_dir)

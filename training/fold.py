@@ -24,8 +24,8 @@ import run_directory
 from labels import TASKS, head_spec, scoring_task, tasks_answered_by
 from runtime import distributed
 from runtime.cli import RemainingTime, StopSignal
-from runtime.errors import DistInfo, Stopped, UserError, plural, warn, warn_on_failure
-from training import fold_state, history
+from runtime.errors import DistInfo, Stopped, UserError, plural, warn
+from training import fold_state, history, loggers
 from training import run as training_run
 from training.run import RunContext
 
@@ -146,17 +146,19 @@ class FoldTrainer:
         train_loader = loading.make_loader(
             self.train_set, self.batches, compute.workers, compute.device
         )
-        with train_loader, valid_loader:
+        logger = context.output.log if context.is_writer else None
+        folder, epoch = context.fold_dir(self.number), self.state.epoch
+        log = loggers.open_log(logger, folder, context.settings, epoch + 1)
+        with train_loader, valid_loader, log as log_figures:
             while self.state.epoch < context.optim.epochs:
                 figures = self.train_epoch(train_loader)
                 validation = self.validate(valid_loader)
                 self.finish_epoch(figures, validation)
+                row = self.state.history[-1]
+                log_figures({name: row[name] for name in row if name != "epoch"}, self.state.epoch)
                 if not context.output.quiet:
                     line = history.epoch_line(
-                        self.state.history[-1],
-                        context.optim.epochs,
-                        context.data.task,
-                        validation.scores,
+                        row, context.optim.epochs, context.data.task, validation.scores
                     )
                     left = remaining.epoch_over()
                     self.print_once(f"fold {self.number}  {line}  left {left}")
@@ -263,9 +265,6 @@ class FoldTrainer:
             files = context.table["file"].iloc[self.valid_rows].tolist()
             fold_state.save_validation(folder, state, files)
         self.save_state()
-        if context.output.tensorboard and context.is_writer:
-            with warn_on_failure("--tensorboard"):
-                history.write_board(folder, row)
 
     def save_checkpoint(self, validation: history.ValidationResult) -> None:
         """Save the weights where this epoch is among the fold's best."""

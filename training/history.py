@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -54,21 +53,11 @@ def epoch_line(
     others = [f"{head} F1 {s.macro_f1:.4f}" for head, s in scores.items() if head != task]
     parts = [
         f"epoch {row['epoch']:>2.0f}/{epochs}",
-        f"loss {row['train_loss']:.4f} train {row['valid_loss']:.4f} valid",
+        f"train loss {row['train_loss']:.4f}",
+        f"valid loss {row['valid_loss']:.4f}",
         scores[task].line(),
         *others,
         f"lr {row['lr']:.2e}",
         f"{row['images_per_second']:.1f} images/s",
     ]
     return "  ".join(parts)
-
-
-def write_board(folder: Path, row: Mapping[str, float]) -> None:
-    """An epoch's line of history.csv for TensorBoard, in place of what a killed run wrote of it."""
-    from torch.utils.tensorboard import SummaryWriter  # optional, and slow to import
-
-    epoch = int(row["epoch"])
-    with SummaryWriter(str(folder / "tensorboard"), purge_step=epoch) as board:
-        for name, value in row.items():
-            if name != "epoch":
-                board.add_scalar(name, value, epoch)

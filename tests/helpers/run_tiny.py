@@ -43,9 +43,7 @@ class Plain(nn.Module):
 def register() -> None:
     """Add the tiny backbone and the plain model to their registries."""
     registries.BACKBONES["tiny"] = support.TINY
-    registries.MODELS["Plain"] = registries.Model(
-        "tests.helpers.run_tiny:Plain", "tiny", help="for tests"
-    )
+    registries.MODELS["Plain"] = registries.Model("tests.helpers.run_tiny:Plain", "tiny")
     sys.modules.setdefault("tests.helpers.run_tiny", sys.modules[__name__])
 
 

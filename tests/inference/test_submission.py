@@ -24,8 +24,8 @@ import registries
 import submit_ensemble
 import submit_singular
 import train
-from data import tables
-from inference import predictor, submission
+from data import images, tables
+from inference import members, predictor, submission
 from labels import PARTS, TASKS, Task
 from runtime.cli import run_script
 from runtime.errors import RunError, UserError, path_error, plural
@@ -338,12 +338,12 @@ def test_a_registered_transform_brings_its_random_form_along(
         monkeypatch.setitem(
             registries.TRANSFORMS,
             name,
-            registries.Transform("augmentation:base", "all of it", False, "", random),
+            registries.Transform("augmentation:base", "all of it", False, random),
         )
     info = checkpoint.CheckpointInfo(
         "VanillaResNet", "main", "mine", "tiny", 32, 32, 0, 1, 0.5, 1.0
     )
-    member = predictor.Member("m", info, Path("m.pth"), {})
+    member = members.Member("m", info, Path("m.pth"), {})
     assert predictor.resolve_transforms([member], "auto", 2) == ["tta"]
     assert predictor.resolve_transforms([member], "auto", 1) == ["mine"]
     alone = dataclasses.replace(member, info=dataclasses.replace(info, transform="alone"))
@@ -689,12 +689,9 @@ def test_where_no_member_is_right_the_weighted_mean_breaks_no_exact_tie() -> Non
 
 # --- a task that users register
 
-OVER = Task(lambda mask, gender, years: int(years >= 40), ("young", "older"), "under 40 or not")
+OVER = Task(lambda mask, gender, years: int(years >= 40), ("young", "older"))
 WORN = Task(
-    lambda mask, gender, years: int(mask == 2),
-    ("on", "off"),
-    "whether there is a mask",
-    tuple(int(c > 11) for c in range(18)),
+    lambda mask, gender, years: int(mask == 2), ("on", "off"), tuple(int(c > 11) for c in range(18))
 )
 
 
@@ -831,3 +828,98 @@ def test_probabilities_out_of_fold_that_are_none_are_refused(tree: Path, tmp_pat
         whole.assign(**other).to_csv(tmp_path / out_of_fold.OOF_FILE, index=False)
         with pytest.raises(UserError, match=r"oof\.csv: .*--resume that run"):
             out_of_fold.read_oof(tmp_path, "main")
+
+
+# --- the file to upload, single photographs, Python
+
+
+def predicted(script: Any, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[Path, str]:
+    """(the prediction's folder by the last printed line, all that was printed)."""
+    capsys.readouterr()
+    assert script.main([*words, "--workers", "0", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    path = Path(out.splitlines()[-1])
+    assert path.name == "submission.csv"
+    assert path.is_file()
+    return path.parent, out
+
+
+def test_the_last_line_is_the_file_to_upload(
+    tree: Path, eval_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """(18.2) Whatever the vote, with and without labels; a vote on a vote keeps its name."""
+    data = ("--data-root", str(eval_root), "--save-path", str(tmp_path))
+    answers = ("--answers", str(eval_root / "answers.csv"))
+    soft, out = predicted(submit_ensemble, capsys, "--root", str(tree), *data, *answers)
+    assert "submission.csv is arithmetic.csv: " in out
+    assert (soft / "submission.csv").read_bytes() == (soft / "arithmetic.csv").read_bytes()
+    again, _ = predicted(submit_ensemble, capsys, "--from-probs", str(soft), *data[2:])
+    hard = ("--method", "hard", "--from-probs", str(again))
+    third, out = predicted(submit_ensemble, capsys, *hard, *data[2:])
+    assert "submission.csv is hardvoting.csv: " in out
+    assert (third / "submission.csv").read_bytes() == (third / "hardvoting.csv").read_bytes()
+    titles = [folder.name.partition("_main_")[0] for folder in (soft, again, third)]
+    assert titles[1:] == [titles[0] + "_again"] * 2
+    path = str(next((tree / "fold00").glob("*.pth")))
+    single, out = predicted(submit_singular, capsys, "--load-state-dict", path, *data, *answers)
+    assert "submission.csv  macro F1" in out
+    assert not (single / "arithmetic.csv").exists()
+
+
+def test_a_single_photograph_and_a_plain_folder_are_answered_with_class_names(
+    tree: Path, eval_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """(18.7)"""
+    photos = sorted((eval_root / "images").glob("*.jpg"))[:2]
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for photo in photos:
+        shutil.copy(photo, plain)
+    checkpoint_path = str(next((tree / "fold00").glob("*.pth")))
+    words = ("--load-state-dict", checkpoint_path, "--save-path", str(tmp_path / "p"))
+    seen = []
+    for root in (photos[0], plain):
+        folder, out = predicted(submit_singular, capsys, *words, "--data-root", str(root))
+        rows = support.read_rows(folder / "submission.csv")[1:]
+        assert [row[0] for row in rows] == [p.name for p in photos[: len(rows)]]
+        name = TASKS["main"].classes[int(rows[0][1])]
+        assert re.search(rf"{re.escape(photos[0].name)}: {name} \(0\.\d\d\)", out)
+        seen.append(rows[0])
+    assert seen[0] == seen[1]
+    _, out = predicted(
+        submit_singular, capsys, *words, "--data-root", str(plain), "--task", "gender"
+    )
+    assert re.search(r": (fe)?male \(", out)
+
+
+def test_a_run_predicts_from_python_as_the_script_does(
+    tree: Path, eval_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """(18.7) Files, folders, images and arrays in one table."""
+    out_words = ("--data-root", str(eval_root), "--save-path", str(tmp_path))
+    words = ("--root", str(tree), *out_words, "--top-k", "1", "--transform-type", "auto")
+    folder, _ = predicted(submit_ensemble, capsys, *words)
+    classes = {name: int(c) for name, c in support.read_rows(folder / "submission.csv")[1:]}
+    photos = sorted((eval_root / "images").glob("*.jpg"))
+    loaded = predictor.Predictor.load(tree, top_k=1, device="cpu")
+    table = loaded.predict(eval_root / "images")
+    files = [name for name in table["file"] if name in classes]
+    assert len(files) == len(classes)
+    by_file = table.set_index("file")
+    assert {name: int(by_file.loc[name, "class"]) for name in files} == classes
+    assert list(table.columns[:6]) == ["file", "class", "name", "mask", "gender", "ageg"]
+    assert np.allclose(table[[f"p{k}" for k in range(18)]].sum(axis=1), 1, atol=1e-4)
+    image = images.read_image(str(photos[0]))
+    mixed = loaded.predict([photos[0], image, np.asarray(image)])
+    assert list(mixed["file"]) == [str(photos[0]), "image 1", "image 2"]
+    assert mixed["p0"].nunique() == 1
+    assert loaded.predict(str(photos[0]), tta=1).shape == (1, 24)
+    single = predictor.Predictor.load(next((tree / "fold00").glob("*.pth")), task="ageg")
+    assert list(single.predict(photos[0]).columns) == ["file", "class", "name", "p0", "p1", "p2"]
+    for wrong, message in (
+        (str(tmp_path / "gone.jpg"), "gone.jpg"),
+        (np.zeros((4, 4)), r"an array float64 \[4, 4\] is no image"),
+        (tmp_path, "no photographs in it"),
+    ):
+        with pytest.raises(UserError, match=message):
+            loaded.predict(wrong)

@@ -80,7 +80,7 @@ def test_the_validation_loss_is_that_of_the_networks_outputs(
     monkeypatch.setitem(
         registries.LOSSES,
         "oneagainstrest",
-        registries.Loss("tests.runtime.test_devices:OneAgainstRest", False, "for tests"),
+        registries.Loss("tests.runtime.test_devices:OneAgainstRest"),
     )
     words = [
         "--train-root",

@@ -325,8 +325,8 @@ def test_a_refusal_in_the_first_process_ends_the_other_quietly(
     assert "no such run" in first.stderr
     assert "Traceback" not in second.stderr
     assert told(second.stderr) == []
-    assert "learning rate" in first.stdout
-    assert "learning rate" not in second.stdout
+    assert "held out per fold" in first.stdout
+    assert "held out per fold" not in second.stdout
 
 
 def test_a_batch_too_small_to_share_and_other_processes_are_refused(

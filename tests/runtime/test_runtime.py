@@ -26,7 +26,7 @@ from runtime.cli import run_script
 from runtime.errors import DistInfo, RunError, UserError, is_rank_zero, warn_counted
 from runtime.files import atomic_write, create_folder, remove_stale_writes
 from tests.helpers import support
-from training import fold_state, history
+from training import fold_state, loggers
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -118,13 +118,13 @@ def test_a_report_that_fails_is_one_warning_and_the_run_is_complete(
 ) -> None:
     """(16.9) So is TensorBoard's."""
     monkeypatch.setattr(html, "render_page", broken)
-    monkeypatch.setattr(history, "write_board", broken)
+    monkeypatch.setitem(loggers.LOGGERS, "tensorboard", broken)
     assert train.main(train_words(train_root, tmp_path, "--tensorboard")) == 0
     warnings = [
         line for line in capsys.readouterr().err.splitlines() if "cannot be written" in line
     ]
     assert len(warnings) == 2
-    assert "--tensorboard: cannot be written (No space left on device)" in warnings[0]
+    assert "--log tensorboard: cannot be written (No space left on device)" in warnings[0]
     assert "report of " in warnings[1]
     (tree,) = tmp_path.iterdir()
     assert "finished" in run_directory.read_run_json(tree)
