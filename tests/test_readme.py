@@ -183,8 +183,10 @@ def small(words: list[str]) -> list[str]:
     return [*options, *quick, "--device", "cpu"]
 
 
-def run_script(words: list[str]) -> None:
-    """Run one of the three scripts; where it resumes, there is a run that lost its last fold."""
+def run_script(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Run one of the three scripts; where it resumes, there is a run that lost its last fold. The
+    last line of a prediction is the path of the file to upload.
+    """
     main, options = MAINS[words[0]], small(words)
     if "--resume" in options:
         assert main([word for word in options if word != "--resume"]) == 0
@@ -194,9 +196,13 @@ def run_script(words: list[str]) -> None:
         del content["finished"]
         run_directory.write_json(newest / "run.json", content)
     assert main(options) == 0
+    if words[0] != "train.py":
+        last_line = capsys.readouterr().out.splitlines()[-1]
+        assert Path(last_line).name == "submission.csv"
+        assert Path(last_line).is_file()
 
 
-def run_command(command: str) -> None:
+def run_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Run a command of a page in the current folder, on a small scale; check those that install or
     need several processes or a GPU without running them.
     """
@@ -204,12 +210,12 @@ def run_command(command: str) -> None:
     if program == "make":
         assert re.search(rf"^{words[0]}:", read(ROOT / "Makefile"), re.MULTILINE)
     elif program == "sbatch":
-        run_command(shlex.split(command)[-1])
+        run_command(shlex.split(command)[-1], capsys)
     elif program.endswith("torchrun"):
         script = next(number for number, word in enumerate(words) if word in MAINS)
         SETTINGS[words[script]].parse(words[script + 1 :], words[script], "").completed()
     elif words[0] in MAINS:
-        run_script(words)
+        run_script(words, capsys)
     elif words[:2] == ["-m", "tools.sample_data"]:
         assert sample_data.main([*words[2:], "--people", "12", "--eval-people", "3"]) == 0
     elif words[:3] == ["-m", "pip", "install"]:
@@ -253,7 +259,7 @@ def register_example(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_every_command_of_the_readme_and_of_docs_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert register_example(monkeypatch) == "hingeloss"
@@ -263,12 +269,15 @@ def test_every_command_of_the_readme_and_of_docs_runs(
             if command in run:
                 continue
             print(f"{page.name}: {command}")  # pytest shows it beside a failure
-            run_command(command)
+            run_command(command, capsys)
             run.append(command)
         if page == ENGLISH:
             write_tables(tmp_path)
             check_landed(tmp_path)
     assert len(run) > 20
+    for language, block in code_blocks(read(ROOT / "docs" / "python.md")):
+        if language == "python":
+            exec(compile(block, "docs/python.md", "exec"), {})
 
 
 def check_landed(folder: Path) -> None:
