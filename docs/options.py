@@ -21,7 +21,7 @@ SCRIPTS = {
 INTRODUCTION = """\
 # Options
 
-Written by `python docs/options.py`. `--help` of each script shows the same.
+Written by `.venv/bin/python docs/options.py`. `--help` of each script shows the same.
 
 Options are spelled with hyphens or underscores, and never shortened. Choices ignore case.
 An unknown option is an error that names the nearest known one.
