@@ -14,7 +14,7 @@ export GOMP_SPINCOUNT ?= 1000
 .venv/installed: requirements.txt requirements-dev.txt
 	@echo "== making .venv and installing requirements.txt and requirements-dev.txt (a few minutes, once)"
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
+	$(PY) -m pip install --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
 	@touch $@
 
 demo: .venv/installed
@@ -28,6 +28,9 @@ demo: .venv/installed
 	@echo "== 4/4 answering the evaluation photographs with an ensemble of the folds, and scoring it"
 	$(PY) submit_ensemble.py --root demo/saved_models --data-root demo/data/eval --save-path demo/prediction --top-k 1 --transform-type auto \
 	    --answers demo/data/eval/answers.csv $(DEMO)
+	@echo "== done: open $$(ls -d demo/saved_models/*/report.html) and $$(ls -d demo/prediction/*/report.html) in a browser"
+	@echo "== now your own data: put it into input/data as the README says, then"
+	@echo "   $(PY) train.py --task main --cv 5"
 
 test: .venv/installed
 	@echo "== running the tests, in two processes (about four minutes on two cores)"

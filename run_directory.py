@@ -43,6 +43,7 @@ FREE_SETTINGS = {
     *("workers", "dry_run", "save_path", "run_name", "device", "folds", "resume", "quiet"),
     *("log", "cache", "recipe"),
 }
+LONGER_TRAINING = "start a new run from its best checkpoint with --load-state-dict"
 MAX_RUN_JSON_DEPTH = 8  # levels of run.json; a run writes 4
 
 
@@ -75,7 +76,10 @@ def find_unfinished_run(save_path: Path, name: str, resume: str, settings: dict[
     if resume == config.NEWEST:
         runs = [path.parent for path in save_path.glob(f"{RUN_DIR_PREFIX}*/run.json")]
         runs = newest_first([run_dir for run_dir in runs if not is_complete(run_dir)])
-        problem = f"--resume: no unfinished run in {save_path}; leave --resume out to start one"
+        problem = (
+            f"--resume: no unfinished run in {save_path}; leave --resume out to start one, or, to "
+            f"train a complete one longer, {LONGER_TRAINING}"
+        )
     else:
         named = [save_path / resume, save_path / f"{name}_{resume}"]
         runs = [run_dir for run_dir in named if (run_dir / "run.json").is_file()][:1]
@@ -108,6 +112,8 @@ def differing_settings(settings: dict[str, Any], run_dir: Path) -> list[str]:
 def check_same_settings(settings: dict[str, Any], run_dir: Path, option: str, remedy: str) -> None:
     """Raise UserError naming the settings in which a run differs."""
     differing = differing_settings(settings, run_dir)
+    if any(text.startswith("--epochs ") for text in differing):
+        remedy += f"; to train longer, {LONGER_TRAINING}"
     if differing:
         raise UserError(f"{option}: {run_dir} was trained with {', '.join(differing)}; {remedy}")
 

@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 from unicodedata import category
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
 
 from data import images
 from labels import GENDERS, GROUP_STARTS, MASKS, scoring_task
@@ -45,8 +46,19 @@ class Picture:
     note: str
 
 
-def render_page(numbers: Numbers, paths: Mapping[str, str]) -> str:
-    """The page of a run or of a prediction. paths: {file: where its photograph is}."""
+class Gallery(NamedTuple):
+    """A section of pictures."""
+
+    text: str
+    pictures: Sequence[tuple[Image.Image, str]]  # with their captions
+
+
+def render_page(
+    numbers: Numbers, paths: Mapping[str, str], galleries: Mapping[str, Gallery] | None = None
+) -> str:
+    """The page of a run or of a prediction. paths: {file: where its photograph is}; galleries:
+    {section title: gallery}.
+    """
     shares = {name: numbers[key] for name, key in SHARES.items() if numbers.get(key) is not None}
     predicted, expected = [*shares.values(), None][:2]
     columns = zip(numbers["class_names"], predicted, expected or predicted, strict=True)
@@ -54,6 +66,7 @@ def render_page(numbers: Numbers, paths: Mapping[str, str]) -> str:
     return template.render(
         report=numbers,
         paths=paths,
+        galleries=galleries or {},
         shares=shares,
         rare=[name for name, share, fair in columns if share < fair / 2],
         scored_task=scoring_task(numbers["task"]),
@@ -74,7 +87,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     result.globals["chart"] = chart
-    filters = (decimals, duration, percent, plural, short_member, thumbnail)
+    filters = (decimals, duration, jpeg, percent, plural, short_member, thumbnail)
     result.filters |= {function.__name__: function for function in filters} | {"mean": fmean}
     return result
 
@@ -119,8 +132,13 @@ def thumbnail(path: str | None) -> str | None:
     except CliError:
         return None
     photo.thumbnail((THUMBNAIL_WIDTH, 2 * THUMBNAIL_WIDTH))
+    return jpeg(photo)
+
+
+def jpeg(picture: Image.Image) -> str:
+    """A picture as a JPEG in base64."""
     buffer = io.BytesIO()
-    photo.save(buffer, "jpeg", quality=80)
+    picture.save(buffer, "jpeg", quality=80)
     return base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -27,20 +27,25 @@ HISTORY_COLUMNS = ("epoch", "train_loss", "valid_loss", "macro_f1")  # that a pa
 
 
 def training_report(
-    run_dir: Path, table: pd.DataFrame, oof: pd.DataFrame, extra: Mapping[str, Rows]
+    run_dir: Path,
+    table: pd.DataFrame,
+    oof: pd.DataFrame,
+    extra: Mapping[str, Rows],
+    galleries: Mapping[str, html.Gallery] | None = None,
 ) -> None:
     """Write report.json and report.html into a run's folder.
 
     table: a row per photograph as tables.read_train reads it; oof: as out_of_fold.write_oof returns
-    it; extra: {title: (name, value) rows}, stored and shown as they are. Raises UserError for a
-    table without predictions and for a damaged history.csv.
+    it; extra: {title: (name, value) rows}, stored and shown as they are; galleries: {title:
+    pictures}, shown only. Raises UserError for a table without predictions and for a damaged
+    history.csv.
     """
     numbers = training_numbers(run_dir, oof)
     numbers["extra"] = {
         title: [{"name": name, "value": value} for name, value in rows]
         for title, rows in extra.items()
     }
-    write_report(run_dir, numbers, dict(zip(table["file"], table["path"], strict=True)))
+    write_report(run_dir, numbers, dict(zip(table["file"], table["path"], strict=True)), galleries)
 
 
 def training_numbers(run_dir: Path, oof: pd.DataFrame) -> Numbers:
@@ -307,12 +312,17 @@ def prediction_report(
     write_report(folder, numbers | {"made": origin or {}}, {})
 
 
-def write_report(folder: Path, numbers: Numbers, paths: Mapping[str, str]) -> None:
+def write_report(
+    folder: Path,
+    numbers: Numbers,
+    paths: Mapping[str, str],
+    galleries: Mapping[str, html.Gallery] | None = None,
+) -> None:
     """report.json, then report.html; paths: {file: where its photograph is}."""
     stored = to_json(numbers)
     run_directory.write_json(folder / "report.json", stored)
     with atomic_write(folder / "report.html", "w") as file:
-        file.write(html.render_page(stored, paths))
+        file.write(html.render_page(stored, paths, galleries))
     print(f"report: {printable(folder / 'report.html')}")
 
 

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+from PIL import Image
 
 import augmentation
 import checkpoint
@@ -18,7 +20,9 @@ import metrics
 import model
 import out_of_fold
 import run_directory
-from data import tables
+from data import images, tables
+from inference import pictures
+from labels import TASKS
 from reporting import html, label_issues, summary
 from runtime import distributed, errors
 from runtime.cli import RemainingTime, StopSignal, duration
@@ -28,6 +32,8 @@ from training import history, loggers
 from training import run as training_run
 from training.run import RunContext
 
+MAX_TILES = 12  # images in a mosaic
+MAX_HEAT_MAPS_WRONG, MAX_HEAT_MAPS_RIGHT = 8, 4
 MAX_LABEL_ISSUES_SHOWN = 24  # suspects with pictures in the report
 
 
@@ -128,7 +134,56 @@ def analyze_out_of_fold(context: RunContext, folds: list[out_of_fold.FoldPredict
             for row in suspects.head(MAX_LABEL_ISSUES_SHOWN).itertuples()
         ]
     with warn_on_failure(f"report of {run_dir}"):
-        summary.training_report(run_dir, context.table, table, extra)
+        galleries = {"What the network sees": show_views(context)}
+        if not TASKS[task].regression:
+            galleries["Where the network looks"] = show_heat_maps(context, rows, predictions)
+        summary.training_report(run_dir, context.table, table, extra, galleries)
+
+
+def show_views(context: RunContext) -> html.Gallery:
+    """The same images as training shows them to the network and as validation does."""
+    train_set, valid_set = training_fold.make_image_sets(context, 0)
+    rows = np.linspace(0, len(context.table) - 1, MAX_TILES).astype(int).tolist()
+    keys = [(0, row, 0) for row in rows]
+    sheets = [pictures.mosaic(photos, keys) for photos in (train_set, valid_set)]
+    text = "The same photographs in training, after augmentation, and in validation."
+    return html.Gallery(text, list(zip(sheets, ("training", "validation"), strict=True)))
+
+
+def show_heat_maps(
+    context: RunContext, rows: pd.DataFrame, predictions: np.ndarray
+) -> html.Gallery:
+    """Where the best network of a photograph's fold looked for the class that was predicted: for
+    the photographs that it is most wrong about, and those that it is most surely right about.
+    """
+    data, task = context.data, context.data.task
+    labels, predicted = rows[task].to_numpy(), predictions.argmax(1)
+    confidence = predictions.max(1)
+    order = np.lexsort((-confidence, predicted == labels))  # wrong ones first, the surest first
+    right = order[predicted[order] == labels[order]][:MAX_HEAT_MAPS_RIGHT]
+    wrong = order[predicted[order] != labels[order]][:MAX_HEAT_MAPS_WRONG]
+    form = augmentation.forms(data.transform_type, data.image_size).valid
+    paths = dict(zip(context.table["file"], context.table["path"], strict=True))
+    chosen = rows.iloc[[*wrong, *right]].assign(predicted=predicted[[*wrong, *right]])
+    shown: dict[int, tuple[Image.Image, str]] = {}
+    shares = []
+    for fold, of_fold in chosen.groupby("fold"):
+        stored, info = checkpoint.load_ranked(context.fold_dir(int(fold)))[0]
+        network = model.build_from_checkpoint(info, stored.weights, str(stored.path))
+        photos = [(images.read_image(paths[f]), context.boxes.get(f)) for f in of_fold["file"]]
+        heat_maps = pictures.explain(network, form, photos, task, of_fold["predicted"].tolist())
+        for row, heat_map in zip(of_fold.itertuples(), heat_maps, strict=True):
+            names, true = TASKS[task].classes, int(getattr(row, task))
+            caption = names[int(row.predicted)]
+            if row.predicted != true:
+                caption += f" in place of {names[true]}"
+            shown[row.Index] = (heat_map.picture, caption.replace("_", " "))
+            shares.append(heat_map.face_share)
+    text = (
+        "Bright: what spoke for the predicted class (Grad-CAM). On average "
+        f"{np.nanmean(shares):.0%} of the heat lies within the face's square."
+    )
+    return html.Gallery(text, [shown[row] for row in chosen.index])
 
 
 def score_holdout(context: RunContext) -> str:

@@ -68,13 +68,7 @@ class FoldTrainer:
             rank=compute.rank,
             world=compute.world,
         )
-        forms = augmentation.forms(data.transform_type, data.image_size)
-        view = augmentation.View(forms.train, ("train", s.seed, number))
-        names, paths, boxes = table["file"].tolist(), table["path"].tolist(), context.boxes
-        cache = context.crop_cache
-        self.train_set = dataset.ImageDataset(names, paths, [view], boxes, blending, cache)
-        valid_view = augmentation.View(forms.valid)
-        self.valid_set = dataset.ImageDataset(names, paths, [valid_view], boxes, squares=cache)
+        self.train_set, self.valid_set = make_image_sets(context, number, blending)
         factor = optim.schedule(
             s.lr_scheduler, len(self.batches), s.epochs, s.warmup_epochs, s.cycle_epochs
         )
@@ -382,6 +376,21 @@ def oversample(context: RunContext, number: int) -> tuple[list[int], dataset.Mix
     relabelled = context.table.assign(**{task: values.numpy() for task, values in labels.items()})
     return extended, dataset.find_mixup_partners(
         relabelled, rows, (judged, *context.heads), ("mixup", seed, number)
+    )
+
+
+def make_image_sets(
+    context: RunContext, number: int, blending: dataset.MixupPartners | None = None
+) -> tuple[dataset.ImageDataset, dataset.ImageDataset]:
+    """All images as a fold's training sees them, and as its validation does."""
+    data, table, boxes = context.data, context.table, context.boxes
+    forms = augmentation.forms(data.transform_type, data.image_size)
+    view = augmentation.View(forms.train, ("train", context.optim.seed, number))
+    names, paths, cache = table["file"].tolist(), table["path"].tolist(), context.crop_cache
+    valid_view = augmentation.View(forms.valid)
+    return (
+        dataset.ImageDataset(names, paths, [view], boxes, blending, cache),
+        dataset.ImageDataset(names, paths, [valid_view], boxes, squares=cache),
     )
 
 

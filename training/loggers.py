@@ -76,6 +76,7 @@ def wandb(folder: Path, settings: Mapping[str, Any], first_epoch: int) -> Iterat
         dir=str(folder),
         config=dict(settings),
         resume="allow",
+        settings=package.Settings(silent=True),
     )
     try:
         yield lambda figures, epoch: run.log({**figures, "epoch": epoch}, step=epoch)

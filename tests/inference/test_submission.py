@@ -923,3 +923,20 @@ def test_a_run_predicts_from_python_as_the_script_does(
     ):
         with pytest.raises(UserError, match=message):
             loaded.predict(wrong)
+
+
+def test_the_notebook_runs(
+    tree: Path, eval_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """(18.7) Cell by cell, on a run and photographs where it looks for them."""
+    page = Path(submit_ensemble.__file__).parent / "docs" / "predict.ipynb"
+    notebook = json.loads(page.read_text(encoding="utf-8"))
+    shutil.copytree(tree, tmp_path / "saved_models" / tree.name)
+    shutil.copytree(eval_root / "images", tmp_path / "input" / "data" / "eval" / "images")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+    assert len(names["least_sure"]) == 5
+    assert names["least_sure"]["confidence"].between(1 / 18, 1).all()

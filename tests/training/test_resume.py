@@ -446,3 +446,15 @@ def test_killed_processes_resume_to_the_same_result(tmp_path: Path) -> None:
     _, kills, _, differ = fault_runs.compare(6, 1, tmp_path)
     assert kills >= 6
     assert differ == 0
+
+
+def test_more_epochs_are_refused_with_what_does_work(train_root: Path, tmp_path: Path) -> None:
+    """(18.10) Before and after the run's end; and what the message names works."""
+    assert run(train_root, tmp_path) == 0
+    tree = next(tmp_path.iterdir())
+    for words in (("--resume", tree.name, "--epochs", "5"), ("--resume", "--epochs", "5")):
+        with pytest.raises(UserError, match="to train .*longer, start a new run .*--load-state-d"):
+            run(train_root, tmp_path, *words)
+    best = next((tree / "fold00").glob("*.pth"))
+    longer = ("--load-state-dict", str(best), "--epochs", "1")
+    assert run(train_root, tmp_path / "longer", *longer) == 0
