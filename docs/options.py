@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the tables of options into README.md and README.ko.md, between their markers."""
+"""Write docs/options.md: the options of the three scripts, from their settings."""
 
 from __future__ import annotations
 
@@ -18,6 +18,14 @@ SCRIPTS = {
     "submit_singular.py": config.SingularSettings,
     "submit_ensemble.py": config.EnsembleSettings,
 }
+INTRODUCTION = """\
+# Options
+
+Written by `.venv/bin/python docs/options.py`. `--help` of each script shows the same.
+
+Options are spelled with hyphens or underscores, and never shortened. Choices ignore case.
+An unknown option is an error that names the nearest known one.
+"""
 
 
 def options_table(settings: type[Settings]) -> str:
@@ -33,37 +41,13 @@ def options_table(settings: type[Settings]) -> str:
     return "\n".join(rows)
 
 
-def filled(text: str, translated: bool = False) -> str:
-    """A page with each `<!-- options: SCRIPT -->` ... `<!-- end -->` block made anew."""
-    for script, settings in SCRIPTS.items():
-        start = f"<!-- options: {script} -->\n"
-        head, found, rest = text.partition(start)
-        if not found:
-            raise SystemExit(f"a README has no marker {start.strip()}")
-        before, end, tail = rest.partition("<!-- end -->")
-        table = options_table(settings)
-        text = (
-            head + start + (in_words_of(table, before) if translated else table) + "\n" + end + tail
-        )
-    return text
-
-
-def in_words_of(table: str, before: str) -> str:
-    """The table with its header's and meanings' words from an earlier, translated one; new options
-    stay in English.
-    """
-    old = before.splitlines()
-    meanings = {row.split(" | ")[0]: row.rpartition(" | ")[2] for row in old}
-    rows = [
-        row.rpartition(" | ")[0]
-        + " | "
-        + meanings.get(row.split(" | ")[0], row.rpartition(" | ")[2])
-        for row in table.splitlines()
-    ]
-    return "\n".join([*old[:2], *rows[2:]])
+def page() -> str:
+    """The text of docs/options.md."""
+    sections = (
+        f"\n## {script}\n\n{options_table(settings)}\n" for script, settings in SCRIPTS.items()
+    )
+    return INTRODUCTION + "".join(sections)
 
 
 if __name__ == "__main__":
-    for name, translated in (("README.md", False), ("README.ko.md", True)):
-        page = ROOT / name
-        page.write_text(filled(page.read_text(encoding="utf-8"), translated), encoding="utf-8")
+    (ROOT / "docs" / "options.md").write_text(page(), encoding="utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -310,11 +309,3 @@ def test_missing_input_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(UserError, match="saved_models.*--root"):
         submit_ensemble.main([])
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_readmes_options_are_the_parsers() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    options_table = runpy.run_path(str(ROOT / "docs" / "options.py"))["options_table"]
-    for script, settings in SCRIPTS.items():
-        table = readme.partition(f"<!-- options: {script} -->\n")[2].partition("\n<!-- end -->")[0]
-        assert table == options_table(settings), "run python docs/options.py"
