@@ -749,7 +749,7 @@ def test_a_class_of_one_person_is_repeated_with_one_warning(
     found = dataset.find_mixup_partners(table, rows, ("main",), ("x",))
     err = capsys.readouterr().err
     assert err.count("warning") == 1
-    assert "are repeated: 3" in err
+    assert "repeated instead: 3" in err
     assert all((len(found.partners[r]) == 0) == (table["age"][r] == 60) for r in rows)
 
 

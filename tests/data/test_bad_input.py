@@ -405,7 +405,7 @@ def test_in_a_submission_every_row_exists(
     tables = sorted((tmp_path / "out").glob("*/*.csv")) + sorted(
         (tmp_path / "out").glob("*/members/*.csv")
     )
-    assert len(tables) == 3 + 3
+    assert len(tables) == 3 + 3 + 1  # members, means, submission.csv
     for path in tables:
         rows = support.read_rows(path)[1:]
         assert [row[0] for row in rows] == order
