@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import foreign_weights
 import registries
 import run_directory
+from data import foreign_weights
 from labels import TASKS
 from runtime.errors import UserError, read_error, reason, short_repr
 from runtime.files import atomic_write, refuse_irregular, zip_members

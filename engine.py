@@ -17,12 +17,12 @@ from torch.optim import Optimizer
 
 import augmentation
 import dataset
-import loading
 import metrics
 import model
 import optim
 from config import MachineSettings
 from labels import TASKS, head_spec
+from runtime import loading
 from runtime.cli import progress
 from runtime.compute import Compute, choose_precision, select_gpu
 from runtime.devices import choose_device, usable_processors

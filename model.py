@@ -15,8 +15,8 @@ from torch.nn import functional
 
 import backbones
 import checkpoint
-import foreign_weights
 import registries
+from data import foreign_weights
 from labels import INNER_HEADS, PARTS, TASKS, head_spec, tasks_answered_by
 from runtime.errors import UserError, plural, reason, warn
 

@@ -16,10 +16,10 @@ import augmentation
 import config
 import dataset
 import engine
-import loading
 import metrics
 import model
 from benchmarks import harness
+from runtime import loading
 from training import fold as training_fold
 from training import run as training_run
 

@@ -17,7 +17,6 @@ import config
 import dataset
 import engine
 import ensemble
-import loading
 import metrics
 import out_of_fold
 import registries
@@ -26,6 +25,7 @@ from data import folders, images, tables
 from inference import runs, submission
 from inference.members import Member, build_network, labels_run_dir, load_member, part_groups
 from labels import PARTS, TASKS, scoring_task
+from runtime import loading
 from runtime.errors import DistInfo, UserError, is_rank_zero, printable, warn_counted
 
 Photo = str | Path | Image.Image | np.ndarray  # an array: uint8 [height, width, 3]

@@ -22,7 +22,6 @@ import checkpoint
 import config
 import dataset
 import engine
-import loading
 import loss
 import model
 import optim
@@ -30,6 +29,7 @@ import registries
 import train
 from data import tables
 from labels import TASKS
+from runtime import loading
 from runtime.errors import RunError, UserError
 from tests.helpers import support
 from training import fold_state

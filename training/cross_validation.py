@@ -15,7 +15,6 @@ import checkpoint
 import dataset
 import engine
 import ensemble
-import loading
 import metrics
 import model
 import out_of_fold
@@ -24,7 +23,7 @@ from data import images, tables
 from inference import pictures
 from labels import TASKS
 from reporting import html, label_issues, summary
-from runtime import distributed, errors
+from runtime import distributed, errors, loading
 from runtime.cli import RemainingTime, StopSignal, duration
 from runtime.errors import plural, printable, warn, warn_on_failure
 from training import fold as training_fold

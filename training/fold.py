@@ -15,14 +15,13 @@ import checkpoint
 import dataset
 import engine
 import ensemble
-import loading
 import loss
 import metrics
 import model
 import optim
 import run_directory
 from labels import TASKS, head_spec, scoring_task, tasks_answered_by
-from runtime import distributed
+from runtime import distributed, loading
 from runtime.cli import RemainingTime, StopSignal
 from runtime.errors import DistInfo, Stopped, UserError, plural, warn
 from training import fold_state, history, loggers

@@ -26,12 +26,12 @@ import checkpoint
 import config
 import dataset
 import engine
-import loading
 import model
 import registries
 import run_directory
 from data import duplicates, faces, images, label_fixes, splits, tables
 from labels import TASKS, scoring_task
+from runtime import loading
 from runtime.devices import free_memory, usable_processors
 from runtime.errors import DistInfo, RunError, UserError, plural, printable, warn, warn_counted
 from runtime.files import atomic_write, csv_cell, remove_stale_writes

@@ -32,7 +32,6 @@ import checkpoint
 import config
 import dataset
 import ensemble
-import loading
 import run_directory
 import submit_ensemble
 import submit_singular
@@ -41,6 +40,7 @@ from data import images, label_fixes, tables
 from inference import predictor, submission
 from labels import TASKS
 from reporting import label_issues, summary
+from runtime import loading
 from runtime.cli import run_script
 from runtime.errors import UserError
 from runtime.files import csv_cell

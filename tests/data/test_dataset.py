@@ -19,9 +19,9 @@ from torchvision.transforms import v2
 import augmentation
 import config
 import dataset
-import loading
 from data import images, splits, tables
 from labels import age_group
+from runtime import loading
 from runtime.errors import UserError
 from tests.helpers import support
 from training import fold as training_fold

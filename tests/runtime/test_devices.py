@@ -23,14 +23,13 @@ import augmentation
 import checkpoint
 import dataset
 import engine
-import loading
 import model
 import optim
 import registries
 import submit_ensemble
 import train
 from data import tables
-from runtime import distributed
+from runtime import distributed, loading
 from runtime.devices import choose_device, free_memory, usable_processors
 from runtime.errors import RunError, UserError
 from tests.helpers import run_tiny, support
@@ -216,7 +215,8 @@ def in_small_shared_memory(
     text = f"""
 import sys
 sys.path[:0] = [{str(ROOT)!r}]
-import loading, train
+import train
+from runtime import loading
 from tests.helpers import run_tiny
 from runtime.cli import run_script
 run_tiny.register()

@@ -29,7 +29,6 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 import checkpoint
 import dataset
 import engine
-import loading
 import out_of_fold
 import registries
 import run_directory
@@ -39,7 +38,7 @@ import train
 import utils
 from data import images
 from inference import submission
-from runtime import errors
+from runtime import errors, loading
 from runtime.cli import run_script
 from runtime.errors import RunError, UserError
 from tests.helpers import fault_runs, support
@@ -755,8 +754,9 @@ def test_a_program_ends_though_its_readers_are_still_there(train_root: Path) -> 
     """They ignore SIGTERM; whoever holds an exception's frames keeps them alive to the end."""
     root = Path(__file__).resolve().parents[2]
     code = f"""
-import sys, torch, augmentation, dataset, loading
+import sys, torch, augmentation, dataset
 from data import tables
+from runtime import loading
 paths = tables.read_train({str(train_root)!r})['path'].tolist()
 views = [augmentation.View(augmentation.forms('base', 16).valid)]
 photos = dataset.ImageDataset(paths, paths, views)

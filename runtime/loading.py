@@ -10,14 +10,13 @@ import os
 import shutil
 import signal
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-import dataset
 from runtime.devices import MORE_SHARED_MEMORY, SHARED_MEMORY, usable_processors
 from runtime.errors import RunError, is_rank_zero, reason, warn
 
@@ -29,10 +28,19 @@ except ImportError:  # Windows has none
 PREFETCH_BATCHES = 4  # batches that each worker reads ahead, where a photograph has one view
 
 
+class ViewedDataset(Protocol):
+    """A dataset whose items have one tensor per view."""
+
+    @property
+    def views(self) -> Sequence[Any]: ...
+
+    def __getitem__(self, key: Any) -> Any: ...
+
+
 class Loader:
     """The batches of a DataLoader; leaving its `with` block ends the workers."""
 
-    def __init__(self, batches: DataLoader[Any], batch_sampler: dataset.EpochBatchSampler) -> None:
+    def __init__(self, batches: DataLoader[Any], batch_sampler: Any) -> None:
         self.batches: DataLoader[Any] | None = batches
         self.batch_sampler = batch_sampler
 
@@ -92,16 +100,11 @@ def raise_open_file_limit(workers: int, views: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-def make_loader(
-    photos: dataset.ImageDataset,
-    batches: dataset.EpochBatchSampler,
-    workers: int,
-    device: torch.device,
-) -> Loader:
-    """A loader of those batches, in their order."""
+def make_loader(photos: ViewedDataset, batches: Any, workers: int, device: torch.device) -> Loader:
+    """A loader of the batches of a sampler, in their order."""
     raise_open_file_limit(workers, len(photos.views))
-    loader = DataLoader(
-        photos,
+    loader: DataLoader[Any] = DataLoader(
+        cast("Dataset[Any]", photos),
         batch_sampler=batches,
         num_workers=workers,
         persistent_workers=workers > 0,
