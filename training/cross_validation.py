@@ -12,6 +12,7 @@ from PIL import Image
 
 import augmentation
 import checkpoint
+import config
 import dataset
 import engine
 import ensemble
@@ -19,8 +20,9 @@ import metrics
 import model
 import out_of_fold
 import run_directory
-from data import images, tables
-from inference import pictures
+from data import images
+from inference import members, pictures
+from inference.predictor import PredictionRequest, Predictor
 from labels import TASKS
 from reporting import html, label_issues, summary
 from runtime import distributed, errors, loading
@@ -191,25 +193,20 @@ def score_holdout(context: RunContext) -> str:
     """
     data, holdout = context.data, context.holdout
     assert holdout is not None
-    networks = [
-        model.to_device(
-            model.build_from_checkpoint(info, stored.weights, str(stored.path)),
-            context.compute.device,
-        )
+    voters = [
+        members.Member(stored.path.name, info, stored.path, stored.weights)
         for folder in run_directory.fold_dirs(context.run_dir)
         for stored, info in checkpoint.load_ranked(folder)
     ]
-    view = augmentation.View(augmentation.forms(data.transform_type, data.image_size).valid)
-    names, paths = holdout["file"].tolist(), holdout["path"].tolist()
-    boxes = tables.read_boxes(data.boxes, names, paths) if data.boxes else None
-    photos = dataset.ImageDataset(names, paths, [view], boxes)
     labels: np.ndarray = holdout[data.task].to_numpy()
     metrics.warn_absent_classes(data.task, labels, f"--valid-root {data.valid_root}")
-    plan = [[0]] * len(networks)
-    array = engine.predict(networks, plan, photos, [data.task], context.compute)[data.task]
+    request = PredictionRequest(data.task, config.AUTO, boxes_csv=data.boxes)
+    predictor = Predictor(voters, data.task, context.compute)
+    names, paths = holdout["file"].tolist(), holdout["path"].tolist()
+    array = predictor.probabilities(request, names, paths).array
     predicted = ensemble.decide(data.task, ensemble.arithmetic(array))
     return (
-        f"--valid-root, scored once by the ensemble of {plural(len(networks), 'checkpoint')}: "
+        f"--valid-root, scored once by the ensemble of {plural(len(voters), 'checkpoint')}: "
         f"{metrics.score(data.task, predicted, labels).line()}"
     )
 
