@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import hashlib
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -44,6 +45,7 @@ class Picture:
 
     path: str
     note: str
+    fix: tuple[str, str, str] | None = None  # path, column and value of a row of --label-fixes
 
 
 class Gallery(NamedTuple):
@@ -63,10 +65,16 @@ def render_page(
     predicted, expected = [*shares.values(), None][:2]
     columns = zip(numbers["class_names"], predicted, expected or predicted, strict=True)
     template = environment().get_template("report.html.j2")
+    extra_rows = [row["value"] for rows in numbers.get("extra", {}).values() for row in rows]
+    has_fixes = any(isinstance(value, dict) and value.get("fix") for value in extra_rows)
+    script = (Path(__file__).parent / "report.js").read_text(encoding="utf-8") if has_fixes else ""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return template.render(
         report=numbers,
         paths=paths,
         galleries=galleries or {},
+        script=Markup(script),
+        script_hash=f"sha256-{digest}",
         shares=shares,
         rare=[name for name, share, fair in columns if share < fair / 2],
         scored_task=scoring_task(numbers["task"]),

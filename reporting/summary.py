@@ -333,7 +333,8 @@ def to_json(value: object) -> Any:
     if isinstance(value, (list, tuple)):
         return [to_json(part) for part in value]
     if isinstance(value, Picture):
-        return to_json({"file": value.path, "note": value.note})
+        fix = {"fix": value.fix} if value.fix else {}
+        return to_json({"file": value.path, "note": value.note} | fix)
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float):

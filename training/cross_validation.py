@@ -130,7 +130,15 @@ def analyze_out_of_fold(context: RunContext, folds: list[out_of_fold.FoldPredict
         extra["Labels to look at"] = [
             (
                 row.file,
-                html.Picture(paths[row.file], f"{row.kind}: {row.given}? looks {row.suggested}"),
+                html.Picture(
+                    paths[row.file],
+                    f"{row.kind}: {row.given}? looks {row.suggested}",
+                    (
+                        row.file if row.kind == "mask" else row.person,
+                        row.kind,
+                        "" if row.kind == "age" else row.suggested,
+                    ),
+                ),
             )
             for row in suspects.head(MAX_LABEL_ISSUES_SHOWN).itertuples()
         ]
