@@ -48,7 +48,8 @@ def predict(
             compute = engine.make_compute(settings, settings.batch_size, dist, shared=True)
             predictor = Predictor(voters, task, compute)
             probs = predictor.probabilities(request, images, paths)
-    report = submission.ReportContext(members.labels_run_dir(voters, task), settings, notes)
+    run_dir, path_of = members.labels_run_dir(voters, task), dict(zip(images, paths, strict=True))
+    report = submission.ReportContext(run_dir, settings, notes, path_of)
     return runs.runs_title(voting), probs, report
 
 

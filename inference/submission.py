@@ -20,11 +20,6 @@ from runtime.files import atomic_write, create_new_folder, load_npz, timestamp
 
 PROBS = "probs.npz"
 SUBMISSION = "submission"  # the CSV to upload
-RECOMMENDED = {  # why a vote is the one to upload
-    "arithmetic": "the mean of the members' probabilities, the vote of the original entry; the "
-    "other means rarely differ by more than chance",
-    "hardvoting": "what most members predict",
-}
 MAX_NAME_BYTES = 255  # bytes of a file's name
 MAX_COUNT = 1 << 53  # images of a class that run.json may hold
 
@@ -36,6 +31,7 @@ class ReportContext:
     run_dir: Path  # whose training labels the predicted classes are compared with
     settings: Any  # of the script: a dataclass
     notes: Sequence[str] = ()
+    paths: Mapping[str, str] | None = None  # {image: where its file is}
 
 
 def save_probabilities(folder: Path, probs: ensemble.Probabilities) -> None:
@@ -211,14 +207,14 @@ def write_prediction(
 
             origin = {"settings": asdict(report.settings), "notes": list(report.notes)}
             shares = training_shares(report.run_dir, task)
-            summary.prediction_report(folder, probs, votes, labels, shares, origin)
+            summary.prediction_report(folder, probs, votes, labels, shares, origin, report.paths)
     if labels is not None:
         print_members(probs, labels)
         metrics.warn_absent_classes(task, labels, "--answers")
     if SUBMISSION not in votes:
         name, predictions = next(iter(votes.items()))
         write_predictions(folder / f"{SUBMISSION}.csv", task, images, predictions)
-        print(f"{SUBMISSION}.csv is {name}.csv: {RECOMMENDED[name]}")
+        print(f"{SUBMISSION}.csv is {name}.csv: {ensemble.RECOMMENDED[name]}")
     print(f"{printable(folder / SUBMISSION)}.csv")
 
 

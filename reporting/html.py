@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from unicodedata import category
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from PIL import Image
 
 from data import images
@@ -95,7 +95,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     result.globals["chart"] = chart
-    filters = (decimals, duration, jpeg, percent, plural, short_member, thumbnail)
+    filters = (breakable, decimals, duration, jpeg, percent, plural, short_member, thumbnail)
     result.filters |= {function.__name__: function for function in filters} | {"mean": fmean}
     return result
 
@@ -112,6 +112,11 @@ def visible(value: object) -> object:
     text = "none" if value is None else str(value)
     replacement = "\N{REPLACEMENT CHARACTER}"
     return "".join(replacement if category(c).startswith("C") else c for c in text)
+
+
+def breakable(name: str) -> Markup:
+    """A file's name that may be broken after / and _ only."""
+    return Markup(re.sub("([/_])", r"\1<wbr>", str(escape(visible(name)))))
 
 
 def decimals(value: float | None, digits: int = 3) -> str:

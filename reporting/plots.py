@@ -120,7 +120,7 @@ def age_errors(ax: Axes, ages: Rows) -> None:
             ax.axvline(start - 0.5, color=INK, linewidth=1, linestyle=DASHED)
     ax.set(xlabel="true age in years", ylabel="in the wrong age group")
     ax.set_ylim(0, max(1.15 * float((young + old).max()), 0.1))
-    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.grid(visible=False, axis="x")
     ax.legend(ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
 
@@ -155,5 +155,5 @@ def shares(ax: Axes, names: Sequence[str], shares_by_label: Mapping[str, Sequenc
         ax.plot(values, places, marker, **style)
     bars_by_name(ax, names)
     ax.set_xlim(0, None)
-    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.xaxis.set_major_formatter(PercentFormatter(1))
     ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, handlelength=1.2, columnspacing=1)

@@ -21,7 +21,9 @@ from reporting.html import Numbers, Picture, Rows
 from runtime.errors import UserError, printable, reason
 from runtime.files import atomic_write, read_file
 
+MAX_DOUBTFUL_SHOWN = 6
 MAX_PEOPLE_SHOWN = 12  # of those that are most wrong
+MIN_PEOPLE_OF_AGE = 10  # behind a sentence about an age
 BOUNDARY_YEARS = 3  # years on either side of a boundary between age groups
 HISTORY_COLUMNS = ("epoch", "train_loss", "valid_loss", "macro_f1")  # that a page needs
 
@@ -63,6 +65,7 @@ def training_numbers(run_dir: Path, oof: pd.DataFrame) -> Numbers:
     numbers = {
         "kind": "training",
         "name": run_dir.name,
+        "path": str(run_dir),
         "task": task,
         **score_with_intervals(task, decided, truth, people, fold_count),
     }
@@ -76,11 +79,12 @@ def training_numbers(run_dir: Path, oof: pd.DataFrame) -> Numbers:
     ]
     groups = decided % 3 if task == "main" else metrics.to_classes(task, decided)
     numbers["ages"] = (
-        age_errors(oof["age"].to_numpy(float), groups, decided if is_regression else None)
+        age_errors(oof, groups, decided if is_regression else None)
         if task in ("main", "ageg", "age")
         else []
     )
     numbers["boundaries"] = boundary_errors(numbers["ages"])
+    numbers["worst_ages"] = worst_ages(numbers["ages"])
     if not is_regression:
         names = ("confidence", "accuracy", "photographs")
         bins = metrics.calibration(predictions, truth)
@@ -187,16 +191,19 @@ def fold_numbers(
 
 
 def age_errors(
-    years: np.ndarray, groups: np.ndarray, predicted_years: np.ndarray | None
+    oof: pd.DataFrame, groups: np.ndarray, predicted_years: np.ndarray | None
 ) -> list[Numbers]:
-    """By true age in whole years: photographs, how many were put into too young or too old a group,
-    and the mean prediction where the predictions are years.
+    """By true age in whole years: people, photographs, how many of these were put into too young or
+    too old a group, and the mean prediction where the predictions are years.
     """
+    years = oof["age"].to_numpy(float)
     true_groups = metrics.to_classes("age", years)
     columns = {"too_young": groups < true_groups, "too_old": groups > true_groups}
     by_age = pd.DataFrame(columns).groupby(np.floor(years + 0.5).astype(int))
     table = by_age.sum()
     table.insert(0, "photographs", by_age.size())
+    people = oof["person"].to_numpy()
+    table.insert(0, "people", [len(set(people[rows])) for rows in by_age.indices.values()])
     if predicted_years is not None:
         table["mean_answer"] = [predicted_years[rows].mean() for rows in by_age.indices.values()]
     return table.rename_axis("age").reset_index().to_dict("records")
@@ -212,6 +219,7 @@ def boundary_errors(ages: Sequence[Numbers]) -> list[Numbers]:
             boundaries.append(
                 {
                     "age": start,
+                    "people": sum(row["people"] for row in below + above),
                     "below": sum(row["photographs"] for row in below),
                     "below_called_older": sum(row["too_old"] for row in below),
                     "above": sum(row["photographs"] for row in above),
@@ -219,6 +227,16 @@ def boundary_errors(ages: Sequence[Numbers]) -> list[Numbers]:
                 }
             )
     return boundaries
+
+
+def worst_ages(ages: Sequence[Numbers]) -> list[Numbers]:
+    """The three ages with the largest share in a wrong group, of those with enough people."""
+    wrong = [
+        {"age": row["age"], "share": (row["too_young"] + row["too_old"]) / row["photographs"]}
+        for row in ages
+        if row["people"] >= MIN_PEOPLE_OF_AGE
+    ]
+    return sorted(wrong, key=lambda row: -row["share"])[:3]
 
 
 def most_wrong(
@@ -255,12 +273,13 @@ def prediction_report(
     truth: np.ndarray | None = None,
     training_shares: Sequence[float] | np.ndarray | None = None,
     origin: Mapping[str, object] | None = None,
+    paths: Mapping[str, str] | None = None,
 ) -> None:
     """Write report.json and report.html into a prediction's folder.
 
     votes: {method: predictions [images]}; truth: the true labels, where they are known;
     training_shares: the share of each class (of `ageg` for years) among the training photographs;
-    origin: the settings, and what was noted on the way.
+    origin: the settings, and what was noted on the way; paths: {image: where its file is}.
     """
     task, names = probs.task, TASKS[scoring_task(probs.task)].classes
     first_vote = next(iter(votes.values()))
@@ -281,6 +300,8 @@ def prediction_report(
     numbers: Numbers = {
         "kind": "prediction",
         "name": folder.name,
+        "path": str(folder),
+        "recommended": ensemble.RECOMMENDED.get(next(iter(votes)), ""),
         "task": task,
         "photographs": len(probs.images),
         "views": probs.array.shape[1],
@@ -309,7 +330,35 @@ def prediction_report(
         if task == "main":
             parts = {part: np.array(TASKS[part].from_main)[first_classes] for part in PARTS}
             numbers |= score_parts(parts, first_classes, truth, None)
-    write_report(folder, numbers | {"made": origin or {}}, {})
+    numbers["extra"] = doubtful_photographs(probs, first_classes, own_classes)
+    write_report(folder, numbers | {"made": origin or {}}, paths or {})
+
+
+def doubtful_photographs(
+    probs: ensemble.Probabilities, voted: np.ndarray, own: np.ndarray
+) -> dict[str, list[Numbers]]:
+    """{title: rows of photographs}: those that the vote is least sure of, and those that the
+    members disagree on. voted: classes [images]; own: of each member [members, images].
+    """
+    names = TASKS[scoring_task(probs.task)].classes
+    values = {"The most disputed photographs": (own == voted).mean(0)}
+    if not TASKS[probs.task].regression:
+        confidence = ensemble.arithmetic(probs.array).max(1)
+        values = {"The least sure photographs": confidence} | values
+    return {
+        title: [
+            {
+                "name": probs.images[k],
+                "value": {
+                    "file": probs.images[k],
+                    "note": f"{names[voted[k]]} ({shares[k]:.0%})".replace("_", " "),
+                },
+            }
+            for k in np.argsort(shares, kind="stable")[:MAX_DOUBTFUL_SHOWN]
+            if shares[k] < 1
+        ]
+        for title, shares in values.items()
+    }
 
 
 def write_report(

@@ -485,6 +485,7 @@ def test_an_ensemble_decodes_each_photograph_once_and_its_views_differ(
         return plain(path)
 
     monkeypatch.setattr(images, "read_image", counted)
+    monkeypatch.setattr(summary, "prediction_report", lambda *_: None)
     made = predict(
         submit_ensemble,
         eval_root,

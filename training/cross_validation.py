@@ -33,6 +33,7 @@ from training import history, loggers
 from training import run as training_run
 from training.run import RunContext
 
+GUESSING_MACRO_F1 = 0.1  # of 18 classes; drawn at random they score 0.05
 MAX_TILES = 12  # images in a mosaic
 MAX_HEAT_MAPS_WRONG, MAX_HEAT_MAPS_RIGHT = 8, 4
 MAX_LABEL_ISSUES_SHOWN = 24  # suspects with pictures in the report
@@ -114,7 +115,7 @@ def analyze_out_of_fold(context: RunContext, folds: list[out_of_fold.FoldPredict
     if len(folds) > 1:
         selected = out_of_fold.selected_scores(task, folds).macro_f1
         nested = out_of_fold.score_rows(task, rows, predictions).macro_f1
-        extra["What choosing epochs flatters"] = [
+        extra["How much choosing the epoch flatters"] = [
             ("macro F1 with each fold's own best epoch", f"{selected:.4f}"),
             ("headline: each fold's epoch chosen by the others", f"{nested:.4f}"),
             ("optimism", f"{selected - nested:+.4f}"),
@@ -126,27 +127,27 @@ def analyze_out_of_fold(context: RunContext, folds: list[out_of_fold.FoldPredict
             f"{plural(len(suspects), 'label')} to look at, the most suspicious first: "
             f"{printable(run_dir / 'suspects.csv')}"
         )
-        paths = dict(zip(context.table["file"], context.table["path"], strict=True))
-        extra["Labels to look at"] = [
-            (
-                row.file,
-                html.Picture(
-                    paths[row.file],
-                    f"{row.kind}: {row.given}? looks {row.suggested}",
-                    (
-                        row.file if row.kind == "mask" else row.person,
-                        row.kind,
-                        "" if row.kind == "age" else row.suggested,
-                    ),
-                ),
-            )
-            for row in suspects.head(MAX_LABEL_ISSUES_SHOWN).itertuples()
-        ]
+        extra["Labels to look at"] = show_suspects(context, suspects)
+        if out_of_fold.score_rows(task, rows, predictions).macro_f1 < GUESSING_MACRO_F1:
+            reason = "this model hardly beats guessing: labels that it contradicts may be right"
+            extra["Labels to look at"] = [("none are shown", reason)]
     with warn_on_failure(f"report of {run_dir}"):
         galleries = {"What the network sees": show_views(context)}
         if not TASKS[task].regression:
             galleries["Where the network looks"] = show_heat_maps(context, rows, predictions)
         summary.training_report(run_dir, context.table, table, extra, galleries)
+
+
+def show_suspects(context: RunContext, suspects: pd.DataFrame) -> list[tuple[str, object]]:
+    """The most suspected labels with photographs, and what --label-fixes takes for each."""
+    paths = dict(zip(context.table["file"], context.table["path"], strict=True))
+    shown: list[tuple[str, object]] = []
+    for row in suspects.head(MAX_LABEL_ISSUES_SHOWN).itertuples():
+        note = f"{row.kind}: {row.given}? looks {row.suggested}"
+        name = row.file if row.kind == "mask" else row.person
+        fix = (name, row.kind, "" if row.kind == "age" else row.suggested)  # years are to be given
+        shown.append((row.file, html.Picture(paths[row.file], note, fix)))
+    return shown
 
 
 def show_views(context: RunContext) -> html.Gallery:

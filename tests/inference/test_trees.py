@@ -20,6 +20,7 @@ import train
 from data import images
 from inference import submission
 from labels import PARTS
+from reporting import summary
 from runtime.errors import UserError
 from tests.helpers import support
 
@@ -127,6 +128,7 @@ def test_two_trees_vote_each_photograph_decoded_once(
         return plain(path)
 
     monkeypatch.setattr(images, "read_image", counted)
+    monkeypatch.setattr(summary, "prediction_report", lambda *_: None)
     both = submission.load_probabilities(
         predict(
             eval_root, tmp_path, [tree, grown["seed"]], "--top-k", "1", "--transform-type", "auto"

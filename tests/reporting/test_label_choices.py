@@ -78,3 +78,16 @@ def test_a_page_without_choices_has_no_script(tree: Path) -> None:
     shown = html.render_page({**numbers, "extra": {}}, {})
     assert "<script" not in shown
     assert "script-src" not in shown
+
+
+def test_a_model_that_guesses_shows_no_suspects(tree: Path) -> None:
+    """(18.4) Its run's page says why."""
+    numbers = json.loads((tree / "report.json").read_text(encoding="utf-8"))
+    assert numbers["headline"]["macro_f1"]["value"] < 0.1
+    (row,) = numbers["extra"]["Labels to look at"]
+    assert "hardly beats guessing" in row["value"]
+    page = (tree / "report.html").read_text(encoding="utf-8")
+    assert f"submit_ensemble.py --root {tree}" in page
+    assert "own best F1" in page
+    assert page.count("data:image/jpeg;base64,") > 2 + 12  # mosaics, heat maps, people
+    assert "Where the network looks" in page

@@ -31,7 +31,7 @@ from runtime.errors import UserError
 from tests.helpers import support
 
 EVIL = '<script>alert(1)</script> & "quoted" \x07\u202e'
-VOID = {"img", "meta", "br", "link", "hr", "path", "use"}
+VOID = {"img", "meta", "br", "wbr", "input", "link", "hr", "path", "use"}
 
 
 def synthetic(task: str, root: Path, people: int = 24) -> tuple[pd.DataFrame, pd.DataFrame]:
