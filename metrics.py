@@ -105,20 +105,23 @@ def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def out_of_fold_interval(value: float, draws: np.ndarray, folds: int) -> tuple[float, float]:
+def out_of_fold_interval(
+    value: float, draws: np.ndarray, folds: int, lowest: float = 0.0
+) -> tuple[float, float]:
     """The interval of an out-of-fold score from its draws [draws] by bootstrap over people.
 
     The folds' models share most of their training people, so the held-out people's luck alone makes
     too narrow an interval (Bengio and Grandvalet 2004). The draws' variance is multiplied by 1 +
     folds * held out / trained (Nadeau and Bengio 2003, Inference for the Generalization Error).
     folds: how many the score is made of; held out / trained is 1 / (folds - 1), of a single split
-    1 / 9. 0 folds, for a score that is not out of fold: the plain interval.
+    1 / 9. 0 folds, for a score that is not out of fold: the plain interval. lowest: of what is
+    measured, -1 for a difference of two scores.
     """
     if not folds:
         return interval(draws)
     wider = math.sqrt(1 + (folds / (folds - 1) if folds > 1 else 1 / 9))
     low, high = (value + wider * (end - value) for end in interval(draws))
-    return max(low, 0.0), min(high, 1.0)
+    return max(low, lowest), min(high, 1.0)
 
 
 def calibration(

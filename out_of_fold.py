@@ -21,6 +21,7 @@ from runtime.files import atomic_write, csv_cell
 
 OOF_FILE = "oof.csv"
 LABEL_COLUMNS = ["mask", "gender", "age"]  # the true labels that the others are worked out of
+PAIRING_COLUMNS = ["file", "person", "fold", *LABEL_COLUMNS]  # alike in runs that can be paired
 
 
 class OutOfFold(NamedTuple):
@@ -28,6 +29,10 @@ class OutOfFold(NamedTuple):
 
     rows: pd.DataFrame  # file, person, fold and the labels of all tasks
     predictions: np.ndarray  # probabilities [images, classes]; values for a regression
+
+    def is_paired_with(self, other: OutOfFold) -> bool:
+        """Whether another has the same images, people, folds and labels in the same order."""
+        return self.rows[PAIRING_COLUMNS].equals(other.rows[PAIRING_COLUMNS])
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,15 @@ def read_oof(run_dir: Path, task: str) -> OutOfFold | None:
     if not is_valid or not ensemble.are_valid(task, predictions):
         raise UserError(f"{path}: damaged (invalid labels or probabilities); {remedy}")
     return OutOfFold(tables.with_labels(rows.assign(years=rows["age"])), predictions)
+
+
+def read_sorted_oof(run_dir: Path, task: str) -> OutOfFold | None:
+    """`read_oof` sorted by file, so that rows of different runs belong together."""
+    oof = read_oof(run_dir, task)
+    if oof is None:
+        return None
+    order = oof.rows["file"].argsort(kind="stable").to_numpy()
+    return OutOfFold(oof.rows.iloc[order].reset_index(drop=True), oof.predictions[order])
 
 
 def summary(task: str, folds: Sequence[FoldPredictions], failed: dict[int, str]) -> list[str]:

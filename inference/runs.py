@@ -17,9 +17,6 @@ from labels import PARTS
 from out_of_fold import OutOfFold
 from runtime.errors import UserError, printable
 
-# what runs must agree on to be scored together
-LABEL_COLUMNS = ["file", "person", "fold", *out_of_fold.LABEL_COLUMNS]
-
 
 @dataclass(frozen=True)
 class Run:
@@ -61,15 +58,6 @@ def runs_title(runs: Sequence[Run]) -> str:
     return f"{first}-and-{len(runs) - 1}-more" if len(runs) > 1 else first
 
 
-def read_sorted_oof(run: Run) -> OutOfFold | None:
-    """A run's oof.csv sorted by file, None where it has none. Raises UserError if damaged."""
-    oof = out_of_fold.read_oof(run.path, run.task)
-    if oof is None:
-        return None
-    order = oof.rows["file"].argsort(kind="stable").to_numpy()
-    return OutOfFold(oof.rows.iloc[order].reset_index(drop=True), oof.predictions[order])
-
-
 def mixture_lines(runs: Sequence[Run], task: str) -> list[str]:
     """Lines on the out-of-fold score of the runs' mean, and of each alone, with intervals; or why
     there is none.
@@ -80,11 +68,11 @@ def mixture_lines(runs: Sequence[Run], task: str) -> list[str]:
     no_score = "out of fold: the mixture has no score: "
     oofs: list[OutOfFold] = []
     for run in runs:
-        oof = read_sorted_oof(run)
+        oof = out_of_fold.read_sorted_oof(run.path, run.task)
         if oof is None:
             return [f"{no_score}{run.name} has no {out_of_fold.OOF_FILE}; finish its training"]
         oofs.append(oof)
-        if not oof.rows[LABEL_COLUMNS].equals(oofs[0].rows[LABEL_COLUMNS]):
+        if not oof.is_paired_with(oofs[0]):
             return [
                 f"{no_score}{run.name} has other folds, photographs or labels than {runs[0].name} "
                 "(same people, --cv and --split-seed share the folds)"

@@ -66,6 +66,13 @@ def check_writable(folder: str, option: str) -> None:
         raise UserError(f"{option} {folder}: {nearest} cannot be written to; name another folder")
 
 
+def check_output_file(path: Path, option: str) -> None:
+    """Raise UserError where a file cannot be written: it is a folder, or its folder is missing."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"{option} {path}: is a folder, or in a missing one; name another file")
+    check_writable(str(path.parent), option)
+
+
 def zip_members(path: Path) -> list[zipfile.ZipInfo]:
     """What a zip file's directory lists. Raises ValueError where readers could find different ones:
     Python reads the one before the end record, torch the one that this record points at.

@@ -161,7 +161,9 @@ class Settings:
         return group(**{f.name: getattr(self, f.name) for f in dataclasses.fields(group)})
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are UserErrors, of one line."""
+
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see --help)")
 
@@ -175,7 +177,7 @@ def argparse_arguments(field: dataclasses.Field[Any]) -> dict[str, Any]:
 
 def build_parser(settings: type[Settings], prog: str, description: str) -> argparse.ArgumentParser:
     """The parser of a settings class: --version, and an option for each field, in groups."""
-    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
+    parser = Parser(prog=prog, description=description, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"{prog} {settings.version}")
     groups = {name: parser.add_argument_group(name) for name in settings.groups}
     for field in dataclasses.fields(settings):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -44,13 +45,19 @@ def test_all_runs_stand_in_one_table_with_what_differs(
     assert compare_runs.main([str(saved), "--csv", str(out)]) == 0
     table = pd.read_csv(out, dtype=str).set_index("run")
     assert set(table.columns) == {
-        *("task", "macro F1", "95 %", "mask", "gender", "ageg", "time", "--lr")
+        *("task", "macro F1", "95 %", "mask", "gender", "ageg", "time", "--lr", "note")
     }
     oof = out_of_fold.read_oof(saved / tree.name, "main")
     assert oof is not None
     score = out_of_fold.score_rows("main", *oof).macro_f1
     assert table.loc[tree.name, "macro F1"] == f"{score:.4f}"
     assert float(table.loc[f"{tree.name}_better", "macro F1"]) > score
+    line = out_of_fold.score_line("main", *oof)
+    ends = line.partition("[")[2].partition("]")[0].split(", ")  # 0.1234, 0.2345
+    assert table.loc[tree.name, "95 %"] == " to ".join(f"{float(end):.3f}" for end in ends)
+    mask = ensemble.marginalize_main(oof.predictions, "mask")
+    f1 = out_of_fold.score_rows("mask", oof.rows, mask).macro_f1
+    assert table.loc[tree.name, "mask"] == f"{f1:.3f}"
     assert table.loc[f"{tree.name}_better", "--lr"] == "0.123"
     assert table.loc[f"{tree.name}_unfinished", "macro F1"] == "-"
     printed = capsys.readouterr().out
@@ -70,28 +77,102 @@ def test_differences_are_paired_where_folds_are_shared(
     assert compare_runs.main([str(saved), "--against", tree.name, "--csv", str(out)]) == 0
     table = pd.read_csv(out, dtype=str).set_index("run")
     runs = [out_of_fold.read_oof(saved / f"{tree.name}{name}", "main") for name in ("", "_better")]
+    assert runs[0] is not None
     scores = [out_of_fold.score_rows("main", *run).macro_f1 for run in runs if run is not None]
     row = table.loc[f"{tree.name}_better"]
-    assert row[f"difference from {tree.name}"] == f"{scores[1] - scores[0]:+.4f}"
+    assert row["difference"] == f"{scores[1] - scores[0]:+.4f}"
     low, high = (float(end) for end in row["95 %"].split(" to "))
     assert low <= scores[1] - scores[0] <= high
     decided = [ensemble.decide("main", run.predictions) for run in runs if run is not None]
     assert row["disagree"] == f"{(decided[0] != decided[1]).mean():.1%}"
+    means = [run.predictions[run.rows["file"].argsort()] for run in runs if run is not None]
+    rows = runs[0].rows.sort_values("file")
+    mean = out_of_fold.score_rows("main", rows, (means[0] + means[1]) / 2)
+    assert row["mean's F1"] == f"{mean.macro_f1:.4f}"
+    printed = capsys.readouterr().out
+    assert f"against {tree.name}, macro F1 {scores[0]:.4f}" in printed
+    assert f"{other.name}: not paired: other folds" in printed
     assert "other folds" in table.loc[other.name, "note"]
     assert "not finished" in table.loc[f"{tree.name}_unfinished", "note"]
 
 
-def test_bad_names_are_refused(saved: Path, tmp_path: Path) -> None:
+def test_a_paired_interval_is_that_of_the_difference(saved: Path, tree: Path) -> None:
+    run = compare_runs.load_run(saved / tree.name)
+    assert run.finished is not None
+    table = compare_runs.table_against(run.finished, [run])
+    assert table.loc[0, "difference"] == "+0.0000"  # from itself: nothing is left to chance
+    assert table.loc[0, "95 %"] == "+0.000 to +0.000"
+    assert table.loc[0, "disagree"] == "0.0%"
+
+
+def test_runs_for_years_disagree_by_age_group(tree: Path) -> None:
+    oof = out_of_fold.read_sorted_oof(tree, "main")
+    assert oof is not None
+    years = oof.rows[["age"]].to_numpy(float)
+    first, same, other = (
+        compare_runs.FinishedRun("run", "age", oof._replace(predictions=values))
+        for values in (years, years + 0.25, np.where(years < 30, 70.0, years))
+    )
+    assert compare_runs.disagreement(first, same) == 0
+    assert compare_runs.disagreement(first, other) == (years < 30).mean()
+    assert first.macro_f1 == 1
+
+
+def test_a_run_is_named_by_folder_name_or_suffix(saved: Path, tree: Path) -> None:
+    better = f"{tree.name}_better"
+    for name in (str(saved / better), f"{saved / better}/", better, "better"):
+        assert compare_runs.main([str(saved), "--against", name]) == 0
+    shutil.copytree(saved / better, saved / "kfold-ensemble-THANet_MK1_better")
+    with pytest.raises(UserError, match="THANet_MK1_better.* end so; name one run's folder"):
+        compare_runs.main([str(saved), "--against", "better"])
+
+
+def test_time_is_known_of_runs_without_a_pause() -> None:
+    times = {"started": "2021-04-07T12:00:00", "finished": "2021-04-07T13:01:01"}
+    assert compare_runs.training_seconds(times) == 3661
+    changes: tuple[dict[str, object], ...] = (
+        {"resumed": [{}]},
+        {"finished": 7},
+        {"started": "noon"},
+    )
+    for change in changes:
+        assert compare_runs.training_seconds(times | change) is None
+    assert compare_runs.training_seconds({}) is None
+
+
+def test_damaged_runs_are_listed_and_steer_no_terminal(
+    saved: Path, tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads((saved / tree.name / "run.json").read_text())
+    content["settings"] |= {"task": "\x1b[31m", "lr": "\x1b[31m"}
+    (saved / tree.name / "run.json").write_text(json.dumps(content))
+    (saved / f"{tree.name}_better" / "oof.csv").write_text("file\n")
+    assert compare_runs.main([str(saved)]) == 0
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    assert f"{tree.name}: its task is unknown" in printed
+    assert re.search(f"{tree.name}_better: .*oof.csv", printed)
+    (saved / tree.name / "run.json").write_text("{")
+    with pytest.raises(UserError, match=r"run.json: damaged"):
+        compare_runs.main([str(saved)])
+
+
+def test_bad_names_are_refused(saved: Path, tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "single").mkdir()
+    shutil.copytree(saved / tree.name, tmp_path / "single" / tree.name)
     for words, message in (
         ([str(saved / "gone")], "no such folder"),
+        ([str(tmp_path / "empty")], "train first"),
         ([str(saved), "--against", "x"], "--against x: no such run"),
         ([str(saved), "--against", "unfinished"], "not finished"),
+        ([str(tmp_path / "single"), "--against", tree.name], "no other run"),
+        ([str(saved), "--csv", str(saved / "gone" / "x.csv")], "--csv .*name another file"),
+        ([str(saved), "--csv", str(saved)], "--csv .*name another file"),
+        ([str(saved), "--cs", "x"], "unrecognized arguments"),
     ):
         with pytest.raises(UserError, match=message):
             compare_runs.main(words)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="train first"):
-        compare_runs.main([str(tmp_path / "empty")])
 
 
 def test_it_does_without_torch() -> None:

@@ -1,19 +1,29 @@
 #!/usr/bin/env python3
-"""Compare training runs by their out-of-fold predictions: a table of all runs, the newest first, or
-paired differences against one of them.
+"""Compare training runs by their out-of-fold predictions.
 
     python -m tools.compare_runs
     python -m tools.compare_runs saved_models --against kfold-ensemble-VanillaEfficientNet
+
+Without --against: all runs, the newest first, with macro F1 and its 95 % interval, macro F1 of
+mask, gender and age group, the time from start to end (of runs that were not resumed) and the
+settings that differ; then the pairs of runs whose mean probabilities score best.
+
+With --against: the difference of each run from that one, paired over people, with its 95 %
+interval; the share of photographs that both predict differently; macro F1 of the mean of their
+probabilities. Only runs with the same photographs, labels and folds can be paired.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import itertools
+import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +34,59 @@ import ensemble
 import metrics
 import out_of_fold
 import run_directory
-from labels import PARTS
+from labels import PARTS, TASKS
 from out_of_fold import OutOfFold
-from runtime.cli import duration, run_script
+from runtime.cli import duration, exit_when_reader_is_gone, run_script
 from runtime.errors import UserError, printable
-from runtime.files import atomic_write
+from runtime.files import atomic_write, check_output_file
+from runtime.options import Parser, flag
 
-DIFFERENCE = "difference from"
-SHARED_ROWS = ["file", "person", "fold", *out_of_fold.LABEL_COLUMNS]
+MAX_PAIRS = 5  # that are listed
+MAX_CELL_CHARACTERS = 60  # on the terminal
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run's out-of-fold predictions, sorted by file."""
+
+    name: str
+    task: str
+    oof: OutOfFold
+
+    @property
+    def folds(self) -> int:
+        return int(self.oof.rows["fold"].nunique())
+
+    @functools.cached_property
+    def macro_f1(self) -> float:
+        return out_of_fold.score_rows(self.task, *self.oof).macro_f1
+
+    @functools.cached_property
+    def classes(self) -> np.ndarray:
+        """The predicted classes [images]."""
+        return metrics.to_classes(self.task, ensemble.decide(self.task, self.oof.predictions))
+
+    @functools.cached_property
+    def draws(self) -> np.ndarray:
+        """Macro F1 [draws] by bootstrap over people; of paired runs, each draw of the same ones."""
+        rows, predicted = self.oof.rows, ensemble.decide(self.task, self.oof.predictions)
+        truth, people = rows[self.task].to_numpy(), rows["person"].to_numpy()
+        return metrics.macro_f1s(metrics.bootstrap(self.task, predicted, truth, people))
+
+    def is_paired_with(self, other: FinishedRun) -> bool:
+        return self.task == other.task and self.oof.is_paired_with(other.oof)
 
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """A run with its out-of-fold predictions, sorted by file; `problem` says why it has none."""
+    """A run in any state."""
 
     path: Path
     task: str
-    settings: dict[str, Any]
-    oof: OutOfFold | None = None
-    problem: str = ""
-    seconds: float | None = field(default=None, compare=False)
+    settings: dict[str, Any]  # without the task
+    seconds: float | None  # from start to end, where known
+    finished: FinishedRun | None = None
+    problem: str = ""  # why it has no out-of-fold predictions
 
     @property
     def name(self) -> str:
@@ -51,161 +94,184 @@ class ComparedRun:
 
 
 def load_run(path: Path) -> ComparedRun:
-    """A run of any state: one without a readable oof.csv has a problem in its place."""
+    """Read a run; a missing or damaged oof.csv becomes its `problem`."""
     content = run_directory.read_run_json(path)
     settings = run_directory.result_settings(content.get("settings", {}))
-    ends = [file.stat().st_mtime for file in path.glob("fold*/history.csv")]
-    seconds = max(ends) - run_directory.start_time(path) if ends and content else None
-    run = ComparedRun(path, str(settings.get("task", "main")), settings, seconds=seconds)
+    task = printable(settings.pop("task", "main"))
+    run = ComparedRun(path, task, settings, training_seconds(content))
+    if task not in TASKS:
+        return dataclasses.replace(run, problem="its task is unknown")
     try:
-        oof = out_of_fold.read_oof(path, run.task)
+        oof = out_of_fold.read_sorted_oof(path, task)
     except UserError as error:
         return dataclasses.replace(run, problem=str(error))
     if oof is None:
         return dataclasses.replace(run, problem=f"no {out_of_fold.OOF_FILE} (not finished)")
-    order = oof.rows["file"].argsort(kind="stable").to_numpy()
-    rows = oof.rows.iloc[order].reset_index(drop=True)
-    return dataclasses.replace(run, oof=OutOfFold(rows, oof.predictions[order]))
+    return dataclasses.replace(run, finished=FinishedRun(run.name, task, oof))
+
+
+def training_seconds(run_json: dict[str, Any]) -> float | None:
+    """From a run's start to its end; None without an end, or where a resumed run had a pause."""
+    try:
+        start, end = (datetime.fromisoformat(run_json[key]) for key in ("started", "finished"))
+        return None if run_json.get("resumed") else (end - start).total_seconds()
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def differing_settings(runs: Sequence[ComparedRun]) -> list[str]:
-    """Names of the settings in which the runs differ, but those that only name files."""
+    """Names of the settings in which the runs differ."""
     names = dict.fromkeys(name for run in runs for name in run.settings)
-    return [
-        name
-        for name in names
-        if len({str(run.settings.get(name)) for run in runs}) > 1 and name != "save_path"
-    ]
+    return [name for name in names if len({str(run.settings.get(name)) for run in runs}) > 1]
 
 
-def interval(task: str, oof: OutOfFold) -> tuple[float, float, float]:
-    """(macro F1, the ends of its 95 % interval by bootstrap over people)."""
-    rows, folds = oof.rows, oof.rows["fold"].nunique()
-    value = out_of_fold.score_rows(task, rows, oof.predictions).macro_f1
-    low, high = metrics.out_of_fold_interval(value, draws_of_f1(task, oof), folds)
-    return value, low, high
-
-
-def draws_of_f1(task: str, oof: OutOfFold) -> np.ndarray:
-    """Macro F1 [draws] by bootstrap over people: pairwise comparable among runs of equal rows."""
-    predicted = ensemble.decide(task, oof.predictions)
-    people, labels = oof.rows["person"].to_numpy(), oof.rows[task].to_numpy()
-    return metrics.macro_f1s(metrics.bootstrap(task, predicted, labels, people))
+def interval_text(value: float, draws: np.ndarray, folds: int) -> str:
+    """`0.812 to 0.854`, of a score."""
+    low, high = metrics.out_of_fold_interval(value, draws, folds)
+    return f"{low:.3f} to {high:.3f}"
 
 
 def table_of_runs(runs: Sequence[ComparedRun]) -> pd.DataFrame:
     """A row per run: scores with intervals, parts, time, the settings that differ."""
     settings, rows = differing_settings(runs), []
     for run in runs:
-        row: dict[str, object] = {"run": run.name, "task": run.task, "macro F1": "-", "95 %": "-"}
-        row |= dict.fromkeys(PARTS, "-")
-        if run.oof is not None:
-            value, low, high = interval(run.task, run.oof)
-            row |= {"macro F1": f"{value:.4f}", "95 %": f"{low:.3f} to {high:.3f}"}
-            for part in PARTS if run.task == "main" else ():
-                own = ensemble.marginalize_main(run.oof.predictions, part)
-                row[part] = f"{out_of_fold.score_rows(part, run.oof.rows, own).macro_f1:.3f}"
+        row = {
+            "run": run.name,
+            "task": run.task,
+            **dict.fromkeys(("macro F1", "95 %", *PARTS), "-"),
+        }
+        if (own := run.finished) is not None:
+            row["macro F1"] = f"{own.macro_f1:.4f}"
+            row["95 %"] = interval_text(own.macro_f1, own.draws, own.folds)
+            for part in PARTS:
+                predictions = ensemble.convert_task(own.oof.predictions, run.task, part)
+                if predictions is not None:
+                    scores = out_of_fold.score_rows(part, own.oof.rows, predictions)
+                    row[part] = f"{scores.macro_f1:.3f}"
         row["time"] = "-" if run.seconds is None else duration(run.seconds)
-        row |= {f"--{n.replace('_', '-')}": run.settings.get(n, "-") for n in settings}
+        row |= {printable(flag(name)): printable(run.settings.get(name, "-")) for name in settings}
+        rows.append(row | {"note": run.problem})
+    return pd.DataFrame(rows)
+
+
+def table_against(reference: FinishedRun, runs: Sequence[ComparedRun]) -> pd.DataFrame:
+    """A row per run: the paired difference in macro F1 with its interval, the share of photographs
+    that are predicted differently, macro F1 of the mean of both.
+    """
+    rows = []
+    for run in runs:
+        row = {"run": run.name}
+        row |= dict.fromkeys(("macro F1", "difference", "95 %", "disagree", "mean's F1"), "-")
+        row["note"] = run.problem
+        if (other := run.finished) is not None:
+            row["macro F1"] = f"{other.macro_f1:.4f}"
+            if not reference.is_paired_with(other):
+                row["note"] = not_paired(reference, other)
+            else:
+                change = other.macro_f1 - reference.macro_f1
+                low, high = metrics.out_of_fold_interval(
+                    change, other.draws - reference.draws, reference.folds, lowest=-1.0
+                )
+                row["difference"], row["95 %"] = f"{change:+.4f}", f"{low:+.3f} to {high:+.3f}"
+                row["disagree"] = f"{disagreement(reference, other):.1%}"
+                row["mean's F1"] = f"{mean_f1(reference, other):.4f}"
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def table_against(reference: ComparedRun, runs: Sequence[ComparedRun]) -> pd.DataFrame:
-    """A row per other run: the paired difference in macro F1 with its interval, the share of other
-    predictions, the score of the mean of both.
-    """
-    assert reference.oof is not None
-    task, rows = reference.task, reference.oof.rows
-    folds = rows["fold"].nunique()
-    draws = draws_of_f1(task, reference.oof)
-    score = out_of_fold.score_rows(task, rows, reference.oof.predictions).macro_f1
-    own = ensemble.decide(task, reference.oof.predictions)
-    table = []
-    for run in runs:
-        row: dict[str, object] = {"run": run.name}
-        row |= dict.fromkeys((f"{DIFFERENCE} {reference.name}", "95 %", "disagree", "mix"), "-")
-        row["note"] = why_not_paired(reference, run)
-        if not row["note"] and run.oof is not None:
-            other = out_of_fold.score_rows(task, rows, run.oof.predictions).macro_f1
-            # both ends may be negative, so the interval of a score does not serve
-            change = draws_of_f1(task, run.oof) - draws
-            wider = np.sqrt(1 + (folds / (folds - 1) if folds > 1 else 1 / 9))
-            low, high = (
-                other - score + wider * (end - (other - score)) for end in metrics.interval(change)
-            )
-            mixed = (reference.oof.predictions + run.oof.predictions) / 2
-            mixed_f1 = out_of_fold.score_rows(task, rows, mixed).macro_f1
-            unequal = (ensemble.decide(task, run.oof.predictions) != own).mean()
-            row |= {
-                f"{DIFFERENCE} {reference.name}": f"{other - score:+.4f}",
-                "95 %": f"{low:+.3f} to {high:+.3f}",
-                "disagree": f"{unequal:.1%}",
-                "mix": f"{mixed_f1:.4f}",
-            }
-        table.append(row)
-    return pd.DataFrame(table)
+def not_paired(reference: FinishedRun, other: FinishedRun) -> str:
+    """Why two runs cannot be compared photograph by photograph."""
+    if other.task != reference.task:
+        return f"not paired: trained for {other.task}"
+    return "not paired: other folds, photographs or labels (same --cv and --split-seed share folds)"
 
 
-def why_not_paired(first: ComparedRun, second: ComparedRun) -> str:
-    """Why two runs cannot be compared photograph by photograph; empty where they can."""
-    if second.oof is None:
-        return second.problem
-    if first.task != second.task:
-        return f"trained for {second.task}"
-    assert first.oof is not None
-    if not second.oof.rows[SHARED_ROWS].equals(first.oof.rows[SHARED_ROWS]):
-        return "other folds, photographs or labels (same --cv and --split-seed share the folds)"
-    return ""
+def disagreement(first: FinishedRun, second: FinishedRun) -> float:
+    """The share of photographs that two paired runs predict differently."""
+    return float((first.classes != second.classes).mean())
 
 
-def best_pairs(runs: Sequence[ComparedRun], most: int = 5) -> list[str]:
-    """The pairs of runs whose mean scores best, out of fold."""
+def mean_f1(first: FinishedRun, second: FinishedRun) -> float:
+    """Macro F1 of the mean of two paired runs' predictions."""
+    mean = (first.oof.predictions + second.oof.predictions) / 2
+    return out_of_fold.score_rows(first.task, first.oof.rows, mean).macro_f1
+
+
+def best_pairs(runs: Sequence[ComparedRun]) -> list[str]:
+    """Lines on the pairs of runs whose mean scores best."""
+    finished = [run.finished for run in runs if run.finished is not None]
     scored = []
-    finished = [(run, run.oof) for run in runs if run.oof is not None]
-    for (first, own), (second, other) in itertools.combinations(finished, 2):
-        if not why_not_paired(first, second):
-            task, mixed = first.task, (own.predictions + other.predictions) / 2
-            f1 = out_of_fold.score_rows(task, own.rows, mixed).macro_f1
-            pair = [ensemble.decide(task, oof.predictions) for oof in (own, other)]
-            unequal = (pair[0] != pair[1]).mean()
-            names = f"{first.name} + {second.name}"
-            scored.append((f1, f"  {names}: macro F1 {f1:.4f}, they disagree on {unequal:.1%}"))
-    lines = [line for _, line in sorted(scored, reverse=True)[:most]]
-    return ["pairs that vote well together, out of fold:", *lines] if lines else []
+    for pair in itertools.combinations(finished, 2):
+        if pair[0].is_paired_with(pair[1]):
+            scored.append((mean_f1(*pair), *pair))
+    lines = []
+    for f1, first, second in sorted(scored, key=lambda entry: -entry[0])[:MAX_PAIRS]:
+        gain = f1 - max(first.macro_f1, second.macro_f1)
+        lines.append(
+            f"  {first.name} + {second.name}: macro F1 {f1:.4f} ({gain:+.4f} from the better one), "
+            f"{disagreement(first, second):.1%} predicted differently"
+        )
+    return ["pairs whose mean probabilities score best, out of fold:", *lines] if lines else []
+
+
+def find_reference(runs: Sequence[ComparedRun], name: str) -> tuple[ComparedRun, FinishedRun]:
+    """The run that --against names: its folder, its name, or the end of it. Raises UserError."""
+    prefix = run_directory.RUN_DIR_PREFIX
+    named = [run for run in runs if run.path.resolve() == Path(name).resolve()]
+    named = named or [run for run in runs if run.path.name in (name, prefix + name)]
+    named = named or [run for run in runs if run.path.name.endswith(f"_{name}")]
+    if len(named) != 1:
+        problem = f"{', '.join(run.name for run in named)} end so" if named else "no such run"
+        raise UserError(f"--against {name}: {problem}; name one run's folder in full")
+    if named[0].finished is None:
+        raise UserError(f"--against {name}: {named[0].problem}; name a finished run")
+    return named[0], named[0].finished
+
+
+def print_table(table: pd.DataFrame) -> None:
+    """The table, in blocks of columns where a terminal is narrow, then its notes."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    shown = table.set_index("run").rename_axis(None).drop(columns="note")
+    print(shown.to_string(line_width=width, max_colwidth=MAX_CELL_CHARACTERS))
+    for name, note in zip(table["run"], table["note"], strict=True):
+        if note:
+            print(f"{name}: {printable(note)}")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="compare_runs",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("root", nargs="?", default="saved_models", help="folder of runs")
-    parser.add_argument("--against", metavar="RUN", help="paired differences from this run")
-    parser.add_argument("--csv", metavar="PATH", help="write the table there, too")
+    parser.add_argument("--against", metavar="RUN", help="the run to take differences from")
+    parser.add_argument("--csv", metavar="PATH", help="also write the table there")
     args = parser.parse_args(argv)
-    root = Path(args.root)
+    exit_when_reader_is_gone()
+    root, prefix = Path(args.root), run_directory.RUN_DIR_PREFIX
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; name the folder of your runs")
-    prefix = run_directory.RUN_DIR_PREFIX
+    if args.csv:
+        check_output_file(Path(args.csv), "--csv")
     folders = [path for path in root.glob(f"{prefix}*") if path.is_dir()]
     if not folders:
         raise UserError(f"{root}: no {prefix}* folder in it; train first, or name another folder")
     runs = [load_run(path) for path in run_directory.newest_first(folders)]
     if args.against is None:
-        table, notes = table_of_runs(runs), best_pairs(runs)
-        notes = [f"{run.name}: {run.problem}" for run in runs if run.problem] + notes
+        table = table_of_runs(runs)
+        print_table(table)
+        print(*best_pairs(runs), sep="\n")
     else:
-        named = [run for run in runs if run.path.name in (args.against, prefix + args.against)]
-        named = named or [run for run in runs if run.path.name.endswith(f"_{args.against}")]
-        if len(named) != 1 or named[0].oof is None:
-            why = named[0].problem if named else f"no such run in {root}"
-            raise UserError(f"--against {args.against}: {why}; name a finished run's folder")
-        table, notes = table_against(named[0], [run for run in runs if run is not named[0]]), []
-    print(table.to_string(index=False) if len(table) else "no other run")
-    print(*notes, sep="\n")
+        run, reference = find_reference(runs, args.against)
+        others = [other for other in runs if other is not run]
+        if not others:
+            raise UserError(f"--against {args.against}: no other run in {root}; train one")
+        table = table_against(reference, others)
+        own = interval_text(reference.macro_f1, reference.draws, reference.folds)
+        print(f"against {run.name}, macro F1 {reference.macro_f1:.4f} (95 %: {own})")
+        print_table(table)
     if args.csv:
         with atomic_write(Path(args.csv), "w") as file:
             table.to_csv(file, index=False)

@@ -40,7 +40,7 @@ import out_of_fold
 import registries
 import run_directory
 from data import images, label_fixes, tables
-from inference import predictor, runs, submission
+from inference import predictor, submission
 from labels import TASKS
 from runtime.errors import UserError
 from training import fold_state
@@ -392,14 +392,13 @@ def told_tables(folder: Path) -> list[Reader]:
         )
     )
     out_of_fold.write_oof(folder, "main", table, np.full((4, 18), 1 / 18))
-    run = runs.Run(folder, "run", "main", [])
     boxes = "file,left,top,right,bottom\n" + "".join(f"{file},1,2.0,30,40\n" for file in files)
     fixes = "path,column,value\np1,gender,female\np2,age,30\nimages/p1/normal.jpg,mask,wear\n"
     answers = "ImageID,ans\n" + "".join(f"{file},{number}\n" for number, file in enumerate(files))
 
     def check_oof(data: bytes) -> None:
         (folder / out_of_fold.OOF_FILE).write_bytes(data)
-        oof = runs.read_sorted_oof(run)
+        oof = out_of_fold.read_sorted_oof(folder, "main")
         assert oof is not None
         out_of_fold.score_line("main", *oof)
 
