@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.rendezvous import rendezvous
 
-from runtime.cli import StopSignal, stop_signals
+from runtime.cli import StopSignal, handle_stop_signals
 from runtime.devices import MORE_SHARED_MEMORY, SHARED_MEMORY, free_memory, peak_memory
 from runtime.errors import (
     CliError,
@@ -55,7 +55,7 @@ def join_group(world: int) -> None:
     """Wait for the other processes. Raises RunError where some of them do not come."""
     try:
         # the default ends the program at once; Python's handlers wait for the system call to end
-        with stop_signals(signal.SIG_DFL):
+        with handle_stop_signals(signal.SIG_DFL):
             store, rank, world = next(rendezvous("env://", timeout=JOIN_TIMEOUT))
             store.set(f"came/{rank}", "")
             store.wait([f"came/{number}" for number in range(world)], JOIN_TIMEOUT)

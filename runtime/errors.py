@@ -51,7 +51,7 @@ class RunError(CliError):
     """A failure outside the program (a full disk, a killed worker), exit code 1."""
 
 
-class Stopped(Exception):
+class Stopped(KeyboardInterrupt):
     """The program was stopped by a signal (SIGINT, SIGTERM); the message says how to go on."""
 
     def __init__(self, number: int, message: str) -> None:

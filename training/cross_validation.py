@@ -25,7 +25,7 @@ from inference import pictures
 from labels import TASKS
 from reporting import html, label_issues, summary
 from runtime import distributed, errors
-from runtime.cli import RemainingTime, StopSignal, duration
+from runtime.cli import RemainingTime, StopSignal, duration, handle_stop_signals
 from runtime.errors import plural, printable, warn, warn_on_failure
 from training import fold as training_fold
 from training import history, loggers
@@ -51,7 +51,8 @@ def train_all_folds(context: RunContext) -> int:
     )
     remaining = RemainingTime(context.optim.epochs * len(context.own_folds))
     failed: dict[int, str] = {}
-    with StopSignal() as stop:
+    stop = StopSignal()
+    with handle_stop_signals(stop):
         for number in context.own_folds:
             try:
                 with distributed.explain_lost_processes(
