@@ -19,7 +19,7 @@ except ImportError:  # Windows has none
     fcntl = None  # type: ignore[assignment]
 
 import config
-from runtime.errors import RunError, UserError, read_error, reason, warn
+from runtime.errors import RunError, UserError, path_error, reason, warn
 from runtime.files import (
     atomic_write,
     create_folder,
@@ -195,9 +195,7 @@ def read_run_json(run_dir: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        raise read_error(
-            path, error, f"{path}: damaged ({reason(error)}); restore or remove it"
-        ) from None
+        raise path_error(path, error, "restore or remove it", "read") from None
     return content
 
 

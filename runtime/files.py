@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 from runtime import errors
-from runtime.errors import CliError, RunError, UserError, path_error, read_error, reason
+from runtime.errors import CliError, RunError, UserError, path_error
 
 MAX_NPZ_BYTES = 1 << 33  # unpacked
 # unpacked size over file size: probabilities hardly shrink, a zip bomb's zeros do a thousandfold
@@ -119,7 +119,7 @@ def load_npz(path: Path, remedy: str) -> dict[str, np.ndarray] | None:
     except FileNotFoundError:
         return None
     except Exception as error:  # damaged bytes make zipfile and numpy raise nearly every kind
-        raise read_error(path, error, f"{path}: damaged ({reason(error)}); {remedy}") from None
+        raise path_error(path, error, remedy, "read") from None
 
 
 @contextlib.contextmanager

@@ -356,7 +356,7 @@ def test_a_rank_that_a_platform_left_silences_nothing(
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"RANK": "one"}, "RANK=one: is no whole number; start with torchrun, or unset"),
+        ({"RANK": "one"}, "RANK=one, .*: do not fit each other; start with torchrun, or unset"),
         ({"WORLD_SIZE": "2.0"}, "WORLD_SIZE=2.0"),
         ({"LOCAL_RANK": "-1"}, "LOCAL_RANK=-1"),
         ({"RANK": "2"}, "RANK=2, WORLD_SIZE=2, .*: do not fit each other"),
