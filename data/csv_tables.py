@@ -12,11 +12,12 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from runtime.errors import UserError, path_error, plural, reason
-from runtime.files import read_file
+from runtime.files import atomic_write, read_file
 
 MAX_TABLE_BYTES = 1 << 29
 MAX_ROWS = 4_000_000
@@ -82,6 +83,20 @@ def read_csv(path: Path, *choices: Sequence[str]) -> pd.DataFrame:
     if not records:
         raise UserError(f"{path}: no rows below the header; fill the table")
     return pd.DataFrame(list(records.values()), list(records), list(columns))
+
+
+def csv_cell(value: Any) -> Any:
+    """A cell for a CSV; an apostrophe keeps a spreadsheet from running text as a formula."""
+    is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if is_formula else value
+
+
+def write_csv(path: Path, table: pd.DataFrame, float_format: str | None = None) -> None:
+    """Write a table whole or not at all, its texts as `csv_cell`s. Raises RunError."""
+    texts = table.select_dtypes(exclude="number")
+    with atomic_write(path, "w") as file:
+        cells = table.assign(**{name: texts[name].map(csv_cell) for name in texts})
+        cells.to_csv(file, index=False, float_format=float_format)
 
 
 def csv_rows(path: Path, data: bytes, delimiter: str, skip: int) -> Iterator[tuple[int, list[str]]]:

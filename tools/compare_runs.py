@@ -24,11 +24,11 @@ import ensemble
 import metrics
 import out_of_fold
 import run_directory
+from data.csv_tables import write_csv
 from labels import PARTS
 from out_of_fold import OutOfFold
 from runtime.cli import duration, run_script
 from runtime.errors import UserError, printable
-from runtime.files import atomic_write
 
 DIFFERENCE = "difference from"
 SHARED_ROWS = ["file", "person", "fold", *out_of_fold.LABEL_COLUMNS]
@@ -207,8 +207,7 @@ def main(argv: list[str] | None = None) -> int:
     print(table.to_string(index=False) if len(table) else "no other run")
     print(*notes, sep="\n")
     if args.csv:
-        with atomic_write(Path(args.csv), "w") as file:
-            table.to_csv(file, index=False)
+        write_csv(Path(args.csv), table)
     return 0
 
 

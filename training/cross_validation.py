@@ -20,7 +20,7 @@ import metrics
 import model
 import out_of_fold
 import run_directory
-from data import images, tables
+from data import csv_tables, images, tables
 from inference import pictures
 from labels import TASKS
 from reporting import html, label_issues, summary
@@ -121,7 +121,7 @@ def analyze_out_of_fold(context: RunContext, folds: list[out_of_fold.FoldPredict
         ]
     if task == "main":
         suspects = label_issues.find_label_issues(rows, predictions)
-        label_issues.write_suspects(run_dir / "suspects.csv", suspects)
+        csv_tables.write_csv(run_dir / "suspects.csv", suspects, "%.2f")
         print(
             f"{plural(len(suspects), 'label')} to look at, the most suspicious first: "
             f"{printable(run_dir / 'suspects.csv')}"

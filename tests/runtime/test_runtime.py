@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -406,13 +405,16 @@ def test_free_disk_is_read_where_there_is_no_statvfs(
     assert run_directory.free_disk_bytes(tmp_path / "still" / "to be made") == 5
 
 
-def test_on_windows_no_process_is_asked_by_a_signal(
+def test_what_a_killed_process_was_writing_is_deleted_an_hour_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """(16.22) There os.kill(pid, 0) would end it; an open file cannot be deleted, and stays."""
-    mine = f".writing-{socket.gethostname()}-{os.getpid()}"
-    for name in ("open", "left"):
-        (tmp_path / f"{mine}-{name}").write_text("")
+    """(16.22) No process is asked by a signal: on Windows os.kill(pid, 0) would end it. There an
+    open file cannot be deleted, and stays.
+    """
+    for name in ("open", "left", "fresh"):
+        (tmp_path / f".writing-{name}").write_text("")
+        if name != "fresh":
+            os.utime(tmp_path / f".writing-{name}", (0, 0))
     plain = Path.unlink
 
     def unlink(path: Path, missing_ok: bool = False) -> None:
@@ -423,9 +425,10 @@ def test_on_windows_no_process_is_asked_by_a_signal(
     with monkeypatch.context() as patch:
         patch.setattr(os, "kill", lambda *_: pytest.fail("ended it"))
         patch.setattr(Path, "unlink", unlink)
-        patch.setattr(sys, "platform", "win32")
         remove_stale_writes(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [f"{mine}-open"]
+        assert {path.name for path in tmp_path.iterdir()} == {".writing-open", ".writing-fresh"}
+        remove_stale_writes(tmp_path, is_locked=True)
+        assert {path.name for path in tmp_path.iterdir()} == {".writing-open"}
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE])
