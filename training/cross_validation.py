@@ -26,7 +26,7 @@ from labels import TASKS
 from reporting import html, label_issues, summary
 from runtime import distributed, errors
 from runtime.cli import RemainingTime, StopSignal, duration, handle_stop_signals
-from runtime.errors import plural, printable, warn, warn_on_failure
+from runtime.errors import Stopped, plural, printable, warn, warn_on_failure
 from training import fold as training_fold
 from training import history, loggers
 from training import run as training_run
@@ -55,13 +55,14 @@ def train_all_folds(context: RunContext) -> int:
     with handle_stop_signals(stop):
         for number in context.own_folds:
             try:
-                with distributed.explain_lost_processes(
-                    stop, f"; the same command with --resume goes on ({run_dir})"
-                ):
-                    training_fold.train_fold(context, number, remaining, stop)
+                training_fold.train_fold(context, number, remaining, stop)
             except training_fold.Diverged as error:
                 failed[number] = str(error)
                 warn(str(error))
+            except (RuntimeError, OSError, EOFError):
+                if stop.number:  # the processes that read images got the signal too
+                    raise Stopped(stop.number, f"stopped; {errors.retry_remedy}") from None
+                raise
     if context.is_writer:
         finish_run(context, failed)
     return 1 if failed else 0

@@ -360,7 +360,7 @@ def test_a_killed_worker_is_named_and_the_run_goes_on_from_there(
     ).end()
     assert (code, len(lines)) == (1, 1)
     assert "a process that reads photographs was lost" in lines[0]
-    assert "--resume goes on" in lines[0]
+    assert "go on with --resume" in lines[0]
     check_whole(tmp_path)
     assert train.main(words(root, tmp_path, "--resume")) == 0
     assert fault_runs.result(tmp_path) == unbroken

@@ -341,7 +341,8 @@ def test_a_rank_that_a_platform_left_silences_nothing(
 ) -> None:
     """(16.19) A process is one of several for its warnings exactly where it is for its work."""
     launched(**left)
-    assert distributed.init_distributed() == DistInfo()
+    with distributed.distributed() as info:
+        assert info == DistInfo()
     assert is_rank_zero()
     warn_counted(["a.jpg"], "photographs left out")
     assert (
@@ -370,8 +371,8 @@ def test_variables_that_torchrun_never_sets_are_refused_in_a_line(
 ) -> None:
     """(16.19)"""
     launched(**{**TORCHRUN, **change})
-    with pytest.raises(UserError, match=told):
-        distributed.init_distributed()
+    with pytest.raises(UserError, match=told), distributed.distributed():
+        pass
     assert run_script(train.main, "train.py") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("train.py: error: environment variable")
