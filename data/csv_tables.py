@@ -49,13 +49,10 @@ def read_csv(path: Path, *choices: Sequence[str]) -> pd.DataFrame:
     separator_line = SEPARATOR_LINE.match(start)
     lines = re.split("[\r\n]+", start[separator_line.end() if separator_line else 0 :])
     first_line = next((line for line in lines if line.strip(" ,;\t")), "")
-    delimiters = [*(separator_line[1] if separator_line else ""), ",", ";", "\t"]
-    for delimiter in delimiters:
-        names = {name.strip(' "') for name in first_line.split(delimiter)}
-        if any(names.issuperset(choice) for choice in choices):
-            break
-    else:
-        delimiter = delimiters[0]
+    candidates = [*(separator_line[1] if separator_line else ""), ",", ";", "\t"]
+    cells = {d: {name.strip(' "') for name in first_line.split(d)} for d in candidates}
+    wanted = set(itertools.chain(*choices))
+    delimiter = max(candidates, key=lambda d: len(wanted & cells[d]))
     rows = csv_rows(path, data, delimiter, skip=1 if separator_line else 0)
     header = [name.strip() for name in next(rows, (0, []))[1]]
     columns = next((c for c in choices if set(c) <= set(header)), None)
@@ -105,20 +102,18 @@ def csv_rows(path: Path, data: bytes, delimiter: str, skip: int) -> Iterator[tup
     """
     lines = itertools.islice(iter_lines(data), skip, None)
     reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
-    for number in itertools.count(1):
-        try:
-            record = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise row_error(
-                path, number, f"no CSV ({reason(error)})", "correct its quotes"
-            ) from None
-        text = "".join(record)
-        if "\ufffd" in text:
-            raise row_error(path, number, "bytes that are not UTF-8 text", "save it as UTF-8 CSV")
-        if text.strip():
-            yield number, record
+    number = 0
+    try:
+        for number, record in enumerate(reader, 1):
+            text = "".join(record)
+            if "\ufffd" in text:
+                problem = "bytes that are not UTF-8 text"
+                raise row_error(path, number, problem, "save it as UTF-8 CSV")
+            if text.strip():
+                yield number, record
+    except csv.Error as error:
+        problem = f"no CSV ({reason(error)})"
+        raise row_error(path, number + 1, problem, "correct its quotes") from None
 
 
 def iter_lines(data: bytes) -> Iterator[str]:
