@@ -21,7 +21,7 @@ import registries
 import run_directory
 from data import foreign_weights
 from labels import TASKS
-from runtime.errors import UserError, read_error, reason, short_repr
+from runtime.errors import UserError, path_error, reason, short_repr
 from runtime.files import atomic_write, refuse_irregular, zip_members
 
 FORMAT = 1
@@ -203,13 +203,15 @@ def safe_load(path: Path, mapped: bool = False) -> dict[str, Any]:
                 loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
             except (RuntimeError, ValueError):  # the format before torch 1.6 cannot be mapped
                 loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise path_error(path, error, "use another file", "read") from None
     except Exception as error:  # over damaged bytes the unpickler raises nearly every kind
         # torch's message advises to unpickle everything
         unsafe = isinstance(error, pickle.UnpicklingError)
         why = "it holds more than tensors and plain types" if unsafe else reason(error)
-        problem = "" if isinstance(error, OSError) else foreign_weights.describe_foreign_file(path)
-        problem = problem or f"cannot be read safely as weights ({why}); use another file"
-        raise read_error(path, error, f"{path}: {problem}") from None
+        problem = f"cannot be read safely as weights ({why}); use another file"
+        problem = foreign_weights.describe_foreign_file(path) or problem
+        raise UserError(f"{path}: {problem}") from None
     if not isinstance(loaded, dict):
         kind = type(loaded).__name__
         raise UserError(f"{path}: holds a {kind}, not weights; use a checkpoint or a state dict")

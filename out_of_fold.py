@@ -17,7 +17,6 @@ import metrics
 from data import csv_tables, tables
 from labels import PARTS, TASKS
 from runtime.errors import UserError, plural
-from runtime.files import atomic_write, csv_cell
 
 OOF_FILE = "oof.csv"
 LABEL_COLUMNS = ["mask", "gender", "age"]  # the true labels that the others are worked out of
@@ -102,9 +101,7 @@ def write_oof(
     labels = dict.fromkeys([*LABEL_COLUMNS, "ageg", "main", *TASKS])
     probabilities = pd.DataFrame(predictions, columns=probability_columns(task))
     table = pd.concat([rows[["file", "person", "fold", *labels]], probabilities], axis=1)
-    cells = {name: table[name].map(csv_cell) for name in ("file", "person")}
-    with atomic_write(run_dir / OOF_FILE, "w") as file:
-        table.assign(**cells).to_csv(file, index=False, float_format="%.7g")
+    csv_tables.write_csv(run_dir / OOF_FILE, table, "%.7g")
     return table
 
 

@@ -19,14 +19,13 @@ except ImportError:  # Windows has none
     fcntl = None  # type: ignore[assignment]
 
 import config
-from runtime.errors import RunError, UserError, read_error, reason, warn
+from runtime.errors import RunError, UserError, path_error, reason, warn
 from runtime.files import (
     atomic_write,
     create_folder,
     create_new_folder,
     read_file,
     remove_stale_writes,
-    timestamp,
 )
 
 RUN_DIR_PREFIX = "kfold-ensemble-"
@@ -57,8 +56,8 @@ def open_run_dir(
     if resume is not None:
         return find_unfinished_run(save_path, name, resume, settings)
     if run_name is None:
-        exists = (save_path / name).exists()
-        return create_new_folder(save_path, f"{name}_{timestamp()}" if exists else name)
+        suffix = time.strftime("_%Y%m%d-%H%M%S") if (save_path / name).exists() else ""
+        return create_new_folder(save_path, name + suffix)
     if not re.fullmatch(r"[\w.-]+", run_name):
         raise UserError(f"--run-name {run_name!r}: use letters, digits, '.', '-' and '_' only")
     run_dir = save_path / f"{name}_{run_name}"
@@ -160,7 +159,7 @@ def fold_lock(folder: Path, needed: bool = True) -> Iterator[None]:
     else:
         handle = os.open(folder, os.O_RDONLY)
         try:
-            remove_stale_writes(folder, of_living=_wait_for_lock(handle, folder))
+            remove_stale_writes(folder, is_locked=_wait_for_lock(handle, folder))
             yield
         finally:
             os.close(handle)
@@ -195,9 +194,7 @@ def read_run_json(run_dir: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        raise read_error(
-            path, error, f"{path}: damaged ({reason(error)}); restore or remove it"
-        ) from None
+        raise path_error(path, error, "restore or remove it", "read") from None
     return content
 
 

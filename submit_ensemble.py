@@ -43,7 +43,7 @@ def predict(
     with distributed.distributed() as dist:
         if dist.is_rank0:
             print(*notes, sep="\n", flush=True)
-        check_writable(settings.save_path, "--save-path")
+        check_writable(settings.save_path)
         with distributed.explain_failures(settings.batch_size):
             compute = engine.make_compute(settings, settings.batch_size, dist, shared=True)
             predictor = Predictor(voters, task, compute)

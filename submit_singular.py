@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     images, paths = tables.read_eval(settings.data_root)
     labels = submission.read_labels(settings.answers, images, task)
     members.part_groups([member], task)  # refused early, if it is to be refused
-    check_writable(settings.save_path, "--save-path")
+    check_writable(settings.save_path)
     request = PredictionRequest(
         task, settings.transform_type, 1, settings.boxes, settings.skip_bad_images
     )

@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     remedy = " in a new run (--resume takes no other batch size)"
     with (
         distributed.distributed() as dist,
-        distributed.explain_failures(settings.batch_size, remedy, "; go on with --resume"),
+        distributed.explain_failures(settings.batch_size, remedy),
     ):
         context = distributed.on_all_ranks(dist, lambda: run.prepare_run(settings, dist))
         if dist.is_rank0:

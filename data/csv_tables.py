@@ -12,11 +12,12 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from runtime.errors import UserError, path_error, plural, reason
-from runtime.files import read_file
+from runtime.files import atomic_write, read_file
 
 MAX_TABLE_BYTES = 1 << 29
 MAX_ROWS = 4_000_000
@@ -48,13 +49,10 @@ def read_csv(path: Path, *choices: Sequence[str]) -> pd.DataFrame:
     separator_line = SEPARATOR_LINE.match(start)
     lines = re.split("[\r\n]+", start[separator_line.end() if separator_line else 0 :])
     first_line = next((line for line in lines if line.strip(" ,;\t")), "")
-    delimiters = [*(separator_line[1] if separator_line else ""), ",", ";", "\t"]
-    for delimiter in delimiters:
-        names = {name.strip(' "') for name in first_line.split(delimiter)}
-        if any(names.issuperset(choice) for choice in choices):
-            break
-    else:
-        delimiter = delimiters[0]
+    candidates = [*(separator_line[1] if separator_line else ""), ",", ";", "\t"]
+    cells = {d: {name.strip(' "') for name in first_line.split(d)} for d in candidates}
+    wanted = set(itertools.chain(*choices))
+    delimiter = max(candidates, key=lambda d: len(wanted & cells[d]))
     rows = csv_rows(path, data, delimiter, skip=1 if separator_line else 0)
     header = [name.strip() for name in next(rows, (0, []))[1]]
     columns = next((c for c in choices if set(c) <= set(header)), None)
@@ -84,26 +82,38 @@ def read_csv(path: Path, *choices: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(list(records.values()), list(records), list(columns))
 
 
+def csv_cell(value: Any) -> Any:
+    """A cell for a CSV; an apostrophe keeps a spreadsheet from running text as a formula."""
+    is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if is_formula else value
+
+
+def write_csv(path: Path, table: pd.DataFrame, float_format: str | None = None) -> None:
+    """Write a table whole or not at all, its texts as `csv_cell`s. Raises RunError."""
+    texts = table.select_dtypes(exclude="number")
+    with atomic_write(path, "w") as file:
+        cells = table.assign(**{name: texts[name].map(csv_cell) for name in texts})
+        cells.to_csv(file, index=False, float_format=float_format)
+
+
 def csv_rows(path: Path, data: bytes, delimiter: str, skip: int) -> Iterator[tuple[int, list[str]]]:
     """(number, fields) of a CSV's rows that are not blank, after `skip` lines. Raises UserError for
     bad quotes, endless lines and bytes that are not text.
     """
     lines = itertools.islice(iter_lines(data), skip, None)
     reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
-    for number in itertools.count(1):
-        try:
-            record = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise row_error(
-                path, number, f"no CSV ({reason(error)})", "correct its quotes"
-            ) from None
-        text = "".join(record)
-        if "\ufffd" in text:
-            raise row_error(path, number, "bytes that are not UTF-8 text", "save it as UTF-8 CSV")
-        if text.strip():
-            yield number, record
+    number = 0
+    try:
+        for number, record in enumerate(reader, 1):
+            text = "".join(record)
+            if "\ufffd" in text:
+                problem = "bytes that are not UTF-8 text"
+                raise row_error(path, number, problem, "save it as UTF-8 CSV")
+            if text.strip():
+                yield number, record
+    except csv.Error as error:
+        problem = f"no CSV ({reason(error)})"
+        raise row_error(path, number + 1, problem, "correct its quotes") from None
 
 
 def iter_lines(data: bytes) -> Iterator[str]:

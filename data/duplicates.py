@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -14,7 +12,6 @@ from data import images
 from runtime.cli import progress
 from runtime.devices import usable_processors
 from runtime.errors import UserError, warn_counted
-from runtime.files import atomic_write, csv_cell
 
 WIDTH, HEIGHT = 72, 96  # pixels of the thumbnails
 FREQUENCIES = 12  # in each direction of the perceptual hash
@@ -56,14 +53,6 @@ def find_duplicates(paths: Sequence[str], people: Sequence[str]) -> list[Pair]:
             nearest[i, j] = min(apart, nearest.get((i, j), apart))
     duplicates = [(kept[i], kept[j], apart) for (i, j), apart in nearest.items()]
     return sorted(duplicates, key=lambda pair: pair[2])
-
-
-def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
-    """duplicates.csv: first, second, distance; the nearest first."""
-    with atomic_write(path, "w") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["first", "second", "distance"])
-        writer.writerows([csv_cell(a), csv_cell(b), f"{apart:.4f}"] for a, b, apart in pairs)
 
 
 def read_thumbnails(paths: Sequence[str]) -> list[np.ndarray | None]:

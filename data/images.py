@@ -155,14 +155,12 @@ def to_rgb(image: Image.Image | np.ndarray) -> Image.Image:
     """An image in memory as `read_image` gives it. Raises UserError for an array of another kind
     than uint8 [height, width, 3].
     """
-    if not isinstance(image, Image.Image):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise UserError(
-                f"an array {image.dtype} {list(image.shape)} is no image; use uint8 "
-                "[height, width, 3]"
-            )
-        image = Image.fromarray(image)
-    return upright_rgb(image)
+    if isinstance(image, Image.Image):
+        return upright_rgb(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        problem = f"an array {image.dtype} {list(image.shape)} is no image"
+        raise UserError(f"{problem}; use uint8 [height, width, 3]")
+    return Image.fromarray(image)
 
 
 def read_image(path: str, shrink: int = 1) -> Image.Image:
@@ -173,7 +171,10 @@ def read_image(path: str, shrink: int = 1) -> Image.Image:
     whole. Raises UserError naming the file, or as `raise_if_machine_failed` does.
     """
     try:
-        return decode_image(path, shrink)
+        with open_image(path) as photo:
+            if shrink > 1 and photo.size == PHOTO_SIZE:
+                photo.draft(None, (photo.width // shrink, photo.height // shrink))
+            return upright_rgb(photo)
     except Exception as error:  # damaged bytes make Pillow raise nearly every kind of error
         raise_if_machine_failed(path, error)
         raise UserError(
@@ -190,14 +191,6 @@ def raise_if_machine_failed(path: str, error: Exception) -> None:
         raise error
     if isinstance(error, OSError) and error.errno not in (None, *MISSING_FILE_ERRNOS):
         raise path_error(path, error, "check its permissions") from None
-
-
-def decode_image(path: str, shrink: int = 1) -> Image.Image:
-    """What `read_image` returns. Raises what `open_image` and Pillow's decoders do."""
-    with open_image(path) as photo:
-        if shrink > 1 and photo.size == PHOTO_SIZE:
-            photo.draft(None, (photo.width // shrink, photo.height // shrink))
-        return upright_rgb(photo)
 
 
 def exif_orientation(photo: Image.Image) -> int:
@@ -233,10 +226,11 @@ def check_images(paths: Sequence[str], decode: bool = False) -> dict[str, str]:
     """
     with ThreadPoolExecutor(CHECK_THREADS) as pool:
         inspected = pool.map(lambda path: inspect_image(path, decode), paths)
-        results = list(progress(inspected, "checking photographs", len(paths)))
-    resized = [path for path, (_, other_size) in zip(paths, results, strict=True) if other_size]
+        measured = progress(inspected, "checking photographs", len(paths))
+        results = dict(zip(paths, measured, strict=True))
+    resized = [path for path, (_, other_size) in results.items() if other_size]
     warn_counted(resized, "photographs of another size than 384x512, scaled to cover the crop")
-    return {path: problem for path, (problem, _) in zip(paths, results, strict=True) if problem}
+    return {path: problem for path, (problem, _) in results.items() if problem}
 
 
 def find_unreadable(paths: Sequence[str], skip: bool) -> list[str]:
@@ -245,13 +239,11 @@ def find_unreadable(paths: Sequence[str], skip: bool) -> list[str]:
     """
     bad = check_images(paths, decode=skip)
     if bad and (not skip or len(bad) == len(paths)):
-        examples = [f"{path!r} ({problem})" for path, problem in bad.items()][:MAX_LISTED_IMAGES]
-        more = "; ..." if len(bad) > MAX_LISTED_IMAGES else ""
+        examples = [f"{path!r} ({problem})" for path, problem in bad.items()]
+        shown = "; ".join([*examples[:MAX_LISTED_IMAGES], "..."][: len(bad)])
         remedy = "" if skip else ", or go on without them by --skip-bad-images"
-        raise UserError(
-            f"{len(bad)} of {len(paths)} photographs cannot be read: {'; '.join(examples)}{more}; "
-            f"repair or remove them{remedy}"
-        )
+        problem = f"{len(bad)} of {len(paths)} photographs cannot be read: {shown}"
+        raise UserError(f"{problem}; repair or remove them{remedy}")
     return list(bad)
 
 

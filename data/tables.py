@@ -32,7 +32,7 @@ FLAT_SHOT = re.compile(rf"(?P<person>.+)_{SHOT}", re.IGNORECASE | re.ASCII)
 PERSON_NAME = re.compile(
     r"(?P<id>.+)_(?P<gender>male|female)_(?P<race>[^_]*)_(?P<age>\d+)", re.IGNORECASE | re.ASCII
 )
-SHOTS_PER_PERSON = 7
+SHOTS = 7  # of a person
 SIDES = ["left", "top", "right", "bottom"]  # of a box
 EXAMPLE = "expected folders like 000001_female_Asian_45/mask1.jpg"
 YEARS = re.compile(r"\d{1,3}(\.\d*)?", re.ASCII)
@@ -56,9 +56,8 @@ def read_train(root: str | Path) -> pd.DataFrame:
         raise UserError(f"{image_dir}: no labelled photographs; {EXAMPLE}")
     twice = rows.loc[rows.duplicated(["person", "shot"]), "file"]
     warn_counted(sorted(twice), "photographs of a shot that their person has twice, all are used")
-    counts = rows.groupby("person").size()
-    few = sorted(counts[counts < SHOTS_PER_PERSON].index)
-    warn_counted(few, f"people with fewer than {SHOTS_PER_PERSON} photographs")
+    few = sorted(person for person, n in rows["person"].value_counts().items() if n < SHOTS)
+    warn_counted(few, f"people with fewer than {SHOTS} photographs")
     rows["mask"] = rows["shot"].map({"incorrect_mask": 1, "normal": 2}).fillna(0).astype(np.int64)
     return with_labels(rows.sort_values(["person", "shot", "file"], ignore_index=True))
 
@@ -100,9 +99,8 @@ def list_images(root: Path, image_dir: Path) -> pd.DataFrame:
                 rows.append((person, match["shot"].lower(), nfc(file), str(path)))
     warn_left_out(others)
     if not rows:
-        raise UserError(
-            f"{image_dir}: no photographs in it; {suggest_root(root, 'train') or EXAMPLE}"
-        )
+        remedy = suggest_root(root, "train") or EXAMPLE
+        raise UserError(f"{image_dir}: no photographs in it; {remedy}")
     shots = "incorrect_mask, mask1..5, normal"
     warn_counted(unnamed, f"photographs left out, their names hold no mask state ({shots})")
     return pd.DataFrame(rows, columns=["person", "shot", "file", "path"])
@@ -120,15 +118,13 @@ def label_people(people: Sequence[str], table: Path | None, image_dir: Path) -> 
     if table is None:
         nameless = [p for p in people if p not in by_name or by_name[p][1] > MAX_AGE_YEARS]
         if nameless:
-            raise UserError(
-                f"{image_dir / nameless[0]}: the name tells no gender and age up to "
-                f"{MAX_AGE_YEARS}, and no train.csv exists; name it like 000001_female_Asian_45 or "
-                "add the table"
-            )
+            problem = f"the name tells no gender and age up to {MAX_AGE_YEARS}, and no train.csv"
+            remedy = "name it like 000001_female_Asian_45 or add the table"
+            raise UserError(f"{image_dir / nameless[0]}: {problem} exists; {remedy}")
         many = plural(len(people), "person", "people")
         warn(f"{image_dir}: no train.csv; gender and age are read from the names of {many}")
-        rows = [(person, *labels) for person, labels in by_name.items()]
-        return pd.DataFrame(rows, columns=["person", "gender", "years"])
+        named = [(person, *given) for person, given in by_name.items()]
+        return pd.DataFrame(named, columns=["person", "gender", "years"])
     labels = read_people(table)
     missing = labels.loc[~labels["person"].isin(people), "person"]
     if len(missing):
@@ -138,10 +134,11 @@ def label_people(people: Sequence[str], table: Path | None, image_dir: Path) -> 
         raise row_error(table, missing.index[0], problem, remedy)
     unlisted = sorted(set(people) - set(labels["person"]))
     warn_counted(unlisted, f"people left out, {table.name} has no row for them")
-    by_table = {person: (gender, years) for person, gender, years in labels.to_numpy().tolist()}
-    differ = [p for p, values in by_table.items() if by_name.get(p, values) != values]
-    message = f"people whose folder's name and {table.name} disagree; the table is taken"
-    warn_counted(differ, message)
+    rows = labels.itertuples(index=False)
+    differ = [p for p, *given in rows if by_name.get(p, tuple(given)) != tuple(given)]
+    warn_counted(
+        differ, f"people whose folder's name and {table.name} disagree; the table is taken"
+    )
     return labels
 
 
@@ -246,24 +243,20 @@ def read_boxes(path: str, names: Sequence[str], paths: Sequence[str]) -> dict[st
             raise row_error(path, wrong.idxmax(), problem)
     pixels = sides.astype(np.int64).itertuples(index=False, name=None)
     box_of_file = dict(zip(rows, pixels, strict=True))
-    boxes: dict[str, Box] = {}
-    owners: dict[str, str] = {}
+    owners: dict[str, str] = {}  # {file: the photograph's name}
     for name, photograph in zip(names, paths, strict=True):
         parts = nfc(Path(photograph).absolute().as_posix()).split("/")
         ends = ("/".join(parts[start:]) for start in range(len(parts)))
         file = next((end for end in ends if end in rows), None)
-        if file is None:
-            continue
         if file in owners:
             problem = f"{file!r} fits both {owners[file]} and {name}"
             raise row_error(path, rows[file], problem, "write more of its path")
-        owners[file] = name
-        boxes[name] = box_of_file[file]
-    if not boxes:
-        many = plural(len(names), "photograph")
-        raise UserError(
-            f"{path}: none of its rows names one of the {many} ({names[0]} ...); check `file`"
-        )
+        if file is not None:
+            owners[file] = name
+    if not owners:
+        photographs = f"{plural(len(names), 'photograph')} ({names[0]} ...)"
+        raise UserError(f"{path}: none of its rows names one of the {photographs}; check `file`")
+    boxes = {name: box_of_file[file] for file, name in owners.items()}
     without = [name for name in names if name not in boxes]
     warn_counted(without, f"photographs without a box in {path}, found in the pixels instead")
     return boxes
@@ -278,28 +271,23 @@ def read_labels(path: str, names: Sequence[str], task: str) -> np.ndarray:
     table = read_csv(Path(path), ("ImageID", column))
     own_classes = set(map(str, range(spec.outputs)))
     if spec.from_main and spec.outputs < 18 and set(table[column].str.strip()) <= own_classes:
-        warn(
-            f"{path}: ans is never above {spec.outputs - 1}: it is read as one of the 18 classes "
-            f"of main, not as a {task}"
-        )
+        highest = f"{path}: ans is never above {spec.outputs - 1}"
+        warn(f"{highest}: it is read as one of the 18 classes of main, not as a {task}")
     labels: dict[str, float] = {}
     for number, name, text in table.itertuples():
         try:
             value = parse_years(text) if spec.regression else parse_label(text, spec)
         except ValueError:
             expected = "years" if spec.regression else "a class's number"
-            problem = f"{column} {text[:40]!r}: expected {expected}"
-            raise row_error(path, number, problem) from None
+            raise row_error(path, number, f"{column} {text[:40]!r}: expected {expected}") from None
         if labels.setdefault(nfc(name.strip()), value) != value:
             problem = f"{name[:100]!r} has another answer in an earlier row"
             raise row_error(path, number, problem, "remove one")
     keys = [nfc(name.strip()) for name in names]
     missing = [key for key in keys if key not in labels]
     if missing:
-        raise UserError(
-            f"{path}: no answer for {missing[0]!r} ({len(missing)} of {len(names)} lack one); use "
-            "the answers of these photographs"
-        )
+        problem = f"no answer for {missing[0]!r} ({len(missing)} of {len(names)} lack one)"
+        raise UserError(f"{path}: {problem}; use the answers of these photographs")
     return np.array([labels[key] for key in keys], float if spec.regression else np.int64)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -16,7 +17,7 @@ import metrics
 import run_directory
 from labels import TASKS, scoring_task
 from runtime.errors import UserError, printable, reason, warn_on_failure
-from runtime.files import atomic_write, create_new_folder, load_npz, timestamp
+from runtime.files import atomic_write, create_new_folder, load_npz
 
 PROBS = "probs.npz"
 SUBMISSION = "submission"  # the CSV to upload
@@ -140,7 +141,7 @@ def read_labels(path: str | None, images: Sequence[str], task: str) -> np.ndarra
 
 def create_output_folder(save_path: str, run_name: str, task: str) -> Path:
     """A new folder for a prediction, named after run, task and time."""
-    end = f"_{task}_{timestamp()}"
+    end = f"_{task}" + time.strftime("_%Y%m%d-%H%M%S")
     most = MAX_NAME_BYTES - len(end.encode()) - len("-999")
     start = run_name.encode()[:most].decode(errors="ignore")
     return create_new_folder(Path(save_path), start + end)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from labels import GROUP_STARTS, MASKS, PARTS, TASKS
-from runtime.files import atomic_write, csv_cell
 
 COLUMNS = ["kind", "person", "file", "given", "suggested", "evidence"]
 # against one wrong file alone: people have all their shots, so files are swapped, not lost
@@ -129,10 +127,3 @@ def photo_suspects(table: pd.DataFrame, probabilities: np.ndarray) -> list[tuple
         ("mask", person[k], file[k], MASKS[given[k]], MASKS[suggested[k]], evidence[k])
         for k in np.flatnonzero(evidence > 0)
     ]
-
-
-def write_suspects(path: Path, suspects: pd.DataFrame) -> None:
-    """suspects.csv, whole or not at all; evidence in nats with two decimals."""
-    cells = {name: suspects[name].map(csv_cell) for name in ("person", "file")}
-    with atomic_write(path, "w") as file:
-        suspects.assign(**cells).to_csv(file, index=False, float_format="%.2f")

@@ -10,14 +10,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
-from typing import Any, TextIO, TypeVar, cast
+from datetime import timedelta
+from typing import Any, TypeVar
 
 from runtime import errors
 from runtime.errors import (
     CliError,
+    DistInfo,
     RunError,
     Stopped,
-    UserError,
     dist_info_from_environment,
     path_error,
     printable,
@@ -28,90 +29,63 @@ PROGRESS_LINE_SECONDS = 60.0  # between two lines of progress, where no bar can 
 quiet = False  # set by --quiet: no progress output
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, where nothing has to be kept first."""
-
-
-def _terminated(number: int, frame: object) -> None:
-    raise Terminated
-
-
-class LastingStream:
-    """stdout or stderr that never ends a run: what cannot be written (a closed stream, a pipe
-    without a reader, a lost terminal, a full disk) is dropped.
+class LastingStream(io.TextIOWrapper):
+    """stdout or stderr that never ends a run: what cannot be written (a pipe without a reader, a
+    lost terminal, a full disk) is dropped, what cannot be encoded is spelled out.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
-        self.ends_with_reader = False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
+    exit_without_reader = False
 
     @contextlib.contextmanager
     def _dropping(self) -> Iterator[None]:
         try:
             yield
         except BrokenPipeError:
-            if self.ends_with_reader:
+            if self.exit_without_reader:
+                self.exit_without_reader = False
                 raise SystemExit(0) from None
         except (OSError, ValueError):  # the latter: closed
             pass
 
-    def write(self, text: str) -> int:
+    def write(self, text: str, /) -> int:
         with self._dropping():
-            self.stream.write(text)
+            super().write(text)
         return len(text)
-
-    def writelines(self, lines: Iterable[str]) -> None:
-        for line in lines:
-            self.write(line)
 
     def flush(self) -> None:
         with self._dropping():
-            self.stream.flush()
-
-    def isatty(self) -> bool:
-        with contextlib.suppress(OSError, ValueError):
-            return self.stream.isatty()
-        return False
-
-    def finish(self) -> None:
-        """Flush; what cannot be flushed goes to the null device, or the interpreter would complain
-        at its end.
-        """
-        try:
-            self.stream.flush()
-        except (OSError, ValueError):
-            with contextlib.suppress(OSError, ValueError):
-                null = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(null, self.stream.fileno())
-                os.close(null)
+            super().flush()
 
 
 def wrap_streams() -> None:
-    """Make stdout and stderr LastingStreams that spell out what they cannot encode; closed ones
-    lead to the null device.
-    """
+    """Make stdout and stderr LastingStreams; closed ones lead to the null device."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:  # the next file to be opened would take the number, and a library's output
             os.open(os.devnull, os.O_RDWR)
     for name in ("stdout", "stderr"):
-        stream = getattr(sys, name) or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-        if isinstance(stream, LastingStream):
+        plain = getattr(sys, name)
+        if plain is None:
+            stream = LastingStream(open(os.devnull, "wb"), "utf-8")  # noqa: SIM115
+        elif plain is getattr(sys, f"__{name}__"):  # not a stream that a test put in its place
+            at_once = plain.line_buffering or plain.write_through
+            stream = LastingStream(
+                plain.buffer, plain.encoding, "backslashreplace", line_buffering=at_once
+            )
+        else:
             continue
-        if isinstance(stream, io.TextIOWrapper):  # its encoding may not spell a path
-            with contextlib.suppress(OSError, ValueError):
-                stream.reconfigure(errors="backslashreplace")
-        setattr(sys, name, LastingStream(stream))
+        setattr(sys, name, stream)
 
 
 def exit_when_reader_is_gone() -> None:
     """End the program quietly once nobody reads its stdout: for a command that only prints."""
     if isinstance(sys.stdout, LastingStream):
-        sys.stdout.ends_with_reader = True
+        sys.stdout.exit_without_reader = True
+
+
+def _raise_terminated(number: int, frame: object) -> None:
+    raise Stopped(number, "stopped: SIGTERM; start it again")
 
 
 def run_script(main: Callable[[list[str] | None], int], name: str) -> int:
@@ -119,48 +93,39 @@ def run_script(main: Callable[[list[str] | None], int], name: str) -> int:
     a failure of the machine, 130 and 143 stopped by SIGINT and SIGTERM.
     """
     wrap_streams()
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGTERM, _raise_terminated)
+    info = DistInfo()
     try:
-        dist_info_from_environment()  # refuse bad variables before anything else
+        info = dist_info_from_environment()  # refuse bad variables before anything else
         return main(None)
-    except (CliError, Stopped, KeyboardInterrupt, OSError) as error:
-        message, code = describe_end(error)
-        rank = 0
-        with contextlib.suppress(UserError):
-            rank = dist_info_from_environment().rank
-        process = f" (process {rank})" if rank else ""
-        line = printable(" ".join(message.split()))
-        print(f"{name}{process}: {line}", file=sys.stderr, flush=True)
-        return code
+    except (CliError, OSError) as error:
+        failure = error if isinstance(error, CliError) else system_error(error)
+        message, code = f"error: {failure}", failure.code
+    except Stopped as error:
+        message, code = str(error), 128 + error.number
+    except KeyboardInterrupt:
+        message, code = "interrupted", 128 + signal.SIGINT
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            cast("LastingStream", stream).finish()
+        sys.stdout.flush()
+    process = f" (process {info.rank})" if info.rank else ""
+    print(f"{name}{process}: {printable(message)}", file=sys.stderr, flush=True)
+    return code
 
 
-def describe_end(error: BaseException) -> tuple[str, int]:
-    """(the line to print, the exit code) for what ended a script."""
-    if isinstance(error, OSError):
-        if error.filename:
-            path, remedy = str(error.filename)[:500], "name another, or check its permissions"
-            error = path_error(path, error, remedy, "used")
-        else:
-            problem = error.strerror or str(error)
-            error = RunError(f"{problem}; mend that, then {errors.retry_remedy}")
-    if isinstance(error, CliError):
-        return f"error: {error}", error.code
-    if isinstance(error, Stopped):
-        return str(error), 128 + error.number
-    if isinstance(error, Terminated):
-        return "stopped: SIGTERM; start it again", 128 + signal.SIGTERM
-    return "interrupted", 128 + signal.SIGINT
+def system_error(error: OSError) -> CliError:
+    """The error of a refusal by the system that nothing else explains."""
+    if error.filename:
+        return path_error(error.filename, error, "name another, or check its permissions", "used")
+    problem = error.strerror or str(error)
+    return RunError(f"{problem}; mend that, then {errors.retry_remedy}")
 
 
 @contextlib.contextmanager
-def stop_signals(handler: Any) -> Iterator[None]:
+def handle_stop_signals(handler: Any) -> Iterator[None]:
     """Within the block SIGINT and SIGTERM go to this handler (in the main thread only)."""
-    previous: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        previous = {int(n): signal.signal(n, handler) for n in (signal.SIGINT, signal.SIGTERM)}
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if in_main_thread else ()
+    previous = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
@@ -169,25 +134,16 @@ def stop_signals(handler: Any) -> Iterator[None]:
 
 
 class StopSignal:
-    """Within the block the first SIGINT or SIGTERM is only noted, in `number`, for the work to stop
-    when it can; the second interrupts.
+    """A handler that only notes the first SIGINT or SIGTERM, in `number`, for the work to stop when
+    it can; the second interrupts.
     """
 
-    def __init__(self) -> None:
-        self.number = 0
-        self._handling = stop_signals(self._note)
+    number = 0
 
-    def __enter__(self) -> StopSignal:
-        self._handling.__enter__()
-        return self
-
-    def _note(self, number: int, frame: object) -> None:
+    def __call__(self, number: int, frame: object) -> None:
         if self.number:
             raise KeyboardInterrupt
         self.number = number
-
-    def __exit__(self, *error: Any) -> None:
-        self._handling.__exit__(*error)
 
 
 def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterable[T]:
@@ -203,25 +159,21 @@ def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterab
 
 def _progress_lines(items: Iterable[T], label: str, total: int | None) -> Iterator[T]:
     """`items`; now and then a line on stderr: how many are done, how long the rest will take."""
-    if total is None and isinstance(items, Sized):
-        total = len(items)
+    total = total or (len(items) if isinstance(items, Sized) else None)
     start = last_line = time.monotonic()
     for done, item in enumerate(items):
         now = time.monotonic()
         if done and now - last_line >= PROGRESS_LINE_SECONDS:
-            line = f"{label}: {done}"
-            if total:
-                left = duration((now - start) / done * (total - done))
-                line += f" of {total}, about {left} left"
-            print(line, file=sys.stderr, flush=True)
+            left = duration((now - start) / done * (total - done)) if total else ""
+            rest = f" of {total}, about {left} left" if total else ""
+            print(f"{label}: {done}{rest}", file=sys.stderr, flush=True)
             last_line = now
         yield item
 
 
 def duration(seconds: float) -> str:
     """3725 -> 1:02:05."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+    return str(timedelta(seconds=round(seconds)))
 
 
 class RemainingTime:

@@ -17,13 +17,13 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.rendezvous import rendezvous
 
-from runtime.cli import StopSignal, stop_signals
+from runtime import errors
+from runtime.cli import handle_stop_signals
 from runtime.devices import MORE_SHARED_MEMORY, SHARED_MEMORY, free_memory, peak_memory
 from runtime.errors import (
     CliError,
     DistInfo,
     RunError,
-    Stopped,
     UserError,
     dist_info_from_environment,
     reason,
@@ -39,23 +39,11 @@ LOST_WORKER = re.compile(r"DataLoader worker \(pid|Too many open files|shared me
 LOST_RANK = re.compile(r"gloo|NCCL|Connection (reset|closed)|TCPStore|Broken pipe")
 
 
-def init_distributed() -> DistInfo:
-    """This process among those that torchrun started, which it joins."""
-    info = dist_info_from_environment()
-    if info.world == 1:
-        return info
-    if torch.cuda.is_available() and info.local_rank < torch.cuda.device_count():
-        torch.cuda.set_device(info.local_rank)
-    if not dist.is_initialized():
-        join_group(info.world)
-    return info
-
-
 def join_group(world: int) -> None:
     """Wait for the other processes. Raises RunError where some of them do not come."""
     try:
         # the default ends the program at once; Python's handlers wait for the system call to end
-        with stop_signals(signal.SIG_DFL):
+        with handle_stop_signals(signal.SIG_DFL):
             store, rank, world = next(rendezvous("env://", timeout=JOIN_TIMEOUT))
             store.set(f"came/{rank}", "")
             store.wait([f"came/{number}" for number in range(world)], JOIN_TIMEOUT)
@@ -75,14 +63,19 @@ def join_group(world: int) -> None:
 
 @contextlib.contextmanager
 def distributed() -> Iterator[DistInfo]:
-    """This process among those that torchrun started; at the end it leaves the others."""
-    info = init_distributed()
+    """This process among those that torchrun started, which it joins, and leaves at the end."""
+    info = dist_info_from_environment()
+    if info.world == 1:
+        yield info
+        return
+    if torch.cuda.is_available() and info.local_rank < torch.cuda.device_count():
+        torch.cuda.set_device(info.local_rank)
+    join_group(info.world)
     try:
         yield info
     finally:
-        if info.world > 1 and dist.is_initialized():
-            time.sleep(0.1)  # a thread of torch 2.6 may still hold the last exchange's tensor
-            dist.destroy_process_group()
+        time.sleep(0.1)  # a thread of torch 2.6 may still hold the last exchange's tensor
+        dist.destroy_process_group()
 
 
 def on_all_ranks(info: DistInfo, work: Callable[[], T]) -> T:
@@ -124,71 +117,47 @@ def broadcast_buffers(model: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def explain_failures(
-    batch_size: int, remedy: str = "", go_on: str = "; start it again"
-) -> Iterator[None]:
-    """Turn a full memory, a missing compiler and lost processes into one line. Raises RunError, or
-    UserError for --compile.
+def explain_failures(batch_size: int, remedy: str = "") -> Iterator[None]:
+    """Turn a full memory, a missing compiler and lost processes, a loader's or another of
+    torchrun's, into one line. Raises RunError, or UserError for --compile.
 
-    remedy: what a smaller --batch-size takes; go_on: what to do after a process was lost.
-    """
-    try:
-        with explain_lost_processes(StopSignal(), go_on):
-            yield
-    except (MemoryError, RuntimeError) as error:
-        if is_compile_error(error):
-            raise UserError(
-                f"--compile: the network cannot be compiled here ({reason(error)}); leave "
-                "--compile out"
-            ) from None
-        if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
-            raise
-        raise RunError(out_of_memory(batch_size, error) + remedy) from None
-
-
-@contextlib.contextmanager
-def explain_lost_processes(stop: StopSignal, go_on: str = "") -> Iterator[None]:
-    """Turn a lost process, a loader's or another of torchrun's, into one line that ends in `go_on`.
-    Raises RunError, or Stopped where `stop` noted a signal.
+    remedy: what a smaller --batch-size takes.
     """
     try:
         yield
     # ConnectionError, EOFError: a worker was killed while it handed a batch over
-    except (RuntimeError, OSError, EOFError) as error:
-        text = str(error)
-        in_worker = text.startswith("Caught ")  # it comes with the worker's traceback
-        lost_rank = False
-        if isinstance(error, RuntimeError):
-            lost_rank = dist.is_initialized() and LOST_RANK.search(text) is not None
-            lost = lost_rank or LOST_WORKER.search(text)
-            if not lost or OUT_OF_MEMORY.search(text):
-                raise
-        elif (
-            isinstance(error, OSError) and not in_worker and not isinstance(error, ConnectionError)
-        ):
+    except (MemoryError, RuntimeError, OSError, EOFError) as error:
+        explained = explain_failure(error, batch_size, remedy)
+        if explained is None:
             raise
-        if stop.number:
-            raise Stopped(stop.number, f"stopped{go_on}") from None
-        last_line = [type(error).__name__, *text.strip().splitlines()][-1]
-        if lost_rank:
+        raise explained from None
+
+
+def explain_failure(error: Exception, batch_size: int, remedy: str) -> CliError | None:
+    """What `explain_failures` raises; None for a failure that it cannot explain."""
+    text = str(error)
+    in_worker = text.startswith("Caught ")  # it comes with the worker's traceback
+    last_line = [type(error).__name__, *text.strip().splitlines()][-1]
+    if isinstance(error, OSError) and not isinstance(error, ConnectionError):
+        problem = f"a process that reads photographs failed ({last_line}); mend that, then"
+        return RunError(f"{problem} {errors.retry_remedy}") if in_worker else None
+    if isinstance(error, (MemoryError, RuntimeError)):
+        if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(text):
+            return RunError(out_of_memory(batch_size, error) + remedy)
+        dynamo = sys.modules.get("torch._dynamo.exc")  # importing it takes seconds
+        if dynamo is not None and isinstance(error, dynamo.TorchDynamoException):
+            problem = f"--compile: the network cannot be compiled here ({reason(error)})"
+            return UserError(f"{problem}; leave --compile out")
+        if dist.is_initialized() and LOST_RANK.search(text):
             problem = "another process of this run ended; its message tells why"
-        elif isinstance(error, OSError) and in_worker:
-            problem = f"a process that reads photographs failed ({last_line}); mend that"
-        else:
-            problem = (
-                f"a process that reads photographs was lost ({last_line}); often the memory or "
-                f"{SHARED_MEMORY} is full, or too few files may be open (ulimit -n): use fewer "
-                f"--workers, {MORE_SHARED_MEMORY}"
-            )
-        raise RunError(f"{problem}{go_on}") from None
-
-
-def is_compile_error(error: BaseException) -> bool:
-    """Whether torch.compile failed: no compiler, or something it cannot translate."""
-    dynamo = sys.modules.get("torch._dynamo.exc")  # importing it takes seconds
-    if dynamo is None or OUT_OF_MEMORY.search(str(error)):
-        return False
-    return isinstance(error, dynamo.TorchDynamoException)
+            return RunError(f"{problem}; {errors.retry_remedy}")
+        if not LOST_WORKER.search(text):
+            return None
+    return RunError(
+        f"a process that reads photographs was lost ({last_line}); often the memory or "
+        f"{SHARED_MEMORY} is full, or too few files may be open (ulimit -n): use fewer --workers, "
+        f"{MORE_SHARED_MEMORY}; {errors.retry_remedy}"
+    )
 
 
 def out_of_memory(batch_size: int, error: Exception) -> str:

@@ -14,16 +14,9 @@ from pathlib import Path
 retry_remedy = "start it again"  # after a failure; each script sets it as it reads its options
 MAX_ERROR_CHARACTERS = 2000
 MAX_ERROR_END_CHARACTERS = 300  # kept of a longer one: what to do
-# missing or no regular file
-MISSING_FILE_ERRNOS = (
-    errno.ENOENT,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.ELOOP,
-    errno.ENAMETOOLONG,
-    errno.ENXIO,
-)
-REFUSED_PATH_ERRNOS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.EINVAL)
+MISSING_FILE_ERRNOS = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}  # or not regular
+MISSING_FILE_ERRNOS |= {errno.ENAMETOOLONG, errno.ENXIO}
+REFUSED_PATH_ERRNOS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.EINVAL}
 
 
 class CliError(Exception):
@@ -51,7 +44,7 @@ class RunError(CliError):
     """A failure outside the program (a full disk, a killed worker), exit code 1."""
 
 
-class Stopped(Exception):
+class Stopped(KeyboardInterrupt):
     """The program was stopped by a signal (SIGINT, SIGTERM); the message says how to go on."""
 
     def __init__(self, number: int, message: str) -> None:
@@ -78,22 +71,18 @@ def dist_info_from_environment() -> DistInfo:
     WORLD_SIZE is 1: some platforms set a RANK. Raises UserError for values torchrun never sets.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    values = {name: os.environ.get(name, "") for name in names}
-    if not all(values.values()):
+    values = [os.environ.get(name, "") for name in names]
+    if not all(values):
         return DistInfo()
-    remedy = "start with torchrun, or unset RANK and WORLD_SIZE"
-    for name, value in values.items():
-        if not re.fullmatch("[0-9]{1,9}", value):
-            raise UserError(
-                f"environment variable {name}={value[:40]}: is no whole number; {remedy}"
-            )
-    rank, world, local_rank, local_world = map(int, values.values())
+    numbers = [int(text) if re.fullmatch("[0-9]{1,9}", text) else -1 for text in values]
+    rank, world, local_rank, local_world = numbers
     if world == 1:
         return DistInfo()
-    if not (rank < world and local_rank < local_world <= world):
-        shown = ", ".join(f"{name}={value}" for name, value in values.items())
+    if not (0 <= rank < world and 0 <= local_rank < local_world <= world):
+        shown = ", ".join(f"{name}={text[:40]}" for name, text in zip(names, values, strict=True))
+        remedy = "start with torchrun, or unset RANK and WORLD_SIZE"
         raise UserError(f"environment variables {shown}: do not fit each other; {remedy}")
-    return DistInfo(rank, world, local_rank, local_world)
+    return DistInfo(*numbers)
 
 
 def is_rank_zero() -> bool:
@@ -114,30 +103,16 @@ def reason(error: BaseException) -> str:
     return printable(" ".join(str(text).split()))[:200]
 
 
-def is_machine_error(error: BaseException) -> bool:
-    """Whether the system reports a fault of the machine (drive, network, limits), not of a file."""
-    file_errnos = (None, *REFUSED_PATH_ERRNOS, *MISSING_FILE_ERRNOS)
-    return isinstance(error, OSError) and error.errno not in file_errnos
-
-
-def path_error(path: str | Path, error: OSError, remedy: str, done: str = "opened") -> CliError:
-    """The error of a path that the system refused, which cannot be `done`: a RunError where the
-    machine failed, else a UserError with the remedy.
+def path_error(path: str | Path, error: Exception, remedy: str, action: str = "opened") -> CliError:
+    """The error of a path: a RunError where the machine failed (drive, network, limits), else a
+    UserError with the remedy. action: what the system refused.
     """
-    problem = f"{path}: cannot be {done} ({reason(error)})"
-    if is_machine_error(error):
-        remedy = f"the machine failed, not the file: mend that, then {retry_remedy}"
-        return RunError(f"{problem}; {remedy}")
-    return UserError(f"{problem}; {remedy}")
-
-
-def read_error(path: Path, error: Exception, message: str) -> CliError:
-    """The error of a file that cannot be read: a RunError where the machine failed, else a
-    UserError with this message.
-    """
-    if isinstance(error, OSError) and is_machine_error(error):
-        return path_error(path, error, "", "read")
-    return UserError(message)
+    if not isinstance(error, OSError):
+        return UserError(f"{path}: damaged ({reason(error)}); {remedy}")
+    problem = f"{path}: cannot be {action} ({reason(error)})"
+    if error.errno in (None, *REFUSED_PATH_ERRNOS, *MISSING_FILE_ERRNOS):
+        return UserError(f"{problem}; {remedy}")
+    return RunError(f"{problem}; the machine failed, not the file: mend that, then {retry_remedy}")
 
 
 def short_repr(value: object) -> str:

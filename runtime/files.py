@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import socket
 import stat
 import struct
 import sys
-import tempfile
 import time
+import uuid
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,18 +18,16 @@ from typing import IO, TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 from runtime import errors
-from runtime.errors import CliError, RunError, UserError, path_error, read_error, reason
+from runtime.errors import RunError, UserError, path_error
 
+TEMPORARY_PREFIX = ".writing-"
+STALE_WRITE_SECONDS = 3600.0
+ANOTHER_FOLDER = "name another with --save-path"
 MAX_NPZ_BYTES = 1 << 33  # unpacked
 # unpacked size over file size: probabilities hardly shrink, a zip bomb's zeros do a thousandfold
 MAX_UNPACKED_RATIO = 100
 # of operations that a file system does not know
 UNSUPPORTED_ERRNOS = (errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP)
-
-
-def csv_cell(text: str) -> str:
-    """A name for a CSV; an apostrophe keeps a spreadsheet from running it as a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def read_file(path: str | Path, max_bytes: int = 1 << 30) -> bytes:
@@ -56,21 +53,44 @@ def refuse_irregular(path: str | Path) -> None:
         raise OSError("no regular file")
 
 
-def check_writable(folder: str, option: str) -> None:
+def check_writable(folder: str | Path) -> None:
     """Raise UserError where nothing can be written in a folder that exists or would be made."""
     parents = (Path(folder), *Path(folder).absolute().parents)
     nearest = next(path for path in parents if os.path.lexists(path))
-    if nearest.is_symlink() and not nearest.exists():
-        raise UserError(f"{option} {folder}: {nearest} is a link to nothing; name another folder")
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(f"{option} {folder}: {nearest} cannot be written to; name another folder")
+    if nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK):
+        return
+    is_link = nearest.is_symlink() and not nearest.exists()
+    problem = f"{nearest} is {'a link to nothing' if is_link else 'not a writable folder'}"
+    raise UserError(f"{folder}: cannot be used ({problem}); {ANOTHER_FOLDER}")
+
+
+def create_folder(path: Path) -> None:
+    """Make a folder, and those above it, where it does not exist. Raises UserError or RunError."""
+    check_writable(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise path_error(path, error, ANOTHER_FOLDER, "made") from None
+
+
+def create_new_folder(parent: Path, name: str) -> Path:
+    """Make `parent/name`, or `parent/name-2`, `-3` ... where that exists. Raises UserError or
+    RunError.
+    """
+    create_folder(parent)
+    for attempt in range(1, 1000):
+        path = parent / (name if attempt == 1 else f"{name}-{attempt}")
+        with contextlib.suppress(FileExistsError):
+            path.mkdir()
+            return path
+    raise UserError(f"{parent / name}: 999 folders of this name exist; remove some")
 
 
 def check_output_file(path: Path, option: str) -> None:
     """Raise UserError where a file cannot be written: it is a folder, or its folder is missing."""
     if path.is_dir() or not path.parent.is_dir():
         raise UserError(f"{option} {path}: is a folder, or in a missing one; name another file")
-    check_writable(str(path.parent), option)
+    check_writable(str(path.parent))
 
 
 def zip_members(path: Path) -> list[zipfile.ZipInfo]:
@@ -126,7 +146,7 @@ def load_npz(path: Path, remedy: str) -> dict[str, np.ndarray] | None:
     except FileNotFoundError:
         return None
     except Exception as error:  # damaged bytes make zipfile and numpy raise nearly every kind
-        raise read_error(path, error, f"{path}: damaged ({reason(error)}); {remedy}") from None
+        raise path_error(path, error, remedy, "read") from None
 
 
 @contextlib.contextmanager
@@ -136,25 +156,17 @@ def atomic_write(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[An
     """
     if "b" not in mode:  # a path in the text may be no valid Unicode
         options = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "", **options}
-    temporary = ""
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
     try:
-        handle, temporary = tempfile.mkstemp(
-            prefix=f".writing-{socket.gethostname()}-{os.getpid()}-", dir=path.parent
-        )
-        with os.fdopen(handle, mode, **options) as file:
+        with open(temporary, mode, **options) as file:
             yield file
             file.flush()
-            with ignore_unsupported():
-                os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        with ignore_unsupported():
-            os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes private files
+            fsync(file.fileno())
         os.replace(temporary, path)
         fsync_folder(path.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
+            temporary.unlink()
         cause: BaseException | None = error  # torch.save wraps what the system says
         while cause is not None and not isinstance(cause, OSError):
             cause = cause.__cause__ or cause.__context__
@@ -166,40 +178,13 @@ def atomic_write(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[An
         ) from None
 
 
-@contextlib.contextmanager
-def ignore_unsupported() -> Iterator[None]:
-    """Go on where the file system does not know the operation; other failures count."""
+def fsync(handle: int) -> None:
+    """Flush a file or folder to the disk, where the file system knows that operation."""
     try:
-        yield
+        os.fsync(handle)
     except OSError as error:
         if error.errno not in UNSUPPORTED_ERRNOS:
             raise
-
-
-def remove_stale_writes(folder: Path, of_living: bool = False) -> None:
-    """Delete what killed processes of this machine were writing in a folder. `of_living`: of all
-    processes and machines, since the folder is locked and none of them is writing.
-    """
-    own_prefix = f".writing-{socket.gethostname()}-"
-    for path in folder.glob(".writing-*"):
-        pid = path.name.removeprefix(own_prefix).partition("-")[0]
-        ours = path.name.startswith(own_prefix) and pid.isdigit()
-        if of_living or (ours and not _is_running(int(pid))):
-            with contextlib.suppress(PermissionError):  # open in a living process on Windows
-                path.unlink(missing_ok=True)
-
-
-def _is_running(pid: int) -> bool:
-    """Whether a process lives. False on Windows: the signal would end it, and open files cannot be
-    deleted anyway.
-    """
-    if sys.platform == "win32":
-        return False
-    try:
-        os.kill(pid, 0)
-    except OSError as error:
-        return not isinstance(error, ProcessLookupError)
-    return True
 
 
 def fsync_folder(folder: Path) -> None:
@@ -209,48 +194,17 @@ def fsync_folder(folder: Path) -> None:
     except OSError:  # some systems cannot open a folder
         return
     try:
-        with ignore_unsupported():
-            os.fsync(handle)
+        fsync(handle)
     finally:
         os.close(handle)
 
 
-def timestamp() -> str:
-    """Local time for a folder's name: 20210407-153012."""
-    return time.strftime("%Y%m%d-%H%M%S")
-
-
-def create_folder(path: Path) -> None:
-    """Make a folder, and those above it, where it does not exist. Raises UserError or RunError."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise folder_error(path, error) from None
-
-
-def create_new_folder(parent: Path, name: str) -> Path:
-    """Make `parent/name`, or `parent/name-2`, `-3` ... where that exists. Raises UserError or
-    RunError.
+def remove_stale_writes(folder: Path, is_locked: bool = False) -> None:
+    """Delete what killed processes were writing in a folder: what is an hour old, or all in a
+    folder that is locked, since no other process writes there.
     """
-    create_folder(parent)
-    for attempt in range(1, 1000):
-        path = parent / (name if attempt == 1 else f"{name}-{attempt}")
-        try:
-            path.mkdir()
-            return path
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise folder_error(path, error) from None
-    raise UserError(f"{parent / name}: 999 folders of this name exist; remove some")
-
-
-def folder_error(path: Path, error: OSError) -> CliError:
-    """The error of a folder that cannot be made, with what stands in its way."""
-    remedy = "name another with --save-path"
-    for nearest in (path, *path.absolute().parents):
-        if os.path.islink(nearest) and not os.path.exists(nearest):
-            return UserError(f"{path}: cannot be made ({nearest} is a link to nothing); {remedy}")
-        if os.path.exists(nearest):
-            break
-    return path_error(path, error, remedy, "made")
+    for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        # the latter: open in a living process on Windows
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            if is_locked or time.time() - path.stat().st_mtime > STALE_WRITE_SECONDS:
+                path.unlink()

@@ -22,9 +22,9 @@ import ensemble
 import metrics
 import registries
 from data import splits, tables
+from data.csv_tables import csv_cell
 from labels import GENDERS, TASKS
 from runtime.errors import UserError, printable
-from runtime.files import csv_cell
 
 few = settings(max_examples=60, deadline=None)
 folder = tempfile.TemporaryDirectory(prefix="properties-")

@@ -189,13 +189,13 @@ def test_squares_kept_in_memory_are_decoded_once_and_change_nothing(
     assert run_train(root, tmp_path / "plain", *words) == 0
     assert run_train(root, tmp_path / "shared", *words, "--cache", "ram", "--workers", "2") == 0
     decoded: list[str] = []
-    plain = images.decode_image
+    plain = images.read_image
 
     def counted(path: str, shrink: int = 1) -> Image.Image:
         decoded.append(path)
         return plain(path, shrink)
 
-    monkeypatch.setattr(images, "decode_image", counted)
+    monkeypatch.setattr(images, "read_image", counted)
     monkeypatch.setattr(training_run, "warn_of_duplicates", lambda tree, parts: None)
     monkeypatch.setattr(summary, "training_report", lambda *_: None)
     monkeypatch.setattr(cross_validation, "show_heat_maps", lambda *_: None)

@@ -20,14 +20,14 @@ import metrics
 import model
 import out_of_fold
 import run_directory
-from data import images
+from data import csv_tables, images
 from inference import members, pictures
 from inference.predictor import PredictionRequest, Predictor
 from labels import TASKS
 from reporting import html, label_issues, summary
 from runtime import distributed, errors, loading
-from runtime.cli import RemainingTime, StopSignal, duration
-from runtime.errors import plural, printable, warn, warn_on_failure
+from runtime.cli import RemainingTime, StopSignal, duration, handle_stop_signals
+from runtime.errors import Stopped, plural, printable, warn, warn_on_failure
 from training import fold as training_fold
 from training import history, loggers
 from training import run as training_run
@@ -53,16 +53,18 @@ def train_all_folds(context: RunContext) -> int:
     )
     remaining = RemainingTime(context.optim.epochs * len(context.own_folds))
     failed: dict[int, str] = {}
-    with StopSignal() as stop:
+    stop = StopSignal()
+    with handle_stop_signals(stop):
         for number in context.own_folds:
             try:
-                with distributed.explain_lost_processes(
-                    stop, f"; the same command with --resume goes on ({run_dir})"
-                ):
-                    training_fold.train_fold(context, number, remaining, stop)
+                training_fold.train_fold(context, number, remaining, stop)
             except training_fold.Diverged as error:
                 failed[number] = str(error)
                 warn(str(error))
+            except (RuntimeError, OSError, EOFError):
+                if stop.number:  # the processes that read images got the signal too
+                    raise Stopped(stop.number, f"stopped; {errors.retry_remedy}") from None
+                raise
     if context.is_writer:
         finish_run(context, failed)
     return 1 if failed else 0
@@ -122,7 +124,7 @@ def analyze_out_of_fold(context: RunContext, folds: list[out_of_fold.FoldPredict
         ]
     if task == "main":
         suspects = label_issues.find_label_issues(rows, predictions)
-        label_issues.write_suspects(run_dir / "suspects.csv", suspects)
+        csv_tables.write_csv(run_dir / "suspects.csv", suspects, "%.2f")
         print(
             f"{plural(len(suspects), 'label')} to look at, the most suspicious first: "
             f"{printable(run_dir / 'suspects.csv')}"

@@ -29,12 +29,12 @@ import engine
 import model
 import registries
 import run_directory
-from data import duplicates, faces, images, label_fixes, splits, tables
+from data import csv_tables, duplicates, faces, images, label_fixes, splits, tables
 from labels import TASKS, scoring_task
 from runtime import loading
 from runtime.devices import free_memory, usable_processors
 from runtime.errors import DistInfo, RunError, UserError, plural, printable, warn, warn_counted
-from runtime.files import atomic_write, csv_cell, remove_stale_writes
+from runtime.files import remove_stale_writes
 from utils import derive_seed
 
 MAX_CACHE_FRACTION = 0.7  # of the free memory that --cache ram may take
@@ -296,7 +296,8 @@ def warn_of_duplicates(run_dir: Path, parts: Sequence[pd.DataFrame]) -> None:
     ]
     if not pairs:
         return
-    duplicates.write_pairs(run_dir / "duplicates.csv", pairs)
+    table = pd.DataFrame(pairs, columns=["first", "second", "distance"])
+    csv_tables.write_csv(run_dir / "duplicates.csv", table, "%.4f")
     warn_counted(
         [f"{a} and {b}" for a, b, _ in pairs],
         "nearly the same photograph under two people's names, a leak between "
@@ -307,11 +308,8 @@ def warn_of_duplicates(run_dir: Path, parts: Sequence[pd.DataFrame]) -> None:
 def write_folds(context: RunContext) -> None:
     """folds.csv: who is held out in which fold."""
     people = context.table.drop_duplicates("person")[["person", "gender", "ageg", "fold"]]
-    shown = people.assign(
-        person=people["person"].map(csv_cell), fold=people["fold"].map(lambda f: "" if f < 0 else f)
-    )
-    with atomic_write(context.run_dir / "folds.csv", "w") as file:
-        shown.to_csv(file, index=False)
+    folds = people["fold"].map(lambda fold: "" if fold < 0 else fold)
+    csv_tables.write_csv(context.run_dir / "folds.csv", people.assign(fold=folds))
 
 
 def describe_data(context: RunContext) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 import config
 import train
-from data import duplicates, label_fixes, tables
+from data import csv_tables, duplicates, label_fixes, tables
 from labels import GENDERS
 from reporting import label_issues
 from runtime.errors import UserError
@@ -100,7 +100,7 @@ def test_a_table_of_one_gender_has_no_gender_suspects() -> None:
 
 def test_suspects_are_written_as_they_are(tmp_path: Path) -> None:
     found = label_issues.find_label_issues(*answered())
-    label_issues.write_suspects(tmp_path / "suspects.csv", found)
+    csv_tables.write_csv(tmp_path / "suspects.csv", found, "%.2f")
     again = pd.read_csv(tmp_path / "suspects.csv", dtype={"person": str})
     assert list(again.columns) == label_issues.COLUMNS
     assert again["file"].tolist() == found["file"].tolist()

@@ -37,13 +37,13 @@ import submit_ensemble
 import submit_singular
 import train
 from data import images, label_fixes, tables
+from data.csv_tables import csv_cell
 from inference import predictor, submission
 from labels import TASKS
 from reporting import label_issues, summary
 from runtime import loading
 from runtime.cli import run_script
 from runtime.errors import UserError
-from runtime.files import csv_cell
 from tests.helpers import fuzz_readers, support
 from training import fold_state
 from training import run as training_run

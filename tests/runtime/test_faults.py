@@ -14,7 +14,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import zipfile
 from collections.abc import Callable
@@ -255,9 +254,9 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_long_part(
     below = tmp_path / "file" / "out"
     monkeypatch.setattr(engine, "predict", lambda *_: pytest.fail("predicted"))
     monkeypatch.setattr(engine, "train_one_epoch", lambda *_: pytest.fail("trained"))
-    with pytest.raises(UserError, match="out.*Not a directory.*--save-path"):
+    with pytest.raises(UserError, match="out.*file is not a writable folder.*--save-path"):
         train.main(words(root, below))
-    with pytest.raises(UserError, match=f"--save-path {below}: .* cannot be written to"):
+    with pytest.raises(UserError, match=f"{below}: .*file is not a writable folder.*--save-path"):
         submit_ensemble.main(answered(tree, eval_root, below))
 
 
@@ -268,8 +267,8 @@ def test_a_folder_that_becomes_read_only_is_named(
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     with monkeypatch.context() as patch:
-        patch.setattr(tempfile, "mkstemp", tempfile.mkstemp)
-        at_call(tempfile, "mkstemp", 7, refuse)
+        patch.setattr(os, "replace", os.replace)
+        at_call(os, "replace", 7, refuse)
         with pytest.raises(
             RunError, match=r"fold00/.*: cannot be written \(Read-only file system\)"
         ):
@@ -360,7 +359,7 @@ def test_a_killed_worker_is_named_and_the_run_goes_on_from_there(
     ).end()
     assert (code, len(lines)) == (1, 1)
     assert "a process that reads photographs was lost" in lines[0]
-    assert "--resume goes on" in lines[0]
+    assert "go on with --resume" in lines[0]
     check_whole(tmp_path)
     assert train.main(words(root, tmp_path, "--resume")) == 0
     assert fault_runs.result(tmp_path) == unbroken

@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -342,7 +341,8 @@ def test_a_rank_that_a_platform_left_silences_nothing(
 ) -> None:
     """(16.19) A process is one of several for its warnings exactly where it is for its work."""
     launched(**left)
-    assert distributed.init_distributed() == DistInfo()
+    with distributed.distributed() as info:
+        assert info == DistInfo()
     assert is_rank_zero()
     warn_counted(["a.jpg"], "photographs left out")
     assert (
@@ -356,7 +356,7 @@ def test_a_rank_that_a_platform_left_silences_nothing(
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"RANK": "one"}, "RANK=one: is no whole number; start with torchrun, or unset"),
+        ({"RANK": "one"}, "RANK=one, .*: do not fit each other; start with torchrun, or unset"),
         ({"WORLD_SIZE": "2.0"}, "WORLD_SIZE=2.0"),
         ({"LOCAL_RANK": "-1"}, "LOCAL_RANK=-1"),
         ({"RANK": "2"}, "RANK=2, WORLD_SIZE=2, .*: do not fit each other"),
@@ -371,8 +371,8 @@ def test_variables_that_torchrun_never_sets_are_refused_in_a_line(
 ) -> None:
     """(16.19)"""
     launched(**{**TORCHRUN, **change})
-    with pytest.raises(UserError, match=told):
-        distributed.init_distributed()
+    with pytest.raises(UserError, match=told), distributed.distributed():
+        pass
     assert run_script(train.main, "train.py") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("train.py: error: environment variable")
@@ -406,13 +406,16 @@ def test_free_disk_is_read_where_there_is_no_statvfs(
     assert run_directory.free_disk_bytes(tmp_path / "still" / "to be made") == 5
 
 
-def test_on_windows_no_process_is_asked_by_a_signal(
+def test_what_a_killed_process_was_writing_is_deleted_an_hour_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """(16.22) There os.kill(pid, 0) would end it; an open file cannot be deleted, and stays."""
-    mine = f".writing-{socket.gethostname()}-{os.getpid()}"
-    for name in ("open", "left"):
-        (tmp_path / f"{mine}-{name}").write_text("")
+    """(16.22) No process is asked by a signal: on Windows os.kill(pid, 0) would end it. There an
+    open file cannot be deleted, and stays.
+    """
+    for name in ("open", "left", "fresh"):
+        (tmp_path / f".writing-{name}").write_text("")
+        if name != "fresh":
+            os.utime(tmp_path / f".writing-{name}", (0, 0))
     plain = Path.unlink
 
     def unlink(path: Path, missing_ok: bool = False) -> None:
@@ -423,9 +426,10 @@ def test_on_windows_no_process_is_asked_by_a_signal(
     with monkeypatch.context() as patch:
         patch.setattr(os, "kill", lambda *_: pytest.fail("ended it"))
         patch.setattr(Path, "unlink", unlink)
-        patch.setattr(sys, "platform", "win32")
         remove_stale_writes(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [f"{mine}-open"]
+        assert {path.name for path in tmp_path.iterdir()} == {".writing-open", ".writing-fresh"}
+        remove_stale_writes(tmp_path, is_locked=True)
+        assert {path.name for path in tmp_path.iterdir()} == {".writing-open"}
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE])
