@@ -270,14 +270,13 @@ def check_finite(module: nn.Module, source: str) -> None:
         raise UserError(f"{source}: {bad} holds NaN or infinity; use another file")
 
 
-def build_from_checkpoint(
-    info: checkpoint.CheckpointInfo, weights: backbones.StateDict, source: str
-) -> nn.Module:
+def build_from_checkpoint(stored: checkpoint.Checkpoint) -> nn.Module:
     """The network of a checkpoint, without a download. Raises UserError where the weights do not
     fit, or are NaN or infinite.
     """
+    info, source = stored.info, str(stored.path)
     network = build(info.model, info.task, info.backbone, info.padding)
-    load_weights(network, weights, source)
+    load_weights(network, stored.weights, source)
     check_finite(network, source)
     return network
 
@@ -307,8 +306,7 @@ def load_for_training(
     Returns the names of the layers that start afresh.
     """
     source, info = f"--load-state-dict {start.path}", start.info
-    one_head = not registries.MODELS[name].heads
-    if info is None or info.model != name or info.task == task or not one_head:
+    if info.model != name or info.task == task or registries.MODELS[name].heads:
         load_weights(network, start.weights, source)
         return []
     prefix = f"{network.trunk}."

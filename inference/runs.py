@@ -12,6 +12,7 @@ import numpy as np
 import ensemble
 import out_of_fold
 import run_directory
+from checkpoint import Checkpoint
 from inference import members
 from labels import PARTS
 from out_of_fold import OutOfFold
@@ -25,7 +26,7 @@ class Run:
     path: Path
     name: str  # its folder's, made distinct
     task: str  # what it was trained for
-    members: list[members.Member]
+    members: list[Checkpoint]
 
 
 def load_runs(roots: Sequence[str] | None, top_k: int, task: str) -> list[Run]:

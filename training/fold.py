@@ -261,7 +261,7 @@ class FoldTrainer:
 
     def save_checkpoint(self, validation: history.ValidationResult) -> None:
         """Save the weights where this epoch is among the fold's best."""
-        context, s = self.context, self.context.optim
+        context = self.context
         data, network = context.data, context.model
         scores = validation.scores[data.task]
         info = checkpoint.CheckpointInfo(
@@ -278,8 +278,7 @@ class FoldTrainer:
             history.score_dict(scores),
             sorted(set(context.table["person"].iloc[self.valid_rows])),
         )
-        training = checkpoint.Hyperparameters(s.batch_size, s.lr, s.optim_type, s.loss_type, s.seed)
-        name = checkpoint.file_name(info, training)
+        name = checkpoint.file_name(info, context.optim)
         checkpoint.save_if_best(
             context.fold_dir(self.number),
             self.state.kept,

@@ -33,6 +33,7 @@ import torch
 from PIL import Image
 
 import checkpoint
+import config
 import ensemble
 import metrics
 import optim
@@ -247,7 +248,7 @@ def checkpoints(folder: Path) -> list[Reader]:
     whole = (folder / "whole.pth").read_bytes()
     bare = saved(lambda f: torch.save(weights, f))
     old = saved(lambda f: torch.save(weights, f, _use_new_zipfile_serialization=False))
-    name = checkpoint.file_name(info, checkpoint.Hyperparameters(32, 1e-5, "adam", "focalloss", 42))
+    name = checkpoint.file_name(info, config.OptimSettings(lr=1e-5, loss_type="focalloss"))
     run = {
         "started": "2026-11-23T23:15:00",
         "settings": {"task": "main"},

@@ -521,7 +521,7 @@ def copied(tree: Path, tmp_path: Path) -> Path:
 
 
 def best(tree: Path, fold: int) -> Path:
-    return checkpoint.load_ranked(tree / f"fold{fold:02d}")[0][0].path
+    return checkpoint.load_ranked(tree / f"fold{fold:02d}")[0].path
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
