@@ -158,8 +158,7 @@ class FoldTrainer:
 
     def train_epoch(self, loader: loading.Loader) -> history.TrainFigures:
         """Train what is left of the current epoch."""
-        model.freeze(self.network, self.state.epoch < self.context.optim.freeze)
-        model.train_mode(self.network)
+        model.train_mode(self.network, frozen=self.state.epoch < self.context.optim.freeze)
         self.batches.epoch, self.batches.start = self.state.epoch, self.state.step
         running = metrics.RunningLoss(self.context.compute.device, self.state.sums)
         network: nn.Module = self.compiled
