@@ -54,8 +54,7 @@ def _tuned(network: Any) -> Any:
 
 def resnet(name: str, padding: int | None) -> nn.Module:
     """torchvision's ResNet; its padding does not depend on the image size."""
-    network: nn.Module = get_model(name, weights=None)
-    return network
+    return get_model(name, weights=None)
 
 
 def efficientnet_weights(name: str) -> StateDict:
@@ -151,6 +150,5 @@ def backbone_weights(backbone: str, source: str) -> StateDict | None:
         return None
     if source == "imagenet":
         entry = registries.backbone_entry(backbone)
-        weights: StateDict = registries.import_target(entry.weights)(backbone)
-        return weights
+        return registries.import_target(entry.weights)(backbone)
     return checkpoint.load_checkpoint(Path(source)).weights  # not mapped: every fold reads it

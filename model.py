@@ -151,14 +151,12 @@ def build(name: str, task: str, backbone: str, padding: int | None) -> nn.Module
     """
     trunk = registries.import_target(registries.backbone_entry(backbone).target)(backbone, padding)
     heads = {head: head_spec(head).outputs for head in registries.trained_heads(name, task)}
-    model: nn.Module = registries.import_target(registries.MODELS[name].target)(trunk, heads)
-    return model
+    return registries.import_target(registries.MODELS[name].target)(trunk, heads)
 
 
 def trunk_of(model: nn.Module) -> nn.Module:
     """The model's backbone."""
-    trunk: nn.Module = getattr(model, str(model.trunk))
-    return trunk
+    return getattr(model, str(model.trunk))
 
 
 def set_output_bias(model: nn.Module, value: float) -> None:
@@ -275,8 +273,7 @@ def build_from_checkpoint(stored: checkpoint.Checkpoint) -> nn.Module:
 
 def to_device(network: nn.Module, device: torch.device) -> nn.Module:
     """Move a network to where it runs, its weights channels last in memory, as the images are."""
-    placed: nn.Module = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return placed
+    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def compile_model(network: nn.Module, alone: bool = True) -> nn.Module:

@@ -69,7 +69,7 @@ def mixture_lines(runs: Sequence[Run], task: str) -> list[str]:
     no_score = "out of fold: the mixture has no score: "
     oofs: list[OutOfFold] = []
     for run in runs:
-        oof = out_of_fold.read_sorted_oof(run.path, run.task)
+        oof = out_of_fold.read_oof(run.path, run.task)
         if oof is None:
             return [f"{no_score}{run.name} has no {out_of_fold.OOF_FILE}; finish its training"]
         oofs.append(oof)

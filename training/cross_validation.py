@@ -233,7 +233,7 @@ def estimate_cost(context: RunContext) -> list[str]:
     for _ in range(2):  # the first batch pays for what happens once
         start = time.monotonic()
         loader = loading.make_loader(trainer.train_set, batches, 0, device)
-        running = metrics.RunningLoss(device)
+        running = engine.RunningLoss(device)
         engine.train_one_epoch(trainer.compiled, trainer.optimizer, loader, epoch, running)
         seconds = time.monotonic() - start
     per_image = seconds / len(batches.indices)

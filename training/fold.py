@@ -160,7 +160,7 @@ class FoldTrainer:
         """Train what is left of the current epoch."""
         model.train_mode(self.network, frozen=self.state.epoch < self.context.optim.freeze)
         self.batches.epoch, self.batches.start = self.state.epoch, self.state.step
-        running = metrics.RunningLoss(self.context.compute.device, self.state.sums)
+        running = engine.RunningLoss(self.context.compute.device, self.state.sums)
         network: nn.Module = self.compiled
         if self.context.compute.world > 1:
             # wrapped anew for each epoch: DDP must know which parameters learn
@@ -175,7 +175,7 @@ class FoldTrainer:
         mean, accuracy, _ = running.read()
         return history.TrainFigures(mean, accuracy, speed)
 
-    def after_step(self, running: metrics.RunningLoss, done: int) -> None:
+    def after_step(self, running: engine.RunningLoss, done: int) -> None:
         """Save the state when the last one is old, or when asked to stop; then raise Stopped.
 
         running: the epoch's counts; done: its steps that are complete.
@@ -200,7 +200,7 @@ class FoldTrainer:
                 f"with --resume goes on from there ({self.context.run_dir})",
             )
 
-    def check_finite(self, running: metrics.RunningLoss) -> None:
+    def check_finite(self, running: engine.RunningLoss) -> None:
         """Raise Diverged where a loss was NaN or infinite."""
         step = running.first_bad()
         if step is not None:

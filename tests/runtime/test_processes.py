@@ -19,7 +19,6 @@ import config
 import dataset
 import engine
 import ensemble
-import metrics
 import registries
 import submit_ensemble
 import train
@@ -393,7 +392,7 @@ def test_a_shared_epoch_taken_up_in_its_middle_counts_what_all_had_seen(
     words = [*common, "--save-path", str(tmp_path / "broken")]
     plain = training_fold.FoldTrainer.after_step
 
-    def dying(trainer: training_fold.FoldTrainer, running: metrics.RunningLoss, done: int) -> None:
+    def dying(trainer: training_fold.FoldTrainer, running: engine.RunningLoss, done: int) -> None:
         plain(trainer, running, done)
         if done == 4:
             os._exit(9)
