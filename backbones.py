@@ -26,9 +26,7 @@ StateDict = dict[str, Tensor]
 
 
 def efficientnet(name: str, padding: int | None) -> nn.Module:
-    """efficientnet_pytorch's network, its padding fixed for inputs of `padding` pixels (None: the
-    library's default).
-    """
+    """efficientnet_pytorch's network, padded for inputs of `padding` pixels (None: its default)."""
     size = padding or EfficientNet.get_image_size(name)
     return _tuned(EfficientNet.from_name(name, image_size=size))
 
@@ -85,9 +83,7 @@ def _import_optional(module: str, package: str) -> Any:
 
 
 def timm_backbone(name: str, padding: int | None) -> nn.Module:
-    """A network of timm with 1000 outputs. Raises UserError for an unknown one, and for one that
-    does not take this image size.
-    """
+    """A network of timm with 1000 outputs. Raises UserError for an unknown one or image size."""
     timm, timm_name = _import_optional("timm", "timm"), name.removeprefix(registries.TIMM)
     side = padding or 224
     try:
@@ -144,9 +140,7 @@ def published_weights(name: str, url: str) -> StateDict:
 
 
 def backbone_weights(backbone: str, source: str) -> StateDict | None:
-    """The backbone's state dict from `--pretrained`: imagenet, none (returns None) or a file.
-    Raises UserError.
-    """
+    """The state dict of `--pretrained`: imagenet, a file, or none (None). Raises UserError."""
     if source == "none":
         return None
     if source == "imagenet":

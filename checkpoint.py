@@ -91,9 +91,7 @@ def model_names() -> dict[str, str]:
 
 
 def info_from_values(values: Mapping[str, str]) -> CheckpointInfo | None:
-    """Of a file without metadata, by the values in its name; None where one of them is invalid.
-    Backbone, image size and padding are the original entry's.
-    """
+    """Of a file without metadata, by the values in its name; None where one is invalid."""
     values = {
         "transform": "base",
         "fold": "0",
@@ -233,9 +231,7 @@ FIELD_CHECKS: dict[str, Callable[[Any], bool]] = {
 
 
 def checked_info(plain: Any) -> CheckpointInfo:
-    """A checkpoint's metadata. Raises ValueError where it is of wrong types, out of range, or names
-    something unknown.
-    """
+    """A checkpoint's metadata. Raises ValueError for values that FIELD_CHECKS refuses."""
     if not isinstance(plain, dict):
         raise ValueError("metadata is missing")
     for name, is_valid in FIELD_CHECKS.items():
@@ -293,9 +289,7 @@ def save_if_best(
     info: CheckpointInfo,
     top: int,
 ) -> None:
-    """Save the new checkpoint if it is among the `top` best, and update `kept`. The file that it
-    displaces stays until `delete_displaced`.
-    """
+    """Save a checkpoint if it is among the `top` best, and update `kept`; it deletes none."""
     ranked = sorted([*kept, new], key=rank)
     if new not in ranked[top:]:
         save_checkpoint(folder / new.file, weights, info)
@@ -303,10 +297,7 @@ def save_if_best(
 
 
 def delete_displaced(folder: Path, kept: list[KeptCheckpoint]) -> None:
-    """Delete a fold's checkpoints that are not among its best.
-
-    Call it after the state that lists `kept` is on the disk, so that every listed file exists.
-    """
+    """Delete checkpoints that are not in `kept`. The state that lists `kept` must be saved first."""
     files = {best.file for best in kept}
     for path in folder.glob("*.pth"):
         if path.name not in files and FILE_NAME.fullmatch(path.name):

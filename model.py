@@ -86,9 +86,7 @@ class Factorised(nn.Module):
 
 
 class Attention(nn.Module):
-    """8-head self-attention over the states of an image, with a residual: [batch, states, 64] ->
-    the same shape. Vaswani et al. 2017, arXiv:1706.03762.
-    """
+    """8-head self-attention over states [batch, states, 64], with a residual. arXiv:1706.03762."""
 
     def __init__(self, width: int = 64, parts: int = 8) -> None:
         super().__init__()
@@ -107,9 +105,7 @@ class Attention(nn.Module):
 
 
 class MultiLabelTHANet(nn.Module):
-    """backbone -> BatchNorm, Dropout -> a state of 64 per label set -> self-attention over the
-    states -> their outputs.
-    """
+    """backbone -> BatchNorm, Dropout -> a state of 64 per label set -> attention -> outputs."""
 
     trunk = "backbone"
     parts = ("mask", "ageg", "gender")
@@ -146,9 +142,7 @@ class MultiClassTHANet(MultiLabelTHANet):
 
 
 def build(name: str, task: str, backbone: str, padding: int | None) -> nn.Module:
-    """A registered model with the heads that it trains for a task, its weights drawn from torch's
-    generator.
-    """
+    """A registered model with the heads that it trains for a task, its weights drawn by torch."""
     trunk = registries.import_target(registries.backbone_entry(backbone).target)(backbone, padding)
     heads = {head: head_spec(head).outputs for head in registries.trained_heads(name, task)}
     return registries.import_target(registries.MODELS[name].target)(trunk, heads)
@@ -160,11 +154,7 @@ def trunk_of(model: nn.Module) -> nn.Module:
 
 
 def set_output_bias(model: nn.Module, value: float) -> None:
-    """Let a regression start at this value, so that no epoch is spent on finding its level.
-
-    Its head is the last linear layer with one output outside the backbone; a model without one is
-    left alone.
-    """
+    """Let a regression start at this value, by the last one-output layer outside the backbone."""
     in_trunk = set(trunk_of(model).modules())
     layers = [m for m in model.modules() if isinstance(m, nn.Linear) and m not in in_trunk]
     heads = [layer for layer in layers if layer.out_features == 1 and layer.bias is not None]
@@ -176,9 +166,7 @@ def set_output_bias(model: nn.Module, value: float) -> None:
 
 
 def with_prefix_of(own: backbones.StateDict, weights: backbones.StateDict) -> backbones.StateDict:
-    """Weights under the prefix that all of a module's own names carry, which
-    `checkpoint.load_checkpoint` drops.
-    """
+    """Weights under the prefix of all of a module's own names, which `find_state_dict` drops."""
     prefix = weight_files.common_prefix(own)
     if not prefix or any(name.startswith(prefix) for name in weights):
         return weights
@@ -261,9 +249,7 @@ def check_finite(module: nn.Module, source: str) -> None:
 
 
 def build_from_checkpoint(stored: checkpoint.Checkpoint) -> nn.Module:
-    """The network of a checkpoint, without a download. Raises UserError where the weights do not
-    fit, or are NaN or infinite.
-    """
+    """The network of a checkpoint. Raises UserError for weights that do not fit or hold NaN."""
     info, source = stored.info, str(stored.path)
     network = build(info.model, info.task, info.backbone, info.padding)
     load_weights(network, stored.weights, source)
@@ -355,9 +341,7 @@ def probabilities(outputs: dict[str, Tensor], task: str) -> Tensor:
 
 
 class Spread(nn.Module):
-    """`main` from a network that knows one part of it: the classes of the other parts are equally
-    likely.
-    """
+    """`main` from a network that knows one part of it; the others' classes are equally likely."""
 
     def __init__(self, network: nn.Module, part: str) -> None:
         super().__init__()
