@@ -1,4 +1,4 @@
-"""Checkpoints: file names, contents, safe reading, the N best of a fold."""
+"""Checkpoints: their file names, what they hold, the N best of a fold."""
 
 from __future__ import annotations
 
@@ -92,27 +92,14 @@ def model_names() -> dict[str, str]:
 
 def info_from_values(values: Mapping[str, str]) -> CheckpointInfo | None:
     """Of a file without metadata, by the values in its name; None where one is invalid."""
-    values = {
-        "transform": "base",
-        "fold": "0",
-        "epoch": "0",
-        "macro_f1": "0",
-        "loss": "0",
-        **values,
-    }
     try:
         model = model_names()[values["model"]]
+        fold, epoch = (int(values.get(name, 0)) for name in ("fold", "epoch"))
+        macro_f1, loss = (float(values.get(name, 0)) for name in ("macro_f1", "loss"))
+        transform, backbone = values.get("transform", "base"), registries.MODELS[model].backbone
+        # image size and padding are the original entry's
         info = CheckpointInfo(
-            model,
-            values["task"],
-            values["transform"],
-            registries.MODELS[model].backbone,
-            image_size=224,
-            padding=None,
-            fold=int(values["fold"]),
-            epoch=int(values["epoch"]),
-            macro_f1=float(values["macro_f1"]),
-            loss=float(values["loss"]),
+            model, values["task"], transform, backbone, 224, None, fold, epoch, macro_f1, loss
         )
         return checked_info(vars(info))
     except (KeyError, ValueError):
@@ -207,7 +194,7 @@ def _is_backbone(value: Any) -> bool:
 
 
 def _between(kind: type, low: float, high: float) -> Callable[[Any], bool]:
-    return lambda value: type(value) in (kind,) and low <= value <= high
+    return lambda value: type(value) in [kind] and low <= value <= high
 
 
 # which values a checkpoint's metadata may have
@@ -297,7 +284,7 @@ def save_if_best(
 
 
 def delete_displaced(folder: Path, kept: list[KeptCheckpoint]) -> None:
-    """Delete checkpoints that are not in `kept`. The state that lists `kept` must be saved first."""
+    """Delete checkpoints that are not in `kept`; the state that lists `kept` must be saved by then."""
     files = {best.file for best in kept}
     for path in folder.glob("*.pth"):
         if path.name not in files and FILE_NAME.fullmatch(path.name):
