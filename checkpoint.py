@@ -284,7 +284,7 @@ def save_if_best(
 
 
 def delete_displaced(folder: Path, kept: list[KeptCheckpoint]) -> None:
-    """Delete checkpoints that are not in `kept`; the state that lists `kept` must be saved by then."""
+    """Delete checkpoints that are not in `kept`, when the state that lists `kept` is saved."""
     files = {best.file for best in kept}
     for path in folder.glob("*.pth"):
         if path.name not in files and FILE_NAME.fullmatch(path.name):
