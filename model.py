@@ -180,8 +180,17 @@ def _form(tensor: Tensor | None) -> str:
     return f"{'float' if tensor.is_floating_point() else tensor.dtype} {list(tensor.shape)}"
 
 
+def first_non_finite(module: nn.Module) -> str:
+    """The first tensor of a module that holds NaN or infinity, by name; empty where none does."""
+    return next(
+        (name for name, t in module.state_dict().items() if not bool(torch.isfinite(t).all())), ""
+    )
+
+
 def load_weights(module: nn.Module, weights: backbones.StateDict, source: str) -> None:
-    """Load a whole state dict. Raises UserError naming the first three that do not match."""
+    """Load a whole state dict. Raises UserError naming the first three that do not match, or the
+    first that holds NaN or infinity.
+    """
     if not weight_files.is_state_dict(weights):
         raise UserError(f"{source}: holds no state dict; use another file")
     own = module.state_dict()
@@ -212,6 +221,8 @@ def load_weights(module: nn.Module, weights: backbones.StateDict, source: str) -
         raise UserError(
             f"{source}: its weights cannot be loaded ({reason(error)}); use another file"
         ) from None
+    if bad := first_non_finite(module):
+        raise UserError(f"{source}: {bad} holds NaN or infinity; use another file")
 
 
 def load_backbone(trunk: nn.Module, weights: backbones.StateDict, source: str) -> None:
@@ -234,26 +245,11 @@ def load_backbone(trunk: nn.Module, weights: backbones.StateDict, source: str) -
         warn(f"{source}: {note}")
 
 
-def first_non_finite(module: nn.Module) -> str:
-    """The first tensor of a module that holds NaN or infinity, by name; empty where none does."""
-    return next(
-        (name for name, t in module.state_dict().items() if not bool(torch.isfinite(t).all())), ""
-    )
-
-
-def check_finite(module: nn.Module, source: str) -> None:
-    """Raise UserError where weights from a file hold NaN or infinity."""
-    bad = first_non_finite(module)
-    if bad:
-        raise UserError(f"{source}: {bad} holds NaN or infinity; use another file")
-
-
 def build_from_checkpoint(stored: checkpoint.Checkpoint) -> nn.Module:
     """The network of a checkpoint. Raises UserError for weights that do not fit or hold NaN."""
-    info, source = stored.info, str(stored.path)
+    info = stored.info
     network = build(info.model, info.task, info.backbone, info.padding)
-    load_weights(network, stored.weights, source)
-    check_finite(network, source)
+    load_weights(network, stored.weights, str(stored.path))
     return network
 
 
