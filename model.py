@@ -1,4 +1,4 @@
-"""Networks: heads on a backbone, loading their weights, and what their outputs answer.
+"""Networks: heads on a backbone, loading their weights, probabilities from their outputs.
 
 A model takes images [batch, 3, side, side] and returns {head: outputs [batch, classes]}. `trunk`
 names the attribute that holds its backbone, a network of 1000 outputs.
@@ -206,7 +206,7 @@ def load_weights(module: nn.Module, weights: backbones.StateDict, source: str) -
     if problems and "attention.project.weight" in own and "attention.project.weight" not in weights:
         raise UserError(
             f"{source}: holds no {type(module).__name__} of this toolkit, and one of the original "
-            "entry cannot be loaded, as its attention differs by design; train the model anew, or "
+            "entry cannot be loaded, as its attention differs by design; train it again, or "
             "name the file's own --model-type"
         )
     if problems:
@@ -237,7 +237,9 @@ def load_backbone(trunk: nn.Module, weights: backbones.StateDict, source: str) -
     differs = stored is not None and stored.shape[:1] != (1000,)
     if last and (stored is None or (differs and stored.shape[1:] == own[last].shape[1:])):
         outputs = "no weights" if stored is None else f"{len(stored)} outputs for 1000"
-        note = f"has {outputs} in the last layer ({layer}), which starts afresh; the rest is taken"
+        note = (
+            f"has {outputs} in the last layer ({layer}), which starts at random; the rest is loaded"
+        )
         kept = {name: value for name, value in own.items() if name.rpartition(".")[0] == layer}
         weights = {**weights, **kept}
     load_weights(trunk, weights, source)
@@ -274,7 +276,7 @@ def load_for_training(
     """Load a checkpoint to train on from: its backbone where the same model was trained for another
     task by the only head, else all of it. Raises UserError where the architectures differ.
 
-    Returns the names of the layers that start afresh.
+    Returns the names of the layers that start at random.
     """
     source, info = f"--load-state-dict {start.path}", start.info
     if info.model != name or info.task == task or registries.MODELS[name].heads:
@@ -310,16 +312,16 @@ def parameter_groups(model: nn.Module, backbone_scale: float) -> list[dict[str, 
 
 
 def can_predict(heads: tuple[str, ...], task: str) -> bool:
-    """Whether a model with these heads answers a task: by its own head, by an inner head, from
+    """Whether a model with these heads predicts a task: by its own head, by an inner head, from
     `main`, or `main` from its three parts.
     """
-    known = {answered for head in heads for answered in tasks_predicted_by(head)}
+    known = {name for head in heads for name in tasks_predicted_by(head)}
     knows_main = "main" in known or set(PARTS) <= known
     return task in known or (knows_main and bool(TASKS[task].from_main))
 
 
 def probabilities(outputs: dict[str, Tensor], task: str) -> Tensor:
-    """float32 [batch, classes] of a task, or a regression's values, from the heads that answer it.
+    """float32 [batch, classes] of a task, or a regression's values, from the heads that predict it.
 
     Without a head of its own, a task sums those classes of an inner head or of `main` that belong
     to each of its own. `main` without a head is the product of mask, gender and age group.
