@@ -230,21 +230,17 @@ def load_backbone(trunk: nn.Module, weights: backbones.StateDict, source: str) -
     that layer keeps its own weights, which a warning says. Raises UserError for other mismatches.
     """
     own = trunk.state_dict()
-    weights, note = with_prefix_of(own, weights), ""
+    weights = with_prefix_of(own, weights)
     wide = [name for name, value in own.items() if value.dim() > 1 and value.shape[0] == 1000]
     last = wide[-1] if wide else ""
     layer, stored = last.rpartition(".")[0], weights.get(last)
     differs = stored is not None and stored.shape[:1] != (1000,)
     if last and (stored is None or (differs and stored.shape[1:] == own[last].shape[1:])):
         outputs = "no weights" if stored is None else f"{len(stored)} outputs for 1000"
-        note = (
-            f"has {outputs} in the last layer ({layer}), which starts at random; the rest is loaded"
-        )
+        warn(f"{source}: has {outputs} in the last layer ({layer}), which starts at random")
         kept = {name: value for name, value in own.items() if name.rpartition(".")[0] == layer}
         weights = {**weights, **kept}
     load_weights(trunk, weights, source)
-    if note:
-        warn(f"{source}: {note}")
 
 
 def build_from_checkpoint(stored: checkpoint.Checkpoint) -> nn.Module:
