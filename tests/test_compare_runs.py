@@ -144,13 +144,20 @@ def test_time_is_known_of_runs_without_a_pause() -> None:
 
 
 def test_damaged_runs_are_listed_and_steer_no_terminal(
-    saved: Path, tree: Path, capsys: pytest.CaptureFixture[str]
+    saved: Path, tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = json.loads((saved / tree.name / "run.json").read_text())
-    content["settings"] |= {"task": "\x1b[31m", "lr": "\x1b[31m", "cv": [1, 2], "seed": None}
+    content["settings"] |= {
+        "task": "\x1b[31m",
+        "lr": "\x1b[31m",
+        "cv": [1, 2],
+        "optim_type": "=1+1",
+    }
     (saved / tree.name / "run.json").write_text(json.dumps(content))
     (saved / f"{tree.name}_better" / "oof.csv").write_text("file\n")
-    assert compare_runs.main([str(saved)]) == 0
+    out = tmp_path / "table.csv"
+    assert compare_runs.main([str(saved), "--csv", str(out)]) == 0
+    assert "'=1+1" in pd.read_csv(out)["--optim-type"].tolist()  # no formula in a spreadsheet
     printed = capsys.readouterr().out
     assert "\x1b" not in printed
     assert f"{tree.name}: its task is unknown" in printed

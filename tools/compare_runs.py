@@ -34,11 +34,12 @@ import ensemble
 import metrics
 import out_of_fold
 import run_directory
+from data.csv_tables import write_csv
 from labels import PARTS, TASKS
 from out_of_fold import OutOfFold
 from runtime.cli import duration, exit_when_reader_is_gone, run_script
 from runtime.errors import UserError, printable
-from runtime.files import atomic_write, check_output_file
+from runtime.files import check_output_file
 from runtime.options import Parser, flag
 
 MAX_PAIRS = 5  # that are listed
@@ -285,9 +286,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"against {run.name}, {f1}")
         print_table(table, DIFFERENCE_FORMATS)
     if args.csv:
-        # as numbers, +0.01 among them: no spreadsheet takes these names for formulas
-        with atomic_write(Path(args.csv), "w") as file:
-            table.to_csv(file, index=False)
+        write_csv(Path(args.csv), table)
     return 0
 
 
