@@ -136,9 +136,7 @@ def align(first: Image.Image, second: Image.Image) -> np.ndarray:
 
 
 def detail_vector(photo: Image.Image, box: np.ndarray) -> np.ndarray:
-    """The fine structure of a part of a thumbnail (less the mean of four pixels around), a unit
-    vector.
-    """
+    """A part of a thumbnail less the mean of four pixels around each, as a unit vector."""
     crop = crop_gray(photo, box, (WIDTH, HEIGHT))
     span = DETAIL_SPAN_PIXELS
     around = sum(np.roll(crop, shift, axis) for shift in (-span, span) for axis in (0, 1)) / 4

@@ -31,9 +31,7 @@ UNSUPPORTED_ERRNOS = (errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENOTSUP, er
 
 
 def read_file(path: str | Path, max_bytes: int = 1 << 30) -> bytes:
-    """The bytes of a regular file. Raises OSError for a larger one or anything else, and does not
-    wait for a pipe.
-    """
+    """The bytes of a regular file, no pipe or device. Raises OSError, also for a larger one."""
 
     def open_nonblocking(name: str, flags: int) -> int:
         return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
@@ -74,9 +72,7 @@ def create_folder(path: Path) -> None:
 
 
 def create_new_folder(parent: Path, name: str) -> Path:
-    """Make `parent/name`, or `parent/name-2`, `-3` ... where that exists. Raises UserError or
-    RunError.
-    """
+    """Make `parent/name`, or `parent/name-2`, `-3` ... where that exists. Raises CliError."""
     create_folder(parent)
     for attempt in range(1, 1000):
         path = parent / (name if attempt == 1 else f"{name}-{attempt}")
@@ -114,9 +110,7 @@ def zip_members(path: Path) -> list[zipfile.ZipInfo]:
 
 
 def load_npz(path: Path, remedy: str) -> dict[str, np.ndarray] | None:
-    """All arrays of an .npz, nothing unpickled; None where none exists. Raises UserError for
-    anything else, RunError where the machine failed.
-    """
+    """All arrays of an .npz, nothing unpickled; None where none exists. Raises CliError."""
     import numpy as np
 
     try:
