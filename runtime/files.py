@@ -33,10 +33,8 @@ UNSUPPORTED_ERRNOS = (errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENOTSUP, er
 def read_file(path: str | Path, max_bytes: int = 1 << 30) -> bytes:
     """The bytes of a regular file, no pipe or device. Raises OSError, also for a larger one."""
 
-    def open_nonblocking(name: str, flags: int) -> int:
-        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
-
-    with open(path, "rb", buffering=0, opener=open_nonblocking) as file:
+    no_wait = getattr(os, "O_NONBLOCK", 0)  # for a pipe's writer
+    with open(path, "rb", 0, opener=lambda name, flags: os.open(name, flags | no_wait)) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise OSError("no regular file")
@@ -126,8 +124,7 @@ def load_npz(path: Path, remedy: str) -> dict[str, np.ndarray] | None:
                 raise ValueError(f"{name} is no array")
             if array.dtype.kind == "U":  # numpy takes any number for a character
                 native = array.astype(array.dtype.newbyteorder("="))
-                codes = np.frombuffer(native.tobytes(), np.uint32)
-                if codes.size and codes.max() > sys.maxunicode:
+                if np.frombuffer(native.tobytes(), np.uint32).max(initial=0) > sys.maxunicode:
                     raise ValueError(f"{name} is no text")
         return arrays
     except FileNotFoundError:
@@ -137,15 +134,15 @@ def load_npz(path: Path, remedy: str) -> dict[str, np.ndarray] | None:
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:
+def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a temporary file beside `path`; at the end flush it to the disk and rename it, or remove
     it on an error. A reader sees the old file or the whole new one. Raises RunError.
     """
-    if "b" not in mode:  # a path in the text may be no valid Unicode
-        options = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "", **options}
+    # a path in the text may be no valid Unicode
+    text: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
     try:
-        with open(temporary, mode, **options) as file:
+        with open(temporary, mode, **({} if "b" in mode else text)) as file:
             yield file
             file.flush()
             fsync(file.fileno())
