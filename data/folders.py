@@ -53,10 +53,8 @@ def list_folder(folder: Path) -> dict[str, Path]:
         if not_text and (is_image_name(name) or path.is_dir()):
             raise UserError(f"{path}: its name is not UTF-8; rename it")
         if name in entries:
-            raise UserError(
-                f"{path}: {entries[name]} has the same name in another Unicode form or with other "
-                "spaces; rename one"
-            )
+            problem = "has the same name in another Unicode form or with other spaces"
+            raise UserError(f"{path}: {entries[name]} {problem}; rename one")
         entries[name] = path
     return entries
 
