@@ -79,9 +79,7 @@ def distinct_rows(*columns: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def list_images(root: Path, image_dir: Path) -> pd.DataFrame:
-    """Every photograph below `image_dir`, in folders of people or flat: person, shot, file, path.
-    Raises UserError.
-    """
+    """Every photograph below `image_dir`: person, shot, file, path. Raises UserError."""
     rows: list[tuple[str, str, str, str]] = []
     unnamed: list[str] = []
     others: list[str] = []
@@ -107,9 +105,7 @@ def list_images(root: Path, image_dir: Path) -> pd.DataFrame:
 
 
 def label_people(people: Sequence[str], table: Path | None, image_dir: Path) -> pd.DataFrame:
-    """person, gender, years of all people: from the table where one exists, else from their
-    folders' names. Raises UserError.
-    """
+    """person, gender, years of all people, from the table or else from their names."""
     by_name = {
         person: (gender_code(match["gender"]), float(match["age"]))
         for person in people
@@ -170,9 +166,7 @@ def unique_names(table: str | Path, column: pd.Series) -> dict[str, int]:
 
 
 def read_people(table: Path) -> pd.DataFrame:
-    """train.csv -> person (its path, NFC), gender (0, 1), years; indexed by row numbers. Raises
-    UserError.
-    """
+    """train.csv -> person (its path, NFC), gender (0, 1), years; indexed by row numbers."""
     raw = read_csv(table, ("gender", "age", "path"))
     names = unique_names(table, raw["path"])
     rows: list[tuple[str, int, float]] = []
@@ -190,9 +184,7 @@ def read_people(table: Path) -> pd.DataFrame:
 
 
 def read_eval(data_root: str | None) -> tuple[list[str], list[str]]:
-    """(names, paths) of the photographs to predict, in info.csv's order, or sorted by name. Raises
-    UserError.
-    """
+    """(names, paths) of the photographs to predict, in info.csv's order or sorted by name."""
     default = next((path for path in EVAL_ROOTS if path.is_dir()), EVAL_ROOTS[-1])
     root = Path(data_root) if data_root else default
     if root.is_file() and is_image_name(root.name):

@@ -31,14 +31,10 @@ UNSUPPORTED_ERRNOS = (errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENOTSUP, er
 
 
 def read_file(path: str | Path, max_bytes: int = 1 << 30) -> bytes:
-    """The bytes of a regular file. Raises OSError for a larger one or anything else, and does not
-    wait for a pipe.
-    """
+    """The bytes of a regular file, no pipe or device. Raises OSError, also for a larger one."""
 
-    def open_nonblocking(name: str, flags: int) -> int:
-        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
-
-    with open(path, "rb", buffering=0, opener=open_nonblocking) as file:
+    no_wait = getattr(os, "O_NONBLOCK", 0)  # for a pipe's writer
+    with open(path, "rb", 0, opener=lambda name, flags: os.open(name, flags | no_wait)) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise OSError("no regular file")
@@ -74,9 +70,7 @@ def create_folder(path: Path) -> None:
 
 
 def create_new_folder(parent: Path, name: str) -> Path:
-    """Make `parent/name`, or `parent/name-2`, `-3` ... where that exists. Raises UserError or
-    RunError.
-    """
+    """Make `parent/name`, or `parent/name-2`, `-3` ... where that exists. Raises CliError."""
     create_folder(parent)
     for attempt in range(1, 1000):
         path = parent / (name if attempt == 1 else f"{name}-{attempt}")
@@ -121,9 +115,7 @@ def zip_members(path: Path) -> list[zipfile.ZipInfo]:
 
 
 def load_npz(path: Path, remedy: str) -> dict[str, np.ndarray] | None:
-    """All arrays of an .npz, nothing unpickled; None where none exists. Raises UserError for
-    anything else, RunError where the machine failed.
-    """
+    """All arrays of an .npz, nothing unpickled; None where none exists. Raises CliError."""
     import numpy as np
 
     try:
@@ -139,8 +131,7 @@ def load_npz(path: Path, remedy: str) -> dict[str, np.ndarray] | None:
                 raise ValueError(f"{name} is no array")
             if array.dtype.kind == "U":  # numpy takes any number for a character
                 native = array.astype(array.dtype.newbyteorder("="))
-                codes = np.frombuffer(native.tobytes(), np.uint32)
-                if codes.size and codes.max() > sys.maxunicode:
+                if np.frombuffer(native.tobytes(), np.uint32).max(initial=0) > sys.maxunicode:
                     raise ValueError(f"{name} is no text")
         return arrays
     except FileNotFoundError:
@@ -150,15 +141,15 @@ def load_npz(path: Path, remedy: str) -> dict[str, np.ndarray] | None:
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:
+def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a temporary file beside `path`; at the end flush it to the disk and rename it, or remove
     it on an error. A reader sees the old file or the whole new one. Raises RunError.
     """
-    if "b" not in mode:  # a path in the text may be no valid Unicode
-        options = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "", **options}
+    # a path in the text may be no valid Unicode
+    text: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
     try:
-        with open(temporary, mode, **options) as file:
+        with open(temporary, mode, **({} if "b" in mode else text)) as file:
             yield file
             file.flush()
             fsync(file.fileno())
