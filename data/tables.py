@@ -80,9 +80,7 @@ def distinct_rows(*columns: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def list_images(root: Path, image_dir: Path) -> pd.DataFrame:
     """Every photograph below `image_dir`: person, shot, file, path. Raises UserError."""
-    rows: list[tuple[str, str, str, str]] = []
-    unnamed: list[str] = []
-    others: list[str] = []
+    rows, unnamed, others = list[tuple[str, str, str, str]](), list[str](), list[str]()
     for name, entry in list_folder(image_dir).items():
         in_folder = entry.is_dir()
         for path in list_folder(entry).values() if in_folder else [entry]:
@@ -132,9 +130,8 @@ def label_people(people: Sequence[str], table: Path | None, image_dir: Path) -> 
     warn_counted(unlisted, f"people left out, {table.name} has no row for them")
     rows = labels.itertuples(index=False)
     differ = [p for p, *given in rows if by_name.get(p, tuple(given)) != tuple(given)]
-    warn_counted(
-        differ, f"people whose folder's name and {table.name} disagree; the table is taken"
-    )
+    message = f"people whose folder's name and {table.name} disagree; the table is taken"
+    warn_counted(differ, message)
     return labels
 
 
@@ -153,15 +150,13 @@ def parse_years(text: str) -> float:
 def unique_names(table: str | Path, column: pd.Series) -> dict[str, int]:
     """{name in NFC: row number} of a column. Raises UserError for an empty or repeated name."""
     rows: dict[str, int] = {}
-    for number, text in column.items():
-        name, problem = nfc(text.strip()), ""
+    for number, name in column.map(lambda text: nfc(text.strip())).items():
         if not name:
-            problem = f"the {column.name} is empty"
-        elif name in rows:
-            problem = f"the {column.name} {name[:100]!r} is that of row {rows[name]} too"
-        if problem:
+            raise row_error(table, number, f"the {column.name} is empty")
+        first = rows.setdefault(name, number)
+        if first != number:
+            problem = f"the {column.name} {name[:100]!r} is that of row {first} too"
             raise row_error(table, number, problem)
-        rows[name] = number
     return rows
 
 
