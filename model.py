@@ -17,7 +17,7 @@ import backbones
 import checkpoint
 import registries
 from data import foreign_weights
-from labels import INNER_HEADS, PARTS, TASKS, head_spec, tasks_answered_by
+from labels import INNER_HEADS, PARTS, TASKS, head_spec, tasks_predicted_by
 from runtime.errors import UserError, plural, reason, warn
 
 # --- whole models
@@ -350,7 +350,7 @@ def can_answer(heads: tuple[str, ...], task: str) -> bool:
     """Whether a model with these heads answers a task: by its own head, by an inner head, from
     `main`, or `main` from its three parts.
     """
-    known = {answered for head in heads for answered in tasks_answered_by(head)}
+    known = {task for head in heads for task in tasks_predicted_by(head)}
     knows_main = "main" in known or set(PARTS) <= known
     return task in known or (knows_main and bool(TASKS[task].from_main))
 
@@ -365,7 +365,7 @@ def probabilities(outputs: dict[str, Tensor], task: str) -> Tensor:
         own = outputs[task].float()
         return own if head_spec(task).regression else own.softmax(1)
     for name in outputs:
-        if name in INNER_HEADS and task in INNER_HEADS[name].answers:
+        if name in INNER_HEADS and task in INNER_HEADS[name].predictions:
             return sum_class_groups(outputs[name].float().softmax(1), task, name)
     if "main" in outputs:
         return sum_class_groups(probabilities(outputs, "main"), task)
@@ -392,7 +392,7 @@ class Spread(nn.Module):
 @torch.inference_mode(False)
 def class_mapping(source: str, task: str, device: torch.device) -> Tensor:
     """int64 [classes]: the class of a task for each class of `source` (main or an inner head)."""
-    mapping = TASKS[task].from_main if source == "main" else INNER_HEADS[source].answers[task]
+    mapping = TASKS[task].from_main if source == "main" else INNER_HEADS[source].predictions[task]
     return torch.tensor(mapping, device=device)
 
 

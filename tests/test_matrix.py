@@ -31,7 +31,7 @@ import submit_singular
 import train
 from data import faces, images, tables
 from inference import submission
-from labels import TASKS, Task, tasks_answered_by
+from labels import TASKS, Task, tasks_predicted_by
 from runtime.errors import UserError
 from runtime.options import build_parser
 from tests.helpers import support
@@ -171,7 +171,7 @@ def test_a_pairwise_covering_set_trains_a_step_and_predicts(
     )
     network, task, *_ = combination
     for head in registries.trained_heads(network, task):
-        for told in tasks_answered_by(head):
+        for told in tasks_predicted_by(head):
             assert told == task or f"{told} F1 " in line
     predict = [
         "--root",

@@ -83,7 +83,7 @@ def finish_run(context: RunContext, failed: dict[int, str]) -> None:
     if missing:
         print(
             f"{plural(len(missing), 'fold is', 'folds are')} not complete yet "
-            f"({', '.join(missing)}); the run that completes the tree writes its table"
+            f"({', '.join(missing)}); the command that completes the run writes its scores"
         )
         return
     task = context.data.task

@@ -20,7 +20,7 @@ import metrics
 import model
 import optim
 import run_directory
-from labels import TASKS, head_spec, scoring_task, tasks_answered_by
+from labels import TASKS, head_spec, scoring_task, tasks_predicted_by
 from runtime import distributed, loading
 from runtime.cli import RemainingTime, StopSignal
 from runtime.errors import DistInfo, Stopped, UserError, plural, warn
@@ -404,5 +404,5 @@ def make_criterion(loss_type: str, head: str, labels: Tensor) -> nn.Module:
 
 def validated_tasks(context: RunContext) -> list[str]:
     """The task trained for first, then what the model's other heads answer."""
-    answered = [task for head in context.heads for task in tasks_answered_by(head)]
+    answered = [task for head in context.heads for task in tasks_predicted_by(head)]
     return list(dict.fromkeys([context.data.task, *answered]))
