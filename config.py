@@ -21,7 +21,7 @@ STRONG = {"cv": 5, "model_type": "Factorised", "transform_type": "facerandom"}
 STRONG |= {"loss_type": "crossentropyloss", "lr": 0.001}
 PRESETS: dict[str, Preset] = {
     "seed": Preset({"cv": 5, "transform_type": "tta", "lr": 0.001}, "the original winning entry"),
-    "strong": Preset(STRONG, "the best on the README's faces"),
+    "strong": Preset(STRONG, "the best on the faces of docs/results.md"),
 }
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 OVERSAMPLING = ("none", "repeat", "mixup")
@@ -166,7 +166,7 @@ class OptimSettings(Settings):
     )
     lr_scheduler: str = option(
         TRAINING,
-        "learning rate schedule; E: epochs of a cosine cycle",
+        "learning rate schedule; E: epochs of a cycle",
         "cosine",
         parse_schedule,
         metavar=SCHEDULE_FORMS,
