@@ -413,7 +413,7 @@ class EnsembleSettings(PredictSettings):
     tta: int | None = option(VOTING, "views (crops) of each image", None, Range(int, 1, 1000), "1")
     method: str = option(
         VOTING,
-        "softvoting: three means of the probabilities; hardvoting: the majority (also soft, hard)",
+        "softvoting: means of the probabilities; hardvoting: the majority (also soft, hard)",
         "softvoting",
         Choice(METHODS, {"soft": "softvoting", "hard": "hardvoting"}),
     )
