@@ -79,12 +79,10 @@ class Crop:
 
     def square(self, photo: Image.Image) -> Image.Image:
         """The middle square of the frame, 384 pixels wide."""
-        square: Image.Image = self.middle(self.frame(photo))
-        return square
+        return self.middle(self.frame(photo))
 
     def __call__(self, photo: Image.Image, box: Box | None = None) -> Image.Image:
-        cut: Image.Image = self.cut(self.square(photo))
-        return cut
+        return self.cut(self.square(photo))
 
 
 def base(size: int) -> Forms:
@@ -132,8 +130,7 @@ class FaceSteps:
     def __call__(self, photo: Image.Image, box: Box | None = None) -> Image.Image:
         square = face_square(photo, box or find_face(photo))
         face = photo.resize(self.size, Image.Resampling.BILINEAR, square, reducing_gap=3.0)
-        cut: Image.Image = self.crop(face)
-        return cut
+        return self.crop(face)
 
 
 def facecrop(size: int) -> Forms:
@@ -155,8 +152,7 @@ def facerandom(size: int) -> Forms:
 
 def forms(name: str, size: int) -> Forms:
     """The forms of a registered transform type at the network's size."""
-    transform_forms: Forms = registries.import_target(registries.TRANSFORMS[name].target)(size)
-    return transform_forms
+    return registries.import_target(registries.TRANSFORMS[name].target)(size)
 
 
 def pixels(photo: Image.Image) -> np.ndarray:

@@ -13,6 +13,7 @@ import torch
 from efficientnet_pytorch import EfficientNet
 from efficientnet_pytorch import utils as efficientnet_utils
 from torch import Tensor, nn
+from torchvision.models import get_model, get_model_weights
 
 import checkpoint
 import registries
@@ -53,10 +54,7 @@ def _tuned(network: Any) -> Any:
 
 def resnet(name: str, padding: int | None) -> nn.Module:
     """torchvision's ResNet; its padding does not depend on the image size."""
-    from torchvision.models import get_model
-
-    network: nn.Module = get_model(name, weights=None)
-    return network
+    return get_model(name, weights=None)
 
 
 def efficientnet_weights(name: str) -> StateDict:
@@ -72,8 +70,6 @@ def efficientnet_lite0_weights(name: str) -> StateDict:
 
 def resnet_weights(name: str) -> StateDict:
     """torchvision's first ImageNet weights, as the original entry used."""
-    from torchvision.models import get_model_weights
-
     return published_weights(name, get_model_weights(name)["IMAGENET1K_V1"].url)
 
 
@@ -95,15 +91,12 @@ def timm_backbone(name: str, padding: int | None) -> nn.Module:
     side = padding or 224
     try:
         network: nn.Module = timm.create_model(timm_name, pretrained=False, num_classes=1000)
-    except RuntimeError as error:
-        raise UserError(f"--backbone {name}: {reason(error)}; see timm.list_models()") from None
-    try:
         with torch.no_grad():
             network.eval()(torch.zeros(1, 3, side, side))
     except (AssertionError, RuntimeError) as error:
         raise UserError(
-            f"--backbone {name}: does not take --image-size {side} ({reason(error)}); use its own "
-            "size"
+            f"--backbone {name}: cannot be used with --image-size {side} ({reason(error)}); use "
+            "its own size, or one of timm.list_models()"
         ) from None
     return network.train()
 
@@ -126,14 +119,13 @@ def published_weights(name: str, url: str) -> StateDict:
     its SHA-256. Raises UserError.
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
-    prefix = path.stem.rpartition("-")[2]
+    prefix, timeout = path.stem.rpartition("-")[2], socket.getdefaulttimeout()
     if path.is_file():
         if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(prefix):
             warn(f"{path}: not the published file (another SHA-256); it is used as it is")
         return checkpoint.safe_load(path)
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
     try:
+        socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix, progress=True)
     except (OSError, RuntimeError) as error:  # also URLError
@@ -158,6 +150,5 @@ def backbone_weights(backbone: str, source: str) -> StateDict | None:
         return None
     if source == "imagenet":
         entry = registries.backbone_entry(backbone)
-        weights: StateDict = registries.import_target(entry.weights)(backbone)
-        return weights
+        return registries.import_target(entry.weights)(backbone)
     return checkpoint.load_checkpoint(Path(source)).weights  # not mapped: every fold reads it

@@ -196,8 +196,7 @@ class EpochBatchSampler(Sampler[list[tuple[int, int, int]]]):
 def seeded_permutation(count: int, *seed: Hashable) -> list[int]:
     """The numbers below `count` in a random order that the seed decides."""
     generator = torch.Generator().manual_seed(derive_seed(*seed))
-    order: list[int] = torch.randperm(count, generator=generator).tolist()
-    return order
+    return torch.randperm(count, generator=generator).tolist()
 
 
 def oversample_rows(rows: Sequence[int], classes: np.ndarray, seed: Hashable) -> list[int]:

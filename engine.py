@@ -5,6 +5,7 @@ submissions.
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,6 @@ from torch.optim import Optimizer
 
 import augmentation
 import dataset
-import metrics
 import model
 import optim
 from config import MachineSettings
@@ -55,6 +55,54 @@ def blend_labels(labels: Tensor, partners: Tensor) -> Tensor:
     return (labels + partners) / 2 if labels.is_floating_point() else labels
 
 
+class RunningLoss:
+    """The mean loss and accuracy of an epoch, summed in float64 on the device of the batches."""
+
+    def __init__(self, device: torch.device, sums: Sequence[float] = ()) -> None:
+        """sums: what an interrupted epoch had counted (see `kept`)."""
+        dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+        # losses, photographs, hits, whether hits are counted, the first step whose loss is NaN or
+        # infinite (-1: none)
+        start = list(sums) or [0.0, 0.0, 0.0, 0.0, -1.0]
+        self.sums = torch.tensor(start, dtype=dtype, device=device)
+
+    def add(
+        self,
+        loss: Tensor,
+        count: int,
+        step: int,
+        hits: Tensor | None = None,
+        total: Callable[[Tensor], object] | None = None,
+    ) -> None:
+        """loss: the mean of a batch of `count` photographs; hits: how many are predicted rightly;
+        total: sums a tensor in place over the processes that share the batch.
+        """
+        mean = loss.detach().to(self.sums.dtype)
+        right = mean.new_zeros(()) if hits is None else hits.to(mean.dtype)
+        is_bad = (~mean.isfinite()).to(mean.dtype)
+        new = torch.stack([mean * count, mean.new_full((), count), right, is_bad])
+        if total is not None:
+            total(new)
+        self.sums[:3] += new[:3]
+        if hits is not None:
+            self.sums[3] = 1
+        self.sums[4] = self.sums[4].where((self.sums[4] >= 0) | (new[3] == 0), step)
+
+    def kept(self) -> list[float]:
+        """All counts as plain numbers. Waits for the device."""
+        return self.sums.tolist()
+
+    def read(self) -> tuple[float, float, int]:
+        """(mean loss, accuracy or NaN without hits, photographs). Waits for the device."""
+        losses, count, hits, has_hits, _ = self.kept()
+        return losses / max(count, 1), hits / max(count, 1) if has_hits else math.nan, int(count)
+
+    def first_bad(self) -> int | None:
+        """The first step whose loss was not finite. Waits for the device."""
+        step = int(self.kept()[4])
+        return step if step >= 0 else None
+
+
 @dataclass(frozen=True)
 class EpochConfig:
     """What every epoch of a fold's training follows."""
@@ -68,15 +116,11 @@ class EpochConfig:
     scaler: torch.amp.GradScaler  # of half-precision gradients
     compute: Compute
     # called with the counts and the number of the epoch's steps that are done, after each
-    after_step: Callable[[metrics.RunningLoss, int], None] | None = None
+    after_step: Callable[[RunningLoss, int], None] | None = None
 
 
 def train_one_epoch(
-    network: nn.Module,
-    optimizer: Optimizer,
-    loader: Any,
-    config: EpochConfig,
-    running: metrics.RunningLoss,
+    network: nn.Module, optimizer: Optimizer, loader: Any, config: EpochConfig, running: RunningLoss
 ) -> float:
     """One pass over the loader's batches, from the sampler's `start` on; returns images a second.
 

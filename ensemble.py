@@ -113,8 +113,7 @@ def _passes(probabilities: np.ndarray) -> np.ndarray:
 
 def arithmetic(probabilities: np.ndarray) -> np.ndarray:
     """Mean over members and views -> [images, classes]."""
-    mean: np.ndarray = _passes(probabilities).mean(0)
-    return mean
+    return _passes(probabilities).mean(0)
 
 
 def geometric(probabilities: np.ndarray) -> np.ndarray:
@@ -142,12 +141,10 @@ def majority(probabilities: np.ndarray) -> np.ndarray:
     passes = _passes(probabilities)
     classes = passes.shape[2]
     if classes == 1:
-        median: np.ndarray = np.median(passes[:, :, 0], axis=0)
-        return median
+        return np.median(passes[:, :, 0], axis=0)
     votes = (passes.argmax(2)[:, :, None] == np.arange(classes)).sum(0)
     sums = np.where(votes == votes.max(1, keepdims=True), passes.sum(0), -np.inf)
-    winner: np.ndarray = sums.argmax(1)
-    return winner
+    return sums.argmax(1)
 
 
 def decide(task: str, probabilities: np.ndarray) -> np.ndarray:
@@ -176,8 +173,7 @@ def member_predictions(probs: Probabilities) -> list[np.ndarray]:
 def multiply_parts(parts: Mapping[str, np.ndarray]) -> np.ndarray:
     """{part: probabilities [..., classes]} -> [..., 18] of `main`, as if they were independent."""
     mask, gender, group = (parts[part][..., list(TASKS[part].from_main)] for part in PARTS)
-    product: np.ndarray = mask * gender * group
-    return product
+    return mask * gender * group
 
 
 def marginalize_main(probabilities: np.ndarray, task: str) -> np.ndarray:

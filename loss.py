@@ -74,10 +74,6 @@ class FocalLoss(nn.Module):
         return ((1 - torch.exp(-nll)) ** self.gamma * nll).mean()
 
 
-class CrossEntropyLoss(nn.CrossEntropyLoss):
-    """Plain cross entropy."""
-
-
 class MSELoss(nn.MSELoss):
     """Mean squared error of one value per photograph."""
 

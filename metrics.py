@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from labels import TASKS, scoring_task
 from runtime.errors import plural, warn
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+DRAWS = 1000  # of a bootstrap
 
 
 def confusion(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
@@ -30,27 +26,17 @@ def class_f1(matrix: np.ndarray) -> np.ndarray:
     return np.divide(2 * hits, sums, out=np.full(hits.shape, np.nan), where=sums > 0)
 
 
-def macro_f1s(matrices: np.ndarray) -> np.ndarray:
-    """macro_f1 of each matrix of a stack [..., C, C] -> [...]; 0 for an empty one."""
+def macro_f1(matrices: np.ndarray) -> np.ndarray:
+    """Mean F1 over the classes in truth or predictions, as scikit-learn has it, of matrices
+    [..., C, C] -> [...]; 0 for an empty one.
+    """
     scores = class_f1(matrices)
-    counted: np.ndarray = (~np.isnan(scores)).sum(-1)
-    return np.nansum(scores, axis=-1) / np.maximum(counted, 1)
+    return np.nansum(scores, axis=-1) / np.maximum((~np.isnan(scores)).sum(-1), 1)
 
 
-def macro_f1(matrix: np.ndarray) -> float:
-    """Mean F1 over the classes in truth or predictions, as scikit-learn has it."""
-    return float(macro_f1s(matrix))
-
-
-def accuracies(matrices: np.ndarray) -> np.ndarray:
-    """accuracy of each matrix of a stack [..., C, C] -> [...]."""
-    totals: np.ndarray = matrices.sum((-2, -1))
-    return np.trace(matrices, axis1=-2, axis2=-1) / np.maximum(totals, 1)
-
-
-def accuracy(matrix: np.ndarray) -> float:
-    """The share of the photographs that are predicted rightly."""
-    return float(accuracies(matrix))
+def accuracy(matrices: np.ndarray) -> np.ndarray:
+    """The share of the photographs that are predicted rightly, of matrices [..., C, C] -> [...]."""
+    return np.trace(matrices, axis1=-2, axis2=-1) / np.maximum(matrices.sum((-2, -1)), 1)
 
 
 def bootstrap(
@@ -61,9 +47,11 @@ def bootstrap(
     """
     classes = len(TASKS[scoring_task(task)].classes)
     predicted, truth = to_classes(task, predicted), to_classes(task, truth)
-    if people is None:
-        return bootstrap_photographs(confusion(truth, predicted, classes))
-    return bootstrap_people(truth, predicted, people, classes)
+    if people is not None:
+        return bootstrap_people(truth, predicted, people, classes)
+    matrix = confusion(truth, predicted, classes)  # all that single photographs' draws depend on
+    share, draw = matrix.ravel() / matrix.sum(), np.random.default_rng(0)
+    return draw.multinomial(matrix.sum(), share, DRAWS).reshape(DRAWS, classes, classes)
 
 
 def bootstrap_people(
@@ -71,7 +59,7 @@ def bootstrap_people(
     predicted: np.ndarray,
     people: np.ndarray,
     classes: int,
-    draws: int = 1000,
+    draws: int = DRAWS,
     seed: int = 0,
 ) -> np.ndarray:
     """Confusion matrices int64 [draws, classes, classes] of as many people drawn with replacement.
@@ -87,13 +75,6 @@ def bootstrap_people(
     share = np.full(len(names), 1 / len(names))
     weights = np.random.default_rng(seed).multinomial(len(names), share, size=draws)
     return (weights @ each).astype(np.int64).reshape(draws, classes, classes)
-
-
-def bootstrap_photographs(matrix: np.ndarray, draws: int = 1000, seed: int = 0) -> np.ndarray:
-    """The same where every photograph is another person's, from the counts alone."""
-    share = matrix.ravel() / matrix.sum()
-    counts = np.random.default_rng(seed).multinomial(matrix.sum(), share, size=draws)
-    return counts.reshape(draws, *matrix.shape)
 
 
 def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
@@ -178,74 +159,16 @@ def score(task: str, predicted: np.ndarray, truth: np.ndarray) -> Scores:
     if TASKS[task].regression:
         errors = np.asarray(predicted, float) - truth
         rmse, mae = math.sqrt(float(np.mean(errors**2))), float(np.mean(np.abs(errors)))
-    return Scores(macro_f1(matrix), accuracy(matrix), matrix, rmse, mae)
-
-
-def absent_classes(task: str, truth: np.ndarray) -> list[str]:
-    """Names of the classes that the truth lacks."""
-    present = set(to_classes(task, truth).tolist())
-    names = TASKS[scoring_task(task)].classes
-    return [name for number, name in enumerate(names) if number not in present]
+    return Scores(float(macro_f1(matrix)), float(accuracy(matrix)), matrix, rmse, mae)
 
 
 def warn_absent_classes(task: str, truth: np.ndarray, source: str) -> None:
     """Warn of classes that the truth lacks. source: where it is from, for the message."""
-    absent = absent_classes(task, truth)
+    present = set(to_classes(task, truth).tolist())
+    names = TASKS[scoring_task(task)].classes
+    absent = [name for number, name in enumerate(names) if number not in present]
     if absent:
         warn(
             f"{source}: {plural(len(absent), 'class is', 'classes are')} absent (the first: "
             f"{absent[0]}); macro F1 leaves out such a class unless it is predicted"
         )
-
-
-class RunningLoss:
-    """The mean loss and accuracy of an epoch, summed in float64 on the device of the batches."""
-
-    def __init__(self, device: torch.device, sums: Sequence[float] = ()) -> None:
-        """sums: what an interrupted epoch had counted (see `kept`)."""
-        import torch  # scores of stored predictions do without it
-
-        dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
-        # losses, photographs, hits, whether hits are counted, the first step whose loss is NaN or
-        # infinite (-1: none)
-        start = list(sums) or [0.0, 0.0, 0.0, 0.0, -1.0]
-        self.sums = torch.tensor(start, dtype=dtype, device=device)
-
-    def add(
-        self,
-        loss: Tensor,
-        count: int,
-        step: int,
-        hits: Tensor | None = None,
-        total: Callable[[Tensor], object] | None = None,
-    ) -> None:
-        """loss: the mean of a batch of `count` photographs; hits: how many are predicted rightly;
-        total: sums a tensor in place over the processes that share the batch.
-        """
-        import torch
-
-        mean = loss.detach().to(self.sums.dtype)
-        right = mean.new_zeros(()) if hits is None else hits.to(mean.dtype)
-        is_bad = (~mean.isfinite()).to(mean.dtype)
-        new = torch.stack([mean * count, mean.new_full((), count), right, is_bad])
-        if total is not None:
-            total(new)
-        self.sums[:3] += new[:3]
-        if hits is not None:
-            self.sums[3] = 1
-        self.sums[4] = self.sums[4].where((self.sums[4] >= 0) | (new[3] == 0), step)
-
-    def kept(self) -> list[float]:
-        """All counts as plain numbers. Waits for the device."""
-        counts: list[float] = self.sums.tolist()
-        return counts
-
-    def read(self) -> tuple[float, float, int]:
-        """(mean loss, accuracy or NaN without hits, photographs). Waits for the device."""
-        losses, count, hits, has_hits, _ = self.kept()
-        return losses / max(count, 1), hits / max(count, 1) if has_hits else math.nan, int(count)
-
-    def first_bad(self) -> int | None:
-        """The first step whose loss was not finite. Waits for the device."""
-        step = int(self.kept()[4])
-        return step if step >= 0 else None

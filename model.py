@@ -151,14 +151,12 @@ def build(name: str, task: str, backbone: str, padding: int | None) -> nn.Module
     """
     trunk = registries.import_target(registries.backbone_entry(backbone).target)(backbone, padding)
     heads = {head: head_spec(head).outputs for head in registries.trained_heads(name, task)}
-    model: nn.Module = registries.import_target(registries.MODELS[name].target)(trunk, heads)
-    return model
+    return registries.import_target(registries.MODELS[name].target)(trunk, heads)
 
 
 def trunk_of(model: nn.Module) -> nn.Module:
     """The model's backbone."""
-    trunk: nn.Module = getattr(model, str(model.trunk))
-    return trunk
+    return getattr(model, str(model.trunk))
 
 
 def set_output_bias(model: nn.Module, value: float) -> None:
@@ -168,12 +166,9 @@ def set_output_bias(model: nn.Module, value: float) -> None:
     left alone.
     """
     in_trunk = set(trunk_of(model).modules())
-    heads = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.Linear) and module.out_features == 1 and module not in in_trunk
-    ]
-    if heads and heads[-1].bias is not None:
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear) and m not in in_trunk]
+    heads = [layer for layer in layers if layer.out_features == 1 and layer.bias is not None]
+    if heads:
         nn.init.constant_(heads[-1].bias, value)
 
 
@@ -190,19 +185,11 @@ def with_prefix_of(own: backbones.StateDict, weights: backbones.StateDict) -> ba
     return {prefix + name: value for name, value in weights.items()}
 
 
-def mismatch(name: str, own: backbones.StateDict, weights: backbones.StateDict) -> str:
-    """How a tensor of `weights` differs from the module's own; empty where it can be loaded."""
-    if name not in weights:
-        return f"{name} {list(own[name].shape)} is missing"
-    stored = weights[name]
-    if name not in own:
-        return f"{name[:100]} {list(stored.shape)} is unknown"
-    if stored.shape != own[name].shape:
-        return f"{name} is {list(stored.shape)} for {list(own[name].shape)}"
-    kinds = (stored.dtype, own[name].dtype)
-    if not torch.can_cast(*kinds) or not torch.can_cast(*reversed(kinds)):
-        return f"{name} holds {kinds[0]} for {kinds[1]}"
-    return ""
+def _form(tensor: Tensor | None) -> str:
+    """What has to agree between a file's tensor and the network's: `float [64, 3]`."""
+    if tensor is None:
+        return "missing"
+    return f"{'float' if tensor.is_floating_point() else tensor.dtype} {list(tensor.shape)}"
 
 
 def load_weights(module: nn.Module, weights: backbones.StateDict, source: str) -> None:
@@ -213,9 +200,13 @@ def load_weights(module: nn.Module, weights: backbones.StateDict, source: str) -
     weights = with_prefix_of(own, weights)
     # files older than torch 0.4.1 lack these counts, which only a BatchNorm without momentum uses
     weights = {**{n: own[n] for n in own if n.endswith("num_batches_tracked")}, **weights}
-    problems = [text for name in {**own, **weights} if (text := mismatch(name, own, weights))]
-    of_original = isinstance(module, MultiLabelTHANet) and "attention.project.weight" not in weights
-    if problems and of_original:
+    forms = {n: (_form(weights.get(n)), _form(own.get(n))) for n in {**own, **weights}}
+    problems = [
+        f"{name[:100]}: {stored} in the file, {needed} in the network"
+        for name, (stored, needed) in forms.items()
+        if stored != needed
+    ]
+    if problems and "attention.project.weight" in own and "attention.project.weight" not in weights:
         raise UserError(
             f"{source}: holds no {type(module).__name__} of this toolkit, and one of the original "
             "entry cannot be loaded, as its attention differs by design; train the model anew, or "
@@ -240,20 +231,19 @@ def load_backbone(trunk: nn.Module, weights: backbones.StateDict, source: str) -
     that layer keeps its own weights, which a warning says. Raises UserError for other mismatches.
     """
     own = trunk.state_dict()
-    weights = with_prefix_of(own, weights)
+    weights, note = with_prefix_of(own, weights), ""
     wide = [name for name, value in own.items() if value.dim() > 1 and value.shape[0] == 1000]
-    last = wide[-1].rpartition(".")[0] if wide else ""
-    stored = weights.get(wide[-1]) if wide else None
-    if wide and (
-        stored is None or (stored.shape[1:] == own[wide[-1]].shape[1:] and stored.shape[0] != 1000)
-    ):
-        kept = {name: value for name, value in own.items() if name.rpartition(".")[0] == last}
-        load_weights(trunk, {**weights, **kept}, source)
-        outputs = "no weights" if stored is None else f"{stored.shape[0]} outputs for 1000"
-        fresh = f"{outputs} in the last layer ({last}), which starts afresh"
-        warn(f"{source}: has {fresh}; the rest is taken")
-    else:
-        load_weights(trunk, weights, source)
+    last = wide[-1] if wide else ""
+    layer, stored = last.rpartition(".")[0], weights.get(last)
+    differs = stored is not None and stored.shape[:1] != (1000,)
+    if last and (stored is None or (differs and stored.shape[1:] == own[last].shape[1:])):
+        outputs = "no weights" if stored is None else f"{len(stored)} outputs for 1000"
+        note = f"has {outputs} in the last layer ({layer}), which starts afresh; the rest is taken"
+        kept = {name: value for name, value in own.items() if name.rpartition(".")[0] == layer}
+        weights = {**weights, **kept}
+    load_weights(trunk, weights, source)
+    if note:
+        warn(f"{source}: {note}")
 
 
 def first_non_finite(module: nn.Module) -> str:
@@ -270,22 +260,20 @@ def check_finite(module: nn.Module, source: str) -> None:
         raise UserError(f"{source}: {bad} holds NaN or infinity; use another file")
 
 
-def build_from_checkpoint(
-    info: checkpoint.CheckpointInfo, weights: backbones.StateDict, source: str
-) -> nn.Module:
+def build_from_checkpoint(stored: checkpoint.Checkpoint) -> nn.Module:
     """The network of a checkpoint, without a download. Raises UserError where the weights do not
     fit, or are NaN or infinite.
     """
+    info, source = stored.info, str(stored.path)
     network = build(info.model, info.task, info.backbone, info.padding)
-    load_weights(network, weights, source)
+    load_weights(network, stored.weights, source)
     check_finite(network, source)
     return network
 
 
 def to_device(network: nn.Module, device: torch.device) -> nn.Module:
     """Move a network to where it runs, its weights channels last in memory, as the images are."""
-    placed: nn.Module = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return placed
+    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def compile_model(network: nn.Module, alone: bool = True) -> nn.Module:
@@ -307,8 +295,7 @@ def load_for_training(
     Returns the names of the layers that start afresh.
     """
     source, info = f"--load-state-dict {start.path}", start.info
-    one_head = not registries.MODELS[name].heads
-    if info is None or info.model != name or info.task == task or not one_head:
+    if info.model != name or info.task == task or registries.MODELS[name].heads:
         load_weights(network, start.weights, source)
         return []
     prefix = f"{network.trunk}."
@@ -322,16 +309,10 @@ def load_for_training(
 # --- training
 
 
-def freeze(network: nn.Module, frozen: bool) -> None:
-    """Let the backbone learn or not. `train_mode` freezes its BatchNorm statistics too."""
-    trunk_of(network).requires_grad_(not frozen)
-
-
-def train_mode(network: nn.Module) -> None:
-    """Training mode, but a frozen backbone stays in evaluation mode: BatchNorm statistics too."""
+def train_mode(network: nn.Module, frozen: bool = False) -> None:
+    """Training mode. A frozen backbone learns nothing, its BatchNorm statistics included."""
     network.train()
-    trunk = trunk_of(network)
-    trunk.train(any(p.requires_grad for p in trunk.parameters()))
+    trunk_of(network).requires_grad_(not frozen).train(not frozen)
 
 
 def parameter_groups(model: nn.Module, backbone_scale: float) -> list[dict[str, Any]]:
@@ -367,11 +348,10 @@ def probabilities(outputs: dict[str, Tensor], task: str) -> Tensor:
     for name in outputs:
         if name in INNER_HEADS and task in INNER_HEADS[name].predictions:
             return sum_class_groups(outputs[name].float().softmax(1), task, name)
-    if "main" in outputs:
+    if task != "main":
         return sum_class_groups(probabilities(outputs, "main"), task)
     mask, gender, group = (spread_over_main(probabilities(outputs, part), part) for part in PARTS)
-    product = mask * gender * group
-    return product if task == "main" else sum_class_groups(product, task)
+    return mask * gender * group
 
 
 class Spread(nn.Module):

@@ -60,8 +60,7 @@ class AnyLayoutAdamP(AdamP):
 
 def adamp(groups: Groups, lr: float, weight_decay: float) -> Optimizer:
     """AdamP, Heo et al. 2021, arXiv:2006.08217."""
-    optimizer: Optimizer = AnyLayoutAdamP(groups, lr, (0.9, 0.999), weight_decay=weight_decay)
-    return optimizer
+    return AnyLayoutAdamP(groups, lr, (0.9, 0.999), weight_decay=weight_decay)
 
 
 def sgd(groups: Groups, lr: float, weight_decay: float, momentum: float = 0.0) -> Optimizer:
@@ -78,8 +77,7 @@ def momentum(groups: Groups, lr: float, weight_decay: float) -> Optimizer:
 def make_optimizer(name: str, groups: Groups, lr: float, weight_decay: float) -> Optimizer:
     """A registered optimizer over parameter groups, each with its `scale` of the learning rate."""
     make = registries.import_target(registries.OPTIMIZERS[name].target)
-    optimizer: Optimizer = make(groups, lr, weight_decay)
-    return optimizer
+    return make(groups, lr, weight_decay)
 
 
 def optimizer_slots(optimizer: Optimizer) -> dict[str, Any]:

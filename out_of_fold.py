@@ -106,7 +106,7 @@ def write_oof(
 
 
 def read_oof(run_dir: Path, task: str) -> OutOfFold | None:
-    """A run's oof.csv, None where it has none. Raises UserError for a damaged one.
+    """A run's oof.csv, sorted by file; None where it has none. Raises UserError for a damaged one.
 
     The labels follow from mask, gender and age, so that a table from before a task was registered
     has them too.
@@ -128,16 +128,9 @@ def read_oof(run_dir: Path, task: str) -> OutOfFold | None:
     is_valid = in_range and not rows["file"].duplicated().any()
     if not is_valid or not ensemble.are_valid(task, predictions):
         raise UserError(f"{path}: damaged (invalid labels or probabilities); {remedy}")
-    return OutOfFold(tables.with_labels(rows.assign(years=rows["age"])), predictions)
-
-
-def read_sorted_oof(run_dir: Path, task: str) -> OutOfFold | None:
-    """`read_oof` sorted by file, so that rows of different runs belong together."""
-    oof = read_oof(run_dir, task)
-    if oof is None:
-        return None
-    order = oof.rows["file"].argsort(kind="stable").to_numpy()
-    return OutOfFold(oof.rows.iloc[order].reset_index(drop=True), oof.predictions[order])
+    order = rows["file"].argsort(kind="stable").to_numpy()
+    rows = rows.iloc[order].reset_index(drop=True)
+    return OutOfFold(tables.with_labels(rows.assign(years=rows["age"])), predictions[order])
 
 
 def summary(task: str, folds: Sequence[FoldPredictions], failed: dict[int, str]) -> list[str]:
@@ -182,8 +175,8 @@ def score_line(task: str, rows: pd.DataFrame, predictions: np.ndarray) -> str:
     scores, folds = score_rows(task, rows, predictions), rows["fold"].nunique()
     decided, people = ensemble.decide(task, predictions), rows["person"].to_numpy()
     draws = metrics.bootstrap(task, decided, rows[task].to_numpy(), people)
-    f1 = metrics.out_of_fold_interval(scores.macro_f1, metrics.macro_f1s(draws), folds)
-    accuracy = metrics.out_of_fold_interval(scores.accuracy, metrics.accuracies(draws), folds)
+    f1 = metrics.out_of_fold_interval(scores.macro_f1, metrics.macro_f1(draws), folds)
+    accuracy = metrics.out_of_fold_interval(scores.accuracy, metrics.accuracy(draws), folds)
     return (
         f"{task} macro F1 {scores.macro_f1:.4f} [{f1[0]:.4f}, {f1[1]:.4f}]  "
         f"accuracy {scores.accuracy:.4f} [{accuracy[0]:.4f}, {accuracy[1]:.4f}]"

@@ -109,7 +109,7 @@ BACKBONES: dict[str, Backbone] = {
 LOSSES: dict[str, Loss] = {
     "labelsmoothingloss": Loss("loss:LabelSmoothingLoss"),
     "focalloss": Loss("loss:FocalLoss"),
-    "crossentropyloss": Loss("loss:CrossEntropyLoss"),
+    "crossentropyloss": Loss("torch.nn:CrossEntropyLoss"),
     "mseloss": Loss("loss:MSELoss", regression=True),
     "smoothl1loss": Loss("loss:SmoothL1Loss", regression=True),
 }

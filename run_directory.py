@@ -54,27 +54,37 @@ def open_run_dir(
     """
     name = RUN_DIR_PREFIX + model
     if resume is not None:
-        return find_unfinished_run(save_path, name, resume, settings)
-    if run_name is None:
+        runs = runs_to_resume(save_path, name, resume)
+        run_dir = next((path for path in runs if not differing_settings(settings, path)), runs[0])
+        option, remedy = "--resume", "give the settings it began with"
+    elif run_name is not None:
+        if not re.fullmatch(r"[\w.-]+", run_name):
+            raise UserError(f"--run-name {run_name!r}: use letters, digits, '.', '-' and '_' only")
+        run_dir = save_path / f"{name}_{run_name}"
+        create_folder(run_dir)
+        if not read_run_json(run_dir) and not fold_dirs(run_dir):
+            return run_dir
+        option, remedy = f"--run-name {run_name}", "choose another --run-name"
+    else:
         suffix = time.strftime("_%Y%m%d-%H%M%S") if (save_path / name).exists() else ""
         return create_new_folder(save_path, name + suffix)
-    if not re.fullmatch(r"[\w.-]+", run_name):
-        raise UserError(f"--run-name {run_name!r}: use letters, digits, '.', '-' and '_' only")
-    run_dir = save_path / f"{name}_{run_name}"
-    create_folder(run_dir)
-    if read_run_json(run_dir) or fold_dirs(run_dir):
-        remedy = "choose another --run-name"
-        check_same_settings(settings, run_dir, f"--run-name {run_name}", remedy)
+    differing = differing_settings(settings, run_dir)
+    if any(text.startswith("--epochs ") for text in differing):
+        remedy += f"; to train longer, {LONGER_TRAINING}"
+    if differing:
+        raise UserError(f"{option}: {run_dir} was trained with {', '.join(differing)}; {remedy}")
     return run_dir
 
 
-def find_unfinished_run(save_path: Path, name: str, resume: str, settings: dict[str, Any]) -> Path:
-    """The run that --resume means: the newest unfinished one with these settings, or the one named
-    (in full, or by its suffix to `name`). Raises UserError.
+def runs_to_resume(save_path: Path, name: str, resume: str) -> list[Path]:
+    """The runs that --resume may mean: the unfinished ones, the newest first, or the one named (in
+    full, or by its suffix to `name`). Raises UserError for none.
     """
     if resume == config.NEWEST:
-        runs = [path.parent for path in save_path.glob(f"{RUN_DIR_PREFIX}*/run.json")]
-        runs = newest_first([run_dir for run_dir in runs if not is_complete(run_dir)])
+        runs = newest_first(path.parent for path in save_path.glob(f"{RUN_DIR_PREFIX}*/run.json"))
+        contents = [(run_dir, read_run_json(run_dir)) for run_dir in runs]
+        # one with failed folds is tried again
+        runs = [path for path, run in contents if "finished" not in run or run.get("failed")]
         problem = (
             f"--resume: no unfinished run in {save_path}; leave --resume out to start one, or, to "
             f"train a complete one longer, {LONGER_TRAINING}"
@@ -85,15 +95,7 @@ def find_unfinished_run(save_path: Path, name: str, resume: str, settings: dict[
         problem = f"--resume {resume}: no such run in {save_path}; name a folder in it"
     if not runs:
         raise UserError(problem)
-    run_dir = next((path for path in runs if not differing_settings(settings, path)), runs[0])
-    check_same_settings(settings, run_dir, "--resume", "give the settings it began with")
-    return run_dir
-
-
-def is_complete(run_dir: Path) -> bool:
-    """Whether run.json says that a run ended with all its folds (a failed one is tried again)."""
-    run = read_run_json(run_dir)
-    return "finished" in run and not run.get("failed")
+    return runs
 
 
 def differing_settings(settings: dict[str, Any], run_dir: Path) -> list[str]:
@@ -108,19 +110,26 @@ def differing_settings(settings: dict[str, Any], run_dir: Path) -> list[str]:
     ]
 
 
-def check_same_settings(settings: dict[str, Any], run_dir: Path, option: str, remedy: str) -> None:
-    """Raise UserError naming the settings in which a run differs."""
-    differing = differing_settings(settings, run_dir)
-    if any(text.startswith("--epochs ") for text in differing):
-        remedy += f"; to train longer, {LONGER_TRAINING}"
-    if differing:
-        raise UserError(f"{option}: {run_dir} was trained with {', '.join(differing)}; {remedy}")
-
-
-def _wait_for_lock(handle: int, folder: Path) -> bool:
-    """Lock an open folder; False where its file system has no locks, which a warning says. Raises
-    UserError where another process keeps it, RunError where the drive fails.
+@contextlib.contextmanager
+def fold_lock(folder: Path, needed: bool = True) -> Iterator[None]:
+    """Make a fold's folder, keep other processes on this machine out of it, and delete what a
+    killed one was writing there. Raises as `_lock`.
     """
+    folder.mkdir(exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        if needed:
+            remove_stale_writes(folder, is_locked=_lock(folder, stack))
+        yield
+
+
+def _lock(folder: Path, stack: contextlib.ExitStack) -> bool:
+    """Lock a folder until the stack is closed; False where the system has no locks, which a warning
+    says. Raises UserError where another process keeps it, RunError where the drive fails.
+    """
+    if fcntl is None:
+        return False
+    handle = os.open(folder, os.O_RDONLY)
+    stack.callback(os.close, handle)
     until = time.monotonic() + LOCK_SECONDS
     while True:
         try:
@@ -143,26 +152,6 @@ def _wait_for_lock(handle: int, folder: Path) -> bool:
                 "one fold in two processes at once"
             )
             return False
-
-
-@contextlib.contextmanager
-def fold_lock(folder: Path, needed: bool = True) -> Iterator[None]:
-    """Make a fold's folder, keep other processes on this machine out of it, and delete what a
-    killed one was writing there. Raises as `_wait_for_lock`.
-    """
-    folder.mkdir(exist_ok=True)
-    if not needed:
-        yield
-    elif fcntl is None:
-        remove_stale_writes(folder)
-        yield
-    else:
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            remove_stale_writes(folder, is_locked=_wait_for_lock(handle, folder))
-            yield
-        finally:
-            os.close(handle)
 
 
 def result_settings(settings: dict[str, Any]) -> dict[str, Any]:

@@ -89,9 +89,7 @@ def write_run(run_dir: Path, members: int, backbone: str, size: int) -> tuple[li
         )
         folder = run_dir / f"fold{info.fold:02d}"
         folder.mkdir(parents=True, exist_ok=True)
-        training = checkpoint.Hyperparameters(
-            settings.batch_size, settings.lr, settings.optim_type, settings.loss_type, settings.seed
-        )
+        training = settings.part(config.OptimSettings)
         checkpoint.save_checkpoint(folder / checkpoint.file_name(info, training), weights, info)
     mib = sum(t.numel() * t.element_size() for t in weights.values()) / 2**20
     return ["--root", str(run_dir), "--top-k", str(members // folds)], mib

@@ -16,7 +16,6 @@ import augmentation
 import config
 import dataset
 import engine
-import metrics
 import model
 from benchmarks import harness
 from runtime import loading
@@ -109,7 +108,7 @@ class Training:
     def __call__(self) -> int:
         start, trainer = time.perf_counter(), self.trainer
         model.train_mode(trainer.network)
-        running = metrics.RunningLoss(self.config.compute.device)
+        running = engine.RunningLoss(self.config.compute.device)
         engine.train_one_epoch(
             trainer.compiled, trainer.optimizer, self.loader, self.config, running
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import zipfile
 from collections.abc import Iterable
@@ -95,11 +96,6 @@ def find_state_dict(loaded: dict[str, Any], path: Path) -> dict[str, Tensor]:
 def common_prefix(names: Iterable[str]) -> str:
     """What all names begin with, up to a dot (`module.`), but no layer's whole name."""
     layers = {tuple(name.split(".")[:-1]) for name in names}
-    shared: list[str] = []
-    for parts in zip(*layers, strict=False):
-        if len({*parts}) > 1:
-            break
-        shared.append(parts[0])
-    if len(layers) == 1:
-        shared = shared[:-1]
-    return "".join(f"{part}." for part in shared)
+    levels = zip(*layers, strict=False)
+    shared = [parts[0] for parts in itertools.takewhile(lambda p: len({*p}) == 1, levels)]
+    return "".join(f"{part}." for part in (shared[:-1] if len(layers) == 1 else shared))

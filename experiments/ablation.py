@@ -215,10 +215,10 @@ def make_table(args: argparse.Namespace) -> pd.DataFrame:
     people = read_people(args.people, images)
 
     def score(classes: np.ndarray) -> float:
-        return metrics.macro_f1(metrics.confusion(truth, classes, CLASSES))
+        return float(metrics.macro_f1(metrics.confusion(truth, classes, CLASSES)))
 
     def draws(classes: np.ndarray) -> np.ndarray:
-        return metrics.macro_f1s(metrics.bootstrap_people(truth, classes, people, CLASSES))
+        return metrics.macro_f1(metrics.bootstrap_people(truth, classes, people, CLASSES))
 
     results = {setting: read_results(args, setting, images) for setting in SETTINGS}
     scores: dict[tuple[str, str], dict[int, float]] = {}

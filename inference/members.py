@@ -2,44 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 import checkpoint
 import ensemble
 import model
 import registries
 import run_directory
+from checkpoint import Checkpoint
 from labels import PARTS, TASKS
 from runtime.errors import UserError, warn
 
 
-@dataclass(frozen=True)
-class Member:
-    """One checkpoint of an ensemble."""
-
-    name: str  # within its run; after the run's name where several vote
-    info: checkpoint.CheckpointInfo
-    path: Path
-    weights: dict[str, Tensor]  # emptied once a network holds them
-
-
-def load_member(path: Path, task: str, model_type: str | None = None) -> Member:
+def load_member(path: Path, task: str, model_type: str | None = None) -> Checkpoint:
     """One checkpoint. Raises UserError where it is of another model than `model_type`."""
-    stored, info = checkpoint.load_described(path, model_type, task, mapped=False)
-    if model_type not in (None, info.model):
+    stored = checkpoint.load_checkpoint(path, model=model_type, task=task)
+    if model_type not in (None, stored.info.model):
         raise UserError(
-            f"--model-type {model_type}: {path} holds a {info.model}; leave the option out"
+            f"--model-type {model_type}: {path} holds a {stored.info.model}; leave the option out"
         )
-    return Member(path.name, info, path, stored.weights)
+    return stored
 
 
-def load_members(run_dir: Path, top_k: int) -> list[Member]:
+def load_members(run_dir: Path, top_k: int) -> list[Checkpoint]:
     """The k best checkpoints of each fold of a run. Raises UserError for a fold without one."""
     folders = run_directory.fold_dirs(run_dir)
     best = {folder: checkpoint.load_ranked(folder)[:top_k] for folder in folders}
@@ -48,9 +39,9 @@ def load_members(run_dir: Path, top_k: int) -> list[Member]:
             raise UserError(f"{folder}: holds no checkpoint; finish its training or remove it")
     ensemble.warn_fewer_members([f.name for f, own in best.items() if len(own) < top_k], top_k)
     members = [
-        Member(checkpoint.member_name(stored.path, run_dir), info, stored.path, stored.weights)
-        for ranked in best.values()
-        for stored, info in ranked
+        dataclasses.replace(stored, name=f"{folder.name}/{with_fold(stored.name, folder)}")
+        for folder, ranked in best.items()
+        for stored in ranked
     ]
     folds = run_directory.read_run_json(run_dir).get("settings", {}).get("cv")
     if isinstance(folds, int) and folds > len(folders):
@@ -61,9 +52,19 @@ def load_members(run_dir: Path, top_k: int) -> list[Member]:
     return members
 
 
+def with_fold(name: str, folder: Path) -> str:
+    """A checkpoint's file name, its fold before it where it does not say that."""
+    return name if re.match(r"Fold\d+_", name) else f"{folder.name.capitalize()}_{name}"
+
+
 def can_predict(info: checkpoint.CheckpointInfo, task: str) -> bool:
     """Whether a checkpoint knows a task, by a head of its own or from its other heads."""
     return model.can_answer(registries.trained_heads(info.model, info.task), task)
+
+
+def read_info(path: Path) -> checkpoint.CheckpointInfo:
+    """What a checkpoint says of itself; its weights are not read."""
+    return checkpoint.load_checkpoint(path, mapped=True).info
 
 
 def newest_run(task: str, option: str, model_type: str | None = None) -> tuple[Path, list[Path]]:
@@ -73,7 +74,7 @@ def newest_run(task: str, option: str, model_type: str | None = None) -> tuple[P
     parent = Path("./saved_models")
 
     def is_able(path: Path) -> bool:
-        info = checkpoint.info_from_name(path.name) or checkpoint.load_described(path)[1]
+        info = checkpoint.info_from_name(path.name) or read_info(path)
         return model_type in (None, info.model) and can_predict(info, task)
 
     for run_dir in run_directory.list_run_dirs(parent):
@@ -90,12 +91,8 @@ def newest_run(task: str, option: str, model_type: str | None = None) -> tuple[P
 
 def find_best_checkpoint(task: str, model_type: str | None = None) -> Path:
     """The best checkpoint of the newest run under ./saved_models that knows a task."""
-
-    def rank(path: Path) -> tuple[float, int, int]:
-        info = checkpoint.load_described(path)[1]
-        return -info.macro_f1, info.fold, info.epoch
-
-    return min(newest_run(task, "--load-state-dict", model_type)[1], key=rank)
+    infos = {path: read_info(path) for path in newest_run(task, "--load-state-dict", model_type)[1]}
+    return min(infos, key=lambda path: (-infos[path].macro_f1, infos[path].fold, infos[path].epoch))
 
 
 def known_part(info: checkpoint.CheckpointInfo, task: str) -> str:
@@ -104,7 +101,7 @@ def known_part(info: checkpoint.CheckpointInfo, task: str) -> str:
     return info.task if is_part else ""
 
 
-def part_groups(members: Sequence[Member], task: str) -> Sequence[Sequence[int]]:
+def part_groups(members: Sequence[Checkpoint], task: str) -> Sequence[Sequence[int]]:
     """Groups of three members, from runs for mask, gender and ageg, that multiply into one of
     `main`: in each fold the k-th of each part. Empty where all members know the task.
 
@@ -139,15 +136,15 @@ def part_groups(members: Sequence[Member], task: str) -> Sequence[Sequence[int]]
     return list(zip(*([i for i in order if parts[i] == part] for part in PARTS), strict=True))
 
 
-def labels_run_dir(members: Sequence[Member], task: str) -> Path:
+def labels_run_dir(members: Sequence[Checkpoint], task: str) -> Path:
     """The run whose labels the predictions are compared with: the first for the task or `main`."""
     able = (member for member in members if member.info.task in ("main", task))
     return next(able, members[0]).path.absolute().parent.parent
 
 
-def build_network(member: Member, task: str, device: torch.device) -> torch.nn.Module:
+def build_network(member: Checkpoint, task: str, device: torch.device) -> torch.nn.Module:
     """A member's network on the device; one that knows a part of `main` spreads it over `main`."""
-    network = model.build_from_checkpoint(member.info, member.weights, str(member.path))
+    network = model.build_from_checkpoint(member)
     part = known_part(member.info, task)
     moved = model.to_device(model.Spread(network, part) if part else network, device)
     member.weights.clear()  # mapped from the file: they would lie in memory a second time

@@ -21,9 +21,10 @@ import metrics
 import out_of_fold
 import registries
 import run_directory
+from checkpoint import Checkpoint
 from data import folders, images, tables
 from inference import runs, submission
-from inference.members import Member, build_network, labels_run_dir, load_member, part_groups
+from inference.members import build_network, labels_run_dir, load_member, part_groups
 from labels import PARTS, TASKS, scoring_task
 from runtime import loading
 from runtime.errors import DistInfo, UserError, is_rank_zero, printable, warn_counted
@@ -51,7 +52,7 @@ class Predictor:
     >>> predictor.predict([PIL.Image.open("a.png"), array])
     """
 
-    def __init__(self, members: Sequence[Member], task: str, compute: engine.Compute) -> None:
+    def __init__(self, members: Sequence[Checkpoint], task: str, compute: engine.Compute) -> None:
         """Build the members' networks. Raises UserError where members do not know the task."""
         self.members, self.task, self.compute = list(members), task, compute
         self.groups = part_groups(members, task)
@@ -192,7 +193,7 @@ def predicted_lines(task: str, names: Sequence[str], probabilities: np.ndarray) 
     return [f"{printable(file)}: {name} ({form(value)})" for file, name, value in rows]
 
 
-def resolve_transforms(members: Sequence[Member], transform: str, views: int) -> list[str]:
+def resolve_transforms(members: Sequence[Checkpoint], transform: str, views: int) -> list[str]:
     """The transform type of each member's views. Prints a note where `auto` takes another than the
     member's own, or where its validation saw another part of the image.
 

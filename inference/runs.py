@@ -12,6 +12,7 @@ import numpy as np
 import ensemble
 import out_of_fold
 import run_directory
+from checkpoint import Checkpoint
 from inference import members
 from labels import PARTS
 from out_of_fold import OutOfFold
@@ -25,7 +26,7 @@ class Run:
     path: Path
     name: str  # its folder's, made distinct
     task: str  # what it was trained for
-    members: list[members.Member]
+    members: list[Checkpoint]
 
 
 def load_runs(roots: Sequence[str] | None, top_k: int, task: str) -> list[Run]:
@@ -68,7 +69,7 @@ def mixture_lines(runs: Sequence[Run], task: str) -> list[str]:
     no_score = "out of fold: the mixture has no score: "
     oofs: list[OutOfFold] = []
     for run in runs:
-        oof = out_of_fold.read_sorted_oof(run.path, run.task)
+        oof = out_of_fold.read_oof(run.path, run.task)
         if oof is None:
             return [f"{no_score}{run.name} has no {out_of_fold.OOF_FILE}; finish its training"]
         oofs.append(oof)

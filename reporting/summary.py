@@ -120,8 +120,8 @@ def score_with_intervals(
         return {"value": value, "low": low, "high": high}
 
     headline = {
-        "macro_f1": with_interval(scores.macro_f1, metrics.macro_f1s(draws)),
-        "accuracy": with_interval(scores.accuracy, metrics.accuracies(draws)),
+        "macro_f1": with_interval(scores.macro_f1, metrics.macro_f1(draws)),
+        "accuracy": with_interval(scores.accuracy, metrics.accuracy(draws)),
         "photographs": len(truth),
     }
     if scores.rmse is not None:
@@ -160,7 +160,7 @@ def score_parts(
         scores[part] = score_with_intervals(part, parts[part], of_main[part][truth], people, folds)
         mask, gender, group = (of_main[name][truth if name == part else decided] for name in PARTS)
         mended = 6 * mask + 3 * gender + group
-        if_right[part] = metrics.macro_f1(metrics.confusion(truth, mended, 18))
+        if_right[part] = float(metrics.macro_f1(metrics.confusion(truth, mended, 18)))
     return {"parts": scores, "if_right": if_right}
 
 

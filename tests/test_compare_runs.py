@@ -109,7 +109,7 @@ def test_a_paired_interval_is_that_of_the_difference(saved: Path, tree: Path) ->
 
 
 def test_runs_for_years_disagree_by_age_group(tree: Path) -> None:
-    oof = out_of_fold.read_sorted_oof(tree, "main")
+    oof = out_of_fold.read_oof(tree, "main")
     assert oof is not None
     years = oof.rows[["age"]].to_numpy(float)
     first, same, other = (

@@ -71,7 +71,7 @@ def test_neither_people_nor_paths_are_exported(tree: Path, tmp_path: Path) -> No
     session, properties = open_session(out)
     assert (properties["checkpoints"], len(properties["classes"])) == (1, 18)
     assert session.get_inputs()[0].shape == ["batch", 3, 32, 32]
-    data, (_, info) = out.read_bytes(), checkpoint.load_described(source)
+    data, info = out.read_bytes(), checkpoint.load_checkpoint(source).info
     assert info.held_out
     assert not [person for person in info.held_out if person.encode() in data]
     root = Path(export_onnx.__file__).parents[1]

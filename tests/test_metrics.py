@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error, root_mean_squared_error
 
+import engine
 import metrics
 
 labels = st.lists(st.tuples(st.integers(0, 17), st.integers(0, 17)), min_size=1, max_size=200)
@@ -46,27 +47,29 @@ def test_years_are_judged_as_groups_after_rounding(pairs: list[tuple[float, int]
 
 
 def test_running_loss_weighs_photographs_not_batches() -> None:
-    running = metrics.RunningLoss(torch.device("cpu"))
+    running = engine.RunningLoss(torch.device("cpu"))
     running.add(torch.tensor(1.0), 3, 7)
     assert np.isnan(running.read()[1])
-    running = metrics.RunningLoss(torch.device("cpu"))
+    running = engine.RunningLoss(torch.device("cpu"))
     running.add(torch.tensor(1.0), 3, 7, torch.tensor(3))
     running.add(torch.tensor(5.0), 1, 8, torch.tensor(0))
     assert running.read() == (2.0, 0.75, 4)
-    again = metrics.RunningLoss(torch.device("cpu"), running.kept())
+    again = engine.RunningLoss(torch.device("cpu"), running.kept())
     assert again.read() == (2.0, 0.75, 4)
     assert again.first_bad() is None
     again.add(torch.tensor(float("inf")), 1, 9)
     again.add(torch.tensor(float("nan")), 1, 10)
-    shared = metrics.RunningLoss(torch.device("cpu"))
+    shared = engine.RunningLoss(torch.device("cpu"))
     shared.add(torch.tensor(2.0), 3, 0, torch.tensor(1), lambda counts: counts.mul_(2))
     assert shared.read() == (2.0, 1 / 3, 6)
     assert again.first_bad() == 9
 
 
-def test_absent_classes_are_named() -> None:
-    assert metrics.absent_classes("mask", np.array([0, 0, 2])) == ["incorrect"]
-    assert metrics.absent_classes("age", np.array([18.0, 60.0])) == ["30 to 59"]
+def test_absent_classes_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    metrics.warn_absent_classes("mask", np.array([0, 0, 2]), "--answers")
+    assert "1 class is absent (the first: incorrect)" in capsys.readouterr().err
+    metrics.warn_absent_classes("age", np.array([18.0, 60.0]), "--answers")
+    assert "1 class is absent (the first: 30 to 59)" in capsys.readouterr().err
 
 
 def test_classes_that_the_truth_lacks_are_warned_of_in_one_line(
@@ -84,11 +87,9 @@ def test_a_stack_of_matrices_scores_like_each_of_them() -> None:
     answers = draw.integers(0, 18, (20, 2, 40))
     stack = np.stack([metrics.confusion(truth, predicted, 18) for truth, predicted in answers])
     expected = [f1_score(truth, predicted, average="macro") for truth, predicted in answers]
-    np.testing.assert_allclose(metrics.macro_f1s(stack), expected, atol=1e-12)
-    np.testing.assert_allclose(
-        metrics.accuracies(stack), [accuracy_score(*pair) for pair in answers]
-    )
-    assert metrics.macro_f1s(np.zeros((2, 3, 3))).tolist() == [0, 0]
+    np.testing.assert_allclose(metrics.macro_f1(stack), expected, atol=1e-12)
+    np.testing.assert_allclose(metrics.accuracy(stack), [accuracy_score(*pair) for pair in answers])
+    assert metrics.macro_f1(np.zeros((2, 3, 3))).tolist() == [0, 0]
 
 
 def test_bootstrap_draws_whole_people() -> None:
@@ -111,11 +112,11 @@ def test_an_interval_by_people_is_wider_than_by_photographs_where_people_err_who
     truth = np.repeat(draw.integers(0, 2, 100), 7)
     predicted = np.where(np.repeat(draw.random(100) < 0.7, 7), truth, 1 - truth)
     by_people, by_photograph = (
-        metrics.interval(metrics.accuracies(metrics.bootstrap_people(truth, predicted, units, 2)))
+        metrics.interval(metrics.accuracy(metrics.bootstrap_people(truth, predicted, units, 2)))
         for units in (np.repeat(np.arange(100), 7), np.arange(700))
     )
     counted = metrics.interval(
-        metrics.accuracies(metrics.bootstrap_photographs(metrics.confusion(truth, predicted, 2)))
+        metrics.accuracy(metrics.bootstrap("gender", predicted, truth, None))
     )
     assert counted == pytest.approx(by_photograph, abs=0.01)
     assert by_people[0] < metrics.accuracy(metrics.confusion(truth, predicted, 2)) < by_people[1]

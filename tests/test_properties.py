@@ -156,13 +156,15 @@ def test_a_checkpoints_name_tells_every_setting_it_was_written_with(
         round(f1, 4),
         round(loss, 4),
     )
-    asked = checkpoint.Hyperparameters(batch, lr, optim, crit, seed)
+    asked = config.OptimSettings(
+        batch_size=batch, lr=lr, optim_type=optim, loss_type=crit, seed=seed
+    )
     name = checkpoint.file_name(info, asked)
     assert checkpoint.info_from_name(name) == info
     told = checkpoint.FILE_NAME.fullmatch(name)
     assert told is not None
     assert (float(told["lr"]), int(told["batch_size"]), int(told["seed"])) == (lr, batch, seed)
-    assert (told["optim"], told["loss_type"]) == (optim, crit)
+    assert (told["optim_type"], told["loss_type"]) == (optim, crit)
     assert "/" not in name
 
 
@@ -173,7 +175,7 @@ def test_a_name_that_tells_nonsense_is_none(piece: str) -> None:
     info = checkpoint.CheckpointInfo(
         "VanillaResNet", "main", "base", "resnet50", 224, None, 0, 1, 0.5, 1.0
     )
-    name = checkpoint.file_name(info, checkpoint.Hyperparameters(32, 0.1, "adam", "focalloss", 42))
+    name = checkpoint.file_name(info, config.OptimSettings(lr=0.1, loss_type="focalloss"))
     start = name.index(piece.partition("(")[0] + "(")
     assert (
         checkpoint.info_from_name(name[:start] + piece + name[name.index(")", start) + 1 :]) is None

@@ -149,19 +149,21 @@ def test_a_checkpoint_knows_whom_it_never_saw(tree: Path, train_root: Path) -> N
 
 def test_the_stored_probabilities_are_those_of_the_checkpoint(tree: Path, train_root: Path) -> None:
     path = next((tree / "fold01").glob("*.pth"))
-    found, info = checkpoint.load_described(path)
+    found = checkpoint.load_checkpoint(path)
     stored = fold_state.load_validation(tree / "fold01", "main")
     assert stored is not None
     table = tables.read_train(train_root).set_index("file").loc[stored[0]]
     photos = dataset.ImageDataset(
         stored[0], table["path"].tolist(), [augmentation.View(augmentation.forms("tta", 32).valid)]
     )
-    network = model.build_from_checkpoint(info, found.weights, "x")
+    network = model.build_from_checkpoint(found)
     compute = engine.Compute(torch.device("cpu"), "fp32", 0, 5)
     again = engine.predict([network], [[0]], photos, ["main"], compute)["main"][0, 0]
-    assert np.abs(again - stored[1][info.epoch - 1]).max() < 1e-5
+    assert np.abs(again - stored[1][found.info.epoch - 1]).max() < 1e-5
     truth = table["main"].to_numpy()
-    assert metrics.score("main", again.argmax(1), truth).macro_f1 == pytest.approx(info.macro_f1)
+    assert metrics.score("main", again.argmax(1), truth).macro_f1 == pytest.approx(
+        found.info.macro_f1
+    )
 
 
 def test_same_seed_same_weights_whatever_the_workers(train_root: Path, tmp_path: Path) -> None:
@@ -686,12 +688,12 @@ def test_the_three_lines_as_they_stand(
     out = capsys.readouterr().out
     best = max(
         (p for p in (tmp_path / "saved_models").glob("*/*/*.pth")),
-        key=lambda p: checkpoint.load_described(p)[1].macro_f1,
+        key=lambda p: checkpoint.load_checkpoint(p).info.macro_f1,
     )
     shown = next(line for line in out.splitlines() if line.startswith("checkpoint: "))
     assert (
-        checkpoint.load_described(Path(shown.removeprefix("checkpoint: ")))[1].macro_f1
-        == checkpoint.load_described(best)[1].macro_f1
+        checkpoint.load_checkpoint(Path(shown.removeprefix("checkpoint: "))).info.macro_f1
+        == checkpoint.load_checkpoint(best).info.macro_f1
     )
     assert "5 members x 2 views (tta) of 9 photographs" in out
     assert len(list((tmp_path / "prediction").iterdir())) == 2

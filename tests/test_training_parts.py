@@ -450,10 +450,8 @@ INFO = checkpoint.CheckpointInfo(
 )
 
 
-def named(settings: config.TrainSettings) -> checkpoint.Hyperparameters:
-    return checkpoint.Hyperparameters(
-        settings.batch_size, settings.lr, settings.optim_type, settings.loss_type, settings.seed
-    )
+def named(settings: config.TrainSettings) -> config.OptimSettings:
+    return settings.part(config.OptimSettings)
 
 
 def test_the_name_is_the_contracts() -> None:

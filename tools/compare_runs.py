@@ -82,7 +82,7 @@ class FinishedRun:
         """Macro F1 [draws] by bootstrap over people; of paired runs, each draw of the same ones."""
         rows, predicted = self.oof.rows, ensemble.decide(self.task, self.oof.predictions)
         truth, people = rows[self.task].to_numpy(), rows["person"].to_numpy()
-        return metrics.macro_f1s(metrics.bootstrap(self.task, predicted, truth, people))
+        return metrics.macro_f1(metrics.bootstrap(self.task, predicted, truth, people))
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -118,7 +118,7 @@ def load_run(path: Path) -> ComparedRun:
     if task not in TASKS:
         return dataclasses.replace(run, problem="its task is unknown")
     try:
-        oof = out_of_fold.read_sorted_oof(path, task)
+        oof = out_of_fold.read_oof(path, task)
     except UserError as error:
         return dataclasses.replace(run, problem=str(error))
     if oof is None:

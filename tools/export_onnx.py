@@ -36,7 +36,7 @@ from torch import Tensor, nn
 import model
 import registries
 from augmentation import IMAGENET_MEAN, IMAGENET_STD
-from inference.members import Member
+from checkpoint import Checkpoint
 from inference.predictor import Predictor
 from labels import TASKS
 from runtime.cli import run_script
@@ -77,7 +77,7 @@ def check_packages() -> None:
         raise UserError(f"{', '.join(missing)} cannot be imported; pip install {' '.join(missing)}")
 
 
-def metadata(members: Sequence[Member], task: str) -> dict[str, Any]:
+def metadata(members: Sequence[Checkpoint], task: str) -> dict[str, Any]:
     """What is needed to use the graph."""
     transforms = sorted({member.info.transform for member in members})
     return {

@@ -21,7 +21,7 @@ import model
 import out_of_fold
 import run_directory
 from data import csv_tables, images
-from inference import members, pictures
+from inference import pictures
 from inference.predictor import PredictionRequest, Predictor
 from labels import TASKS
 from reporting import html, label_issues, summary
@@ -180,8 +180,8 @@ def show_heat_maps(
     shown: dict[int, tuple[Image.Image, str]] = {}
     shares = []
     for fold, of_fold in chosen.groupby("fold"):
-        stored, info = checkpoint.load_ranked(context.fold_dir(int(fold)))[0]
-        network = model.build_from_checkpoint(info, stored.weights, str(stored.path))
+        best = checkpoint.load_ranked(context.fold_dir(int(fold)))[0]
+        network = model.build_from_checkpoint(best)
         photos = [(images.read_image(paths[f]), context.boxes.get(f)) for f in of_fold["file"]]
         heat_maps = pictures.explain(network, form, photos, task, of_fold["predicted"].tolist())
         for row, heat_map in zip(of_fold.itertuples(), heat_maps, strict=True):
@@ -203,11 +203,8 @@ def score_holdout(context: RunContext) -> str:
     """
     data, holdout = context.data, context.holdout
     assert holdout is not None
-    voters = [
-        members.Member(stored.path.name, info, stored.path, stored.weights)
-        for folder in run_directory.fold_dirs(context.run_dir)
-        for stored, info in checkpoint.load_ranked(folder)
-    ]
+    folders = run_directory.fold_dirs(context.run_dir)
+    voters = [stored for folder in folders for stored in checkpoint.load_ranked(folder)]
     labels: np.ndarray = holdout[data.task].to_numpy()
     metrics.warn_absent_classes(data.task, labels, f"--valid-root {data.valid_root}")
     request = PredictionRequest(data.task, config.AUTO, boxes_csv=data.boxes)
@@ -235,7 +232,7 @@ def estimate_cost(context: RunContext) -> list[str]:
     for _ in range(2):  # the first batch pays for what happens once
         start = time.monotonic()
         loader = loading.make_loader(trainer.train_set, batches, 0, device)
-        running = metrics.RunningLoss(device)
+        running = engine.RunningLoss(device)
         engine.train_one_epoch(trainer.compiled, trainer.optimizer, loader, epoch, running)
         seconds = time.monotonic() - start
     per_image = seconds / len(batches.indices)

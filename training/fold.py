@@ -158,10 +158,9 @@ class FoldTrainer:
 
     def train_epoch(self, loader: loading.Loader) -> history.TrainFigures:
         """Train what is left of the current epoch."""
-        model.freeze(self.network, self.state.epoch < self.context.optim.freeze)
-        model.train_mode(self.network)
+        model.train_mode(self.network, frozen=self.state.epoch < self.context.optim.freeze)
         self.batches.epoch, self.batches.start = self.state.epoch, self.state.step
-        running = metrics.RunningLoss(self.context.compute.device, self.state.sums)
+        running = engine.RunningLoss(self.context.compute.device, self.state.sums)
         network: nn.Module = self.compiled
         if self.context.compute.world > 1:
             # wrapped anew for each epoch: DDP must know which parameters learn
@@ -176,7 +175,7 @@ class FoldTrainer:
         mean, accuracy, _ = running.read()
         return history.TrainFigures(mean, accuracy, speed)
 
-    def after_step(self, running: metrics.RunningLoss, done: int) -> None:
+    def after_step(self, running: engine.RunningLoss, done: int) -> None:
         """Save the state when the last one is old, or when asked to stop; then raise Stopped.
 
         running: the epoch's counts; done: its steps that are complete.
@@ -201,7 +200,7 @@ class FoldTrainer:
                 f"with --resume goes on from there ({self.context.run_dir})",
             )
 
-    def check_finite(self, running: metrics.RunningLoss) -> None:
+    def check_finite(self, running: engine.RunningLoss) -> None:
         """Raise Diverged where a loss was NaN or infinite."""
         step = running.first_bad()
         if step is not None:
@@ -261,7 +260,7 @@ class FoldTrainer:
 
     def save_checkpoint(self, validation: history.ValidationResult) -> None:
         """Save the weights where this epoch is among the fold's best."""
-        context, s = self.context, self.context.optim
+        context = self.context
         data, network = context.data, context.model
         scores = validation.scores[data.task]
         info = checkpoint.CheckpointInfo(
@@ -278,8 +277,7 @@ class FoldTrainer:
             history.score_dict(scores),
             sorted(set(context.table["person"].iloc[self.valid_rows])),
         )
-        training = checkpoint.Hyperparameters(s.batch_size, s.lr, s.optim_type, s.loss_type, s.seed)
-        name = checkpoint.file_name(info, training)
+        name = checkpoint.file_name(info, context.optim)
         checkpoint.save_if_best(
             context.fold_dir(self.number),
             self.state.kept,

@@ -37,7 +37,7 @@ class FoldState:
     fold: int
     epoch: int = 0  # epochs that are complete
     step: int = 0  # steps of the next epoch that are done
-    # what metrics.RunningLoss has counted in those steps
+    # what engine.RunningLoss has counted in those steps
     sums: list[float] = field(default_factory=list)
     kept: list[checkpoint.KeptCheckpoint] = field(default_factory=list)
     history: list[dict[str, float]] = field(default_factory=list)  # a row per epoch

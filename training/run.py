@@ -178,7 +178,7 @@ def prepare_run(s: config.TrainSettings, dist: DistInfo = SINGLE_PROCESS) -> Run
     start, weights = None, None
     if s.load_state_dict:
         path = Path(s.load_state_dict)
-        start, _ = checkpoint.load_described(path, s.model_type, s.task, mapped=False)
+        start = checkpoint.load_checkpoint(path, model=s.model_type, task=s.task)
     else:
         weights = backbones.backbone_weights(s.backbone or "", s.pretrained)
     names, paths = table["file"].tolist(), table["path"].tolist()

@@ -833,19 +833,19 @@ def written(path: Path, text: str = "") -> Path:
                 *[
                     ({"state_dict": {"a": torch.zeros(1)}, "info": {**INFO, key: value}}, told)
                     for key, value, told in (
-                        ("model", "x", "its model 'x' is unknown here"),
-                        ("task", "x", "its task 'x'"),
-                        ("transform", "x", "its tr"),
-                        ("backbone", "x", "its backbone 'x' is unknown here"),
-                        ("fold", 10**9, "out of range"),
-                        ("fold", -1, "out of"),
+                        ("model", "x", "its metadata gives model as 'x', unknown here"),
+                        ("task", "x", "its metadata gives task as 'x'"),
+                        ("transform", "x", "its metadata gives transform"),
+                        ("backbone", "x", "its metadata gives backbone as 'x', unknown here"),
+                        ("fold", 10**9, "gives fold as 1000000000, .*out of range"),
+                        ("fold", -1, "gives fold as -1, .*out of range"),
                     )
                 ],
             )
         ],
         (
             {"b.pth": ""},
-            lambda r: checkpoint.load_described(saved(r / "b.pth", {"a": torch.zeros(1)})),
+            lambda r: checkpoint.load_checkpoint(saved(r / "b.pth", {"a": torch.zeros(1)})).info,
             "a bare state dict",
         ),
         ({}, lambda r: run_directory.find_run_dir(str(r / "none")), "no such folder"),
@@ -1067,13 +1067,13 @@ def test_a_photograph_of_which_only_decoding_fails_is_answered_with_the_usual_cl
 def test_a_checkpoint_whose_answers_overflow_is_named_before_a_folder_is_made(
     tree: Path, eval_root: Path, tmp_path: Path
 ) -> None:
-    found, info = checkpoint.load_ranked(tree / "fold01")[0]
+    found = checkpoint.load_ranked(tree / "fold01")[0]
     copy = Path(shutil.copytree(tree, tmp_path / tree.name))
     path = copy / "fold01" / found.path.name
     checkpoint.save_checkpoint(
         path,
         {n: t * 0 + 3e38 if n == "linear.weight" else t for n, t in found.weights.items()},
-        info,
+        found.info,
     )
     with pytest.raises(
         UserError,

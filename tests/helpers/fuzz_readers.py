@@ -33,8 +33,9 @@ import torch
 from PIL import Image
 
 import checkpoint
+import config
+import engine
 import ensemble
-import metrics
 import optim
 import out_of_fold
 import registries
@@ -247,7 +248,7 @@ def checkpoints(folder: Path) -> list[Reader]:
     whole = (folder / "whole.pth").read_bytes()
     bare = saved(lambda f: torch.save(weights, f))
     old = saved(lambda f: torch.save(weights, f, _use_new_zipfile_serialization=False))
-    name = checkpoint.file_name(info, checkpoint.Hyperparameters(32, 1e-5, "adam", "focalloss", 42))
+    name = checkpoint.file_name(info, config.OptimSettings(lr=1e-5, loss_type="focalloss"))
     run = {
         "started": "2026-11-23T23:15:00",
         "settings": {"task": "main"},
@@ -368,7 +369,7 @@ def states(folder: Path) -> list[Reader]:
         assert min(found.fold, found.epoch, found.step) >= 0
         assert sorted(found.kept, key=checkpoint.rank)[:1] == found.kept[:1]
         assert all(len(rows) == found.epoch for rows in found.probabilities.values())
-        assert metrics.RunningLoss(torch.device("cpu"), found.sums).kept() is not None
+        assert engine.RunningLoss(torch.device("cpu"), found.sums).kept() is not None
 
     return [Reader("state", [(folder / fold_state.STATE_FILE).read_bytes()], check)]
 
@@ -398,7 +399,7 @@ def told_tables(folder: Path) -> list[Reader]:
 
     def check_oof(data: bytes) -> None:
         (folder / out_of_fold.OOF_FILE).write_bytes(data)
-        oof = out_of_fold.read_sorted_oof(folder, "main")
+        oof = out_of_fold.read_oof(folder, "main")
         assert oof is not None
         out_of_fold.score_line("main", *oof)
 

@@ -25,7 +25,7 @@ import submit_ensemble
 import submit_singular
 import train
 from data import images, tables
-from inference import members, predictor, submission
+from inference import predictor, submission
 from labels import PARTS, TASKS, Task
 from runtime.cli import run_script
 from runtime.errors import RunError, UserError, path_error, plural
@@ -346,10 +346,10 @@ def test_a_registered_transform_brings_its_random_form_along(
     info = checkpoint.CheckpointInfo(
         "VanillaResNet", "main", "mine", "tiny", 32, 32, 0, 1, 0.5, 1.0
     )
-    member = members.Member("m", info, Path("m.pth"), {})
+    member = checkpoint.Checkpoint("m", Path("m.pth"), {}, info)
     assert predictor.resolve_transforms([member], "auto", 2) == ["tta"]
     assert predictor.resolve_transforms([member], "auto", 1) == ["mine"]
-    alone = dataclasses.replace(member, info=dataclasses.replace(info, transform="alone"))
+    alone = dataclasses.replace(member, known_info=dataclasses.replace(info, transform="alone"))
     with pytest.raises(
         UserError, match="--tta 2: transform alone shows every view alike; use --tta 1"
     ):

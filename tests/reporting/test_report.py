@@ -181,7 +181,7 @@ def test_every_number_of_a_run_is_scikit_learns(made: Made) -> None:
     draws = metrics.bootstrap_people(truth, answers, oof["person"].to_numpy(), 18)
     assert [head["macro_f1"]["low"], head["macro_f1"]["high"]] == pytest.approx(
         metrics.out_of_fold_interval(
-            head["macro_f1"]["value"], metrics.macro_f1s(draws), oof["fold"].nunique()
+            head["macro_f1"]["value"], metrics.macro_f1(draws), oof["fold"].nunique()
         )
     )
     assert numbers["confusion"] == confusion_matrix(truth, answers, labels=range(18)).tolist()

@@ -94,13 +94,13 @@ def test_the_validation_loss_is_that_of_the_networks_outputs(
     ]
     assert train.main([*words, "--loss-type", name]) == 0
     (folder,) = tmp_path.glob("*/fold00")
-    found, info = checkpoint.load_ranked(folder)[0]
+    found = checkpoint.load_ranked(folder)[0]
     stored = fold_state.load_validation(folder, "mask")
     assert stored is not None
     table = tables.read_train(train_root).set_index("file").loc[stored[0]]
-    view = augmentation.View(augmentation.forms(info.transform, 32).valid)
+    view = augmentation.View(augmentation.forms(found.info.transform, 32).valid)
     photos = dataset.ImageDataset(stored[0], table["path"].tolist(), [view])
-    network = model.build_from_checkpoint(info, found.weights, "x").eval()
+    network = model.build_from_checkpoint(found).eval()
     with (
         loading.make_loader(
             photos, dataset.EpochBatchSampler(range(len(photos)), len(photos)), 0, CPU

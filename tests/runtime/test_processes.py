@@ -19,7 +19,6 @@ import config
 import dataset
 import engine
 import ensemble
-import metrics
 import registries
 import submit_ensemble
 import train
@@ -125,10 +124,8 @@ def test_folds_dealt_to_processes_are_bit_for_bit_those_of_one(trees: dict[str, 
 
 
 def test_a_shared_batch_gives_the_weights_of_a_whole_one(trees: dict[str, Path]) -> None:
-    (one, one_info), (two, two_info) = (
-        checkpoint.load_ranked(trees[t] / "fold00")[0] for t in ("single", "shared")
-    )
-    assert one_info.epoch == two_info.epoch
+    one, two = (checkpoint.load_ranked(trees[t] / "fold00")[0] for t in ("single", "shared"))
+    assert one.info.epoch == two.info.epoch
     for name, value in one.weights.items():
         assert torch.allclose(value, two.weights[name], rtol=1e-4, atol=1e-6), name
     a, b = (fold_state.load_validation(trees[t] / "fold00", "main") for t in ("single", "shared"))
@@ -395,7 +392,7 @@ def test_a_shared_epoch_taken_up_in_its_middle_counts_what_all_had_seen(
     words = [*common, "--save-path", str(tmp_path / "broken")]
     plain = training_fold.FoldTrainer.after_step
 
-    def dying(trainer: training_fold.FoldTrainer, running: metrics.RunningLoss, done: int) -> None:
+    def dying(trainer: training_fold.FoldTrainer, running: engine.RunningLoss, done: int) -> None:
         plain(trainer, running, done)
         if done == 4:
             os._exit(9)

@@ -62,7 +62,7 @@ def train_words(root: Path, saved: Path, *more: str) -> list[str]:
 
 def submit_words(tree: Path, eval_root: Path, out: Path) -> list[str]:
     """A submission of one checkpoint."""
-    best = checkpoint.load_ranked(tree / "fold00")[0][0].path
+    best = checkpoint.load_ranked(tree / "fold00")[0].path
     return [
         "--load-state-dict",
         str(best),
