@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import socket
 import stat
 import struct
 import sys
@@ -147,7 +148,9 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """
     # a path in the text may be no valid Unicode
     text: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+    temporary = path.with_name(
+        f"{TEMPORARY_PREFIX}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"
+    )
     try:
         with open(temporary, mode, **({} if "b" in mode else text)) as file:
             yield file
@@ -191,11 +194,27 @@ def fsync_folder(folder: Path) -> None:
 
 
 def remove_stale_writes(folder: Path, is_locked: bool = False) -> None:
-    """Delete what killed processes were writing in a folder: what is an hour old, or all in a
-    folder that is locked, since no other process writes there.
+    """Delete what killed processes were writing in a folder: of ended processes of this machine,
+    and what is an hour old; all in a folder that is locked, since no other process writes there.
     """
+    own = f"{TEMPORARY_PREFIX}{socket.gethostname()}-"
     for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        pid = path.name.removeprefix(own).partition("-")[0]
+        has_ended = path.name.startswith(own) and pid.isdigit() and not is_running(int(pid))
         # the latter: open in a living process on Windows
         with contextlib.suppress(FileNotFoundError, PermissionError):
-            if is_locked or time.time() - path.stat().st_mtime > STALE_WRITE_SECONDS:
+            if is_locked or has_ended or time.time() - path.stat().st_mtime > STALE_WRITE_SECONDS:
                 path.unlink()
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process of this machine runs; on Windows, where asking would end it, always."""
+    if sys.platform == "win32":
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
