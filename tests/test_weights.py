@@ -935,10 +935,8 @@ def test_a_field_added_to_names_and_metadata_leaves_older_files_readable(
     """(17) As a newcomer adds it: at the name's end, and with a default."""
     source = Path(checkpoint.__file__).read_text(encoding="utf-8")
     source = source.replace("seed({seed}).pth", "seed({seed})wd({weight_decay}).pth")
-    source = source.replace(
-        "    scores: dict[str, float] = field",
-        "    note: str = ''\n    scores: dict[str, float] = field",
-    )
+    scores = "    scores: dict[str, float] = field"
+    source = source.replace(scores, f"    note: str = ''\n{scores}")
     module = types.ModuleType("newer")
     monkeypatch.setitem(sys.modules, "newer", module)
     exec(compile(source, "newer.py", "exec"), vars(module))
@@ -949,5 +947,6 @@ def test_a_field_added_to_names_and_metadata_leaves_older_files_readable(
     newer = older.replace(".pth", "wd(0.01).pth")
     assert module.info_from_name(older) == module.info_from_name(newer) is not None
     assert module.FILE_NAME.fullmatch(newer)["weight_decay"] == "0.01"
-    plain = dataclasses.asdict(checkpoint.info_from_name(older))
-    assert module.checked_info(plain).macro_f1 == 0.8311
+    info = checkpoint.info_from_name(older)
+    assert info is not None
+    assert module.checked_info(dataclasses.asdict(info)).macro_f1 == 0.8311
