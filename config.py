@@ -139,7 +139,7 @@ class ModelSettings(Settings):
         MODEL, "network (also: THANet, MultiClassTHANet)", "VanillaEfficientNet", Choice(MODELS)
     )
     backbone: str | None = option(
-        MODEL, f"one of {registries.backbones_by_family()}", shown="the model's own", metavar="NAME"
+        MODEL, f"one of {', '.join(BACKBONES)}", shown="the model's own", metavar="NAME"
     )
     pretrained: str = option(
         MODEL, "backbone's weights", "imagenet", parse_weights, metavar="{imagenet,none,PATH}"

@@ -1,6 +1,4 @@
-"""Train one epoch; and ONE pass from photographs to outputs, for validation, test views and
-submissions.
-"""
+"""Train one epoch; one pass from photographs to outputs, for validation and all predictions."""
 
 from __future__ import annotations
 
@@ -42,9 +40,7 @@ def imagenet_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def to_network(compute: Compute, pixels: Tensor) -> Tensor:
-    """uint8 [batch, height, width, 3] -> normalised float32 [batch, 3, height, width] on the
-    device, channels last in memory.
-    """
+    """uint8 [batch, height, width, 3] -> normalised float32 [batch, 3, height, width] on device."""
     images = compute.to_device(pixels).permute(0, 3, 1, 2).float()
     mean, deviation = imagenet_statistics(compute.device)
     return images.sub_(mean).div_(deviation)
@@ -179,9 +175,7 @@ def train_one_epoch(
 def make_eval_loader(
     photos: dataset.ImageDataset, indices: Sequence[int], compute: Compute
 ) -> loading.Loader:
-    """The loader by which this process reads its part of the photographs in a `forward_batches`;
-    `with` ends its workers.
-    """
+    """A loader of this process's part of the photographs; `with` ends its workers."""
     batches = dataset.EpochBatchSampler(indices[compute.rank :: compute.world], compute.batch_size)
     return loading.make_loader(photos, batches, compute.workers, compute.device)
 
@@ -262,9 +256,7 @@ def validate(
 
 
 def gather_predictions(arrays: dict[str, Tensor], images: int, world: int) -> dict[str, np.ndarray]:
-    """Join what `world` processes predicted for every world-th image each: each image once, the
-    same in all of them.
-    """
+    """Join what `world` processes predicted for every world-th image each; the same in all."""
     parts = {task: array.cpu().numpy() for task, array in arrays.items()}
     if world == 1:
         return parts

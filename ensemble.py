@@ -71,22 +71,19 @@ class Probabilities:
         """
         if not groups:
             return self
-        others = self.select([m for m in range(len(self.members)) if m not in np.ravel(groups)])
-        products, names, folds, weights = [], [], [], []
-        for group in groups:
-            members = zip(PARTS, self.array[list(group)], strict=True)
-            known = {part: marginalize_main(array, part) for part, array in members}
-            products.append(multiply_parts(known))
-            folds.append(fold := self.folds[group[0]])
-            name = f"fold{fold:02d}/Fold{fold:02d}_rank{folds.count(fold)}"
-            names.append(f"{' x '.join(PARTS)}/{name}")
-            weights.append(float(np.prod([self.weights[m] for m in group])))
+        table = np.array(groups)  # [groups, 3]: numbers of members
+        others = self.select([m for m in range(len(self.members)) if m not in table])
+        by_part = zip(PARTS, self.array[table.T], strict=True)
+        products = multiply_parts({part: marginalize_main(array, part) for part, array in by_part})
+        folds = [self.folds[m] for m in table[:, 0]]
+        ranks = [folds[: n + 1].count(fold) for n, fold in enumerate(folds)]
+        names = [f"fold{f:02d}/Fold{f:02d}_rank{r}" for f, r in zip(folds, ranks, strict=True)]
         return dataclasses.replace(
             self,
             array=np.concatenate([others.array, products]),
-            members=others.members + names,
+            members=others.members + [f"{' x '.join(PARTS)}/{name}" for name in names],
             folds=others.folds + folds,
-            weights=others.weights + weights,
+            weights=others.weights + np.array(self.weights)[table].prod(1).tolist(),
         )
 
 

@@ -67,7 +67,7 @@ class InnerHead:
     label: Callable[[int, int, float], float]  # as a task's
     outputs: int
     loss: str  # target(shares of its classes in training), whatever --loss-type says
-    predictions: Mapping[str, tuple[int, ...]]  # {task: its class for each of this head's}
+    tasks: Mapping[str, tuple[int, ...]]  # {task: its class for each of this head's}
     regression = False
 
 
@@ -95,7 +95,7 @@ def depends_on_age_filter(head: str) -> bool:
 
 def tasks_predicted_by(head: str) -> tuple[str, ...]:
     """The tasks that a head predicts by itself."""
-    return tuple(INNER_HEADS[head].predictions) if head in INNER_HEADS else (head,)
+    return tuple(INNER_HEADS[head].tasks) if head in INNER_HEADS else (head,)
 
 
 PARTS = ("mask", "gender", "ageg")  # what the 18 classes are made of

@@ -61,9 +61,7 @@ class YearsLoss(nn.Module):
 
 
 class FocalLoss(nn.Module):
-    """(1 - p)^gamma * cross entropy with p of each sample's own true class. Lin et al. 2017,
-    arXiv:1708.02002.
-    """
+    """(1 - p)^gamma * cross entropy, p of each sample's true class. arXiv:1708.02002."""
 
     def __init__(self, gamma: float = 5.0) -> None:
         super().__init__()
@@ -89,9 +87,7 @@ class SmoothL1Loss(nn.SmoothL1Loss):
 
 
 def make_loss(name: str, shares: Tensor | None = None, head: str = "") -> nn.Module:
-    """A registered loss; or an inner head's own, from the shares [classes] of its classes in
-    training.
-    """
+    """A registered loss; or an inner head's, from the training shares [classes] of its classes."""
     if head in INNER_HEADS:
         criterion: nn.Module = registries.import_target(INNER_HEADS[head].loss)(shares)
     else:

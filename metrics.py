@@ -27,9 +27,7 @@ def class_f1(matrix: np.ndarray) -> np.ndarray:
 
 
 def macro_f1(matrices: np.ndarray) -> np.ndarray:
-    """Mean F1 over the classes in truth or predictions, as scikit-learn has it, of matrices
-    [..., C, C] -> [...]; 0 for an empty one.
-    """
+    """Mean F1 over the classes in truth or predictions of matrices [..., C, C] -> [...]."""
     scores = class_f1(matrices)
     return np.nansum(scores, axis=-1) / np.maximum((~np.isnan(scores)).sum(-1), 1)
 

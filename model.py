@@ -16,7 +16,7 @@ from torch.nn import functional
 import backbones
 import checkpoint
 import registries
-from data import foreign_weights
+from data import weight_files
 from labels import INNER_HEADS, PARTS, TASKS, head_spec, tasks_predicted_by
 from runtime.errors import UserError, plural, reason, warn
 
@@ -86,9 +86,7 @@ class Factorised(nn.Module):
 
 
 class Attention(nn.Module):
-    """8-head self-attention over the states of an image, with a residual: [batch, states, 64] ->
-    the same shape. Vaswani et al. 2017, arXiv:1706.03762.
-    """
+    """8-head self-attention over states [batch, states, 64], with a residual. arXiv:1706.03762."""
 
     def __init__(self, width: int = 64, parts: int = 8) -> None:
         super().__init__()
@@ -107,9 +105,7 @@ class Attention(nn.Module):
 
 
 class MultiLabelTHANet(nn.Module):
-    """backbone -> BatchNorm, Dropout -> a state of 64 per label set -> self-attention over the
-    states -> their outputs.
-    """
+    """backbone -> BatchNorm, Dropout -> a state of 64 per label set -> attention -> outputs."""
 
     trunk = "backbone"
     parts = ("mask", "ageg", "gender")
@@ -146,9 +142,7 @@ class MultiClassTHANet(MultiLabelTHANet):
 
 
 def build(name: str, task: str, backbone: str, padding: int | None) -> nn.Module:
-    """A registered model with the heads that it trains for a task, its weights drawn from torch's
-    generator.
-    """
+    """A registered model with the heads that it trains for a task, its weights drawn by torch."""
     trunk = registries.import_target(registries.backbone_entry(backbone).target)(backbone, padding)
     heads = {head: head_spec(head).outputs for head in registries.trained_heads(name, task)}
     return registries.import_target(registries.MODELS[name].target)(trunk, heads)
@@ -160,11 +154,7 @@ def trunk_of(model: nn.Module) -> nn.Module:
 
 
 def set_output_bias(model: nn.Module, value: float) -> None:
-    """Let a regression start at this value, so that no epoch is spent on finding its level.
-
-    Its head is the last linear layer with one output outside the backbone; a model without one is
-    left alone.
-    """
+    """Let a regression start at this value, by the last one-output layer outside the backbone."""
     in_trunk = set(trunk_of(model).modules())
     layers = [m for m in model.modules() if isinstance(m, nn.Linear) and m not in in_trunk]
     heads = [layer for layer in layers if layer.out_features == 1 and layer.bias is not None]
@@ -176,10 +166,8 @@ def set_output_bias(model: nn.Module, value: float) -> None:
 
 
 def with_prefix_of(own: backbones.StateDict, weights: backbones.StateDict) -> backbones.StateDict:
-    """Weights under the prefix that all of a module's own names carry, which
-    `checkpoint.load_checkpoint` drops.
-    """
-    prefix = foreign_weights.common_prefix(own)
+    """Weights under the prefix of all of a module's own names, which `find_state_dict` drops."""
+    prefix = weight_files.common_prefix(own)
     if not prefix or any(name.startswith(prefix) for name in weights):
         return weights
     return {prefix + name: value for name, value in weights.items()}
@@ -194,7 +182,7 @@ def _form(tensor: Tensor | None) -> str:
 
 def load_weights(module: nn.Module, weights: backbones.StateDict, source: str) -> None:
     """Load a whole state dict. Raises UserError naming the first three that do not match."""
-    if not foreign_weights.is_state_dict(weights):
+    if not weight_files.is_state_dict(weights):
         raise UserError(f"{source}: holds no state dict; use another file")
     own = module.state_dict()
     weights = with_prefix_of(own, weights)
@@ -261,9 +249,7 @@ def check_finite(module: nn.Module, source: str) -> None:
 
 
 def build_from_checkpoint(stored: checkpoint.Checkpoint) -> nn.Module:
-    """The network of a checkpoint, without a download. Raises UserError where the weights do not
-    fit, or are NaN or infinite.
-    """
+    """The network of a checkpoint. Raises UserError for weights that do not fit or hold NaN."""
     info, source = stored.info, str(stored.path)
     network = build(info.model, info.task, info.backbone, info.padding)
     load_weights(network, stored.weights, source)
@@ -327,7 +313,7 @@ def parameter_groups(model: nn.Module, backbone_scale: float) -> list[dict[str, 
 # --- outputs -> probabilities
 
 
-def can_answer(heads: tuple[str, ...], task: str) -> bool:
+def can_predict(heads: tuple[str, ...], task: str) -> bool:
     """Whether a model with these heads answers a task: by its own head, by an inner head, from
     `main`, or `main` from its three parts.
     """
@@ -346,7 +332,7 @@ def probabilities(outputs: dict[str, Tensor], task: str) -> Tensor:
         own = outputs[task].float()
         return own if head_spec(task).regression else own.softmax(1)
     for name in outputs:
-        if name in INNER_HEADS and task in INNER_HEADS[name].predictions:
+        if name in INNER_HEADS and task in INNER_HEADS[name].tasks:
             return sum_class_groups(outputs[name].float().softmax(1), task, name)
     if task != "main":
         return sum_class_groups(probabilities(outputs, "main"), task)
@@ -355,9 +341,7 @@ def probabilities(outputs: dict[str, Tensor], task: str) -> Tensor:
 
 
 class Spread(nn.Module):
-    """`main` from a network that knows one part of it: the classes of the other parts are equally
-    likely.
-    """
+    """`main` from a network that knows one part of it; the others' classes are equally likely."""
 
     def __init__(self, network: nn.Module, part: str) -> None:
         super().__init__()
@@ -372,7 +356,7 @@ class Spread(nn.Module):
 @torch.inference_mode(False)
 def class_mapping(source: str, task: str, device: torch.device) -> Tensor:
     """int64 [classes]: the class of a task for each class of `source` (main or an inner head)."""
-    mapping = TASKS[task].from_main if source == "main" else INNER_HEADS[source].predictions[task]
+    mapping = TASKS[task].from_main if source == "main" else INNER_HEADS[source].tasks[task]
     return torch.tensor(mapping, device=device)
 
 

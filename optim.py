@@ -42,9 +42,7 @@ class AnyLayoutAdamP(AdamP):
     def _projection(
         self, p: Tensor, grad: Tensor, perturb: Tensor, delta: float, wd_ratio: float, eps: float
     ) -> tuple[Tensor, Tensor]:
-        """(step, factor of the weight decay): projected by channels where the weights hardly turn,
-        else so by the whole.
-        """
+        """(step, factor of the weight decay): projected where the weights hardly turn."""
         broadcast = [-1] + [1] * (p.dim() - 1)
         step, decay = perturb, perturb.new_ones(())
         # the channels come first in the package, so here the last word is theirs

@@ -1,6 +1,4 @@
-"""Out-of-fold scores: every person is predicted by the fold that never saw them, at an epoch that
-they had no part in choosing.
-"""
+"""Scores of people whom the predicting fold never saw, at an epoch that others chose."""
 
 from __future__ import annotations
 

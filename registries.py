@@ -159,19 +159,6 @@ def backbone_entry(name: str) -> Backbone:
     return BACKBONES["timm:NAME"]
 
 
-def backbones_by_family() -> str:
-    """`efficientnet-{b0,b1}; resnet{18,34}; timm:NAME`."""
-    families: dict[str, list[str]] = {}
-    for name, entry in BACKBONES.items():
-        families.setdefault(entry.family, []).append(name)
-    return "; ".join(", ".join(names) for names in families.values())
-
-
-def random_form_of(transform: str, views: int) -> str:
-    """The transform for so many views: several take the one with random views."""
-    return TRANSFORMS[transform].random_form or transform if views > 1 else transform
-
-
 def trained_heads(model: str, task: str) -> tuple[str, ...]:
     """The tasks that a model trains at once: its own heads, or `task`."""
     return MODELS[model].heads or (task,)

@@ -112,9 +112,7 @@ def differing_settings(settings: dict[str, Any], run_dir: Path) -> list[str]:
 
 @contextlib.contextmanager
 def fold_lock(folder: Path, needed: bool = True) -> Iterator[None]:
-    """Make a fold's folder, keep other processes on this machine out of it, and delete what a
-    killed one was writing there. Raises as `_lock`.
-    """
+    """Make and lock a fold's folder; delete what a killed process was writing. Raises as _lock."""
     folder.mkdir(exist_ok=True)
     with contextlib.ExitStack() as stack:
         if needed:

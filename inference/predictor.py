@@ -201,7 +201,7 @@ def resolve_transforms(members: Sequence[Checkpoint], transform: str, views: int
     """
     transforms, is_auto = registries.TRANSFORMS, transform == config.AUTO
     trained = [member.info.transform for member in members]
-    automatic = [registries.random_form_of(name, views) for name in trained]
+    automatic = [(views > 1 and transforms[name].random_form) or name for name in trained]
     used = automatic if is_auto else [transform] * len(members)
     for name in used:
         config.check_views(name, views)

@@ -97,10 +97,10 @@ def test_parts_and_years_answer_main_by_their_product() -> None:
             * group
         )
         assert torch.allclose(main[:, c], expected, atol=1e-6)
-    assert model.can_answer(("mask", "gender", "year"), "main")
-    assert model.can_answer(("mask", "gender", "year"), "ageg")
-    assert not model.can_answer(("mask", "gender", "year"), "age")
-    assert not model.can_answer(("mask", "gender"), "main")
+    assert model.can_predict(("mask", "gender", "year"), "main")
+    assert model.can_predict(("mask", "gender", "year"), "ageg")
+    assert not model.can_predict(("mask", "gender", "year"), "age")
+    assert not model.can_predict(("mask", "gender"), "main")
 
 
 @pytest.mark.parametrize("name", registries.LOSSES)
@@ -438,9 +438,9 @@ def test_main_answers_the_parts_and_the_parts_answer_main() -> None:
     assert torch.allclose(
         product[:, 6 * 2 + 3 * 1 + 0], p["mask"][:, 2] * p["gender"][:, 1] * p["ageg"][:, 0]
     )
-    assert model.can_answer(("main",), "ageg")
-    assert not model.can_answer(("main",), "age")
-    assert not model.can_answer(("mask",), "main")
+    assert model.can_predict(("main",), "ageg")
+    assert not model.can_predict(("main",), "age")
+    assert not model.can_predict(("mask",), "main")
 
 
 # --- checkpoints

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 import checkpoint
 import model
 import optim
+from data import weight_files
 from labels import TASKS
 from runtime.errors import UserError, reason
 from runtime.files import atomic_write, load_npz
@@ -95,7 +96,7 @@ def load_fold_state(folder: Path) -> tuple[FoldState, dict[str, Any]] | None:
     path = folder / STATE_FILE
     if not path.exists():
         return None
-    loaded = checkpoint.safe_load(path, mapped=False)
+    loaded = weight_files.safe_load(path, mapped=False)
     remedy = f"remove {folder} to train the fold again"
     try:
         plain, training = loaded["state"], loaded["learner"]

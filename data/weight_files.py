@@ -1,0 +1,166 @@
+"""Files of weights, read safely whoever wrote them: state dicts, alone or inside other things."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runtime.errors import (
+    UserError,
+    is_rank_zero,
+    path_error,
+    plural,
+    printable,
+    reason,
+    short_repr,
+    warn,
+)
+from runtime.files import refuse_irregular, zip_members
+
+# where other programs put a model's weights, beside other things
+WRAPPER_KEYS = ("state_dict", "model_state_dict", "model")
+FOREIGN_FILES = (  # the first bytes, in lower case; what the file is, and what to do
+    ((b"version https://git-lfs",), "a Git LFS pointer to the weights; run git lfs pull"),
+    ((b"<!doctype", b"<html", b"<head", b"<?xml"), "a web page, not weights; download the file"),
+    (  # gzip, bzip2, xz, 7z, rar, zstandard
+        (b"\x1f\x8b", b"bzh", b"\xfd7zxz", b"7z\xbc\xaf", b"rar!", b"\x28\xb5\x2f\xfd"),
+        "a packed file; unpack it, and name the file inside",
+    ),
+    ((b"\x89hdf",), "an HDF5 file, of Keras perhaps; only files of torch.save are read"),
+)
+
+
+def safe_load(path: Path, mapped: bool = False) -> dict[str, Any]:
+    """A dictionary from a torch file, unpickling nothing but plain types, tensors and argparse's
+    Namespace, which others keep beside their weights. Raises UserError.
+
+    mapped: read tensors from the file when they are used. If the file is cut short meanwhile, the
+    process dies.
+    """
+    try:
+        refuse_irregular(path)
+        mapped = is_uncompressed_zip(path) and mapped
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")  # torch's, of odd pickles
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except OSError as error:
+        raise path_error(path, error, "use another file", "read") from None
+    except Exception as error:  # over damaged bytes the unpickler raises nearly every kind
+        # torch's message advises to unpickle everything
+        unsafe = isinstance(error, pickle.UnpicklingError)
+        why = "it holds more than tensors and plain types" if unsafe else reason(error)
+        problem = f"cannot be read safely as weights ({why}); use another file"
+        problem = describe_foreign_file(path) or problem
+        raise UserError(f"{path}: {problem}") from None
+    if not isinstance(loaded, dict):
+        kind = type(loaded).__name__
+        raise UserError(f"{path}: holds a {kind}, not weights; use a checkpoint or a state dict")
+    return loaded
+
+
+def is_uncompressed_zip(path: Path) -> bool:
+    """Whether a file is of torch's format since 1.6; that before cannot be mapped. Raises
+    ValueError for a zip file with compressed parts: torch writes none, zip bombs have.
+    """
+    with open(path, "rb") as file:
+        if file.read(4) != b"PK\3\4":  # as torch decides
+            return False
+    members, file_size = zip_members(path), path.stat().st_size
+    size = sum(member.file_size for member in members)
+    if size > file_size or any(part.compress_type != zipfile.ZIP_STORED for part in members):
+        raise ValueError(f"{size:,} bytes unpacked from {file_size:,}; torch compresses nothing")
+    return True
+
+
+def describe_foreign_file(path: Path) -> str:
+    """What a file that torch cannot read is, and what to do; empty where it is not known."""
+    with open(path, "rb") as file:
+        start = file.read(512)
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    for first_bytes, description in FOREIGN_FILES:
+        if text.startswith(first_bytes):
+            return description
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
+        return "a safetensors file; convert it: torch.save(safetensors.torch.load_file(PATH), NEW)"
+    names: list[str] = []
+    if start.startswith(b"PK\3\4"):
+        with contextlib.suppress(Exception), zipfile.ZipFile(path) as parts:  # may be damaged
+            names = parts.namelist()
+    if any(name.endswith("constants.pkl") for name in names):
+        return "a TorchScript program, not weights; save the state_dict() of its model instead"
+    if names and not any(name.endswith("data.pkl") for name in names):
+        first = printable(names[0])[:100]
+        return f"a zip file of other files ({first}); unpack it, and name the one with the weights"
+    return ""
+
+
+def note_once(path: Path, text: str) -> None:
+    """Warn of how a file was read, once for all files of a run."""
+    if is_rank_zero():
+        in_run = re.fullmatch(r"fold[0-9]+", path.parent.name)
+        warn(f"{path.parent.parent if in_run else path}: {text}")
+
+
+def is_state_dict(value: object) -> bool:
+    """Whether this is a dictionary of named tensors, and not empty."""
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+    )
+
+
+def find_state_dict(loaded: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    """The state dict that a file is, or holds in an entry, or beside other things, without
+    a prefix that all its names share; warnings say so. Raises UserError for none, and for several
+    under unknown names.
+    """
+    weights = loaded if is_state_dict(loaded) else _unwrap(loaded, path)
+    prefix = common_prefix(weights)
+    if prefix:
+        note = f"all names of its weights begin with {prefix[:100]!r}, which is dropped"
+        note_once(path, note)
+    return {name.removeprefix(prefix): value for name, value in weights.items()}
+
+
+def _unwrap(loaded: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    wrapped = [loaded[key] for key in WRAPPER_KEYS if isinstance(loaded.get(key), dict)]
+    if wrapped and not any(map(is_state_dict, loaded.values())):
+        loaded = wrapped[0]
+    parts = {k: v for k, v in loaded.items() if isinstance(k, str) and is_state_dict(v)}
+    shown = ", ".join(map(short_repr, list(parts)[:5]))
+    known = [key for key in WRAPPER_KEYS if key in parts] or (
+        list(parts) if len(parts) == 1 else []
+    )
+    if known:
+        others = f" (it holds {shown})" if len(parts) > 1 else ""
+        note_once(path, f"its weights are those in {short_repr(known[0])}{others}")
+        return parts[known[0]]
+    if parts:
+        several = f"{len(parts)} state dicts ({shown})"
+        raise UserError(f"{path}: holds {several}; save the one you mean in a file of its own")
+    tensors = {k: v for k, v in loaded.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    if not tensors:
+        raise UserError(f"{path}: holds no state dict; use a checkpoint or a state dict")
+    others = plural(len(loaded) - len(tensors), "entry is", "entries are")
+    note_once(path, f"{others} no tensor beside its weights, and left out")
+    return tensors
+
+
+def common_prefix(names: Iterable[str]) -> str:
+    """What all names begin with, up to a dot (`module.`), but no layer's whole name."""
+    layers = {tuple(name.split(".")[:-1]) for name in names}
+    levels = zip(*layers, strict=False)
+    shared = [parts[0] for parts in itertools.takewhile(lambda p: len({*p}) == 1, levels)]
+    return "".join(f"{part}." for part in (shared[:-1] if len(layers) == 1 else shared))
