@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -64,6 +65,11 @@ def parse_weights(text: str) -> str:
 
 
 SCHEDULE_FORMS = Choice([n + f",{n}:E" * s.cycles for n, s in SCHEDULES.items()]).metavar
+
+BACKBONES_BY_FAMILY = "; ".join(
+    ", ".join(names)
+    for _, names in itertools.groupby(BACKBONES, lambda name: BACKBONES[name].family)
+)
 
 # --- settings
 
@@ -139,7 +145,7 @@ class ModelSettings(Settings):
         MODEL, "network (also: THANet, MultiClassTHANet)", "VanillaEfficientNet", Choice(MODELS)
     )
     backbone: str | None = option(
-        MODEL, f"one of {', '.join(BACKBONES)}", shown="the model's own", metavar="NAME"
+        MODEL, f"one of {BACKBONES_BY_FAMILY}", shown="the model's own", metavar="NAME"
     )
     pretrained: str = option(
         MODEL, "backbone's weights", "imagenet", parse_weights, metavar="{imagenet,none,PATH}"
