@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -180,36 +181,45 @@ def make_eval_loader(
     return loading.make_loader(photos, batches, compute.workers, compute.device)
 
 
-def forward_batches(
+@torch.inference_mode()
+def forward_all(
     networks: Sequence[nn.Module],
     plan: Sequence[Sequence[int]],
     loader: loading.Loader,
+    images: int,
+    readers: Mapping[str, Callable[[dict[str, Tensor]], Tensor]],
     compute: Compute,
     label: str,
-) -> Iterator[tuple[int, int, slice, dict[str, Tensor]]]:
-    """(member, pass, which of the loader's images, {head: outputs of these}), batch by batch.
+) -> dict[str, np.ndarray]:
+    """{head or task: float32 [members, passes, images, classes]}: what its reader takes of the
+    members' outputs {head: [batch, classes]}.
 
     plan[m][v]: which of the photographs' views member m reads in its pass v. Every photograph is
-    decoded once and all members see each batch.
+    decoded once and all members see each batch. loader: this process's part of so many `images`, by
+    `make_eval_loader`; all processes return the whole.
     """
     for network in networks:
         network.eval()
+    own = len(range(compute.rank, images, compute.world))
+    shape = (len(networks), len(plan[0]), own)
+    arrays = {n: torch.zeros(*shape, head_spec(n).outputs, device=compute.device) for n in readers}
     done = 0
     for pairs, views in progress(loader, label):
         part = slice(done, done + len(pairs))
         # one view at a time: every member may have views of its own
-        images, converted = (Tensor(), -1)
+        pixels, converted = (Tensor(), -1)
         for m, (network, row) in enumerate(zip(networks, plan, strict=True)):
             for v, which in enumerate(row):
                 if which != converted:
-                    images, converted = to_network(compute, views[which]), which
+                    pixels, converted = to_network(compute, views[which]), which
                 with compute.autocast():
-                    outputs = network(images)
-                yield m, v, part, outputs
+                    outputs = network(pixels)
+                for name, array in arrays.items():
+                    array[m, v, part] = readers[name](outputs)
         done = part.stop
+    return gather_predictions(arrays, images, compute.world)
 
 
-@torch.inference_mode()
 def predict(
     networks: Sequence[nn.Module],
     plan: Sequence[Sequence[int]],
@@ -217,42 +227,21 @@ def predict(
     tasks: Sequence[str],
     compute: Compute,
 ) -> dict[str, np.ndarray]:
-    """Images -> {task: float32 probabilities [members, views, images, classes]} (values, for a
-    regression).
-
-    plan: see `forward_batches`. Several processes take every so many-th image each, and all return
-    the whole.
+    """Images -> {task: probabilities [members, views, images, classes]}, or values. See
+    `forward_all`.
     """
-    own = len(range(compute.rank, len(photos), compute.world))
-    shape = (len(networks), len(plan[0]), own)
-    arrays = {t: torch.zeros(*shape, head_spec(t).outputs, device=compute.device) for t in tasks}
+    readers = {task: functools.partial(model.probabilities, task=task) for task in tasks}
     with make_eval_loader(photos, range(len(photos)), compute) as loader:
-        for m, v, part, outputs in forward_batches(networks, plan, loader, compute, "predicting"):
-            for task, array in arrays.items():
-                array[m, v, part] = model.probabilities(outputs, task)
-    return gather_predictions(arrays, len(photos), compute.world)
+        return forward_all(networks, plan, loader, len(photos), readers, compute, "predicting")
 
 
-@torch.inference_mode()
 def validate(
     network: nn.Module, heads: Sequence[str], loader: loading.Loader, images: int, compute: Compute
 ) -> dict[str, Tensor]:
-    """{head: float32 outputs [images, outputs]}, on the CPU: what the loss and
-    `model.probabilities` take.
-
-    loader: this process's part of so many `images`, by `make_eval_loader`; all processes return
-    the whole.
-    """
-    own = len(range(compute.rank, images, compute.world))
-    arrays = {
-        head: torch.zeros(1, 1, own, head_spec(head).outputs, device=compute.device)
-        for head in heads
-    }
-    for m, v, part, outputs in forward_batches([network], [[0]], loader, compute, "validating"):
-        for head, array in arrays.items():
-            array[m, v, part] = outputs[head]
-    whole = gather_predictions(arrays, images, compute.world)
-    return {head: torch.from_numpy(array[0, 0]) for head, array in whole.items()}
+    """{head: float32 outputs [images, outputs]}, on the CPU. See `forward_all`."""
+    readers = {head: operator.itemgetter(head) for head in heads}
+    arrays = forward_all([network], [[0]], loader, images, readers, compute, "validating")
+    return {head: torch.from_numpy(array[0, 0]) for head, array in arrays.items()}
 
 
 def gather_predictions(arrays: dict[str, Tensor], images: int, world: int) -> dict[str, np.ndarray]:

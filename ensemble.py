@@ -60,7 +60,7 @@ class Probabilities:
         array = convert_task(self.array, self.task, task)
         if array is None:
             raise UserError(
-                f"--task {task}: the stored probabilities answer {self.task}; use --task "
+                f"--task {task}: the stored probabilities are of {self.task}; use --task "
                 f"{self.task}"
             )
         return dataclasses.replace(self, task=task, array=array)
@@ -94,10 +94,8 @@ def warn_fewer_members(folds: list[str], top_k: int) -> None:
 
 def are_valid(task: str, predictions: np.ndarray) -> bool:
     """Whether predictions [..., classes] are finite, and probabilities where there are classes."""
-    if not np.isfinite(predictions).all():
-        return False
-    if TASKS[task].regression:
-        return True
+    if TASKS[task].regression or not np.isfinite(predictions).all():
+        return bool(np.isfinite(predictions).all())
     errors = np.abs(predictions.sum(-1, dtype=np.float64) - 1)
     return bool((predictions >= 0).all() and (errors <= SUM_ERROR).all())
 

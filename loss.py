@@ -89,10 +89,8 @@ class SmoothL1Loss(nn.SmoothL1Loss):
 def make_loss(name: str, shares: Tensor | None = None, head: str = "") -> nn.Module:
     """A registered loss; or an inner head's, from the training shares [classes] of its classes."""
     if head in INNER_HEADS:
-        criterion: nn.Module = registries.import_target(INNER_HEADS[head].loss)(shares)
-    else:
-        criterion = registries.import_target(registries.LOSSES[name].target)()
-    return criterion
+        return registries.import_target(INNER_HEADS[head].loss)(shares)
+    return registries.import_target(registries.LOSSES[name].target)()
 
 
 def loss_of_outputs(criterion: nn.Module, outputs: Tensor, labels: Tensor) -> float:

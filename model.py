@@ -1,4 +1,4 @@
-"""Networks: heads on a backbone, loading their weights, and what their outputs answer.
+"""Networks: heads on a backbone, loading their weights, probabilities from their outputs.
 
 A model takes images [batch, 3, side, side] and returns {head: outputs [batch, classes]}. `trunk`
 names the attribute that holds its backbone, a network of 1000 outputs.
@@ -180,8 +180,17 @@ def _form(tensor: Tensor | None) -> str:
     return f"{'float' if tensor.is_floating_point() else tensor.dtype} {list(tensor.shape)}"
 
 
+def first_non_finite(module: nn.Module) -> str:
+    """The first tensor of a module that holds NaN or infinity, by name; empty where none does."""
+    return next(
+        (name for name, t in module.state_dict().items() if not bool(torch.isfinite(t).all())), ""
+    )
+
+
 def load_weights(module: nn.Module, weights: backbones.StateDict, source: str) -> None:
-    """Load a whole state dict. Raises UserError naming the first three that do not match."""
+    """Load a whole state dict. Raises UserError naming the first three that do not match, or the
+    first that holds NaN or infinity.
+    """
     if not weight_files.is_state_dict(weights):
         raise UserError(f"{source}: holds no state dict; use another file")
     own = module.state_dict()
@@ -197,7 +206,7 @@ def load_weights(module: nn.Module, weights: backbones.StateDict, source: str) -
     if problems and "attention.project.weight" in own and "attention.project.weight" not in weights:
         raise UserError(
             f"{source}: holds no {type(module).__name__} of this toolkit, and one of the original "
-            "entry cannot be loaded, as its attention differs by design; train the model anew, or "
+            "entry cannot be loaded, as its attention differs by design; train it again, or "
             "name the file's own --model-type"
         )
     if problems:
@@ -212,6 +221,8 @@ def load_weights(module: nn.Module, weights: backbones.StateDict, source: str) -
         raise UserError(
             f"{source}: its weights cannot be loaded ({reason(error)}); use another file"
         ) from None
+    if bad := first_non_finite(module):
+        raise UserError(f"{source}: {bad} holds NaN or infinity; use another file")
 
 
 def load_backbone(trunk: nn.Module, weights: backbones.StateDict, source: str) -> None:
@@ -219,41 +230,24 @@ def load_backbone(trunk: nn.Module, weights: backbones.StateDict, source: str) -
     that layer keeps its own weights, which a warning says. Raises UserError for other mismatches.
     """
     own = trunk.state_dict()
-    weights, note = with_prefix_of(own, weights), ""
+    weights = with_prefix_of(own, weights)
     wide = [name for name, value in own.items() if value.dim() > 1 and value.shape[0] == 1000]
     last = wide[-1] if wide else ""
     layer, stored = last.rpartition(".")[0], weights.get(last)
     differs = stored is not None and stored.shape[:1] != (1000,)
     if last and (stored is None or (differs and stored.shape[1:] == own[last].shape[1:])):
         outputs = "no weights" if stored is None else f"{len(stored)} outputs for 1000"
-        note = f"has {outputs} in the last layer ({layer}), which starts afresh; the rest is taken"
+        warn(f"{source}: has {outputs} in the last layer ({layer}), which starts at random")
         kept = {name: value for name, value in own.items() if name.rpartition(".")[0] == layer}
         weights = {**weights, **kept}
     load_weights(trunk, weights, source)
-    if note:
-        warn(f"{source}: {note}")
-
-
-def first_non_finite(module: nn.Module) -> str:
-    """The first tensor of a module that holds NaN or infinity, by name; empty where none does."""
-    return next(
-        (name for name, t in module.state_dict().items() if not bool(torch.isfinite(t).all())), ""
-    )
-
-
-def check_finite(module: nn.Module, source: str) -> None:
-    """Raise UserError where weights from a file hold NaN or infinity."""
-    bad = first_non_finite(module)
-    if bad:
-        raise UserError(f"{source}: {bad} holds NaN or infinity; use another file")
 
 
 def build_from_checkpoint(stored: checkpoint.Checkpoint) -> nn.Module:
     """The network of a checkpoint. Raises UserError for weights that do not fit or hold NaN."""
-    info, source = stored.info, str(stored.path)
+    info = stored.info
     network = build(info.model, info.task, info.backbone, info.padding)
-    load_weights(network, stored.weights, source)
-    check_finite(network, source)
+    load_weights(network, stored.weights, str(stored.path))
     return network
 
 
@@ -278,7 +272,7 @@ def load_for_training(
     """Load a checkpoint to train on from: its backbone where the same model was trained for another
     task by the only head, else all of it. Raises UserError where the architectures differ.
 
-    Returns the names of the layers that start afresh.
+    Returns the names of the layers that start at random.
     """
     source, info = f"--load-state-dict {start.path}", start.info
     if info.model != name or info.task == task or registries.MODELS[name].heads:
@@ -314,16 +308,16 @@ def parameter_groups(model: nn.Module, backbone_scale: float) -> list[dict[str, 
 
 
 def can_predict(heads: tuple[str, ...], task: str) -> bool:
-    """Whether a model with these heads answers a task: by its own head, by an inner head, from
+    """Whether a model with these heads predicts a task: by its own head, by an inner head, from
     `main`, or `main` from its three parts.
     """
-    known = {task for head in heads for task in tasks_predicted_by(head)}
+    known = {name for head in heads for name in tasks_predicted_by(head)}
     knows_main = "main" in known or set(PARTS) <= known
     return task in known or (knows_main and bool(TASKS[task].from_main))
 
 
 def probabilities(outputs: dict[str, Tensor], task: str) -> Tensor:
-    """float32 [batch, classes] of a task, or a regression's values, from the heads that answer it.
+    """float32 [batch, classes] of a task, or a regression's values, from the heads that predict it.
 
     Without a head of its own, a task sums those classes of an inner head or of `main` that belong
     to each of its own. `main` without a head is the product of mask, gender and age group.

@@ -74,8 +74,7 @@ def momentum(groups: Groups, lr: float, weight_decay: float) -> Optimizer:
 
 def make_optimizer(name: str, groups: Groups, lr: float, weight_decay: float) -> Optimizer:
     """A registered optimizer over parameter groups, each with its `scale` of the learning rate."""
-    make = registries.import_target(registries.OPTIMIZERS[name].target)
-    return make(groups, lr, weight_decay)
+    return registries.import_target(registries.OPTIMIZERS[name].target)(groups, lr, weight_decay)
 
 
 def optimizer_slots(optimizer: Optimizer) -> dict[str, Any]:
@@ -124,7 +123,7 @@ def _checked_slot(name: str, value: Any, example: Any, parameter: Tensor) -> Any
         return value
     target = torch.zeros_like(example if example.dim() == 0 else parameter)
     is_valid = isinstance(value, Tensor) and value.shape == target.shape
-    # infinite squares of large gradients are kept too: their weights rest, and the run goes on
+    # infinite squares of large gradients are kept too: such weights do not change
     if not is_valid or not value.is_floating_point() or bool(value.isnan().any()):
         raise ValueError(f"{name} is no tensor of numbers of its parameter's shape")
     return target.copy_(value)

@@ -17,7 +17,7 @@ from labels import PARTS, TASKS
 from runtime.errors import UserError, plural
 
 OOF_FILE = "oof.csv"
-LABEL_COLUMNS = ["mask", "gender", "age"]  # the true labels that the others are worked out of
+LABEL_COLUMNS = ["mask", "gender", "age"]  # the true labels; all others follow
 PAIRING_COLUMNS = ["file", "person", "fold", *LABEL_COLUMNS]  # alike in runs that can be paired
 
 

@@ -5,10 +5,9 @@ A `target` is "module:attribute", imported when it is first used.
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 import re
 from dataclasses import dataclass
-from typing import Any
 
 from runtime.errors import UserError
 
@@ -133,10 +132,7 @@ SCHEDULES: dict[str, Schedule] = {
 TIMM = "timm:"  # before the names of timm's backbones
 
 
-def import_target(target: str) -> Any:
-    """Import "module:attribute"."""
-    module, _, attribute = target.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+import_target = pkgutil.resolve_name  # of "module:attribute"
 
 
 def backbone_name(text: str) -> str:

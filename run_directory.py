@@ -142,8 +142,8 @@ def _lock(folder: Path, stack: contextlib.ExitStack) -> bool:
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise RunError(
-                    f"{folder}: cannot be locked ({reason(error)}); mend that drive, then go on "
-                    "with --resume"
+                    f"{folder}: cannot be locked ({reason(error)}); repair that drive, then go "
+                    "on with --resume"
                 ) from None
             warn(
                 f"{folder.parent}: folders cannot be locked there ({reason(error)}); do not train "

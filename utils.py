@@ -22,9 +22,6 @@ def seeded(*parts: object) -> Iterator[None]:
     """
     import torch
 
-    state = torch.default_generator.get_state()
-    torch.default_generator.manual_seed(derive_seed(*parts))
-    try:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(*parts))
         yield
-    finally:
-        torch.default_generator.set_state(state)

@@ -328,10 +328,7 @@ def test_a_backbone_of_other_outputs_gives_all_but_its_last_layer(
     for name, value in model.trunk_of(network).state_dict().items():
         start = model.trunk_of(scratch).state_dict()[name]
         assert torch.equal(value, start if name.startswith("fc.") else weights[name])
-    assert (
-        capsys.readouterr().err.count(f"{told} layer (fc), which starts afresh; the rest is taken")
-        == 1
-    )
+    assert capsys.readouterr().err.count(f"{told} layer (fc), which starts at random") == 1
 
 
 def test_a_backbone_that_differs_elsewhere_is_still_refused(
@@ -573,7 +570,7 @@ def test_the_original_entrys_attention_is_named_as_what_does_not_fit(
     path = saved(folder / f"Fold00_{name}_{LONG.format('main', 0.8)}", other)
     told = (
         "one of the original entry cannot be loaded, as its attention differs by design; train "
-        "the model anew"
+        "it again"
     )
     with pytest.raises(UserError, match=told):
         answers(submit_ensemble, eval_root, tmp_path / "p", "--root", str(folder.parent))

@@ -66,7 +66,6 @@ def load_training_state(
 ) -> None:
     """Load what `training_state_dict` gave. Raises UserError where it is of another network."""
     model.load_weights(network, state["model"], source)
-    model.check_finite(network, source)
     try:
         optim.load_optimizer_state(optimizer, state["optimizer"])
         numbers = state["scaler"].values()

@@ -235,15 +235,13 @@ def make_model(context: RunContext, fold: int) -> torch.nn.Module:
     torch.manual_seed(derive_seed("weights", context.optim.seed, fold))
     network = model.build(s.model_type, task, s.backbone or "", context.data.image_size)
     if context.weights is not None:
-        source, trunk = f"--pretrained {s.pretrained}", model.trunk_of(network)
-        model.load_backbone(trunk, context.weights, source)
-        model.check_finite(trunk, source)
+        source = f"--pretrained {s.pretrained}"
+        model.load_backbone(model.trunk_of(network), context.weights, source)
     if TASKS[task].regression:
         training = context.table.loc[context.table["fold"] != fold, task]
         model.set_output_bias(network, float(training.mean()))
     if context.start is not None:
         fresh = model.load_for_training(network, context.start, s.model_type, task)
-        model.check_finite(network, f"--load-state-dict {s.load_state_dict}")
         if fresh:
             warn(
                 f"--load-state-dict: only the backbone is loaded; for --task {task} these layers "
