@@ -19,11 +19,6 @@ def age_group(years: float) -> int:
     return sum(whole >= start for start in GROUP_STARTS)
 
 
-def main_class(mask: int, gender: int, years: float) -> int:
-    """The competition's class 0..17."""
-    return 6 * mask + 3 * gender + age_group(years)
-
-
 @dataclass(frozen=True)
 class Task:
     """What to predict: `label(mask, gender, years)` is a photograph's class, or a value.
@@ -49,7 +44,7 @@ class Task:
 
 TASKS: dict[str, Task] = {
     "main": Task(
-        main_class,
+        lambda m, g, y: 6 * m + 3 * g + age_group(y),
         tuple(f"{m}, {g}, {a}" for m in MASKS for g in GENDERS for a in AGE_GROUPS),
         tuple(range(18)),
     ),

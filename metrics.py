@@ -10,8 +10,6 @@ import numpy as np
 from labels import TASKS, scoring_task
 from runtime.errors import plural, warn
 
-DRAWS = 1000  # of a bootstrap
-
 
 def confusion(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
     """int64 [classes, classes]: row = true class, column = predicted."""
@@ -38,41 +36,32 @@ def accuracy(matrices: np.ndarray) -> np.ndarray:
 
 
 def bootstrap(
-    task: str, predicted: np.ndarray, truth: np.ndarray, people: np.ndarray | None
-) -> np.ndarray:
-    """Confusion matrices [draws, classes, classes] of predictions (classes, or values of a
-    regression), drawn by people, or by photographs where these are None.
-    """
-    classes = len(TASKS[scoring_task(task)].classes)
-    predicted, truth = to_classes(task, predicted), to_classes(task, truth)
-    if people is not None:
-        return bootstrap_people(truth, predicted, people, classes)
-    matrix = confusion(truth, predicted, classes)  # all that single photographs' draws depend on
-    share, draw = matrix.ravel() / matrix.sum(), np.random.default_rng(0)
-    return draw.multinomial(matrix.sum(), share, DRAWS).reshape(DRAWS, classes, classes)
-
-
-def bootstrap_people(
-    truth: np.ndarray,
+    task: str,
     predicted: np.ndarray,
-    people: np.ndarray,
-    classes: int,
-    draws: int = DRAWS,
+    truth: np.ndarray,
+    people: np.ndarray | None,
+    draws: int = 1000,
     seed: int = 0,
 ) -> np.ndarray:
-    """Confusion matrices int64 [draws, classes, classes] of as many people drawn with replacement.
+    """Confusion matrices int64 [draws, classes, classes] of predictions (classes, or values of a
+    regression) for as many people, or photographs where these are None, drawn with replacement.
 
     A person's photographs stay together: they err together, and drawing them one by one would make
     the interval too narrow. Equal people, seed and draws give equal weights, so that two
     predictions' draws can be subtracted pairwise.
     """
-    names, person = np.unique(people, return_inverse=True)
-    cells = np.asarray(truth) * classes + predicted
-    each = np.zeros((len(names), classes * classes))  # a confusion matrix per person
-    np.add.at(each, (person, cells), 1)
-    share = np.full(len(names), 1 / len(names))
-    weights = np.random.default_rng(seed).multinomial(len(names), share, size=draws)
-    return (weights @ each).astype(np.int64).reshape(draws, classes, classes)
+    classes, generator = len(TASKS[scoring_task(task)].classes), np.random.default_rng(seed)
+    predicted, truth = to_classes(task, predicted), to_classes(task, truth)
+    if people is None:  # the draws depend on the counts alone
+        counts = confusion(truth, predicted, classes).ravel()
+        drawn = generator.multinomial(counts.sum(), counts / counts.sum(), draws)
+    else:
+        names, person = np.unique(people, return_inverse=True)
+        each = np.zeros((len(names), classes * classes))  # a confusion matrix per person
+        np.add.at(each, (person, truth * classes + predicted), 1)
+        share = np.full(len(names), 1 / len(names))
+        drawn = (generator.multinomial(len(names), share, draws) @ each).astype(np.int64)
+    return drawn.reshape(draws, classes, classes)
 
 
 def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:

@@ -218,7 +218,7 @@ def make_table(args: argparse.Namespace) -> pd.DataFrame:
         return float(metrics.macro_f1(metrics.confusion(truth, classes, CLASSES)))
 
     def draws(classes: np.ndarray) -> np.ndarray:
-        return metrics.macro_f1(metrics.bootstrap_people(truth, classes, people, CLASSES))
+        return metrics.macro_f1(metrics.bootstrap("main", classes, truth, people))
 
     results = {setting: read_results(args, setting, images) for setting in SETTINGS}
     scores: dict[tuple[str, str], dict[int, float]] = {}

@@ -95,13 +95,13 @@ def test_a_stack_of_matrices_scores_like_each_of_them() -> None:
 def test_bootstrap_draws_whole_people() -> None:
     people = np.repeat(["b", "a", "c"], 7)
     truth = np.repeat([0, 1, 2], 7)
-    draws = metrics.bootstrap_people(truth, truth, people, 3, draws=200, seed=5)
+    draws = metrics.bootstrap("mask", truth, truth, people, draws=200, seed=5)
     assert draws.shape == (200, 3, 3)
     assert (draws.sum((1, 2)) == 21).all()
     assert (draws % 7 == 0).all()
     assert (
         draws
-        == metrics.bootstrap_people(truth[::-1], truth[::-1], people[::-1], 3, draws=200, seed=5)
+        == metrics.bootstrap("mask", truth[::-1], truth[::-1], people[::-1], draws=200, seed=5)
     ).all()
     weights = draws[:, range(3), range(3)] // 7
     assert weights.mean(0) == pytest.approx([1, 1, 1], abs=0.2)
@@ -112,7 +112,7 @@ def test_an_interval_by_people_is_wider_than_by_photographs_where_people_err_who
     truth = np.repeat(draw.integers(0, 2, 100), 7)
     predicted = np.where(np.repeat(draw.random(100) < 0.7, 7), truth, 1 - truth)
     by_people, by_photograph = (
-        metrics.interval(metrics.accuracy(metrics.bootstrap_people(truth, predicted, units, 2)))
+        metrics.interval(metrics.accuracy(metrics.bootstrap("gender", predicted, truth, units)))
         for units in (np.repeat(np.arange(100), 7), np.arange(700))
     )
     counted = metrics.interval(

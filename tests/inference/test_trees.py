@@ -159,7 +159,7 @@ def test_two_trees_vote_each_photograph_decoded_once(
     assert rows["file"].tolist() == others["file"].tolist()
     truth, answers = rows["main"].to_numpy(), (first + second) / 2
     scores = metrics.score("main", answers.argmax(1), truth)
-    draws = metrics.bootstrap_people(truth, answers.argmax(1), rows["person"].to_numpy(), 18)
+    draws = metrics.bootstrap("main", answers.argmax(1), truth, rows["person"].to_numpy())
     low, high = metrics.out_of_fold_interval(scores.macro_f1, metrics.macro_f1(draws), 2)
     assert (
         f"  mixture: main macro F1 {scores.macro_f1:.4f} [{low:.4f}, {high:.4f}]  accuracy "

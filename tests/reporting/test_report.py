@@ -178,7 +178,7 @@ def test_every_number_of_a_run_is_scikit_learns(made: Made) -> None:
     assert head["macro_f1"]["value"] == pytest.approx(f1_score(truth, answers, average="macro"))
     assert head["accuracy"]["value"] == pytest.approx(accuracy_score(truth, answers))
     assert (head["people"], head["photographs"]) == (24, 168)
-    draws = metrics.bootstrap_people(truth, answers, oof["person"].to_numpy(), 18)
+    draws = metrics.bootstrap("main", answers, truth, oof["person"].to_numpy())
     assert [head["macro_f1"]["low"], head["macro_f1"]["high"]] == pytest.approx(
         metrics.out_of_fold_interval(
             head["macro_f1"]["value"], metrics.macro_f1(draws), oof["fold"].nunique()
