@@ -6,7 +6,7 @@ import dataclasses
 import re
 import string
 from collections.abc import Callable, Container, Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from runtime.errors import UserError, short_repr
 from runtime.files import atomic_write
 
 FORMAT = 1
+# of files without metadata whose name tells no task: by the outputs of the last layer
+TASK_OF_OUTPUTS = {18: "main", 2: "gender", 1: "age"}
 MAX_FOLDS = 1_000_000  # as --cv
 MAX_TEXT_CHARACTERS = 300  # of a text in a checkpoint's metadata
 # a checkpoint's name; the values are those of CheckpointInfo and config.OptimSettings
@@ -29,9 +31,13 @@ NAME_FORMAT = (
     "Fold{fold:02d}_{model}_task({task})ep({epoch})f1({macro_f1:.4f})bs({batch_size})"
     "loss({loss:.4f})lr({lr})trans({transform})optim({optim_type})crit({loss_type})seed({seed}).pth"
 )
+FIRST_NAME_FORMAT = NAME_FORMAT.partition("{seed}")[0]  # later fields may be absent
 FILE_NAME = re.compile(
     "".join(
-        re.escape(text) + (f"(?P<{field}>[^()]+?)" if field else "")
+        f"(?:{re.escape(text)}(?P<{field}>[^()]+?))"
+        + ("" if f"{{{field}" in FIRST_NAME_FORMAT or field == "seed" else "?")
+        if field
+        else re.escape(text)
         for text, field, *_ in string.Formatter().parse(NAME_FORMAT)
     )
 )
@@ -131,9 +137,8 @@ def info_of_older_file(path: Path, weights: dict[str, Tensor]) -> CheckpointInfo
     model = model_names()[max(models, key=len)]
     if "task" not in values:
         outputs = weights["linear.bias"].numel() if "linear.bias" in weights else 0
-        tasks = [task for task, spec in TASKS.items() if spec.outputs == outputs]
         has_several_heads = bool(registries.MODELS[model].heads)
-        values["task"] = "main" if has_several_heads else tasks[0] if len(tasks) == 1 else ""
+        values["task"] = "main" if has_several_heads else TASK_OF_OUTPUTS.get(outputs, "")
     if values.get("transform") not in registries.TRANSFORMS:
         values["transform"] = "base"
     return info_from_values({**values, "model": model, "fold": fold})
@@ -217,15 +222,24 @@ FIELD_CHECKS: dict[str, Callable[[Any], bool]] = {
 }
 
 
+OPTIONAL_FIELDS = {
+    f.name
+    for f in dataclasses.fields(CheckpointInfo)
+    if (f.default, f.default_factory) != (MISSING, MISSING)
+}
+
+
 def checked_info(plain: Any) -> CheckpointInfo:
     """A checkpoint's metadata. Raises ValueError for values that FIELD_CHECKS refuses."""
     if not isinstance(plain, dict):
         raise ValueError("metadata is missing")
     for name, is_valid in FIELD_CHECKS.items():
+        if name in OPTIONAL_FIELDS and name not in plain:
+            continue  # of a checkpoint from before that field
         if name not in plain or not is_valid(plain[name]):
             value = short_repr(plain.get(name))
             raise ValueError(f"metadata gives {name} as {value}, unknown here or out of range")
-    return CheckpointInfo(**{name: plain[name] for name in FIELD_CHECKS})
+    return CheckpointInfo(**{name: plain[name] for name in FIELD_CHECKS if name in plain})
 
 
 def reorder_mask_outputs(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ STRONG = {"cv": 5, "model_type": "Factorised", "transform_type": "facerandom"}
 STRONG |= {"loss_type": "crossentropyloss", "lr": 0.001}
 PRESETS: dict[str, Preset] = {
     "seed": Preset({"cv": 5, "transform_type": "tta", "lr": 0.001}, "the original winning entry"),
-    "strong": Preset(STRONG, "the best on the README's faces"),
+    "strong": Preset(STRONG, "the best on the faces of docs/results.md"),
 }
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 OVERSAMPLING = ("none", "repeat", "mixup")
@@ -64,6 +65,11 @@ def parse_weights(text: str) -> str:
 
 
 SCHEDULE_FORMS = Choice([n + f",{n}:E" * s.cycles for n, s in SCHEDULES.items()]).metavar
+
+BACKBONES_BY_FAMILY = "; ".join(
+    ", ".join(names)
+    for _, names in itertools.groupby(BACKBONES, lambda name: BACKBONES[name].family)
+)
 
 # --- settings
 
@@ -139,7 +145,7 @@ class ModelSettings(Settings):
         MODEL, "network (also: THANet, MultiClassTHANet)", "VanillaEfficientNet", Choice(MODELS)
     )
     backbone: str | None = option(
-        MODEL, f"one of {registries.backbones_by_family()}", shown="the model's own", metavar="NAME"
+        MODEL, f"one of {BACKBONES_BY_FAMILY}", shown="the model's own", metavar="NAME"
     )
     pretrained: str = option(
         MODEL, "backbone's weights", "imagenet", parse_weights, metavar="{imagenet,none,PATH}"
@@ -166,7 +172,7 @@ class OptimSettings(Settings):
     )
     lr_scheduler: str = option(
         TRAINING,
-        "learning rate schedule; E: epochs of a cosine cycle",
+        "learning rate schedule; E: epochs of a cycle",
         "cosine",
         parse_schedule,
         metavar=SCHEDULE_FORMS,
@@ -413,7 +419,7 @@ class EnsembleSettings(PredictSettings):
     tta: int | None = option(VOTING, "views (crops) of each image", None, Range(int, 1, 1000), "1")
     method: str = option(
         VOTING,
-        "softvoting: three means of the probabilities; hardvoting: the majority (also soft, hard)",
+        "softvoting: means of the probabilities; hardvoting: the majority (also soft, hard)",
         "softvoting",
         Choice(METHODS, {"soft": "softvoting", "hard": "hardvoting"}),
     )

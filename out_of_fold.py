@@ -96,7 +96,7 @@ def write_oof(
     run_dir: Path, task: str, rows: pd.DataFrame, predictions: np.ndarray
 ) -> pd.DataFrame:
     """oof.csv: file, person, fold, labels, p0, p1 ... (or `value`) of held-out images; returned."""
-    labels = dict.fromkeys([*LABEL_COLUMNS, "ageg", "main", *TASKS])
+    labels = dict.fromkeys([*LABEL_COLUMNS, "ageg", "main", task])
     probabilities = pd.DataFrame(predictions, columns=probability_columns(task))
     table = pd.concat([rows[["file", "person", "fold", *labels]], probabilities], axis=1)
     csv_tables.write_csv(run_dir / OOF_FILE, table, "%.7g")

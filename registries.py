@@ -5,7 +5,6 @@ A `target` is "module:attribute", imported when it is first used.
 
 from __future__ import annotations
 
-import itertools
 import pkgutil
 import re
 from dataclasses import dataclass
@@ -154,12 +153,6 @@ def backbone_entry(name: str) -> Backbone:
             f"--backbone {name[:60]}: {TIMM} takes a timm model's name: letters, digits, _ and ."
         )
     return BACKBONES["timm:NAME"]
-
-
-def backbones_by_family() -> str:
-    """`efficientnet-b0, efficientnet-b1; resnet18, resnet34; timm:NAME`."""
-    families = itertools.groupby(BACKBONES, lambda name: BACKBONES[name].family)
-    return "; ".join(", ".join(names) for _, names in families)
 
 
 def trained_heads(model: str, task: str) -> tuple[str, ...]:

@@ -97,9 +97,7 @@ def write_csv(path: Path, table: pd.DataFrame, float_format: str | None = None) 
 
 
 def csv_rows(path: Path, data: bytes, delimiter: str, skip: int) -> Iterator[tuple[int, list[str]]]:
-    """(number, fields) of a CSV's rows that are not blank, after `skip` lines. Raises UserError for
-    bad quotes, endless lines and bytes that are not text.
-    """
+    """(number, fields) of a CSV's rows that are not blank, after `skip` lines. Raises UserError."""
     lines = itertools.islice(iter_lines(data), skip, None)
     reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
     number = 0

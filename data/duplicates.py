@@ -37,22 +37,21 @@ def find_duplicates(paths: Sequence[str], people: Sequence[str]) -> list[Pair]:
     """
     rows = list(zip(paths, people, read_thumbnails(paths), strict=True))
     unreadable = [path for path, _, thumbnail in rows if thumbnail is None]
-    message = "photographs left out of the search for duplicates, they cannot be read"
-    warn_counted(unreadable, message)
+    warn_counted(unreadable, "photographs not searched for duplicates, they cannot be read")
     if len(unreadable) == len(paths):
         return []
-    kept, owners, pixels = zip(*(row for row in rows if row[2] is not None), strict=True)
+    readable, owners, pixels = zip(*(row for row in rows if row[2] is not None), strict=True)
     codes = np.unique(owners, return_inverse=True)[1]
     pairs = candidate_pairs(perceptual_hashes(np.stack(pixels)), codes)
     # threads would take twice as long
-    distances = (distance(pixels[i], pixels[j], mirrored) for i, j, mirrored in pairs)
+    distances = (measure_distance(pixels[i], pixels[j], mirrored) for i, j, mirrored in pairs)
     measured = progress(distances, "comparing look-alikes", len(pairs))
-    nearest: dict[tuple[int, int], float] = {}
-    for (i, j, _), apart in zip(pairs, measured, strict=True):
-        if apart <= MAX_DISTANCE:
-            nearest[i, j] = min(apart, nearest.get((i, j), apart))
-    duplicates = [(kept[i], kept[j], apart) for (i, j), apart in nearest.items()]
-    return sorted(duplicates, key=lambda pair: pair[2])
+    nearest: dict[tuple[str, str], float] = {}
+    for (i, j, _), distance in zip(pairs, measured, strict=True):
+        if distance <= MAX_DISTANCE:
+            pair = readable[i], readable[j]
+            nearest[pair] = min(distance, nearest.get(pair, distance))
+    return sorted(((a, b, distance) for (a, b), distance in nearest.items()), key=lambda p: p[2])
 
 
 def read_thumbnails(paths: Sequence[str]) -> list[np.ndarray | None]:
@@ -123,10 +122,8 @@ def align(first: Image.Image, second: Image.Image) -> np.ndarray:
         crop = crop_gray(second, box, size)
         down, across = (gradient.ravel() for gradient in np.gradient(crop))
         columns = np.stack([across, across * x, down, down * y, crop.ravel(), np.ones_like(x)])
-        solution = np.linalg.lstsq(
-            columns @ columns.T, columns @ (target - crop.ravel()), rcond=None
-        )[0]
-        dx, wider, dy, taller = solution[:4]
+        residual = columns @ (target - crop.ravel())
+        dx, wider, dy, taller = np.linalg.lstsq(columns @ columns.T, residual, rcond=None)[0][:4]
         change = [dx - wider / 2, dy - taller / 2, dx + wider / 2, dy + taller / 2]
         step = np.clip(np.multiply(change, 2), -2, 2)
         box = np.clip(box + step, 0, [WIDTH, HEIGHT, WIDTH, HEIGHT])
@@ -136,9 +133,7 @@ def align(first: Image.Image, second: Image.Image) -> np.ndarray:
 
 
 def detail_vector(photo: Image.Image, box: np.ndarray) -> np.ndarray:
-    """The fine structure of a part of a thumbnail (less the mean of four pixels around), a unit
-    vector.
-    """
+    """A part of a thumbnail less the mean of four pixels around each, as a unit vector."""
     crop = crop_gray(photo, box, (WIDTH, HEIGHT))
     span = DETAIL_SPAN_PIXELS
     around = sum(np.roll(crop, shift, axis) for shift in (-span, span) for axis in (0, 1)) / 4
@@ -147,7 +142,7 @@ def detail_vector(photo: Image.Image, box: np.ndarray) -> np.ndarray:
     return fine / max(float(np.linalg.norm(fine)), 1e-6)
 
 
-def distance(first: np.ndarray, second: np.ndarray, mirrored: bool) -> float:
+def measure_distance(first: np.ndarray, second: np.ndarray, mirrored: bool) -> float:
     """1 - correlation of the details of two thumbnails, after aligning them."""
     a = Image.fromarray(first.astype(np.float32))
     b = Image.fromarray((second[:, ::-1] if mirrored else second).astype(np.float32))

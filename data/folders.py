@@ -27,9 +27,7 @@ def image_folder(root: Path, option: str) -> Path:
 
 
 def find_table(root: Path, name: str, above: bool) -> Path | None:
-    """The table in a folder, or in the one above; a dangling link counts. Raises UserError or
-    RunError where the system cannot say.
-    """
+    """The table in a folder, or in the one above; a dangling link counts. Raises CliError."""
     absolute = Path(os.path.abspath(root))  # also of `.` and `..`
     for path in (root / name, absolute.parent / name)[: 2 if above else 1]:
         try:
@@ -43,9 +41,7 @@ def find_table(root: Path, name: str, above: bool) -> Path | None:
 
 
 def list_folder(folder: Path) -> dict[str, Path]:
-    """{name in NFC: path} of a folder, sorted, without hidden entries. Raises UserError, also for
-    a name that is not text or comes twice.
-    """
+    """{name in NFC: path} of a folder, sorted, without hidden entries. Raises CliError."""
     try:
         paths = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
     except OSError as error:
@@ -57,10 +53,8 @@ def list_folder(folder: Path) -> dict[str, Path]:
         if not_text and (is_image_name(name) or path.is_dir()):
             raise UserError(f"{path}: its name is not UTF-8; rename it")
         if name in entries:
-            raise UserError(
-                f"{path}: {entries[name]} has the same name in another Unicode form or with other "
-                "spaces; rename one"
-            )
+            problem = "has the same name in another Unicode form or with other spaces"
+            raise UserError(f"{path}: {entries[name]} {problem}; rename one")
         entries[name] = path
     return entries
 

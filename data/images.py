@@ -152,9 +152,7 @@ def inspect_image(path: str, decode: bool = False) -> tuple[str, bool]:
 
 
 def to_rgb(image: Image.Image | np.ndarray) -> Image.Image:
-    """An image in memory as `read_image` gives it. Raises UserError for an array of another kind
-    than uint8 [height, width, 3].
-    """
+    """An image in memory, uint8 [height, width, 3] or of Pillow, as `read_image` gives it."""
     if isinstance(image, Image.Image):
         return upright_rgb(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -203,9 +201,7 @@ def exif_orientation(photo: Image.Image) -> int:
 
 
 def upright_rgb(photo: Image.Image) -> Image.Image:
-    """An image as upright RGB. Raises ValueError for float pixels, whose range is unknown, and what
-    Pillow's decoders do.
-    """
+    """An image as upright RGB. Raises ValueError for float pixels, and what Pillow does."""
     photo.load()
     transpose = EXIF_TRANSPOSE.get(exif_orientation(photo))
     if photo.mode.startswith("I"):  # 16 bits: Pillow's own conversion would clip them to white

@@ -12,6 +12,9 @@ from data.csv_tables import read_csv, row_error
 from labels import GENDERS, MASKS
 from runtime.errors import UserError
 
+# {what a row may fix: (the table's column that names whose, the table's column with the value)}
+FIELDS = {"gender": ("person", "gender"), "age": ("person", "years"), "mask": ("file", "mask")}
+
 
 def apply_fixes(table: pd.DataFrame, path: str | Path) -> tuple[pd.DataFrame, dict[str, int]]:
     """(the table of tables.read_train with corrected labels, {column: number of corrections}).
@@ -24,39 +27,33 @@ def apply_fixes(table: pd.DataFrame, path: str | Path) -> tuple[pd.DataFrame, di
     rows = read_csv(Path(path), ("path", "column", "value"), ("image", "mask"))
     if "image" in rows:
         rows.insert(1, "column", "mask")
-    rows_of_person, rows_of_file = (table.groupby(key).indices for key in ("person", "file"))
-    fixed, counts = table.copy(), Counter[str]()
-    first_rows: dict[tuple[str, str], int] = {}
+    rows_of = {key: table.groupby(key).indices for key in ("person", "file")}
+    fixed, first_rows = table.copy(), dict[tuple[str, str], int]()
     for number, *cells in rows.itertuples():
         name, column, text = (tables.nfc(cell).strip() for cell in cells)
         name, column = name.replace("\\", "/").removeprefix("./").rstrip("/"), column.lower()
-        if column not in ("gender", "age", "mask"):
+        if column not in FIELDS:
             problem = f"the column {column[:40]!r} cannot be fixed"
             raise row_error(path, number, problem, "write gender, age or mask")
-        kind, rows_of = (
-            ("photograph", rows_of_file) if column == "mask" else ("person", rows_of_person)
-        )
-        affected = rows_of.get(name, rows_of.get(f"images/{name}"))
+        key, field = FIELDS[column]
+        affected = rows_of[key].get(name, rows_of[key].get(f"images/{name}"))
         if affected is None:
-            example = table["file" if column == "mask" else "person"].iloc[0]
-            problem, remedy = f"there is no {kind} {name[:100]!r}", f"write it like {example}"
-            raise row_error(path, number, problem, f"{remedy}, or remove the row")
+            problem = f"there is no {'photograph' if key == 'file' else key} {name[:100]!r}"
+            remedy = f"write it like {table[key].iloc[0]}, or remove the row"
+            raise row_error(path, number, problem, remedy)
         try:
             value = tables.parse_years(text) if column == "age" else parse_code(column, text)
         except ValueError as error:
             raise UserError(f"{path}: row {number}: {error}") from None
-        field, problem = "years" if column == "age" else column, ""
-        if (name, column) in first_rows:
-            first = first_rows[name, column]
+        first = first_rows.setdefault((name, column), number)
+        if first != number:
             problem = f"the {column} of {name[:100]} is fixed by row {first} too"
-        elif (table[field].to_numpy()[affected] == value).all():
-            problem = f"changes nothing, the {column} of {name[:100]} is {text[:40]} already"
-        if problem:
             raise row_error(path, number, problem, "remove the row")
-        first_rows[name, column] = number
+        if (table[field].to_numpy()[affected] == value).all():
+            problem = f"changes nothing, the {column} of {name[:100]} is {text[:40]} already"
+            raise row_error(path, number, problem, "remove the row")
         fixed.iloc[affected, fixed.columns.get_loc(field)] = value
-        counts[column] += 1
-    return tables.with_labels(fixed), dict(counts)
+    return tables.with_labels(fixed), dict(Counter(column for _, column in first_rows))
 
 
 def parse_code(column: str, text: str) -> int:

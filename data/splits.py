@@ -17,9 +17,8 @@ def assign_folds(table: pd.DataFrame, folds: int, split_seed: int) -> dict[str, 
     """
     people = table.drop_duplicates("person").sort_values("person")
     if folds > len(people):
-        raise UserError(
-            f"--cv {folds}: there are only {len(people)} people; use at most --cv {len(people)}"
-        )
+        most = len(people)
+        raise UserError(f"--cv {folds}: there are only {most} people; use at most --cv {most}")
     draw = np.random.RandomState(split_seed)  # numpy promises that this stream never changes
     strata = people.groupby(["gender", "ageg"], sort=True)["person"]
     dealt = [

@@ -79,12 +79,8 @@ def distinct_rows(*columns: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def list_images(root: Path, image_dir: Path) -> pd.DataFrame:
-    """Every photograph below `image_dir`, in folders of people or flat: person, shot, file, path.
-    Raises UserError.
-    """
-    rows: list[tuple[str, str, str, str]] = []
-    unnamed: list[str] = []
-    others: list[str] = []
+    """Every photograph below `image_dir`: person, shot, file, path. Raises UserError."""
+    rows, unnamed, others = list[tuple[str, str, str, str]](), list[str](), list[str]()
     for name, entry in list_folder(image_dir).items():
         in_folder = entry.is_dir()
         for path in list_folder(entry).values() if in_folder else [entry]:
@@ -107,9 +103,7 @@ def list_images(root: Path, image_dir: Path) -> pd.DataFrame:
 
 
 def label_people(people: Sequence[str], table: Path | None, image_dir: Path) -> pd.DataFrame:
-    """person, gender, years of all people: from the table where one exists, else from their
-    folders' names. Raises UserError.
-    """
+    """person, gender, years of all people, from the table or else from their names."""
     by_name = {
         person: (gender_code(match["gender"]), float(match["age"]))
         for person in people
@@ -136,9 +130,8 @@ def label_people(people: Sequence[str], table: Path | None, image_dir: Path) -> 
     warn_counted(unlisted, f"people left out, {table.name} has no row for them")
     rows = labels.itertuples(index=False)
     differ = [p for p, *given in rows if by_name.get(p, tuple(given)) != tuple(given)]
-    warn_counted(
-        differ, f"people whose folder's name and {table.name} disagree; the table is taken"
-    )
+    message = f"people whose folder's name and {table.name} disagree; the table is taken"
+    warn_counted(differ, message)
     return labels
 
 
@@ -157,22 +150,18 @@ def parse_years(text: str) -> float:
 def unique_names(table: str | Path, column: pd.Series) -> dict[str, int]:
     """{name in NFC: row number} of a column. Raises UserError for an empty or repeated name."""
     rows: dict[str, int] = {}
-    for number, text in column.items():
-        name, problem = nfc(text.strip()), ""
+    for number, name in column.map(lambda text: nfc(text.strip())).items():
         if not name:
-            problem = f"the {column.name} is empty"
-        elif name in rows:
-            problem = f"the {column.name} {name[:100]!r} is that of row {rows[name]} too"
-        if problem:
+            raise row_error(table, number, f"the {column.name} is empty")
+        first = rows.setdefault(name, number)
+        if first != number:
+            problem = f"the {column.name} {name[:100]!r} is that of row {first} too"
             raise row_error(table, number, problem)
-        rows[name] = number
     return rows
 
 
 def read_people(table: Path) -> pd.DataFrame:
-    """train.csv -> person (its path, NFC), gender (0, 1), years; indexed by row numbers. Raises
-    UserError.
-    """
+    """train.csv -> person (its path, NFC), gender (0, 1), years; indexed by row numbers."""
     raw = read_csv(table, ("gender", "age", "path"))
     names = unique_names(table, raw["path"])
     rows: list[tuple[str, int, float]] = []
@@ -190,9 +179,7 @@ def read_people(table: Path) -> pd.DataFrame:
 
 
 def read_eval(data_root: str | None) -> tuple[list[str], list[str]]:
-    """(names, paths) of the photographs to predict, in info.csv's order, or sorted by name. Raises
-    UserError.
-    """
+    """(names, paths) of the photographs to predict, in info.csv's order or sorted by name."""
     default = next((path for path in EVAL_ROOTS if path.is_dir()), EVAL_ROOTS[-1])
     root = Path(data_root) if data_root else default
     if root.is_file() and is_image_name(root.name):

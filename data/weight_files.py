@@ -1,4 +1,4 @@
-"""Files of weights, read safely whoever wrote them: state dicts, alone or inside other things."""
+"""Weights of any origin, read safely: state dicts, alone or inside other things."""
 
 from __future__ import annotations
 

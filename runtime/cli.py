@@ -67,15 +67,11 @@ def wrap_streams() -> None:
     for name in ("stdout", "stderr"):
         plain = getattr(sys, name)
         if plain is None:
-            stream = LastingStream(open(os.devnull, "wb"), "utf-8")  # noqa: SIM115
+            setattr(sys, name, LastingStream(open(os.devnull, "wb"), "utf-8"))  # noqa: SIM115
         elif plain is getattr(sys, f"__{name}__"):  # not a stream that a test put in its place
-            at_once = plain.line_buffering or plain.write_through
-            stream = LastingStream(
-                plain.buffer, plain.encoding, "backslashreplace", line_buffering=at_once
-            )
-        else:
-            continue
-        setattr(sys, name, stream)
+            stream = LastingStream(plain.buffer, plain.encoding, "backslashreplace")
+            stream.reconfigure(line_buffering=plain.line_buffering or plain.write_through)
+            setattr(sys, name, stream)
 
 
 def exit_when_reader_is_gone() -> None:

@@ -33,12 +33,8 @@ class Compute:
         return torch.autocast(self.device.type, dtype=AUTOCAST_DTYPES[self.precision])
 
     def to_device(self, values: Tensor) -> Tensor:
-        """A loader's tensor where the network runs. On a GPU the copy has a stream of its own: it
-        runs beside the kernels of what was queued before (the last step), and only what is queued
-        from here on waits for it.
-
-        Elsewhere, and from memory that is not pinned, the copy is waited for: its values could be
-        read before they are there.
+        """A loader's tensor where the network runs. On a GPU a stream of its own copies it beside
+        the last step's kernels; from memory that is not pinned the copy is waited for.
         """
         stream = copy_stream(self.device)
         if stream is None:
@@ -59,9 +55,7 @@ def copy_stream(device: torch.device) -> torch.cuda.Stream | None:
 
 
 def choose_precision(asked: str, device: torch.device) -> str:
-    """`auto`: bf16 on a GPU (torch's current one) whose processor has it, else fp16 there; fp32
-    elsewhere.
-    """
+    """`auto`: bf16 on a GPU whose processor has it, else fp16 there; fp32 elsewhere."""
     if asked != "auto":
         return asked
     if device.type != "cuda":
@@ -70,20 +64,16 @@ def choose_precision(asked: str, device: torch.device) -> str:
 
 
 def select_gpu(device: torch.device, dist: DistInfo) -> torch.device:
-    """The GPU of this process, made torch's current one. Raises UserError where processes would
-    share one.
-    """
+    """The GPU of this process, made torch's current one. Raises UserError for a shared one."""
     if dist.world > 1:
         count = torch.cuda.device_count()
         if device.index is not None:
-            raise UserError(
-                f"--device {device}: {dist.world} processes take a GPU each; use --device cuda"
-            )
+            problem = f"--device {device}: {dist.world} processes take a GPU each"
+            raise UserError(f"{problem}; use --device cuda")
         if dist.local_world > count:
-            raise UserError(
-                f"--nproc-per-node {dist.local_world}: more processes than the "
-                f"{plural(count, 'GPU')} here; start at most {count}, or use --device cpu"
-            )
+            problem = f"--nproc-per-node {dist.local_world}: more processes than the"
+            remedy = f"start at most {count}, or use --device cpu"
+            raise UserError(f"{problem} {plural(count, 'GPU')} here; {remedy}")
         device = torch.device("cuda", dist.local_rank)
     if device.index is not None:
         torch.cuda.set_device(device)

@@ -33,22 +33,16 @@ def peak_memory() -> float:
 
 
 def free_memory(root: Path = Path("/")) -> float:
-    """Bytes of memory that this process can still get, from the machine and its control groups;
-    root: of the system's files.
-    """
+    """Bytes of memory that this process can still get; root: of the system's files."""
     machine = read_system_file(root / "proc/meminfo")
-    if machine:
-        available = parse_number_after("MemAvailable:", machine) * 1024
-        return min([available, *map(free_group_memory, control_groups("memory", root))])
-    if "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {}):
-        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return 0.0
+    if not machine:  # no Linux
+        return 0.0
+    available = parse_number_after("MemAvailable:", machine) * 1024
+    return min([available, *map(free_group_memory, control_groups("memory", root))])
 
 
 def free_group_memory(group: Path) -> float:
-    """Bytes that a control group's limit leaves, cached files counting as free; infinite without a
-    limit.
-    """
+    """Bytes that a control group's limit leaves, cached files counting as free."""
     for limit_file, used_file, cached in (
         ("memory.max", "memory.current", "inactive_file"),
         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -91,10 +85,8 @@ def choose_device(name: str) -> torch.device:
         torch.ones(1, device=device).add_(1).item()  # this torch may lack kernels for the GPU
     except (RuntimeError, AssertionError, NotImplementedError, ValueError, OverflowError) as error:
         problem = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"--device {name}: not usable here ({problem}); try --device cpu, or a torch made for "
-            "it"
-        ) from None
+        remedy = "try --device cpu, or a torch made for it"
+        raise UserError(f"--device {name}: not usable here ({problem}); {remedy}") from None
     if device.type == "cpu":
         keep_freed_memory()
     return device
@@ -112,9 +104,7 @@ def keep_freed_memory() -> None:
 
 
 def usable_processors(root: Path = Path("/")) -> int:
-    """Processors this process may use, which a container or a batch system may limit; root: of the
-    system's files.
-    """
+    """Processors that this process may use; root: of the system's files."""
     has_affinity = hasattr(os, "sched_getaffinity")
     count = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     for group in control_groups("cpu", root):
@@ -127,9 +117,7 @@ def usable_processors(root: Path = Path("/")) -> int:
 
 
 def control_groups(controller: str, root: Path) -> list[Path]:
-    """Where Linux lays out this process's control group and those above it, for a controller in
-    both versions; not all need to exist.
-    """
+    """Where this process's control group and those above it may lie, in both versions."""
     folders: list[Path] = []
     for line in read_system_file(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)

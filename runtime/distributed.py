@@ -101,9 +101,7 @@ def on_all_ranks(info: DistInfo, work: Callable[[], T]) -> T:
 
 
 def broadcast_from_rank0(info: DistInfo, work: Callable[[], T]) -> T:
-    """The result of `work`, done by the first process alone, in all of them. Failures end all, as
-    in `on_all_ranks`.
-    """
+    """As `on_all_ranks`, but the first process alone does the work, for all of them."""
     box = [on_all_ranks(info, work if info.is_rank0 else lambda: cast("T", None))]
     if info.world > 1:
         dist.broadcast_object_list(box, src=0)

@@ -144,18 +144,14 @@ def plural(count: int, one: str, many: str = "") -> str:
 
 
 def warn_counted(names: list[str], message: str) -> None:
-    """One warning for many cases: what, how many, and the first by name. Silent for none, and in
-    all processes of torchrun's but the first.
-    """
+    """One warning for many cases, by the first process: what, how many, the first by name."""
     if names and is_rank_zero():
         warn(f"{message}: {len(names)} (the first: {names[0]!r})")
 
 
 @contextlib.contextmanager
 def warn_on_failure(what: str) -> Iterator[None]:
-    """Turn any failure of something that no result needs (a report, a chart, a logger) into a
-    warning.
-    """
+    """Turn a failure of what no result needs (a report, a chart, a logger) into a warning."""
     try:
         yield
     except Exception as error:

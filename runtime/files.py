@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import socket
 import stat
 import struct
 import sys
@@ -31,14 +32,10 @@ UNSUPPORTED_ERRNOS = (errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENOTSUP, er
 
 
 def read_file(path: str | Path, max_bytes: int = 1 << 30) -> bytes:
-    """The bytes of a regular file. Raises OSError for a larger one or anything else, and does not
-    wait for a pipe.
-    """
+    """The bytes of a regular file, no pipe or device. Raises OSError, also for a larger one."""
 
-    def open_nonblocking(name: str, flags: int) -> int:
-        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
-
-    with open(path, "rb", buffering=0, opener=open_nonblocking) as file:
+    no_wait = getattr(os, "O_NONBLOCK", 0)  # for a pipe's writer
+    with open(path, "rb", 0, opener=lambda name, flags: os.open(name, flags | no_wait)) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise OSError("no regular file")
@@ -74,9 +71,7 @@ def create_folder(path: Path) -> None:
 
 
 def create_new_folder(parent: Path, name: str) -> Path:
-    """Make `parent/name`, or `parent/name-2`, `-3` ... where that exists. Raises UserError or
-    RunError.
-    """
+    """Make `parent/name`, or `parent/name-2`, `-3` ... where that exists. Raises CliError."""
     create_folder(parent)
     for attempt in range(1, 1000):
         path = parent / (name if attempt == 1 else f"{name}-{attempt}")
@@ -121,9 +116,7 @@ def zip_members(path: Path) -> list[zipfile.ZipInfo]:
 
 
 def load_npz(path: Path, remedy: str) -> dict[str, np.ndarray] | None:
-    """All arrays of an .npz, nothing unpickled; None where none exists. Raises UserError for
-    anything else, RunError where the machine failed.
-    """
+    """All arrays of an .npz, nothing unpickled; None where none exists. Raises CliError."""
     import numpy as np
 
     try:
@@ -139,8 +132,7 @@ def load_npz(path: Path, remedy: str) -> dict[str, np.ndarray] | None:
                 raise ValueError(f"{name} is no array")
             if array.dtype.kind == "U":  # numpy takes any number for a character
                 native = array.astype(array.dtype.newbyteorder("="))
-                codes = np.frombuffer(native.tobytes(), np.uint32)
-                if codes.size and codes.max() > sys.maxunicode:
+                if np.frombuffer(native.tobytes(), np.uint32).max(initial=0) > sys.maxunicode:
                     raise ValueError(f"{name} is no text")
         return arrays
     except FileNotFoundError:
@@ -150,15 +142,17 @@ def load_npz(path: Path, remedy: str) -> dict[str, np.ndarray] | None:
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:
+def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a temporary file beside `path`; at the end flush it to the disk and rename it, or remove
     it on an error. A reader sees the old file or the whole new one. Raises RunError.
     """
-    if "b" not in mode:  # a path in the text may be no valid Unicode
-        options = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "", **options}
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+    # a path in the text may be no valid Unicode
+    text: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+    temporary = path.with_name(
+        f"{TEMPORARY_PREFIX}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"
+    )
     try:
-        with open(temporary, mode, **options) as file:
+        with open(temporary, mode, **({} if "b" in mode else text)) as file:
             yield file
             file.flush()
             fsync(file.fileno())
@@ -200,11 +194,27 @@ def fsync_folder(folder: Path) -> None:
 
 
 def remove_stale_writes(folder: Path, is_locked: bool = False) -> None:
-    """Delete what killed processes were writing in a folder: what is an hour old, or all in a
-    folder that is locked, since no other process writes there.
+    """Delete what killed processes were writing in a folder: of ended processes of this machine,
+    and what is an hour old; all in a folder that is locked, since no other process writes there.
     """
+    own = f"{TEMPORARY_PREFIX}{socket.gethostname()}-"
     for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        pid = path.name.removeprefix(own).partition("-")[0]
+        has_ended = path.name.startswith(own) and pid.isdigit() and not is_running(int(pid))
         # the latter: open in a living process on Windows
         with contextlib.suppress(FileNotFoundError, PermissionError):
-            if is_locked or time.time() - path.stat().st_mtime > STALE_WRITE_SECONDS:
+            if is_locked or has_ended or time.time() - path.stat().st_mtime > STALE_WRITE_SECONDS:
                 path.unlink()
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process of this machine runs; on Windows, where asking would end it, always."""
+    if sys.platform == "win32":
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True

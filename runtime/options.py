@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import os
-import re
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,17 +33,14 @@ class Range:
         return "N" if self.kind is int else "X"
 
     def __call__(self, text: str) -> float:
-        shown = text[:SHOWN_CHARACTERS]
-        try:
-            value = self.kind(text)
-        except ValueError:
-            kind = "whole number" if self.kind is int else "number"
-            raise argparse.ArgumentTypeError(f"{shown!r} is not a {kind}") from None
-        if not self.low <= value <= self.high or (self.above and value == self.low):
-            low = "above" if self.above else "at least"
-            bounds = f"{low} {self.low:,} and at most {self.high:,}"
-            raise argparse.ArgumentTypeError(f"{shown} is out of range: it must be {bounds}")
-        return value
+        with contextlib.suppress(ValueError):
+            value: float = self.kind(text)
+            if self.low <= value <= self.high and not (self.above and value == self.low):
+                return value
+        bounds = f"{'above' if self.above else 'at least'} {self.low:,} and at most {self.high:,}"
+        whole = " (a whole number)" if self.kind is int else ""
+        problem = f"{text[:SHOWN_CHARACTERS]} is out of range: it must be {bounds}{whole}"
+        raise argparse.ArgumentTypeError(problem)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,14 +129,13 @@ class Settings:
         Raises UserError for an unknown, shortened or removed option, or a value out of range.
         """
         errors.retry_remedy = "start it again"  # of an earlier command in this process
-        words = [  # --model_type=a_b -> --model-type=a_b
-            re.sub("^--[^=]*", lambda name: name[0].replace("_", "-"), word)
-            for word in (sys.argv[1:] if argv is None else argv)
-        ]
-        for name in (word.partition("=")[0] for word in words):
+        words: list[str] = []
+        for word in sys.argv[1:] if argv is None else argv:
+            name, equals, value = word.partition("=")
+            name = name.replace("_", "-") if name.startswith("--") else name
             if name in cls.removed:
                 raise UserError(f"{name}: was removed, because {cls.removed[name]}; leave it out")
-        words = [part for word in words for part in cls.spellings.get(word, [word])]
+            words += cls.spellings.get(word, [name + equals + value])
         os.environ.setdefault("COLUMNS", "120")
         parser = build_parser(cls, prog, description)
         known, unknown = parser.parse_known_args(words)
@@ -151,8 +147,8 @@ class Settings:
                 parser.set_defaults(**presets[getattr(known, name)].options)
                 known = parser.parse_args(words)
         values = {n: tuple(v) if isinstance(v, list) else v for n, v in vars(known).items()}
-        for name, value in values.items():
-            if value == "" or (isinstance(value, tuple) and "" in value):
+        for name, given in values.items():
+            if given == "" or (isinstance(given, tuple) and "" in given):
                 raise UserError(f"{flag(name)}: is empty; give it a value, or leave it out")
         return cls(**values)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -43,24 +44,27 @@ def test_all_runs_stand_in_one_table_with_what_differs(
 ) -> None:
     out = saved / "table.csv"
     assert compare_runs.main([str(saved), "--csv", str(out)]) == 0
-    table = pd.read_csv(out, dtype=str).set_index("run")
+    table = pd.read_csv(out).set_index("run")
     assert set(table.columns) == {
-        *("task", "macro F1", "95 %", "mask", "gender", "ageg", "time", "--lr", "note")
+        *("task", "macro F1", "95 % low", "95 % high", "mask", "gender", "ageg", "time"),
+        *("--lr", "note"),
     }
     oof = out_of_fold.read_oof(saved / tree.name, "main")
     assert oof is not None
     score = out_of_fold.score_rows("main", *oof).macro_f1
-    assert table.loc[tree.name, "macro F1"] == f"{score:.4f}"
-    assert float(table.loc[f"{tree.name}_better", "macro F1"]) > score
+    assert table.loc[tree.name, "macro F1"] == pytest.approx(score)
+    assert table.loc[f"{tree.name}_better", "macro F1"] > score
     line = out_of_fold.score_line("main", *oof)
     ends = line.partition("[")[2].partition("]")[0].split(", ")  # 0.1234, 0.2345
-    assert table.loc[tree.name, "95 %"] == " to ".join(f"{float(end):.3f}" for end in ends)
+    assert [f"{table.loc[tree.name, f'95 % {end}']:.4f}" for end in ("low", "high")] == ends
     mask = ensemble.marginalize_main(oof.predictions, "mask")
     f1 = out_of_fold.score_rows("mask", oof.rows, mask).macro_f1
-    assert table.loc[tree.name, "mask"] == f"{f1:.3f}"
-    assert table.loc[f"{tree.name}_better", "--lr"] == "0.123"
-    assert table.loc[f"{tree.name}_unfinished", "macro F1"] == "-"
+    assert table.loc[tree.name, "mask"] == pytest.approx(f1)
+    assert table.loc[f"{tree.name}_better", "--lr"] == 0.123
+    assert math.isnan(table.loc[f"{tree.name}_unfinished", "macro F1"])
     printed = capsys.readouterr().out
+    assert re.search(f"{tree.name} +main +{score:.4f} +{float(ends[0]):.3f}", printed)
+    assert re.search(f"{tree.name}_unfinished +main +- +-", printed)
     assert f"{tree.name}_unfinished: no oof.csv (not finished)" in printed
     mixed = f"{tree.name} + {tree.name}_better", f"{tree.name}_better + {tree.name}"
     assert any(f"{pair}: macro F1" in printed for pair in mixed)
@@ -75,21 +79,21 @@ def test_differences_are_paired_where_folds_are_shared(
     folds.assign(fold=(folds["fold"] + 1) % 3).to_csv(other / "oof.csv", index=False)
     out = saved / "against.csv"
     assert compare_runs.main([str(saved), "--against", tree.name, "--csv", str(out)]) == 0
-    table = pd.read_csv(out, dtype=str).set_index("run")
+    table = pd.read_csv(out).set_index("run")
     runs = [out_of_fold.read_oof(saved / f"{tree.name}{name}", "main") for name in ("", "_better")]
     assert runs[0] is not None
     scores = [out_of_fold.score_rows("main", *run).macro_f1 for run in runs if run is not None]
     row = table.loc[f"{tree.name}_better"]
-    assert row["difference"] == f"{scores[1] - scores[0]:+.4f}"
-    low, high = (float(end) for end in row["95 %"].split(" to "))
-    assert low <= scores[1] - scores[0] <= high
+    assert row["difference"] == pytest.approx(scores[1] - scores[0])
+    assert row["95 % low"] <= scores[1] - scores[0] <= row["95 % high"]
     decided = [ensemble.decide("main", run.predictions) for run in runs if run is not None]
-    assert row["disagree"] == f"{(decided[0] != decided[1]).mean():.1%}"
+    assert row["disagree"] == pytest.approx((decided[0] != decided[1]).mean())
     means = [run.predictions[run.rows["file"].argsort()] for run in runs if run is not None]
     rows = runs[0].rows.sort_values("file")
     mean = out_of_fold.score_rows("main", rows, (means[0] + means[1]) / 2)
-    assert row["mean's F1"] == f"{mean.macro_f1:.4f}"
+    assert row["mean's F1"] == pytest.approx(mean.macro_f1)
     printed = capsys.readouterr().out
+    assert re.search(f"{tree.name}_better .* [+]{scores[1] - scores[0]:.4f} ", printed)
     assert f"against {tree.name}, macro F1 {scores[0]:.4f}" in printed
     assert f"{other.name}: not paired: other folds" in printed
     assert "other folds" in table.loc[other.name, "note"]
@@ -100,9 +104,8 @@ def test_a_paired_interval_is_that_of_the_difference(saved: Path, tree: Path) ->
     run = compare_runs.load_run(saved / tree.name)
     assert run.finished is not None
     table = compare_runs.table_against(run.finished, [run])
-    assert table.loc[0, "difference"] == "+0.0000"  # from itself: nothing is left to chance
-    assert table.loc[0, "95 %"] == "+0.000 to +0.000"
-    assert table.loc[0, "disagree"] == "0.0%"
+    for name in ("difference", "95 % low", "95 % high", "disagree"):
+        assert table.loc[0, name] == 0  # from itself: nothing is left to chance
 
 
 def test_runs_for_years_disagree_by_age_group(tree: Path) -> None:
@@ -141,13 +144,20 @@ def test_time_is_known_of_runs_without_a_pause() -> None:
 
 
 def test_damaged_runs_are_listed_and_steer_no_terminal(
-    saved: Path, tree: Path, capsys: pytest.CaptureFixture[str]
+    saved: Path, tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = json.loads((saved / tree.name / "run.json").read_text())
-    content["settings"] |= {"task": "\x1b[31m", "lr": "\x1b[31m"}
+    content["settings"] |= {
+        "task": "\x1b[31m",
+        "lr": "\x1b[31m",
+        "cv": [1, 2],
+        "optim_type": "=1+1",
+    }
     (saved / tree.name / "run.json").write_text(json.dumps(content))
     (saved / f"{tree.name}_better" / "oof.csv").write_text("file\n")
-    assert compare_runs.main([str(saved)]) == 0
+    out = tmp_path / "table.csv"
+    assert compare_runs.main([str(saved), "--csv", str(out)]) == 0
+    assert "'=1+1" in pd.read_csv(out)["--optim-type"].tolist()  # no formula in a spreadsheet
     printed = capsys.readouterr().out
     assert "\x1b" not in printed
     assert f"{tree.name}: its task is unknown" in printed

@@ -95,10 +95,10 @@ def test_every_combination_is_allowed_or_refused_by_name() -> None:
             asked.completed()
         network, task, _, loss, _ = combination
         if not has_head(network, task):
-            assert (
-                str(caught.value)
-                == f"--task {task}: {network} has no head for it; use --model-type "
-                "VanillaEfficientNet or VanillaResNet"
+            assert str(
+                caught.value
+            ) == f"--task {task}: {network} has no head for it; use --model-type " + " or ".join(
+                name for name, entry in registries.MODELS.items() if not entry.heads
             )
         else:
             assert str(caught.value).startswith(

@@ -24,7 +24,7 @@ import submit_ensemble
 import submit_singular
 import train
 from tests.helpers import support
-from tools import sample_data
+from tools import compare_runs, export_onnx, sample_data
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGLISH, KOREAN = ROOT / "README.md", ROOT / "README.ko.md"
@@ -222,7 +222,10 @@ def run_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
         if words[3] == "-r":
             assert (ROOT / words[4]).is_file()
         else:
-            assert words[3] in read(ROOT / "requirements-dev.txt").splitlines()
+            optional = words[3:] == list(export_onnx.PACKAGES)
+            assert optional or words[3] in read(ROOT / "requirements-dev.txt").splitlines()
+    elif words[:2] == ["-m", "tools.compare_runs"]:
+        assert compare_runs.main(words[2:]) == 0
     else:
         assert words[0] == "-m"
         assert words[1] == "venv" or importlib.util.find_spec(words[1])

@@ -924,3 +924,26 @@ def test_a_regression_starts_at_the_mean_age_whatever_its_layer_is_called(
         )
         == 0
     )
+
+
+def test_a_field_added_to_names_and_metadata_leaves_older_files_readable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """(17) As a newcomer adds it: at the name's end, and with a default."""
+    source = Path(checkpoint.__file__).read_text(encoding="utf-8")
+    source = source.replace("seed({seed}).pth", "seed({seed})wd({weight_decay}).pth")
+    scores = "    scores: dict[str, float] = field"
+    source = source.replace(scores, f"    note: str = ''\n{scores}")
+    module = types.ModuleType("newer")
+    monkeypatch.setitem(sys.modules, "newer", module)
+    exec(compile(source, "newer.py", "exec"), vars(module))
+    older = (
+        "Fold00_VanillaEfficientNet_task(main)ep(28)f1(0.8311)bs(32)loss(0.0014)lr(0.001)"
+        "trans(random)optim(adam)crit(labelsmoothingloss)seed(42).pth"
+    )
+    newer = older.replace(".pth", "wd(0.01).pth")
+    assert module.info_from_name(older) == module.info_from_name(newer) is not None
+    assert module.FILE_NAME.fullmatch(newer)["weight_decay"] == "0.01"
+    info = checkpoint.info_from_name(older)
+    assert info is not None
+    assert module.checked_info(dataclasses.asdict(info)).macro_f1 == 0.8311

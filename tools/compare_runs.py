@@ -44,6 +44,16 @@ from runtime.options import Parser, flag
 
 MAX_PAIRS = 5  # that are listed
 MAX_CELL_CHARACTERS = 60  # on the terminal
+FORMATS = {  # of columns, on the terminal
+    **dict.fromkeys(("macro F1", "mean's F1"), "{:.4f}"),
+    **dict.fromkeys(("95 % low", "95 % high", *PARTS), "{:.3f}"),
+}
+DIFFERENCE_FORMATS = {
+    **FORMATS,
+    **dict.fromkeys(("95 % low", "95 % high"), "{:+.3f}"),
+    "difference": "{:+.4f}",
+    "disagree": "{:.1%}",
+}
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,11 @@ class FinishedRun:
         rows, predicted = self.oof.rows, ensemble.decide(self.task, self.oof.predictions)
         truth, people = rows[self.task].to_numpy(), rows["person"].to_numpy()
         return metrics.macro_f1(metrics.bootstrap(self.task, predicted, truth, people))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The ends of macro F1's 95 % interval."""
+        return metrics.out_of_fold_interval(self.macro_f1, self.draws, self.folds)
 
     def is_paired_with(self, other: FinishedRun) -> bool:
         return self.task == other.task and self.oof.is_paired_with(other.oof)
@@ -126,56 +141,48 @@ def differing_settings(runs: Sequence[ComparedRun]) -> list[str]:
     return [name for name in names if len({str(run.settings.get(name)) for run in runs}) > 1]
 
 
-def interval_text(value: float, draws: np.ndarray, folds: int) -> str:
-    """`0.812 to 0.854`, of a score."""
-    low, high = metrics.out_of_fold_interval(value, draws, folds)
-    return f"{low:.3f} to {high:.3f}"
-
-
 def table_of_runs(runs: Sequence[ComparedRun]) -> pd.DataFrame:
-    """A row per run: scores with intervals, parts, time, the settings that differ."""
+    """A row per run: scores with intervals, parts, time, the settings that differ, a note."""
     settings, rows = differing_settings(runs), []
+    columns = ("macro F1", "95 % low", "95 % high", *PARTS, "time")
     for run in runs:
-        row = {
-            "run": run.name,
-            "task": run.task,
-            **dict.fromkeys(("macro F1", "95 %", *PARTS), "-"),
-        }
+        row: dict[str, Any] = {"run": run.name, "task": run.task, **dict.fromkeys(columns, np.nan)}
         if (own := run.finished) is not None:
-            row["macro F1"] = f"{own.macro_f1:.4f}"
-            row["95 %"] = interval_text(own.macro_f1, own.draws, own.folds)
+            row["macro F1"], (row["95 % low"], row["95 % high"]) = own.macro_f1, own.interval
             for part in PARTS:
                 predictions = ensemble.convert_task(own.oof.predictions, run.task, part)
                 if predictions is not None:
-                    scores = out_of_fold.score_rows(part, own.oof.rows, predictions)
-                    row[part] = f"{scores.macro_f1:.3f}"
-        row["time"] = "-" if run.seconds is None else duration(run.seconds)
-        row |= {printable(flag(name)): printable(run.settings.get(name, "-")) for name in settings}
+                    row[part] = out_of_fold.score_rows(part, own.oof.rows, predictions).macro_f1
+        if run.seconds is not None:
+            row["time"] = duration(run.seconds)
+        for name in settings:
+            value = run.settings.get(name, np.nan)
+            is_plain = isinstance(value, (str, int, float))
+            row[printable(flag(name))] = value if is_plain else str(value)
         rows.append(row | {"note": run.problem})
     return pd.DataFrame(rows)
 
 
 def table_against(reference: FinishedRun, runs: Sequence[ComparedRun]) -> pd.DataFrame:
     """A row per run: the paired difference in macro F1 with its interval, the share of photographs
-    that are predicted differently, macro F1 of the mean of both.
+    that are predicted differently, macro F1 of the mean of both, a note.
     """
+    columns = ("macro F1", "difference", "95 % low", "95 % high", "disagree", "mean's F1")
     rows = []
     for run in runs:
-        row = {"run": run.name}
-        row |= dict.fromkeys(("macro F1", "difference", "95 %", "disagree", "mean's F1"), "-")
+        row: dict[str, Any] = {"run": run.name, **dict.fromkeys(columns, np.nan)}
         row["note"] = run.problem
         if (other := run.finished) is not None:
-            row["macro F1"] = f"{other.macro_f1:.4f}"
+            row["macro F1"] = other.macro_f1
             if not reference.is_paired_with(other):
                 row["note"] = not_paired(reference, other)
             else:
-                change = other.macro_f1 - reference.macro_f1
-                low, high = metrics.out_of_fold_interval(
+                row["difference"] = change = other.macro_f1 - reference.macro_f1
+                row["95 % low"], row["95 % high"] = metrics.out_of_fold_interval(
                     change, other.draws - reference.draws, reference.folds, lowest=-1.0
                 )
-                row["difference"], row["95 %"] = f"{change:+.4f}", f"{low:+.3f} to {high:+.3f}"
-                row["disagree"] = f"{disagreement(reference, other):.1%}"
-                row["mean's F1"] = f"{mean_f1(reference, other):.4f}"
+                row["disagree"] = disagreement(reference, other)
+                row["mean's F1"] = mean_f1(reference, other)
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -229,10 +236,14 @@ def find_reference(runs: Sequence[ComparedRun], name: str) -> tuple[ComparedRun,
     return named[0], named[0].finished
 
 
-def print_table(table: pd.DataFrame) -> None:
+def print_table(table: pd.DataFrame, formats: dict[str, str]) -> None:
     """The table, in blocks of columns where a terminal is narrow, then its notes."""
+    shown = table.set_index("run").rename_axis(None).drop(columns="note").astype(object)
+    for name in shown:
+        form = formats.get(str(name), "{}").format
+        cells = [form(value) if pd.notna(value) else "-" for value in shown[name]]
+        shown[name] = [printable(cell) for cell in cells]
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    shown = table.set_index("run").rename_axis(None).drop(columns="note")
     print(shown.to_string(line_width=width, max_colwidth=MAX_CELL_CHARACTERS))
     for name, note in zip(table["run"], table["note"], strict=True):
         if note:
@@ -248,7 +259,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("root", nargs="?", default="saved_models", help="folder of runs")
     parser.add_argument("--against", metavar="RUN", help="the run to take differences from")
-    parser.add_argument("--csv", metavar="PATH", help="also write the table there")
+    parser.add_argument("--csv", metavar="PATH", help="also write the table there, figures in full")
     args = parser.parse_args(argv)
     exit_when_reader_is_gone()
     root, prefix = Path(args.root), run_directory.RUN_DIR_PREFIX
@@ -262,7 +273,7 @@ def main(argv: list[str] | None = None) -> int:
     runs = [load_run(path) for path in run_directory.newest_first(folders)]
     if args.against is None:
         table = table_of_runs(runs)
-        print_table(table)
+        print_table(table, FORMATS)
         print(*best_pairs(runs), sep="\n")
     else:
         run, reference = find_reference(runs, args.against)
@@ -270,9 +281,10 @@ def main(argv: list[str] | None = None) -> int:
         if not others:
             raise UserError(f"--against {args.against}: no other run in {root}; train one")
         table = table_against(reference, others)
-        own = interval_text(reference.macro_f1, reference.draws, reference.folds)
-        print(f"against {run.name}, macro F1 {reference.macro_f1:.4f} (95 %: {own})")
-        print_table(table)
+        low, high = reference.interval
+        f1 = f"macro F1 {reference.macro_f1:.4f} (95 %: {low:.3f} to {high:.3f})"
+        print(f"against {run.name}, {f1}")
+        print_table(table, DIFFERENCE_FORMATS)
     if args.csv:
         write_csv(Path(args.csv), table)
     return 0

@@ -14,7 +14,9 @@ who were held out, which a checkpoint has, are not exported.
 Every export is compared with torch on random images. Where a probability differs by more than 1e-4
 (years: 0.01), the exit code is 1 and nothing is written.
 
-Needs the packages onnx, onnxscript and onnxruntime.
+Needs the packages onnx, onnxscript and onnxruntime. On two cores fifteen checkpoints of
+efficientnet-b3 take about four minutes and 5 GiB of memory, one takes 12 seconds; --top-k 1 takes
+the best of each fold.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def finish_run(context: RunContext, failed: dict[int, str]) -> None:
     if missing:
         print(
             f"{plural(len(missing), 'fold is', 'folds are')} not complete yet "
-            f"({', '.join(missing)}); the run that completes the tree writes its table"
+            f"({', '.join(missing)}); the command that completes the run writes its scores"
         )
         return
     task = context.data.task
@@ -191,10 +191,9 @@ def show_heat_maps(
                 caption += f" in place of {names[true]}"
             shown[row.Index] = (heat_map.picture, caption.replace("_", " "))
             shares.append(heat_map.face_share)
-    text = (
-        "Bright: what spoke for the predicted class (Grad-CAM). On average "
-        f"{np.nanmean(shares):.0%} of the heat lies within the face's square."
-    )
+    text = "Bright: what spoke for the predicted class (Grad-CAM)."
+    if np.isfinite(shares).any():
+        text += f" On average {np.nanmean(shares):.0%} of the heat lies within the face's square."
     return html.Gallery(text, [shown[row] for row in chosen.index])
 
 

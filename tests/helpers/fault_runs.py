@@ -33,7 +33,7 @@ import engine
 import registries
 import run_directory
 import train
-from reporting import plots
+from reporting import html, plots
 from tests.helpers import support
 from training import cross_validation, fold_state
 from training import fold as training_fold
@@ -83,6 +83,8 @@ def child(words: list[str], stage: Any, save_seconds: float) -> None:
     run_directory.LOCK_SECONDS = support.LIMIT  # the killed one's readers keep it until they notice
     # else most kills would fall while the report's charts are drawn
     plots.render_svg = lambda *_, **__: "<svg></svg>"
+    for name in ("show_views", "show_heat_maps"):
+        setattr(cross_validation, name, lambda *_: html.Gallery("", []))
     watch(stage, engine, "validate", 2, 1)
     watch(stage, checkpoint, "save_checkpoint", 3, 1)
     watch(stage, fold_state, "save_validation", 4, 1)

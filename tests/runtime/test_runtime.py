@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -406,7 +407,19 @@ def test_free_disk_is_read_where_there_is_no_statvfs(
     assert run_directory.free_disk_bytes(tmp_path / "still" / "to be made") == 5
 
 
-def test_what_a_killed_process_was_writing_is_deleted_an_hour_later(
+def test_what_an_ended_process_was_writing_is_deleted_at_once(tmp_path: Path) -> None:
+    """Of this machine: a run that goes on leaves the files of one that was never killed."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    host = socket.gethostname()
+    for name in (f"{host}-{ended.pid}-x", f"{host}-{os.getpid()}-x", f"other-{ended.pid}-x"):
+        (tmp_path / f".writing-{name}").write_text("")
+    remove_stale_writes(tmp_path)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {f".writing-{host}-{os.getpid()}-x", f".writing-other-{ended.pid}-x"}
+
+
+def test_what_another_machine_was_writing_is_deleted_an_hour_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """(16.22) No process is asked by a signal: on Windows os.kill(pid, 0) would end it. There an
