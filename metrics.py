@@ -10,6 +10,8 @@ import numpy as np
 from labels import TASKS, scoring_task
 from runtime.errors import plural, warn
 
+MIN_GAIN_OVER_GUESSING = 0.1  # of what lies between the macro F1 of guessing and a perfect one
+
 
 def confusion(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
     """int64 [classes, classes]: row = true class, column = predicted."""
@@ -33,6 +35,14 @@ def macro_f1(matrices: np.ndarray) -> np.ndarray:
 def accuracy(matrices: np.ndarray) -> np.ndarray:
     """The share of the photographs that are predicted rightly, of matrices [..., C, C] -> [...]."""
     return np.trace(matrices, axis1=-2, axis2=-1) / np.maximum(matrices.sum((-2, -1)), 1)
+
+
+def is_guessing(matrix: np.ndarray) -> bool:
+    """Whether a confusion matrix [C, C] is hardly better than one of predictions that do not depend
+    on the photograph and have the same shares of classes.
+    """
+    guessed = macro_f1(np.outer(matrix.sum(1), matrix.sum(0)))
+    return bool(macro_f1(matrix) - guessed < MIN_GAIN_OVER_GUESSING * (1 - guessed))
 
 
 def bootstrap(

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import io
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +97,8 @@ def environment() -> Environment:
     )
     result.globals["chart"] = chart
     filters = (breakable, decimals, duration, jpeg, percent, plural, short_member, thumbnail)
-    result.filters |= {function.__name__: function for function in filters} | {"mean": fmean}
+    result.filters |= {function.__name__: function for function in filters}
+    result.filters |= {"mean": fmean, "quote": shlex.quote}
     return result
 
 

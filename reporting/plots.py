@@ -18,7 +18,7 @@ with without_variable("MPLBACKEND"):
     import matplotlib as mpl
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
+    from matplotlib.ticker import MaxNLocator
 
 INK, SOFT, GRID = "#1f2933", "#52606d", "#e4e7eb"
 CODES = "2f6db5 e8912d 2a9d78 c8453b 8a63b5 5aa9d6 b8860b 7a8b3c d477a5 6b4f3f"
@@ -63,6 +63,11 @@ def render_svg(draw: Any, description: str, *values: Any, height: float = 2.9) -
 
 def columns(rows: Rows, *keys: str) -> list[np.ndarray]:
     return [np.array([row[key] for row in rows], float) for key in keys]
+
+
+def percent(share: float, _: object) -> str:
+    """An axis tick of a share, without decimals that it does not need."""
+    return f"{100 * share:g}%"
 
 
 def bars_by_name(ax: Axes, names: Sequence[str]) -> None:
@@ -120,7 +125,7 @@ def age_errors(ax: Axes, ages: Rows) -> None:
             ax.axvline(start - 0.5, color=INK, linewidth=1, linestyle=DASHED)
     ax.set(xlabel="true age in years", ylabel="in the wrong age group")
     ax.set_ylim(0, max(1.15 * float((young + old).max()), 0.1))
-    ax.yaxis.set_major_formatter(PercentFormatter(1))
+    ax.yaxis.set_major_formatter(percent)
     ax.grid(visible=False, axis="x")
     ax.legend(ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
 
@@ -155,5 +160,5 @@ def shares(ax: Axes, names: Sequence[str], shares_by_label: Mapping[str, Sequenc
         ax.plot(values, places, marker, **style)
     bars_by_name(ax, names)
     ax.set_xlim(0, None)
-    ax.xaxis.set_major_formatter(PercentFormatter(1))
+    ax.xaxis.set_major_formatter(percent)
     ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, handlelength=1.2, columnspacing=1)

@@ -23,6 +23,7 @@ from runtime.files import atomic_write, read_file
 
 MAX_DOUBTFUL_SHOWN = 6
 MAX_PEOPLE_SHOWN = 12  # of those that are most wrong
+MAX_SAMPLES_SHOWN = 6  # photographs that are predicted rightly, and as many wrong ones
 MIN_PEOPLE_OF_AGE = 10  # behind a sentence about an age
 BOUNDARY_YEARS = 3  # years on either side of a boundary between age groups
 HISTORY_COLUMNS = ("epoch", "train_loss", "valid_loss", "macro_f1")  # that a page needs
@@ -93,7 +94,9 @@ def training_numbers(run_dir: Path, oof: pd.DataFrame) -> Numbers:
             "bins": [dict(zip(names, row, strict=True)) for row in bins],
             "confidence": float(predictions.max(1).mean()),
         }
-    numbers["most_wrong"] = most_wrong(task, predictions, decided, oof)
+    photos = photo_errors(task, predictions, decided, oof)
+    numbers["samples"] = sample_predictions(photos)
+    numbers["most_wrong"] = most_wrong(photos)
     histories = [fold["history"] for fold in numbers["folds"]]
     rates = [rate for history in histories for rate in history.get("images_per_second", [])]
     ends = [path.stat().st_mtime for path in run_dir.glob("fold*/history.csv")]
@@ -123,6 +126,7 @@ def score_with_intervals(
         "macro_f1": with_interval(scores.macro_f1, metrics.macro_f1(draws)),
         "accuracy": with_interval(scores.accuracy, metrics.accuracy(draws)),
         "photographs": len(truth),
+        "is_guessing": metrics.is_guessing(scores.matrix),
     }
     if scores.rmse is not None:
         headline |= {"rmse": scores.rmse, "mae": scores.mae}
@@ -239,13 +243,12 @@ def worst_ages(ages: Sequence[Numbers]) -> list[Numbers]:
     return sorted(wrong, key=lambda row: -row["share"])[:3]
 
 
-def most_wrong(
+def photo_errors(
     task: str, predictions: np.ndarray, decided: np.ndarray, oof: pd.DataFrame
-) -> list[Numbers]:
-    """The people whom the model contradicts most, each with the photograph it is most wrong about.
+) -> pd.DataFrame:
+    """A row per photograph: person, file, true, answered (names), error, wrong (the class is).
 
-    `error` is the mean over a person's photographs of 1 - the probability of the truth, or of the
-    error in years.
+    `error` is 1 - the probability of the truth, or the error in years.
     """
     truth = oof[task].to_numpy()
     if TASKS[task].regression:
@@ -256,6 +259,25 @@ def most_wrong(
         true_names, names = ([TASKS[task].classes[k] for k in ks] for ks in (truth, decided))
     table = oof[["person", "file"]].assign(true=true_names, answered=names, error=error)
     table["wrong"] = metrics.to_classes(task, decided) != metrics.to_classes(task, truth)
+    return table
+
+
+def sample_predictions(photos: pd.DataFrame) -> list[Numbers]:
+    """A few photographs that are predicted rightly, then a few wrong ones, from all over a table of
+    photo_errors.
+    """
+    samples: list[Numbers] = []
+    for is_wrong in (False, True):
+        rows = photos[photos["wrong"] == is_wrong]
+        places = np.linspace(0, len(rows) - 1, min(MAX_SAMPLES_SHOWN, len(rows))).astype(int)
+        samples += rows.iloc[places].to_dict("records")
+    return samples
+
+
+def most_wrong(table: pd.DataFrame) -> list[Numbers]:
+    """The people whom the model contradicts most, by their photographs' mean error, each with the
+    photograph it is most wrong about. table: of photo_errors.
+    """
     people = table.groupby("person")
     worst = table[table["wrong"]].sort_values("error", ascending=False, kind="stable")
     worst = worst.drop_duplicates("person").set_index("person")
@@ -341,23 +363,23 @@ def doubtful_photographs(
     members disagree on. voted: classes [images]; own: of each member [members, images].
     """
     names = TASKS[scoring_task(probs.task)].classes
-    values = {"The most disputed photographs": (own == voted).mean(0)}
+    values = {"The most disputed photographs": ((own == voted).mean(0), "of the members agree")}
     if not TASKS[probs.task].regression:
         confidence = ensemble.arithmetic(probs.array).max(1)
-        values = {"The least sure photographs": confidence} | values
+        values = {"The least sure photographs": (confidence, "sure")} | values
     return {
         title: [
             {
                 "name": probs.images[k],
                 "value": {
                     "file": probs.images[k],
-                    "note": f"{names[voted[k]]} ({shares[k]:.0%})".replace("_", " "),
+                    "note": f"{names[voted[k]]}: {shares[k]:.0%} {unit}",
                 },
             }
             for k in np.argsort(shares, kind="stable")[:MAX_DOUBTFUL_SHOWN]
             if shares[k] < 1
         ]
-        for title, shares in values.items()
+        for title, (shares, unit) in values.items()
     }
 
 

@@ -92,6 +92,23 @@ def test_a_stack_of_matrices_scores_like_each_of_them() -> None:
     assert metrics.macro_f1(np.zeros((2, 3, 3))).tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("classes", [2, 3, 18])
+def test_guessing_is_told_from_predicting(classes: int) -> None:
+    """(18.4) A constant and a random model are known whatever the classes' shares are."""
+    draw = np.random.default_rng(2)
+    truth = draw.choice(classes, 2000, p=draw.dirichlet(np.full(classes, 2.0)))
+    half = np.where(draw.random(2000) < 0.5, truth, draw.permutation(truth))
+    for predicted, is_guessing in (
+        (np.full(2000, truth[0]), True),
+        (draw.integers(classes, size=2000), True),
+        (draw.permutation(truth), True),
+        (half, False),
+        (truth, False),
+    ):
+        matrix = metrics.confusion(truth, predicted, classes)
+        assert metrics.is_guessing(matrix) == is_guessing
+
+
 def test_bootstrap_draws_whole_people() -> None:
     people = np.repeat(["b", "a", "c"], 7)
     truth = np.repeat([0, 1, 2], 7)

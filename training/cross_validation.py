@@ -33,7 +33,6 @@ from training import history, loggers
 from training import run as training_run
 from training.run import RunContext
 
-GUESSING_MACRO_F1 = 0.1  # of 18 classes; drawn at random they score 0.05
 MAX_TILES = 12  # images in a mosaic
 MAX_HEAT_MAPS_WRONG, MAX_HEAT_MAPS_RIGHT = 8, 4
 MAX_LABEL_ISSUES_SHOWN = 24  # suspects with pictures in the report
@@ -114,9 +113,9 @@ def analyze_out_of_fold(context: RunContext, folds: list[out_of_fold.FoldPredict
     rows, predictions = out_of_fold.nested_epoch_predictions(folds)
     table = out_of_fold.write_oof(run_dir, task, rows, predictions)
     extra: dict[str, list[tuple[str, object]]] = {}
+    scores = out_of_fold.score_rows(task, rows, predictions)
     if len(folds) > 1:
-        selected = out_of_fold.selected_scores(task, folds).macro_f1
-        nested = out_of_fold.score_rows(task, rows, predictions).macro_f1
+        selected, nested = out_of_fold.selected_scores(task, folds).macro_f1, scores.macro_f1
         extra["How much choosing the epoch flatters"] = [
             ("macro F1 with each fold's own best epoch", f"{selected:.4f}"),
             ("headline: each fold's epoch chosen by the others", f"{nested:.4f}"),
@@ -125,14 +124,15 @@ def analyze_out_of_fold(context: RunContext, folds: list[out_of_fold.FoldPredict
     if task == "main":
         suspects = label_issues.find_label_issues(rows, predictions)
         csv_tables.write_csv(run_dir / "suspects.csv", suspects, "%.2f")
+        extra["Labels to look at"] = show_suspects(context, suspects)
+        remark = "the most suspicious first"
+        if metrics.is_guessing(scores.matrix):
+            remark = "this model hardly beats guessing: labels that it contradicts may be right"
+            extra["Labels to look at"] = [("none are shown", remark)]
         print(
-            f"{plural(len(suspects), 'label')} to look at, the most suspicious first: "
+            f"{plural(len(suspects), 'label')} to look at, {remark}: "
             f"{printable(run_dir / 'suspects.csv')}"
         )
-        extra["Labels to look at"] = show_suspects(context, suspects)
-        if out_of_fold.score_rows(task, rows, predictions).macro_f1 < GUESSING_MACRO_F1:
-            reason = "this model hardly beats guessing: labels that it contradicts may be right"
-            extra["Labels to look at"] = [("none are shown", reason)]
     with warn_on_failure(f"report of {run_dir}"):
         galleries = {"What the network sees": show_views(context)}
         if not TASKS[task].regression:

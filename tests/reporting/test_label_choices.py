@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 import shutil
@@ -18,15 +20,12 @@ from reporting.summary import to_json
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
 needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="needs chromium")
-CAPTURE = """<script>
-URL.createObjectURL = (blob) => {
-  blob.text().then((text) => { document.title = text; });
-  return "#";
-};
+CHOOSE = """
 for (const box of document.querySelectorAll("input[type=checkbox]")) box.checked = true;
-for (const field of document.querySelectorAll("input[type=number]")) field.value = 77;
+for (const field of document.querySelectorAll("input[type=number]")) field.value = YEARS;
+document.dispatchEvent(new Event("input"));
 document.getElementById("download-fixes").click();
-</script>"""
+"""
 
 
 @pytest.fixture
@@ -50,27 +49,58 @@ def dump(path: Path, tmp_path: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
 
 
-@needs_chromium
-def test_the_pages_policy_lets_its_one_script_run(page: tuple[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "report.html").write_text(page[0], encoding="utf-8")
-    assert re.search(r'<button id="download-fixes"[^>]*disabled', page[0])
-    shown = dump(tmp_path / "report.html", tmp_path)
-    assert re.search(r'<button id="download-fixes"', shown)
-    assert not re.search(r'<button id="download-fixes"[^>]*disabled', shown)
+def open_page(text: str, tmp_path: Path) -> tuple[str, Path]:
+    """(the page as headless Chromium has it after its scripts, the folder of its downloads)."""
+    path, profile, downloads = (tmp_path / name for name in ("a.html", "profile", "downloads"))
+    path.write_text(text, encoding="utf-8")
+    (profile / "Default").mkdir(parents=True)
+    preferences = {"download": {"default_directory": str(downloads)}}
+    (profile / "Default" / "Preferences").write_text(json.dumps(preferences))
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
+    command = [CHROMIUM, *flags, "--virtual-time-budget=3000", "--dump-dom", path.as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    return shown, downloads
+
+
+def choose(text: str, years: int) -> str:
+    """The page with a second script, allowed by its hash too: it takes every suggestion and clicks
+    the button.
+    """
+    script = CHOOSE.replace("YEARS", str(years))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    text = text.replace("script-src ", f"script-src 'sha256-{digest}' ")
+    return text.replace("</body>", f"<script>{script}</script></body>")
 
 
 @needs_chromium
 def test_the_downloaded_file_is_taken_as_label_fixes(page: tuple[str, Any], tmp_path: Path) -> None:
+    """Under the page's own policy, from a file:// page."""
     text, table = page
-    text = re.sub(r'<meta http-equiv="Content-Security-Policy".*?>', "", text, flags=re.DOTALL)
-    text = text.replace("</body>", CAPTURE + "</body>")
-    (tmp_path / "report.html").write_text(text, encoding="utf-8")
-    title = re.search(r"<title>(.*?)</title>", dump(tmp_path / "report.html", tmp_path), re.DOTALL)
-    assert title is not None
-    (tmp_path / "label-fixes.csv").write_text(title[1], encoding="utf-8")
-    fixed, counts = label_fixes.apply_fixes(table, tmp_path / "label-fixes.csv")
+    _, downloads = open_page(choose(text, 77), tmp_path)
+    (downloaded,) = downloads.iterdir()
+    assert downloaded.name == "label-fixes.csv"
+    fixed, counts = label_fixes.apply_fixes(table, downloaded)
     assert counts == {"mask": 1, "age": 1, "gender": 1}
     assert (fixed["years"] == 77).sum() == 7
+
+
+@needs_chromium
+def test_an_impossible_age_is_marked_and_not_written(page: tuple[str, Any], tmp_path: Path) -> None:
+    _, downloads = open_page(choose(page[0], 770), tmp_path)
+    (downloaded,) = downloads.iterdir()
+    assert "770" not in downloaded.read_text(encoding="utf-8")
+    assert label_fixes.apply_fixes(page[1], downloaded)[1] == {"mask": 1, "gender": 1}
+
+
+@needs_chromium
+def test_nothing_can_be_downloaded_before_something_is_chosen(
+    page: tuple[str, Any], tmp_path: Path
+) -> None:
+    """Nor does a script run that the page does not bring."""
+    foreign = page[0].replace("</body>", f"<script>{CHOOSE.replace('YEARS', '77')}</script></body>")
+    shown, downloads = open_page(foreign, tmp_path)
+    assert re.search(r'<button id="download-fixes"[^>]*disabled', shown)
+    assert not downloads.exists()
 
 
 def test_a_page_without_choices_has_no_script(tree: Path) -> None:
@@ -87,6 +117,7 @@ def test_a_model_that_guesses_shows_no_suspects(tree: Path) -> None:
     (row,) = numbers["extra"]["Labels to look at"]
     assert "hardly beats guessing" in row["value"]
     page = (tree / "report.html").read_text(encoding="utf-8")
+    assert "<b>This model hardly beats guessing:</b>" in page
     assert f"submit_ensemble.py --root {tree}" in page
     assert "own best F1" in page
     assert page.count("data:image/jpeg;base64,") > 2 + 12  # mosaics, heat maps, people

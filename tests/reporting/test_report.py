@@ -245,7 +245,54 @@ def test_the_most_wrong_people_come_first_with_their_worst_photograph(made: Made
     )
     pictures = [attrs["src"] for tag, attrs in page.seen if tag == "img"]
     # and that of the suspect; the one that is gone has a frame
-    assert len(pictures) == len(listed) + 1
+    assert len(pictures) == len(listed) + len(numbers["samples"]) + 1
+
+
+def test_samples_are_right_and_wrong_predictions_from_all_over_the_data(made: Made) -> None:
+    """(18.4)"""
+    oof, numbers, page = made("main")
+    answers = oof[[f"p{number}" for number in range(18)]].to_numpy().argmax(1)
+    rows = oof.assign(answered=answers).set_index("file")
+    samples = numbers["samples"]
+    assert [row["wrong"] for row in samples] == [False] * 6 + [True] * 6
+    for row in samples:
+        stored = rows.loc[row["file"]]
+        assert row["true"] == TASKS["main"].classes[stored["main"]]
+        assert row["answered"] == TASKS["main"].classes[stored["answered"]]
+        assert row["wrong"] == (stored["main"] != stored["answered"])
+    assert len({row["person"] for row in samples}) > 6
+    assert "Sample predictions" in page.words
+    assert f"predicted:\n{samples[0]['answered'].replace('_', ' ')}" in page.words
+
+
+def test_a_model_that_guesses_is_named_as_such(made: Made, tmp_path: Path) -> None:
+    """(18.4) In place of sentences about what its errors show."""
+    assert "hardly beats guessing" not in made("main")[2].words
+    table, oof = synthetic("main", tmp_path)
+    oof[[f"p{number}" for number in range(18)]] = np.eye(18)[4]
+    tree = make_tree("main", tmp_path)
+    summary.training_report(tree, table, oof, {})
+    page = checked((tree / "report.html").read_text(encoding="utf-8"))
+    assert "hardly beats guessing" in page.words
+    assert "less than half as often" not in page.words
+
+
+def test_commands_to_paste_hold_for_a_folder_with_spaces(tmp_path: Path) -> None:
+    """(18.4)"""
+    tree = make_tree("mask", tmp_path / "my runs")
+    summary.training_report(tree, *synthetic("mask", tmp_path), {})
+    page = checked((tree / "report.html").read_text(encoding="utf-8"))
+    assert f"submit_ensemble.py --root '{tree}' --top-k 2\n" in page.words + "\n"
+    assert f"tools.compare_runs '{tree.parent}/'" in page.words
+    probs, _ = probabilities("mask")
+    for method, other in (("hardvoting", "soft"), ("softvoting", "hard")):
+        folder = tmp_path / f"a {method}"
+        folder.mkdir()
+        summary.prediction_report(
+            folder, probs, ensemble.vote(method, "mask", probs.array, [1.0] * 4)
+        )
+        page = checked((folder / "report.html").read_text(encoding="utf-8"))
+        assert f"--from-probs '{folder}' \\\n--method {other}" in page.words
 
 
 def test_the_page_of_a_run_says_what_matters(made: Made) -> None:
