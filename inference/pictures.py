@@ -26,7 +26,7 @@ class HeatMap(NamedTuple):
     """Where a network looked on one image."""
 
     picture: Image.Image  # what the network saw, the heat laid over it
-    face_share: float  # of the heat, within the face's square; 0 to 1, NaN without any heat
+    face_share: float  # of the heat, within the face's box; 0 to 1, NaN without any heat
 
 
 def grad_cam(network: nn.Module, images: Tensor, task: str, classes: Sequence[int]) -> Tensor:
@@ -76,17 +76,20 @@ def explain(
     maps = grad_cam(network, engine.to_network(compute, pixels), task, classes).cpu().numpy()
     heat_maps = []
     for view, heat, (photo, box) in zip(views, maps, photos, strict=True):
-        face = np.asarray(form(draw_face_square(photo, box), box or find_face(photo)), np.float32)
+        box = box or find_face(photo)
+        face = np.asarray(form(draw_face(photo, box), box), np.float32)
         share = float((heat * face[..., 0] / 255).sum() / heat.sum()) if heat.any() else np.nan
         colours = Image.fromarray(matplotlib.colormaps["inferno"](heat, bytes=True)[..., :3])
         heat_maps.append(HeatMap(Image.blend(view, colours, HEAT_OPACITY), share))
     return heat_maps
 
 
-def draw_face_square(photo: Image.Image, box: Box | None) -> Image.Image:
-    """An image of the photograph's size, white within the face's square and black elsewhere."""
+def draw_face(photo: Image.Image, box: Box | None) -> Image.Image:
+    """An image of the photograph's size, white within the face's box and black elsewhere. Of the
+    box itself: a crop of its square with the margin would hold all heat.
+    """
     mask = Image.new("RGB", photo.size)
-    left, top, right, bottom = augmentation.face_square(photo, box or find_face(photo))
+    left, top, right, bottom = box or augmentation.face_square(photo, None)
     ImageDraw.Draw(mask).rectangle((left, top, right - 1, bottom - 1), fill="white")
     return mask
 

@@ -193,7 +193,7 @@ def show_heat_maps(
             shares.append(heat_map.face_share)
     text = "Bright: what spoke for the predicted class (Grad-CAM)."
     if np.isfinite(shares).any():
-        text += f" On average {np.nanmean(shares):.0%} of the heat lies within the face's square."
+        text += f" On average {np.nanmean(shares):.0%} of the heat lies within the face's box."
     return html.Gallery(text, [shown[row] for row in chosen.index])
 
 

@@ -52,6 +52,14 @@ def test_heat_lies_where_the_class_is_seen(network: Any) -> None:
     assert heat[:32, :32].sum() > 0 > heat[32:, 32:].sum()
 
 
+def test_heat_in_the_margin_of_a_cropped_face_is_outside_it(network: Any) -> None:
+    form = augmentation.forms("facecrop", 64).valid
+    photo = Image.new("RGB", (384, 512))
+    photo.paste((255, 0, 0), (130, 150, 142, 210))  # across the left edge
+    (edge,) = pictures.explain(network, form, [(photo, (140, 150, 200, 210))], "main", [3])
+    assert 0.1 < edge.face_share < 0.9
+
+
 def test_heat_is_scaled_to_one_and_gradients_stay_clear(network: Any) -> None:
     images = torch.rand(3, 3, 64, 64)
     with torch.inference_mode(False):
