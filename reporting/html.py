@@ -11,7 +11,6 @@ import io
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -38,15 +37,6 @@ SHORT_NAMES = {  # of the classes in a confusion matrix
 SHARES = {"predicted": "class_shares", "true": "true_shares", "in training": "training_shares"}
 Numbers = dict[str, Any]
 Rows = Sequence[tuple[str, object]]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A value of an extra row that is shown as a small photograph with a note."""
-
-    path: str
-    note: str
-    fix: tuple[str, str, str] | None = None  # path, column and value of a row of --label-fixes
 
 
 class Gallery(NamedTuple):

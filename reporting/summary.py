@@ -17,7 +17,7 @@ import out_of_fold
 import run_directory
 from labels import GROUP_STARTS, PARTS, TASKS, scoring_task
 from reporting import html
-from reporting.html import Numbers, Picture, Rows
+from reporting.html import Numbers, Rows
 from runtime.errors import UserError, printable, reason
 from runtime.files import atomic_write, read_file
 
@@ -39,9 +39,10 @@ def training_report(
     """Write report.json and report.html into a run's folder.
 
     table: a row per photograph as tables.read_train reads it; oof: as out_of_fold.write_oof returns
-    it; extra: {title: (name, value) rows}, stored and shown as they are; galleries: {title:
-    pictures}, shown only. Raises UserError for a table without predictions and for a damaged
-    history.csv.
+    it; extra: {title: (name, value) rows}, stored and shown; a value {file, note} is a photograph
+    with a note, and `fix` (path, column, value) in it a choice for --label-fixes; galleries:
+    {title: pictures}, shown only. Raises UserError for a table without predictions and for a
+    damaged history.csv.
     """
     numbers = training_numbers(run_dir, oof)
     numbers["extra"] = {
@@ -403,9 +404,6 @@ def to_json(value: object) -> Any:
         return {str(to_json(key)): to_json(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_json(part) for part in value]
-    if isinstance(value, Picture):
-        fix = {"fix": value.fix} if value.fix else {}
-        return to_json({"file": value.path, "note": value.note} | fix)
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float):

@@ -124,7 +124,7 @@ def analyze_out_of_fold(context: RunContext, folds: list[out_of_fold.FoldPredict
     if task == "main":
         suspects = label_issues.find_label_issues(rows, predictions)
         csv_tables.write_csv(run_dir / "suspects.csv", suspects, "%.2f")
-        extra["Labels to look at"] = show_suspects(context, suspects)
+        extra["Labels to look at"] = show_suspects(suspects)
         remark = "the most suspicious first"
         if metrics.is_guessing(scores.matrix):
             remark = "this model hardly beats guessing: labels that it contradicts may be right"
@@ -140,15 +140,14 @@ def analyze_out_of_fold(context: RunContext, folds: list[out_of_fold.FoldPredict
         summary.training_report(run_dir, context.table, table, extra, galleries)
 
 
-def show_suspects(context: RunContext, suspects: pd.DataFrame) -> list[tuple[str, object]]:
+def show_suspects(suspects: pd.DataFrame) -> list[tuple[str, object]]:
     """The most suspected labels with photographs, and what --label-fixes takes for each."""
-    paths = dict(zip(context.table["file"], context.table["path"], strict=True))
     shown: list[tuple[str, object]] = []
     for row in suspects.head(MAX_LABEL_ISSUES_SHOWN).itertuples():
         note = f"{row.kind}: {row.given}? looks {row.suggested}"
         name = row.file if row.kind == "mask" else row.person
         fix = (name, row.kind, "" if row.kind == "age" else row.suggested)  # years are to be given
-        shown.append((row.file, html.Picture(paths[row.file], note, fix)))
+        shown.append((row.file, {"file": row.file, "note": note, "fix": fix}))
     return shown
 
 

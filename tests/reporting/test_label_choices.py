@@ -11,12 +11,13 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from data import label_fixes, tables
-from reporting import html
-from reporting.html import Picture
+from reporting import html, label_issues
 from reporting.summary import to_json
+from training import cross_validation
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
 needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="needs chromium")
@@ -33,20 +34,22 @@ def page(tree: Path, train_root: Path) -> tuple[str, Any]:
     """The page of a run with a suspect of each kind, and the table that they are of."""
     table = tables.read_train(str(train_root))
     numbers = json.loads((tree / "report.json").read_text(encoding="utf-8"))
-    photo = table.iloc[0]
-    person, other = table["person"].unique()[:2]
-    gender = ("female", "male")[int(table.loc[table["person"] == other, "gender"].iloc[0])]
-    mask = "not_wear" if photo["mask"] != 2 else "wear"
-    fixes = [(photo["file"], "mask", mask), (person, "age", ""), (other, "gender", gender)]
-    rows = [{"name": f[0], "value": Picture("", "?", f)} for f in fixes]
-    return html.render_page({**numbers, "extra": to_json({"Labels": rows})}, {}), table
-
-
-def dump(path: Path, tmp_path: Path) -> str:
-    """The page as headless Chromium has it after its scripts."""
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'c'}"]
-    command = [CHROMIUM, *flags, "--virtual-time-budget=3000", "--dump-dom", path.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    photos = table.drop_duplicates("person")
+    files, people = photos["file"].tolist(), photos["person"].tolist()
+    gender = ("female", "male")[int(photos["gender"].iloc[1])]
+    mask = "not_wear" if photos["mask"].iloc[0] != 2 else "wear"
+    suspects = [
+        ("mask", people[0], files[0], "?", mask, 9.0),
+        ("age", people[0], files[0], "under 30", "60 and over", 8.0),
+        ("gender", people[1], files[1], "?", gender, 7.0),
+    ]
+    shown = cross_validation.show_suspects(pd.DataFrame(suspects, columns=label_issues.COLUMNS))
+    rows = [{"name": name, "value": value} for name, value in shown]
+    paths = dict(zip(table["file"], table["path"], strict=True))
+    extra = {"Labels to look at": to_json(rows)}
+    page = html.render_page({**numbers, "extra": extra, "most_wrong": [], "samples": []}, paths)
+    assert page.count("data:image/jpeg;base64,") == 3
+    return page, table
 
 
 def open_page(text: str, tmp_path: Path) -> tuple[str, Path]:

@@ -159,8 +159,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         extra: dict[str, Any] = {
             f"Rule {EVIL}": [("gain", 0.25), (EVIL, EVIL)],
             "Suspects": [
-                (EVIL, html.Picture(table["path"][0], EVIL)),
-                ("gone", html.Picture("no/where.png", "x")),
+                (EVIL, {"file": table["path"][0], "note": EVIL}),
+                ("gone", {"file": "no/where.png", "note": "x"}),
             ],
         }
         summary.training_report(tree, table, oof, extra)
