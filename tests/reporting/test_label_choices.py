@@ -27,6 +27,14 @@ for (const field of document.querySelectorAll("input[type=number]")) field.value
 document.dispatchEvent(new Event("input"));
 document.getElementById("download-fixes").click();
 """
+MEASURE = """
+document.documentElement.style.width = "390px";
+const scrolls = (element) =>
+  element && (getComputedStyle(element).overflowX === "auto" || scrolls(element.parentElement));
+const wide = [...document.querySelectorAll("main *")].filter((element) =>
+  element.getBoundingClientRect().right > 390 && !scrolls(element.parentElement));
+document.title = "wider: " + wide.map((element) => element.outerHTML.slice(0, 80));
+"""
 
 
 @pytest.fixture
@@ -59,17 +67,15 @@ def open_page(text: str, tmp_path: Path) -> tuple[str, Path]:
     (profile / "Default").mkdir(parents=True)
     preferences = {"download": {"default_directory": str(downloads)}}
     (profile / "Default" / "Preferences").write_text(json.dumps(preferences))
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
-    command = [CHROMIUM, *flags, "--virtual-time-budget=3000", "--dump-dom", path.as_uri()]
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=500,844"]
+    flags += [f"--user-data-dir={profile}", "--virtual-time-budget=3000"]
+    command = [CHROMIUM, *flags, "--dump-dom", path.as_uri()]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
     return shown, downloads
 
 
-def choose(text: str, years: int) -> str:
-    """The page with a second script, allowed by its hash too: it takes every suggestion and clicks
-    the button.
-    """
-    script = CHOOSE.replace("YEARS", str(years))
+def with_script(text: str, script: str) -> str:
+    """The page with a second script, allowed by its hash too."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     text = text.replace("script-src ", f"script-src 'sha256-{digest}' ")
     return text.replace("</body>", f"<script>{script}</script></body>")
@@ -79,7 +85,7 @@ def choose(text: str, years: int) -> str:
 def test_the_downloaded_file_is_taken_as_label_fixes(page: tuple[str, Any], tmp_path: Path) -> None:
     """Under the page's own policy, from a file:// page."""
     text, table = page
-    _, downloads = open_page(choose(text, 77), tmp_path)
+    _, downloads = open_page(with_script(text, CHOOSE.replace("YEARS", "77")), tmp_path)
     (downloaded,) = downloads.iterdir()
     assert downloaded.name == "label-fixes.csv"
     fixed, counts = label_fixes.apply_fixes(table, downloaded)
@@ -89,7 +95,7 @@ def test_the_downloaded_file_is_taken_as_label_fixes(page: tuple[str, Any], tmp_
 
 @needs_chromium
 def test_an_impossible_age_is_marked_and_not_written(page: tuple[str, Any], tmp_path: Path) -> None:
-    _, downloads = open_page(choose(page[0], 770), tmp_path)
+    _, downloads = open_page(with_script(page[0], CHOOSE.replace("YEARS", "770")), tmp_path)
     (downloaded,) = downloads.iterdir()
     assert "770" not in downloaded.read_text(encoding="utf-8")
     assert label_fixes.apply_fixes(page[1], downloaded)[1] == {"mask": 1, "gender": 1}
@@ -104,6 +110,15 @@ def test_nothing_can_be_downloaded_before_something_is_chosen(
     shown, downloads = open_page(foreign, tmp_path)
     assert re.search(r'<button id="download-fixes"[^>]*disabled', shown)
     assert not downloads.exists()
+
+
+@needs_chromium
+def test_a_phone_scrolls_wide_tables_and_not_the_page(
+    page: tuple[str, Any], tmp_path: Path
+) -> None:
+    """(18.4) At 390 pixels, to which the page is brought: headless windows are 500 or wider."""
+    shown, _ = open_page(with_script(page[0], MEASURE), tmp_path)
+    assert "<title>wider: </title>" in shown
 
 
 def test_a_page_without_choices_has_no_script(tree: Path) -> None:

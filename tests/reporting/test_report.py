@@ -277,6 +277,12 @@ def test_a_model_that_guesses_is_named_as_such(made: Made, tmp_path: Path) -> No
     assert "less than half as often" not in page.words
 
 
+def test_ticks_of_shares_are_not_rounded() -> None:
+    """(18.4)"""
+    shown = [plots.percent(share, None) for share in (0.0, 0.025, 3 * 0.05, 1.0)]
+    assert shown == ["0%", "2.5%", "15%", "100%"]
+
+
 def test_commands_to_paste_hold_for_a_folder_with_spaces(tmp_path: Path) -> None:
     """(18.4)"""
     tree = make_tree("mask", tmp_path / "my runs")
