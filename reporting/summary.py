@@ -44,12 +44,8 @@ def training_report(
     {title: pictures}, shown only. Raises UserError for a table without predictions and for a
     damaged history.csv.
     """
-    numbers = training_numbers(run_dir, oof)
-    numbers["extra"] = {
-        title: [{"name": name, "value": value} for name, value in rows]
-        for title, rows in extra.items()
-    }
-    write_report(run_dir, numbers, dict(zip(table["file"], table["path"], strict=True)), galleries)
+    paths = dict(zip(table["file"], table["path"], strict=True))
+    write_report(run_dir, training_numbers(run_dir, oof), extra, paths, galleries)
 
 
 def training_numbers(run_dir: Path, oof: pd.DataFrame) -> Numbers:
@@ -353,13 +349,13 @@ def prediction_report(
         if task == "main":
             parts = {part: np.array(TASKS[part].from_main)[first_classes] for part in PARTS}
             numbers |= score_parts(parts, first_classes, truth, None)
-    numbers["extra"] = doubtful_photographs(probs, first_classes, own_classes)
-    write_report(folder, numbers | {"made": origin or {}}, paths or {})
+    extra = doubtful_photographs(probs, first_classes, own_classes)
+    write_report(folder, numbers | {"made": origin or {}}, extra, paths or {})
 
 
 def doubtful_photographs(
     probs: ensemble.Probabilities, voted: np.ndarray, own: np.ndarray
-) -> dict[str, list[Numbers]]:
+) -> dict[str, Rows]:
     """{title: rows of photographs}: those that the vote is least sure of, and those that the
     members disagree on. voted: classes [images]; own: of each member [members, images].
     """
@@ -368,30 +364,27 @@ def doubtful_photographs(
     if not TASKS[probs.task].regression:
         confidence = ensemble.arithmetic(probs.array).max(1)
         values = {"The least sure photographs": (confidence, "sure")} | values
-    return {
-        title: [
-            {
-                "name": probs.images[k],
-                "value": {
-                    "file": probs.images[k],
-                    "note": f"{names[voted[k]]}: {shares[k]:.0%} {unit}",
-                },
-            }
-            for k in np.argsort(shares, kind="stable")[:MAX_DOUBTFUL_SHOWN]
-            if shares[k] < 1
+    extra: dict[str, Rows] = {}
+    for title, (shares, unit) in values.items():
+        lowest = sorted(zip(shares, probs.images, voted, strict=True))[:MAX_DOUBTFUL_SHOWN]
+        extra[title] = [
+            (file, {"file": file, "note": f"{names[predicted]}: {share:.0%} {unit}"})
+            for share, file, predicted in lowest
+            if share < 1
         ]
-        for title, (shares, unit) in values.items()
-    }
+    return extra
 
 
 def write_report(
     folder: Path,
     numbers: Numbers,
+    extra: Mapping[str, Rows],
     paths: Mapping[str, str],
     galleries: Mapping[str, html.Gallery] | None = None,
 ) -> None:
     """report.json, then report.html; paths: {file: where its photograph is}."""
-    stored = to_json(numbers)
+    rows = {t: [{"name": n, "value": v} for n, v in pairs] for t, pairs in extra.items()}
+    stored = to_json(numbers | {"extra": rows})
     run_directory.write_json(folder / "report.json", stored)
     with atomic_write(folder / "report.html", "w") as file:
         file.write(html.render_page(stored, paths, galleries))
