@@ -288,11 +288,8 @@ class TrainSettings(OutputSettings, OptimSettings, ModelSettings, DataSettings, 
         """
         if self.lr is not None or self.default_lr == 0.005:
             return ""
-        start = "from scratch" if self.from_scratch else "on pretrained weights"
-        return (
-            f"learning rate {self.default_lr:g} (the default of {self.optim_type} {start}; 0.005 "
-            "wrecks them)"
-        )
+        start = "from scratch" if self.from_scratch else "on pretrained weights; 0.005 wrecks them"
+        return f"learning rate {self.default_lr:g} (the default of {self.optim_type} {start})"
 
 
 def training_conflicts(s: TrainSettings) -> Iterator[str]:

@@ -182,6 +182,14 @@ def test_the_default_learning_rate(words: list[str], rate: float) -> None:
     assert rate == 0.001 or not asked.explain_lr()
 
 
+def test_only_pretrained_weights_are_said_to_be_wrecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = dataclasses.replace(registries.OPTIMIZERS["sgd"], lr_scratch=0.1)
+    monkeypatch.setitem(registries.OPTIMIZERS, "sgd", entry)
+    words = ["--optim-type", "sgd", "--pretrained", "none"]
+    line = config.TrainSettings.parse(words, "train.py", "").explain_lr()
+    assert line == "learning rate 0.1 (the default of sgd from scratch)"
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
