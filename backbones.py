@@ -48,6 +48,11 @@ def _tuned(network: Any) -> Any:
         if isinstance(module, nn.BatchNorm2d):
             # the library's 0.01 leaves ImageNet's running statistics in place after a short run
             module.momentum = 0.1
+        padding = getattr(module, "static_padding", None)
+        if isinstance(padding, nn.ZeroPad2d):
+            left, right, top, bottom = padding.padding
+            if (left, top) == (right, bottom):  # the convolution pads without a copy of its input
+                module.padding, module.static_padding = (top, left), nn.Identity()
     return network
 
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import registries
 from labels import TASKS, depends_on_age_filter
-from registries import BACKBONES, LOSSES, MODELS, OPTIMIZERS, SCHEDULES, TRANSFORMS
+from registries import BACKBONES, BACKENDS, LOSSES, MODELS, OPTIMIZERS, SCHEDULES, TRANSFORMS
 from runtime.errors import UserError
 from runtime.options import Choice, Preset, Range, Settings, flag, option
 
@@ -312,8 +312,8 @@ def training_conflicts(s: TrainSettings) -> Iterator[str]:
             yield f"{folds}: name the run that they share with --run-name"
     if s.resume is not None and s.run_name is not None:
         yield f"--resume: --run-name {s.run_name} resumes that run already; leave one of them out"
-    if s.log and importlib.util.find_spec(s.log) is None:
-        yield f"--log {s.log}: not installed; pip install {s.log}, or leave it out"
+    if s.log:
+        check_installed("--log", s.log)
 
 
 def model_conflicts(s: TrainSettings) -> Iterator[str]:
@@ -339,6 +339,12 @@ def check_boxes(boxes: str | None, transform: str) -> None:
     if boxes is not None and transform not in (*face_crops, AUTO):
         reader = f"--transform-type {' and '.join(face_crops)}"
         raise UserError(f"--boxes {boxes}: only {reader} read them; add one, or leave it out")
+
+
+def check_installed(name: str, package: str) -> None:
+    """Raise UserError where an optional package, the value of an option, is not installed."""
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"{name} {package}: not installed; pip install {package}, or leave it out")
 
 
 def check_views(transform: str, views: int) -> None:
@@ -368,6 +374,9 @@ class PredictSettings(MachineSettings):
         DATA, "true labels (ImageID,ans), of the 18 classes whatever the --task", metavar="CSV"
     )
     batch_size: int = option(MACHINE, "images per forward pass", 32, COUNT)
+    backend: str = option(
+        MACHINE, "what runs the networks; openvino: on a processor", "torch", Choice(BACKENDS)
+    )
 
 
 @dataclass(frozen=True)

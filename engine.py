@@ -240,7 +240,8 @@ def validate(
 ) -> dict[str, Tensor]:
     """{head: float32 outputs [images, outputs]}, on the CPU. See `forward_all`."""
     readers = {head: operator.itemgetter(head) for head in heads}
-    arrays = forward_all([network], [[0]], loader, images, readers, compute, "validating")
+    networks = [model.InferenceNetwork(network)]
+    arrays = forward_all(networks, [[0]], loader, images, readers, compute, "validating")
     return {head: torch.from_numpy(array[0, 0]) for head, array in arrays.items()}
 
 

@@ -6,12 +6,15 @@ names the attribute that holds its backbone, a network of 1000 outputs.
 
 from __future__ import annotations
 
+import copy
 import functools
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import backbones
 import checkpoint
@@ -302,6 +305,80 @@ def parameter_groups(model: nn.Module, backbone_scale: float) -> list[dict[str, 
         {"params": [p for p in model.parameters() if (id(p) in trunk) == inside], "scale": scale}
         for inside, scale in ((True, backbone_scale), (False, 1.0))
     ]
+
+
+# --- the copy for predictions
+
+CHECKED_IMAGES = 8  # of the first batch, on which a copy is compared with its network
+MAX_ERROR, MAX_ERROR_MIXED = 0.01, 0.1  # of outputs, as a fraction of the largest (TF32: 1e-3)
+
+
+def fold_batchnorms(network: nn.Module, images: Tensor) -> nn.Module:
+    """A faster copy of a network in eval mode: each BatchNorm2d that follows a convolution becomes
+    part of its weights (torch.nn.utils.fusion), and activations work in place.
+
+    images: [batch, 3, side, side], to see which convolution comes before which BatchNorm2d.
+    """
+    copied = copy.deepcopy(network)
+    sources: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # by the id of an output, which is kept alive
+    pairs: dict[nn.BatchNorm2d, nn.Conv2d] = {}
+
+    def note(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        if isinstance(module, nn.Conv2d):
+            sources[id(output)] = module, output
+        elif type(module) is nn.BatchNorm2d and id(inputs[0]) in sources:
+            pairs[module] = sources[id(inputs[0])][0]
+
+    hooks = [module.register_forward_hook(note) for module in copied.modules()]
+    copied(images[:1])
+    for hook in hooks:
+        hook.remove()
+    for name, module in list(copied.named_modules()):
+        if isinstance(module, (nn.SiLU, nn.ReLU, nn.ReLU6)):
+            module.inplace = True
+        elif isinstance(module, nn.BatchNorm2d) and module in pairs:
+            conv = pairs[module]
+            folded = fuse_conv_bn_eval(conv, module)
+            conv.weight, conv.bias = folded.weight, folded.bias
+            copied.set_submodule(name, nn.Identity())
+    return copied
+
+
+class InferenceNetwork(nn.Module):
+    """A network as predictions run it: by a faster copy, made at the first batch and compared there
+    with the network, which stays in use, with a warning, where the outputs differ.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        convert: Callable[[nn.Module, Tensor], nn.Module] = fold_batchnorms,
+    ) -> None:
+        super().__init__()
+        self.network, self.convert, self.is_ready = network, convert, False
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        if not self.is_ready:
+            self.network, self.is_ready = self.checked_copy(images[:CHECKED_IMAGES]), True
+        outputs: dict[str, Tensor] = self.network(images)
+        return outputs
+
+    def checked_copy(self, images: Tensor) -> nn.Module:
+        """The copy, or the network where their outputs for these images differ."""
+        is_mixed = torch.is_autocast_enabled(images.device.type)
+        limit = MAX_ERROR_MIXED if is_mixed else MAX_ERROR
+        copied = self.convert(self.network, images)
+        outputs = copied(images)
+        for head, expected in self.network(images).items():
+            atol = limit * max(1.0, float(expected.abs().nan_to_num().max()))
+            values = outputs[head].to(expected.dtype)
+            if not torch.allclose(values, expected, 0.0, atol, equal_nan=True):
+                warn(
+                    f"the copy of {type(self.network).__name__} for predictions gives other "
+                    "outputs; the network itself is used, which is slower"
+                )
+                return self.network
+        return copied
 
 
 # --- outputs -> probabilities

@@ -129,6 +129,10 @@ SCHEDULES: dict[str, Schedule] = {
     "cosine": Schedule("optim:cosine_annealing", cycles=True),
     "none": Schedule("optim:constant", cycles=False),
 }
+BACKENDS: dict[str, str] = {  # target(network, images) -> what predicts in its place
+    "torch": "model:fold_batchnorms",
+    "openvino": "inference.openvino_backend:convert",
+}
 TIMM = "timm:"  # before the names of timm's backbones
 
 

@@ -46,7 +46,7 @@ def predict(
         check_writable(settings.save_path)
         with distributed.explain_failures(settings.batch_size):
             compute = engine.make_compute(settings, settings.batch_size, dist, shared=True)
-            predictor = Predictor(voters, task, compute)
+            predictor = Predictor(voters, task, compute, settings.backend)
             probs = predictor.probabilities(request, images, paths)
     run_dir, path_of = members.labels_run_dir(voters, task), dict(zip(images, paths, strict=True))
     report = submission.ReportContext(run_dir, settings, notes, path_of)

@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     with distributed.explain_failures(settings.batch_size):
         compute = engine.make_compute(settings, settings.batch_size, DistInfo(), shared=True)
-        predictor = Predictor([member], task, compute)
+        predictor = Predictor([member], task, compute, settings.backend)
         probs = predictor.probabilities(request, images, paths)
 
     probabilities = ensemble.arithmetic(probs.array)

@@ -18,6 +18,7 @@ import dataset
 import engine
 import ensemble
 import metrics
+import model
 import out_of_fold
 import registries
 import run_directory
@@ -52,11 +53,25 @@ class Predictor:
     >>> predictor.predict([PIL.Image.open("a.png"), array])
     """
 
-    def __init__(self, members: Sequence[Checkpoint], task: str, compute: engine.Compute) -> None:
-        """Build the members' networks. Raises UserError where members do not know the task."""
+    def __init__(
+        self,
+        members: Sequence[Checkpoint],
+        task: str,
+        compute: engine.Compute,
+        backend: str = "torch",
+    ) -> None:
+        """Build the members' networks. Raises UserError where members do not know the task, or the
+        backend does not run on the device.
+        """
+        if backend != "torch":
+            config.check_installed("--backend", backend)
+            if compute.device.type != "cpu":
+                raise UserError(f"--backend {backend}: runs on a processor; use --device cpu")
         self.members, self.task, self.compute = list(members), task, compute
         self.groups = part_groups(members, task)
-        self.networks = [build_network(member, task, compute.device) for member in members]
+        convert = registries.import_target(registries.BACKENDS[backend])
+        networks = [build_network(member, task, compute.device) for member in members]
+        self.networks = [model.InferenceNetwork(network, convert) for network in networks]
 
     @classmethod
     def load(
@@ -66,18 +81,21 @@ class Predictor:
         top_k: int = 3,
         device: str = "auto",
         batch_size: int = 32,
+        precision: str = "auto",
+        backend: str = "torch",
     ) -> Predictor:
         """The `top_k` best checkpoints of each fold of the runs in these folders (the newest run
-        under ./saved_models where none is named), or one `.pth` file. Raises UserError, whose text
-        says what to do.
+        under ./saved_models where none is named), or one `.pth` file. device, precision and backend
+        are as the submit scripts' options. Raises UserError, whose text says what to do.
         """
         if len(paths) == 1 and Path(paths[0]).is_file():
             members = [load_member(Path(paths[0]), task)]
         else:
             voting = runs.load_runs([str(path) for path in paths], top_k, task)
             members = [member for run in voting for member in run.members]
-        machine = config.MachineSettings(device=device, workers=0)
-        return cls(members, task, engine.make_compute(machine, batch_size, DistInfo(), shared=True))
+        machine = config.MachineSettings(device=device, workers=0, precision=precision)
+        compute = engine.make_compute(machine, batch_size, DistInfo(), shared=True)
+        return cls(members, task, compute, backend)
 
     def predict(
         self, photos: Photo | Iterable[Photo], tta: int = 1, transform: str = config.AUTO

@@ -141,7 +141,8 @@ def export(source: Path, out: Path, task: str, top_k: int) -> str:
     sides = sorted({member.info.image_size for member in predictor.members})
     if len(sides) > 1:
         raise UserError(f"{source}: its checkpoints take images of {sides} pixels; export one")
-    network = MeanProbabilities(predictor.networks, task).eval()
+    networks = [member.network for member in predictor.networks]  # without the faster copies
+    network = MeanProbabilities(networks, task).eval()
     network = network.to(memory_format=torch.contiguous_format)
     size = sum(tensor.nbytes for tensor in network.state_dict().values())
     if size > MAX_WEIGHT_BYTES:
