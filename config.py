@@ -213,6 +213,13 @@ class OutputSettings(Settings):
         FOLDS, "train only these folds, like 0,3", None, parse_fold_numbers, "all", metavar="N,N"
     )
     save_top: int = option(FOLDS, "checkpoints kept per fold, by validation macro F1", 3, COUNT)
+    jobs: int | None = option(
+        MACHINE,
+        "folds that are trained side by side, each in a process of its own",
+        None,
+        Range(int, 1, 1024),
+        "by processors and memory; 1 on a GPU",
+    )
     log: str | None = option(FOLDS, "also log to this package", None, Choice(LOGGERS))
     dry_run: bool = option(MACHINE, "run one batch, estimate time and disk space, stop", False)
     quiet: bool = option(MACHINE, "suppress progress output", False)
@@ -304,6 +311,8 @@ def training_conflicts(s: TrainSettings) -> Iterator[str]:
         yield f"{cycle} --epochs {s.epochs}; make it shorter"
     if s.freeze >= s.epochs:
         yield f"--freeze {s.freeze}: must be fewer than --epochs {s.epochs}"
+    if (s.jobs or 1) > 1 and s.cv == 1:
+        yield f"--jobs {s.jobs}: trains folds side by side; use --cv, or leave it out"
     if s.folds is not None:
         folds = f"--folds {','.join(map(str, s.folds))}"
         if s.folds[-1] >= s.cv:

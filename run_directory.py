@@ -40,7 +40,7 @@ RUN_JSON_TYPES = {
 # settings that a run may be resumed with differently
 FREE_SETTINGS = {
     *("workers", "dry_run", "save_path", "run_name", "device", "folds", "resume", "quiet"),
-    *("log", "cache", "recipe"),
+    *("jobs", "log", "cache", "recipe"),
 }
 LONGER_TRAINING = "start a new run from its best checkpoint with --load-state-dict"
 MAX_RUN_JSON_DEPTH = 8  # levels of run.json; a run writes 4

@@ -143,8 +143,10 @@ class StopSignal:
 
 
 def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterable[T]:
-    """`items` behind a tqdm bar where stderr is a terminal, else with a plain line a minute."""
-    if quiet:
+    """`items` behind a tqdm bar where stderr is a terminal, else with a plain line a minute; of
+    several processes on a machine the first shows it.
+    """
+    if quiet or dist_info_from_environment().local_rank:
         return items
     if not sys.stderr.isatty():
         return _progress_lines(items, label, total)

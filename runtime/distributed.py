@@ -147,8 +147,7 @@ def explain_failure(error: Exception, batch_size: int, remedy: str) -> CliError 
             problem = f"--compile: the network cannot be compiled here ({reason(error)})"
             return UserError(f"{problem}; leave --compile out")
         if dist.is_initialized() and LOST_RANK.search(text):
-            problem = "another process of this run ended; its message tells why"
-            return RunError(f"{problem}; {errors.retry_remedy}")
+            return lost_process()
         if not LOST_WORKER.search(text):
             return None
     return RunError(
@@ -156,6 +155,12 @@ def explain_failure(error: Exception, batch_size: int, remedy: str) -> CliError 
         f"{SHARED_MEMORY} is full, or too few files may be open (ulimit -n): use fewer --workers, "
         f"{MORE_SHARED_MEMORY}; {errors.retry_remedy}"
     )
+
+
+def lost_process() -> RunError:
+    """The error where another process of the run ended too early."""
+    problem = "another process of this run ended; its message tells why"
+    return RunError(f"{problem}; {errors.retry_remedy}")
 
 
 def out_of_memory(batch_size: int, error: Exception) -> str:

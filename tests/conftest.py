@@ -4,6 +4,8 @@ tree per session.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -15,6 +17,7 @@ import train
 from reporting import plots
 from runtime import cli, errors
 from tests.helpers import support
+from training import run as training_run
 
 # No test may fail because the machine has much else to do.
 hypothesis.settings.register_profile(
@@ -46,6 +49,14 @@ def _no_charts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """
     if request.module.__name__ != "tests.reporting.test_report":
         monkeypatch.setattr(plots, "render_svg", lambda *_, **__: "<svg></svg>")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_fold_at_a_time() -> Iterator[None]:
+    """Tests replace parts of this process: folds run in it unless --jobs is given."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_run, "PROCESS_BYTES", math.inf)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from PIL import Image
 
 import augmentation
@@ -27,9 +28,10 @@ from labels import TASKS
 from reporting import html, label_issues, summary
 from runtime import distributed, errors, loading
 from runtime.cli import RemainingTime, StopSignal, duration, handle_stop_signals
+from runtime.devices import usable_processors
 from runtime.errors import Stopped, plural, printable, warn, warn_on_failure
 from training import fold as training_fold
-from training import history, loggers
+from training import history, jobs, loggers
 from training import run as training_run
 from training.run import RunContext
 
@@ -50,41 +52,54 @@ def train_all_folds(context: RunContext) -> int:
     errors.retry_remedy = (
         "give the same command again" if context.output.run_name else "go on with --resume"
     )
-    remaining = RemainingTime(context.optim.epochs * len(context.own_folds))
-    failed: dict[int, str] = {}
-    stop = StopSignal()
-    with handle_stop_signals(stop):
-        for number in context.own_folds:
-            try:
-                training_fold.train_fold(context, number, remaining, stop)
-            except training_fold.Diverged as error:
-                failed[number] = str(error)
-                warn(str(error))
-            except (RuntimeError, OSError, EOFError):
-                if stop.number:  # the processes that read images got the signal too
-                    raise Stopped(stop.number, f"stopped; {errors.retry_remedy}") from None
-                raise
+    stop, own = StopSignal(), context.share(0) if context.jobs > 1 else context
+    with handle_stop_signals(stop), jobs.start(context, train_share, stop) as processes:
+        code = train_share(own, stop)
+        jobs.wait(processes, stop)
     if context.is_writer:
-        finish_run(context, failed)
-    return 1 if failed else 0
+        if context.jobs > 1:
+            torch.set_num_threads(context.settings["threads"] or usable_processors())
+        code = 1 if finish_run(context) else code
+    return code
 
 
-def finish_run(context: RunContext, failed: dict[int, str]) -> None:
-    """The scores and the report of a run that is complete; whichever process completes it writes
-    them. failed: why folds diverged.
+def train_share(context: RunContext, stop: StopSignal) -> int:
+    """Train this process's folds. Returns the exit code: 0, or 1 where a fold diverged."""
+    remaining, code = RemainingTime(context.optim.epochs * len(context.own_folds)), 0
+    for number in context.own_folds:
+        try:
+            training_fold.train_fold(context, number, remaining, stop)
+        except training_fold.Diverged as error:
+            code = 1
+            warn(str(error))
+        except (RuntimeError, OSError, EOFError):
+            if stop.number:  # the processes that read images got the signal too
+                raise Stopped(stop.number, f"stopped; {errors.retry_remedy}") from None
+            raise
+    return code
+
+
+def finish_run(context: RunContext) -> dict[int, str]:
+    """Write the scores and the report of a run that is complete; whichever process completes it
+    does. Returns {fold: why it diverged}.
     """
+    reasons = {number: training_fold.read_divergence(context, number) for number in context.folds}
+    failed = {number: reason for number, reason in reasons.items() if reason}
     predictions = {
         number: training_fold.completed_predictions(context, number)
         for number in context.folds
         if number not in failed
     }
-    missing = [str(number) for number, array in predictions.items() if array is None]
+    missing = [number for number, array in predictions.items() if array is None]
+    if context.jobs > 1 and not set(missing).isdisjoint(context.output.folds or missing):
+        raise distributed.lost_process()
     if missing:
         print(
             f"{plural(len(missing), 'fold is', 'folds are')} not complete yet "
-            f"({', '.join(missing)}); the command that completes the run writes its scores"
+            f"({', '.join(map(str, missing))}); the command that completes the run writes its "
+            "scores"
         )
-        return
+        return failed
     task = context.data.task
     folds = [
         out_of_fold.fold_predictions(
@@ -105,6 +120,7 @@ def finish_run(context: RunContext, failed: dict[int, str]) -> None:
     content = run_directory.read_run_json(context.run_dir)
     content |= {"finished": time.strftime("%Y-%m-%dT%H:%M:%S"), "failed": failed}
     run_directory.write_json(context.run_dir / "run.json", content)
+    return failed
 
 
 def analyze_out_of_fold(context: RunContext, folds: list[out_of_fold.FoldPredictions]) -> None:
@@ -220,6 +236,9 @@ def score_holdout(context: RunContext) -> str:
 def estimate_cost(context: RunContext) -> list[str]:
     """Train one batch; the time and disk space that the whole run will take."""
     optim, output = context.optim, context.output
+    if context.jobs > 1:
+        context = context.share(0)
+        torch.set_num_threads(context.threads(context.own_folds[0]))
     trainer = training_fold.FoldTrainer(context, 0)
     world, device = context.compute.world, context.compute.device
     alone = dataclasses.replace(context.compute, rank=0, world=1)

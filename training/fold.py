@@ -24,10 +24,12 @@ from labels import TASKS, head_spec, scoring_task, tasks_predicted_by
 from runtime import distributed, loading
 from runtime.cli import RemainingTime, StopSignal
 from runtime.errors import DistInfo, Stopped, UserError, plural, warn
+from runtime.files import atomic_write
 from training import fold_state, history, loggers
 from training import run as training_run
 from training.run import RunContext
 
+DIVERGED_FILE = "diverged.txt"  # why a fold's loss or weights became NaN or infinite
 SAVE_INTERVAL_SECONDS = 60.0  # a kill inside an epoch costs no more than this
 
 
@@ -300,6 +302,7 @@ def train_fold(
     (its best checkpoints stay) and Stopped.
     """
     folder = context.fold_dir(number)
+    torch.set_num_threads(context.threads(number))
     with run_directory.fold_lock(folder, context.is_writer):
         # Decided under the lock: another process may have completed the fold while this one waited.
         # Processes that share the fold follow the first, which has the lock.
@@ -311,6 +314,8 @@ def train_fold(
             if context.is_writer:
                 print(f"fold {number}: complete already", flush=True)
             return
+        if context.is_writer:
+            (folder / DIVERGED_FILE).unlink(missing_ok=True)
         trainer = FoldTrainer(context, number, stop)
         if trainer.resume():
             state = trainer.state
@@ -327,11 +332,23 @@ def train_fold(
             checkpoint.delete_displaced(folder, [])
         labels = context.labels(trainer.valid_rows)
         metrics.warn_absent_classes(context.data.task, labels, f"fold {number}")
-        trainer.fit(remaining)
+        try:
+            trainer.fit(remaining)
+        except Diverged as error:
+            if context.is_writer:
+                with atomic_write(folder / DIVERGED_FILE, "w") as file:
+                    file.write(str(error))
+            raise
         if context.is_writer:
             # a process may have been killed right after it had saved its last state
             checkpoint.delete_displaced(folder, trainer.state.kept)
             (folder / fold_state.STATE_FILE).unlink(missing_ok=True)
+
+
+def read_divergence(context: RunContext, number: int) -> str:
+    """Why a fold diverged, in this process or another; empty where it did not."""
+    path = context.fold_dir(number) / DIVERGED_FILE
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
 def completed_predictions(context: RunContext, number: int) -> np.ndarray | None:

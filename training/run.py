@@ -32,12 +32,14 @@ import run_directory
 from data import csv_tables, duplicates, faces, images, label_fixes, splits, tables
 from labels import TASKS, scoring_task
 from runtime import loading
-from runtime.devices import free_memory, usable_processors
+from runtime.devices import choose_device, free_memory, usable_processors
 from runtime.errors import DistInfo, RunError, UserError, plural, printable, warn, warn_counted
 from runtime.files import remove_stale_writes
 from utils import derive_seed
 
 MAX_CACHE_FRACTION = 0.7  # of the free memory that --cache ram may take
+PROCESS_BYTES = 1.5 * 2**30  # of a process that trains a fold, without activations
+PIXEL_BYTES = 5000  # of a batch's activations in training; EfficientNet-b3 takes 4,600
 SINGLE_SPLIT_FOLDS = 10  # a single split holds out one fold of so many
 SINGLE_PROCESS = DistInfo()
 
@@ -59,6 +61,7 @@ class RunContext:
     start: checkpoint.Checkpoint | None  # of --load-state-dict
     boxes: dict[str, faces.Box]  # of the faces, by file name, from --boxes
     crop_cache: dataset.CropCache | None  # decoded images, with --cache ram
+    jobs: int = 1  # folds that are trained side by side
     run_dir: Path = Path()
 
     @property
@@ -83,6 +86,21 @@ class RunContext:
         """Whether this process writes its folds' files: the first of those that share a fold."""
         return self.compute.rank == 0
 
+    def share(self, rank: int) -> RunContext:
+        """The context of one of the processes that train folds side by side."""
+        return dataclasses.replace(self, dist=DistInfo(rank, self.jobs, rank, self.jobs))
+
+    def threads(self, number: int) -> int:
+        """torch's threads for a fold: --threads, or the processors by the number of folds beside
+        it, which are fewer at the end.
+        """
+        if self.jobs == 1:
+            return torch.get_num_threads()
+        asked = list(self.output.folds or self.folds)
+        rest = len(asked) % self.jobs
+        sharing = rest if asked.index(number) >= len(asked) - rest else self.jobs
+        return self.settings["threads"] or max(1, usable_processors() // sharing)
+
     def fold_dir(self, fold: int) -> Path:
         return self.run_dir / f"fold{fold:02d}"
 
@@ -93,6 +111,17 @@ class RunContext:
     def labels(self, rows: np.ndarray, task: str | None = None) -> np.ndarray:
         """Unaltered labels of rows."""
         return self.table[task or self.data.task].to_numpy()[rows]
+
+
+def choose_jobs(s: config.TrainSettings, device: torch.device) -> int:
+    """How many folds are trained side by side: --jobs, or on a CPU as many as processors and memory
+    allow.
+    """
+    folds = len(s.folds or range(s.cv))
+    if s.jobs is not None or device.type != "cpu":
+        return min(s.jobs or 1, folds)
+    needed = PROCESS_BYTES + PIXEL_BYTES * s.batch_size * s.image_size**2
+    return max(1, min(folds, usable_processors() // (s.threads or 1), int(free_memory() / needed)))
 
 
 def load_table(s: config.DataSettings) -> tuple[pd.DataFrame, pd.DataFrame | None]:
@@ -162,9 +191,13 @@ def drop_unreadable(
 
 def prepare_run(s: config.TrainSettings, dist: DistInfo = SINGLE_PROCESS) -> RunContext:
     """Read, check and split everything, before the first folder is created."""
-    compute = engine.make_compute(s, s.batch_size, dist, shared=s.cv == 1)
+    jobs = 1 if dist.world > 1 else choose_jobs(s, choose_device(s.device))
+    sharing = dist if dist.world > 1 else DistInfo(local_world=jobs)
+    compute = engine.make_compute(s, s.batch_size, sharing, shared=s.cv == 1)
+    if jobs > 1:
+        torch.set_num_threads(1)  # the threads of OpenMP would not outlive the fork
     workers = loading.workers_that_fit_shared_memory(
-        compute.workers, s.batch_size, s.image_size, sharing=dist.local_world
+        compute.workers, s.batch_size, s.image_size, sharing=sharing.local_world
     )
     compute = dataclasses.replace(compute, workers=workers)
     if s.batch_size < 2 * compute.world and compute.world > 1:
@@ -196,6 +229,7 @@ def prepare_run(s: config.TrainSettings, dist: DistInfo = SINGLE_PROCESS) -> Run
         start,
         tables.read_boxes(s.boxes, names, paths) if s.boxes else {},
         make_crop_cache(data, len(table), compute, dist.local_world),
+        jobs,
     )
     make_model(context, 0)  # weights that do not fit are refused before a folder is created
     return context
@@ -341,8 +375,9 @@ def resolved_machine(context: RunContext) -> dict[str, Any]:
         "device": context.compute.device.type,
         "precision": context.compute.precision,
         "workers": context.compute.workers,
-        "threads": torch.get_num_threads(),
+        "threads": context.threads(context.own_folds[0]),
         "processes": context.dist.world,
+        "jobs": context.jobs,
     }
 
 
@@ -351,11 +386,13 @@ def banner(context: RunContext) -> list[str]:
     data, compute, world = describe_data(context), context.compute, context.dist.world
     *others, last = data["people_per_fold"].values()
     several = f", {world} processes" if world > 1 else ""
+    several += f", {context.jobs} folds side by side" if context.jobs > 1 else ""
+    threads = context.threads(context.own_folds[0])
     return [
         f"{data['photographs']} photographs of {data['people']} people; held out per fold: "
         f"{''.join(f'{count}, ' for count in others)}{plural(last, 'person', 'people')}",
         f"{context.model.model_type} on {context.model.backbone}, {context.data.image_size} px, "
-        f"{compute.precision} on {compute.device}, {plural(torch.get_num_threads(), 'thread')}, "
+        f"{compute.precision} on {compute.device}, {plural(threads, 'thread')}, "
         f"{plural(compute.workers, 'worker')}{several}",
     ]
 
