@@ -266,7 +266,8 @@ def compile_model(network: nn.Module, alone: bool = True) -> nn.Module:
     # AMD's graphs train wrongly; a shared GPU means DDP, whose hooks would be outside of them
     on_cuda = next(network.parameters()).device.type == "cuda" and torch.version.hip is None
     mode = "reduce-overhead" if alone and on_cuda else None
-    return cast(nn.Module, torch.compile(network, mode=mode))
+    # static: the epoch's smaller last batch would make all later ones dynamic and slower
+    return cast(nn.Module, torch.compile(network, mode=mode, dynamic=False))
 
 
 def load_for_training(

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ import config
 import dataset
 import engine
 import model
+import registries
 from benchmarks import harness
 from runtime import loading
 from training import fold as training_fold
@@ -150,13 +150,17 @@ def prediction(
     plan: Sequence[Sequence[int]],
     photos: dataset.ImageDataset,
     compute: engine.Compute,
+    backend: str = "torch",
 ) -> harness.Side:
-    """A side: engine.predict over photographs; plan: see there."""
+    """A side: engine.predict over photographs, in passes through a network; plan: see there."""
+    convert = registries.import_target(registries.BACKENDS[backend])
+    copies = [model.InferenceNetwork(network, convert) for network in networks]
 
     def side() -> int:
-        answers = engine.predict(networks, plan, photos, ["main"], compute)
-        images: int = np.shape(answers["main"])[2]
-        return images
+        members, views, images, _ = engine.predict(copies, plan, photos, ["main"], compute)[
+            "main"
+        ].shape
+        return members * views * images
 
     return side
 
