@@ -26,8 +26,8 @@ import train
 from benchmarks import harness
 from benchmarks.gpu_parts import FORK, PartContext
 from runtime import errors, loading
+from training import cross_validation, fold_state
 from training import fold as training_fold
-from training import fold_state
 
 RUN_SECONDS = 180  # trainings that take longer are ended
 EPOCHS = 3
@@ -41,7 +41,7 @@ def train_here(words: list[str], log: Path, changes: dict[str, Any]) -> None:
     with open(log, "w") as file, contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(file))
         stack.enter_context(contextlib.redirect_stderr(file))
-        stack.enter_context(mock.patch("training.cross_validation.finish_run"))
+        stack.enter_context(mock.patch.object(cross_validation, "finish_run"))
         if "rank" in changes:
             join_two(changes["rank"], changes["port"], stack)
         if "deterministic" in changes:
@@ -49,7 +49,9 @@ def train_here(words: list[str], log: Path, changes: dict[str, Any]) -> None:
             torch.use_deterministic_algorithms(True)
         if changes.keys() & {"rank", "deterministic"}:
             # neither a GPU for each process nor the fastest of cuDNN's algorithms
-            stack.enter_context(mock.patch("engine.select_gpu", lambda device, dist: device))
+            stack.enter_context(
+                mock.patch.object(engine, "select_gpu", lambda device, dist: device)
+            )
         if "stop" in changes:
             stop_in_second_epoch(stack)
         try:
