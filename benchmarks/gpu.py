@@ -9,10 +9,11 @@ short is still of use. A part that fails ends with a line, the others go on (exi
 the most important first:
 
 - large, small: training with --batch-size and --small-batch-size. Bare steps on a batch that lies
-  on the device (eager; the whole step as a CUDA graph; compiled as --compile does), the fastest of
-  which is the limit; the real loop, epochs of --images photographs from files; and the same loop
-  over a batch that is ready, so that what the real loop takes longer is waiting for photographs.
-  Peak GPU memory of each. large also validates, and projects the whole recipe.
+  on the device (eager; the whole step as a CUDA graph; eager with contiguous weights and images;
+  compiled as --compile does), the fastest of which is the limit. The real loop, epochs of --images
+  photographs from files. The same loop over a batch that is ready: what the real loop takes longer
+  is waiting for photographs. Peak GPU memory of each. large also validates, and projects the whole
+  recipe. Compiling takes minutes: --modes eager,graph leaves it out.
 - recipe: two epochs of the trainer over 18,900 photographs (drawn ones again and again), with
   validation, checkpoints and state.
 - loading: what the reading processes give without a network, and waiting, with and without the
@@ -23,6 +24,7 @@ the most important first:
 - precision: the training loss in float32 and in bfloat16, epoch by epoch.
 - ddp: two processes on one GPU, by gloo, against one.
 - tests: those that are skipped without a GPU.
+- profile: the kernels that take an eager bare step's time.
 - plain: a tutorial's loop (plain.py) at both batch sizes.
 
 Weights are random: they do not change the speed. On a processor, tiny sizes show that it works:
@@ -62,9 +64,9 @@ PARTS: dict[str, Part] = {
     "precision": gpu_equality.precision,
     "ddp": gpu_equality.ddp,
     "tests": gpu_equality.gpu_tests,
+    "profile": gpu_speed.profile,
     "plain": gpu_speed.plain,
 }
-MODES = ("eager", "graph", "compiled")
 
 
 def machine(context: PartContext) -> None:
@@ -117,8 +119,9 @@ def main(argv: list[str] | None = None) -> int:
         "--minutes", type=float, default=60.0, help="a part that would start later is left out"
     )
     parser.add_argument("--json", type=Path, help="write all figures here, after each part")
+    modes = gpu_speed.MODES
     parser.add_argument(
-        "--modes", type=names_of(MODES), help="default: eager,graph,compiled; on a processor eager"
+        "--modes", type=names_of(modes), help=f"default: {','.join(modes)}; on a processor eager"
     )
     parser.add_argument("--backbone", default="efficientnet-b3")
     parser.add_argument("--image-size", type=int, default=224)
@@ -132,8 +135,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--members", type=int, default=2 * gpu_speed.FOLDS, help="of the ensemble")
     args = parser.parse_args(argv)
-    args.modes = args.modes or (MODES if args.device.startswith("cuda") else ["eager"])
-    if not set(args.modes) - {"graph"}:
+    args.modes = args.modes or (modes if args.device.startswith("cuda") else ["eager"])
+    if not set(args.modes) & set(gpu_speed.REAL_MODES):
         parser.error("--modes: name eager, compiled or both")
     about = run_part(machine, args, {})
     if error := about.get("error"):

@@ -26,11 +26,14 @@ from runtime.devices import peak_memory
 from training import fold as training_fold
 
 AIM = 2000  # photographs a second, EfficientNet-b3 at 224 px, batch 256, on one H100
+MODES = ("eager", "graph", "contiguous", "compiled")
+REAL_MODES = ("eager", "compiled")  # those that train.py has
+PROFILED_STEPS, LISTED_KERNELS = 3, 15
 SMALL_AIM, WAITING_AIM, MINUTES_AIM = 0.8, 3, 20  # of large's speed; percent; of the whole recipe
 
 
 class ReadyLoader:
-    """As many batches as a sampler has, all of them the same, in pinned memory beside a GPU."""
+    """A sampler's batches without reading: all of the same pixels, in pinned memory for a GPU."""
 
     def __init__(self, trainer: training_fold.FoldTrainer, batch_sampler: Any) -> None:
         self.batch_sampler, compute = batch_sampler, trainer.context.compute
@@ -45,7 +48,10 @@ class ReadyLoader:
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[tuple[Tensor, list[Tensor]]]:
-        return (self.batch for _ in range(len(self)))
+        pairs, (pixels,) = self.batch
+        for number in range(len(self)):
+            count = len(self.batch_sampler.split(number)[0])
+            yield pairs[:count], [pixels[:count]]
 
 
 def make_trainer(args: argparse.Namespace, **options: Any) -> training_fold.FoldTrainer:
@@ -61,14 +67,28 @@ def ready_training(trainer: training_fold.FoldTrainer, count: int) -> product.Tr
     return side
 
 
-def captured_step(trainer: training_fold.FoldTrainer) -> Callable[[], object]:
-    """A bare step as one CUDA graph, after three steps beside it."""
-    context = trainer.context
-    groups = model.parameter_groups(trainer.network, 1.0)
-    optimizer = optim.make_optimizer("adam", groups, 0.001, 0.0)
+def whole_batches(args: argparse.Namespace, batch_size: int) -> int:
+    """Batches of a turn that reads nothing: its speed does not depend on their number."""
+    return max(1, args.images // batch_size // 4)
+
+
+def new_step(
+    trainer: training_fold.FoldTrainer,
+    memory_format: torch.memory_format = torch.channels_last,
+    capturable: bool = False,
+) -> Callable[[], object]:
+    """A bare step of a new network; capturable: in a CUDA graph."""
+    context, size = trainer.context, trainer.context.data.image_size
+    network = product.make_network(context.model.backbone or "", size, context.compute).train()
+    network.to(memory_format=memory_format)
+    optimizer = optim.make_optimizer("adam", model.parameter_groups(network, 1.0), 0.001, 0.0)
     for group in optimizer.param_groups:
-        group["capturable"] = True
-    step = product.bare_step(trainer.network, optimizer, context.data.image_size, context.compute)
+        group["capturable"] = capturable
+    return product.bare_step(network, optimizer, size, context.compute, memory_format)
+
+
+def captured(step: Callable[[], object]) -> Callable[[], object]:
+    """A step as one CUDA graph, after three steps beside it."""
     side_stream = torch.cuda.Stream()
     side_stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side_stream):
@@ -113,28 +133,35 @@ def measure(context: PartContext, name: str, side: harness.Side) -> float:
 
 def training(context: PartContext, trainer: training_fold.FoldTrainer) -> float:
     """Photographs a second of the fastest real loop, and what it is to be compared with."""
-    args, compute = context.args, trainer.context.compute
-    limits, reals = {}, {}
+    args, compute, size = context.args, trainer.context.compute, context.args.image_size
+    count = whole_batches(args, compute.batch_size)
+    limits: dict[str, float] = {}
+    reals: dict[str, float] = {}
+
+    def bare(name: str, step: Callable[[], object]) -> None:
+        side = product.repeat_step(step, count, compute)
+        limits[name] = measure(context, f"bare step, {name}", side)
+
     for mode in args.modes:
-        if mode == "compiled":
-            trainer.compiled = model.compile_model(trainer.network)
-        model.train_mode(trainer.network)
-        step: Callable[[], object]
         if mode == "graph":
-            step = captured_step(trainer)
+            bare(mode, captured(new_step(trainer, capturable=True)))
+        elif mode == "contiguous":
+            bare(mode, new_step(trainer, torch.contiguous_format))
         else:
-            step = product.bare_step(trainer.compiled, trainer.optimizer, args.image_size, compute)
-        side = product.repeat_step(step, max(1, args.images // compute.batch_size // 4), compute)
-        limits[mode] = measure(context, f"bare step, {mode}", side)
-        del step, side
-        trainer.optimizer.zero_grad(set_to_none=True)  # the graph's memory holds the gradients
-        if mode != "graph":
+            if mode == "compiled":
+                trainer.compiled = model.compile_model(trainer.network)
+            model.train_mode(trainer.network)
+            step = product.bare_step(trainer.compiled, trainer.optimizer, size, compute)
+            bare(mode, step)
             real = product.own_training(trainer, args.images)
             reals[mode] = measure(context, f"real loop, {mode}", real)
-            ready = ready_training(trainer, args.images)
+            ready = ready_training(trainer, count * compute.batch_size)
             without = measure(context, f"loop without loading, {mode}", ready)
             add_waiting(context, mode, real, reals[mode] / without)
-            del real, ready
+            if mode == "compiled":
+                # which the epoch's smaller last batch may have compiled anew
+                bare("compiled, after an epoch", step)
+            del real, ready, step
     limit, best = max(limits, key=limits.__getitem__), max(reals, key=reals.__getitem__)
     ratio = reals[best] / limits[limit]
     context.add("real / limit", ratio, f"real loop ({best}) / limit ({limit}): {ratio:.3f}")
@@ -187,9 +214,7 @@ def small(context: PartContext) -> None:
     args = context.args
     speed = training(context, make_trainer(args, batch_size=args.small_batch_size))
     figures = context.results.get("large", {})
-    reals = [
-        figures[name] for name in figures if name in ("real loop, eager", "real loop, compiled")
-    ]
+    reals = [figures[name] for mode in REAL_MODES if (name := f"real loop, {mode}") in figures]
     ratio = speed / max(reals, default=AIM)
     text = f"batch {args.small_batch_size} / batch {args.batch_size}: {ratio:.3f}"
     context.add("small / large", ratio, f"{text} (aim: {SMALL_AIM})")
@@ -210,7 +235,7 @@ class EpochTimes(cli.RemainingTime):
 def recipe(context: PartContext) -> None:
     """Two epochs of a fold by train_fold, in the mode that `large` found to be the faster."""
     args, figures = context.args, context.results.get("large", {})
-    modes = [mode for mode in args.modes if mode != "graph"]
+    modes = [mode for mode in args.modes if mode in REAL_MODES]
     best = max(modes, key=lambda mode: figures.get(f"real loop, {mode}", 0.0))
     with tempfile.TemporaryDirectory() as name:
         run = make_trainer(args, epochs=2, compile=best == "compiled", save_path=name).context
@@ -222,10 +247,14 @@ def recipe(context: PartContext) -> None:
         times = EpochTimes(2)
         training_fold.train_fold(run, 0, times, cli.StopSignal())
         whole = time.perf_counter() - times.times[0]
+        history = pd.read_csv(run.fold_dir(0) / "history.csv")
+        rate = float(history["images_per_second"].iloc[-1])
     first, second = (b - a for a, b in zip(times.times, times.times[1:], strict=False))
+    trained = int((run.table["fold"] != 0).sum()) / rate
     text = f"{len(run.table)} photographs, {best}: first epoch {first:.1f} s, second {second:.1f} s"
     context.add("first epoch, s", first)
-    context.add("second epoch, s", second, f"{text}, the fold {whole:.1f} s")
+    context.add("second epoch, s", second, f"{text} (training {trained:.1f}), all {whole:.1f} s")
+    context.add("second epoch, training s", trained)
     epoch = second * (TRAINED + HELD_OUT) / len(run.table)
     add_minutes(context, FOLDS * (whole - 2 * second + EPOCHS * epoch))
 
@@ -245,7 +274,7 @@ def loading_speed(context: PartContext) -> None:
         measure(context, f"loading alone, cache {cache}", alone)
         speed = measure(context, f"real loop, cache {cache}", real)
         if not without:
-            ready = ready_training(trainer, args.images)
+            ready = ready_training(trainer, whole_batches(args, args.batch_size) * args.batch_size)
             without = measure(context, "loop without loading", ready)
         add_waiting(context, f"cache {cache}", real, speed / without)
 
@@ -261,6 +290,27 @@ def ensemble(context: PartContext) -> None:
     seconds = ensemble_speed.measure(args, ensemble_speed.own_photos(args))
     for name, each in seconds.items():
         context.add(f"passes/s, {name}", 1 / each)
+
+
+def profile(context: PartContext) -> None:
+    """Where an eager bare step's time goes, kernel by kernel."""
+    trainer = make_trainer(context.args)
+    step, device = new_step(trainer), trainer.context.compute.device
+    step()
+    kind = torch.profiler.ProfilerActivity
+    is_gpu = device.type == "cuda"
+    with torch.profiler.profile(activities=[kind.CPU, *([kind.CUDA] if is_gpu else [])]) as result:
+        for _ in range(PROFILED_STEPS):
+            step()
+        product.synchronize(device)
+    attribute = "self_device_time_total" if is_gpu else "self_cpu_time_total"
+    # beside a GPU an operation's row repeats the time of its kernels, which have rows of their own
+    events = [e for e in result.key_averages() if not is_gpu or e.device_type.name == "CUDA"]
+    ms = {event.key: getattr(event, attribute) / 1000 / PROFILED_STEPS for event in events}
+    total = sum(ms.values())
+    context.add("all", total, f"{total:.1f} ms a step")
+    for name in sorted(ms, key=ms.__getitem__, reverse=True)[:LISTED_KERNELS]:
+        context.add(name, ms[name], f"{ms[name]:>8.2f} ms {ms[name] / total:>6.1%}  {name[:90]}")
 
 
 def plain(context: PartContext) -> None:

@@ -130,14 +130,18 @@ def own_training(trainer: training_fold.FoldTrainer, count: int) -> Training:
 
 
 def bare_step(
-    forward: nn.Module, optimizer: Optimizer, image_size: int, compute: engine.Compute
+    forward: nn.Module,
+    optimizer: Optimizer,
+    image_size: int,
+    compute: engine.Compute,
+    memory_format: torch.memory_format = torch.channels_last,
 ) -> Callable[[], None]:
     """One training step on a batch that lies on the device; forward: the network, or torch's
     wrapper of it.
     """
     criterion = loss.make_loss("labelsmoothingloss")
     images = torch.randn(compute.batch_size, 3, image_size, image_size, device=compute.device)
-    images = images.to(memory_format=torch.channels_last)
+    images = images.to(memory_format=memory_format)
     labels = torch.arange(compute.batch_size, device=compute.device) % 18
 
     def step() -> None:
