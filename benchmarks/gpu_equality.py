@@ -30,7 +30,7 @@ from training import cross_validation, fold_state
 from training import fold as training_fold
 
 RUN_SECONDS = 180  # trainings that take longer are ended
-EPOCHS = 3
+EPOCHS, LR = 3, 0.001  # a higher rate lets rounding grow into other losses
 SAME_LOSS, DDP_LOSS = 0.1, 0.2  # relative differences; two processes normalise half batches each
 
 
@@ -103,6 +103,7 @@ def train_together(
             "pretrained": "none",
             "batch-size": args.small_batch_size,
             "epochs": EPOCHS,
+            "lr": LR,
             "precision": changes.get("precision", args.precision),
             "device": args.device,
             "threads": args.threads or 2,
