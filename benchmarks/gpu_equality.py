@@ -107,7 +107,7 @@ def train_together(
             "precision": changes.get("precision", args.precision),
             "device": args.device,
             "threads": args.threads or 2,
-            "workers": 2,
+            "workers": 2 if args.workers is None else args.workers,
         }
         log = folder / f"{name}-{number}.log"
         words = harness.as_options(options)
