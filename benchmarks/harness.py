@@ -164,6 +164,11 @@ def spread(items: Sequence[T], count: int) -> list[T]:
     return list(items[:: max(1, len(items) // count)][:count])
 
 
+def cycle(items: Sequence[T], count: int) -> list[T]:
+    """`count` items, from the start again where there are fewer."""
+    return (list(items) * (count // len(items) + 1))[:count]
+
+
 def made_up_people(count: int) -> list[tuple[str, str, int]]:
     """(path, gender, age) of people who do not exist."""
     drawn = [(("male", "female")[k % 2], 18 + k // 2 % 43) for k in range(count)]

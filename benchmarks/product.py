@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 import augmentation
 import config
 import dataset
 import engine
+import loss
 import model
 import registries
 from benchmarks import harness
@@ -56,21 +58,25 @@ def make_trainer(args: argparse.Namespace, **options: Any) -> training_fold.Fold
 
 
 class TimedLoader:
-    """A loader that counts the seconds spent waiting for its batches."""
+    """A loader that counts the seconds of waiting for its batches, and for each epoch's first."""
 
     def __init__(self, loader: Any) -> None:
         self.loader, self.batch_sampler = loader, loader.batch_sampler
-        self.seconds = 0.0
+        self.seconds = self.first_seconds = 0.0
 
     def __iter__(self) -> Iterator[Any]:
+        start = begin = time.perf_counter()
         batches = iter(self.loader)
         while True:
-            start = time.perf_counter()
             batch = next(batches, None)
-            self.seconds += time.perf_counter() - start
+            now = time.perf_counter()
+            self.seconds += now - start
+            if start == begin:
+                self.first_seconds += now - start
             if batch is None:
                 return
             yield batch
+            start = time.perf_counter()
 
 
 class Training:
@@ -103,7 +109,7 @@ class Training:
 
     def reset(self) -> None:
         """Forget the turns so far."""
-        self.seconds = self.loader.seconds = 0.0
+        self.seconds = self.loader.seconds = self.loader.first_seconds = 0.0
 
     def __call__(self) -> int:
         start, trainer = time.perf_counter(), self.trainer
@@ -117,11 +123,47 @@ class Training:
         return len(self.batches.indices)
 
 
-def own_training(trainer: training_fold.FoldTrainer, batches: int) -> Training:
-    """So many batches of the fold's own photographs, again and again where it has fewer."""
-    count, own = batches * trainer.context.compute.batch_size, trainer.batches.indices
-    indices = (own * (count // len(own) + 1))[:count]
+def own_training(trainer: training_fold.FoldTrainer, count: int) -> Training:
+    """So many of the fold's own photographs, again and again where it has fewer."""
+    indices = harness.cycle(trainer.batches.indices, count)
     return Training(trainer, trainer.train_set, indices, trainer.config.labels)
+
+
+def bare_step(
+    forward: nn.Module,
+    optimizer: Optimizer,
+    image_size: int,
+    compute: engine.Compute,
+    memory_format: torch.memory_format = torch.channels_last,
+) -> Callable[[], None]:
+    """One training step on a batch that lies on the device; forward: the network, or torch's
+    wrapper of it.
+    """
+    criterion = loss.make_loss("labelsmoothingloss")
+    images = torch.randn(compute.batch_size, 3, image_size, image_size, device=compute.device)
+    images = images.to(memory_format=memory_format)
+    labels = torch.arange(compute.batch_size, device=compute.device) % 18
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with compute.autocast():
+            outputs = forward(images)["main"]
+        criterion(outputs.float(), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def repeat_step(step: Callable[[], object], count: int, compute: engine.Compute) -> harness.Side:
+    """A side of so many steps, until the device has done them."""
+
+    def side() -> int:
+        for _ in range(count):
+            step()
+        synchronize(compute.device)
+        return count * compute.batch_size
+
+    return side
 
 
 def repeated(

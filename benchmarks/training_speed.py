@@ -2,16 +2,16 @@
 """Training: photographs a second of the real loop, of the network's own limit, and of a plain loop.
 
     python -m benchmarks.training_speed input/data/train       both networks below, about 4 minutes
-    python -m benchmarks.training_speed TRAIN_ROOT --device cuda --batches 100 --batch-size 256
+
+On a GPU: benchmarks/gpu.py.
 
 Sides, taking turns in one run (after a first turn or step that does not count):
 
 - real: engine.train_one_epoch over the loader as train.py sets them up, over --batches batches of
   files. Every turn is an epoch of its own, so that filling the pipeline counts in full, though a
   real epoch is far longer.
-- limit: forward, loss, backward, step on one batch that lies on the device, channels last, native
-  SiLU, fused Adam; on a GPU also with torch.compile and as a CUDA graph, in the real loop's
-  precision; the fastest of them is the limit.
+- limit: forward, loss, backward, step on one batch that is there already, channels last, native
+  SiLU, fused Adam.
 - plain: as a tutorial has it (plain.py): efficientnet_pytorch with its defaults, torchvision's v1
   transforms on Pillow images, a DataLoader without workers, loss.item() and scikit-learn's scores
   at every step, Adam as it comes, in a process of its own (whose threads wait as the project's do,
@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where it is run as a file
@@ -36,11 +35,9 @@ from benchmarks import harness  # isort: skip  (before torch, whose threads it s
 
 import torch
 from sklearn.metrics import accuracy_score, f1_score
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
-import engine
-import loss
 import model
 import optim
 from benchmarks import plain, product
@@ -49,58 +46,6 @@ from data import tables
 CASES = {"efficientnet-b3": (224, 3), "efficientnet-lite0": (96, 24)}  # image size, batches a turn
 FOLDS, EPOCHS, TRAINED, HELD_OUT = product.FOLDS, 30, 15120, 3780
 CACHED_BELOW = 224  # pixels of the image: above, the network takes far longer than decoding
-
-
-def bare_step(backbone: str, size: int, compute: engine.Compute, kind: str) -> Callable[[], object]:
-    """One training step on a resident batch: eager, compiled or as a CUDA graph."""
-    network = product.make_network(backbone, size, compute).train()
-    groups = model.parameter_groups(network, 1.0)
-    optimizer = optim.make_optimizer("adam", groups, 0.001, 0.0)
-    if kind == "graph":
-        for group in optimizer.param_groups:
-            group["capturable"] = True
-    forward: Callable[[Tensor], dict[str, Tensor]] = network
-    if kind == "compiled":
-        forward = model.compile_model(network)
-    criterion = loss.make_loss("labelsmoothingloss")
-    images = torch.randn(compute.batch_size, 3, size, size, device=compute.device)
-    images = images.to(memory_format=torch.channels_last)
-    labels = torch.arange(compute.batch_size, device=compute.device) % 18
-
-    def step() -> None:
-        with compute.autocast():
-            outputs = forward(images)["main"]
-        optimizer.zero_grad(set_to_none=True)
-        criterion(outputs.float(), labels).backward()
-        optimizer.step()
-
-    return captured(step) if kind == "graph" else step
-
-
-def captured(step: Callable[[], None]) -> Callable[[], object]:
-    """The step as a CUDA graph, after three steps beside it."""
-    side_stream = torch.cuda.Stream()
-    side_stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side_stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side_stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
-
-
-def repeat(step: Callable[[], object], batches: int, compute: engine.Compute) -> harness.Side:
-    """A side of so many steps, until the device has done them."""
-
-    def side() -> int:
-        for _ in range(batches):
-            step()
-        product.synchronize(compute.device)
-        return batches * compute.batch_size
-
-    return side
 
 
 def plain_side(args: argparse.Namespace) -> harness.Side:
@@ -160,31 +105,33 @@ def measure(args: argparse.Namespace, backbone: str, size: int, batches: int) ->
     }
     trainer = product.make_trainer(args, **options)
     compute = trainer.context.compute
-    real = product.own_training(trainer, batches)
-    sides: dict[str, harness.Side] = {"real": real}
-    kinds = ("eager", "compiled", "graph") if compute.device.type == "cuda" else ("eager",)
-    steps = {kind: bare_step(backbone, size, compute, kind) for kind in kinds}
-    sides |= {f"bare step, {kind}": repeat(step, batches, compute) for kind, step in steps.items()}
+    count = batches * args.batch_size
+    real = product.own_training(trainer, count)
+    network = product.make_network(backbone, size, compute).train()
+    optimizer = optim.make_optimizer("adam", model.parameter_groups(network, 1.0), 0.001, 0.0)
+    step = product.bare_step(network, optimizer, size, compute)
+    sides: dict[str, harness.Side] = {
+        "real": real,
+        "limit": product.repeat_step(step, batches, compute),
+    }
     child = sides["plain"] = start_plain(args, backbone, size, batches, compute.device)
     if size < CACHED_BELOW and not args.transform_type.startswith("face"):
         cached = product.make_trainer(args, **options, cache="ram")
-        sides["cached"] = product.own_training(cached, batches)
-    for step in steps.values():
-        step()
+        sides["cached"] = product.own_training(cached, count)
+    step()
     for name in ("real", "plain", "cached"):
         if name in sides:
             sides[name]()  # its workers start here
     real.reset()
     seconds = harness.median_seconds(sides, args.rounds)
     child.close()
-    limit = min((name for name in seconds if name.startswith("bare")), key=lambda n: seconds[n])
     title = (
         f"{backbone} at {size} px, batch {args.batch_size}, {compute.precision} on "
         f"{compute.device}, {torch.get_num_threads()} threads, {compute.workers} workers:"
     )
-    harness.print_rates(title, seconds, "images", limit)
+    harness.print_rates(title, seconds, "images", "limit")
     print(
-        f"  real / limit {seconds[limit] / seconds['real']:.3f}   "
+        f"  real / limit {seconds['limit'] / seconds['real']:.3f}   "
         f"real / plain {seconds['plain'] / seconds['real']:.2f}   "
         "(aims: 0.95 and 2.4 for b3 at 224 px, 0.90 of the limit for lite0 at 96)"
     )

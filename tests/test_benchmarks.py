@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
+import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks import harness
+from benchmarks import gpu, gpu_parts, harness
 
 # A side in another process does not know the tiny backbone.
 LITE = ("--backbone", "efficientnet-lite0", "--image-size", "32")
@@ -40,6 +44,11 @@ def run(name: str, *words: str) -> int:
             "ensemble_speed",
             (*LITE, *SMALL, "--images", "2", "--members", "2", "--plain-passes", "1"),
             r"limit, in time [\d.]+",
+        ),
+        (
+            "folds_speed",
+            (*LITE, "--rounds", "1", "--people", "6", "--folds", "2"),
+            r"1 jobs [^\n]*1.000 x 1 jobs",
         ),
         (
             "memory",
@@ -79,6 +88,85 @@ def test_a_benchmark_compares_processes_with_python_alone(
     assert run(name, *words) == 0
     lines = re.findall(r"[\d.]+ s +[\d.]+ x python -c pass", capsys.readouterr().out)
     assert len(lines) >= 3
+
+
+def test_the_gpu_command_measures_and_compares_on_a_processor_too(
+    train_root: Path, tmp_path: Path
+) -> None:
+    json_path = tmp_path / "gpu.json"
+    options = {
+        "device": "cpu",
+        "parts": "large,small,recipe,loading,resume,ddp,tests",
+        "train-root": train_root,
+        "json": json_path,
+        "batch-size": 8,
+        "small-batch-size": 8,
+        "images": 16,
+        "threads": 1,
+        "workers": 1,
+        "rounds": 1,
+    }
+    words = ["-m", "benchmarks.gpu", *LITE, *harness.as_options(options)]
+    lines = iter(harness.run_python(words).splitlines())
+    for pattern in (  # in this order
+        r" +\d+ of \d+ processors .*, torch ",
+        r"== large",
+        r" +bare step, eager +[\d.]+ images/s .* GiB",
+        r" +real loop, eager +[\d.]+ images/s",
+        r" +waiting, eager: -?[\d.]+ % \(aim",
+        r" +18,900 photographs x 30 epochs x 5 folds: [\d.]+ minutes \(aim",
+        r"== small",
+        r" +batch 8 / batch 8: [\d.]+ \(aim",
+        r"== recipe",
+        r" +18,900 photographs",
+        r"== loading",
+        r" +waiting, cache ram",
+        r"== resume",
+        r" +second, weights: equal bits",
+        r" +resumed, weights: equal bits",
+        r"== ddp",
+        r" +two against one: losses [\d. ]+ and [\d. ]+",
+        r"== tests",
+        r" +.*\d+ (passed|skipped)",
+    ):
+        assert any(re.match(pattern, line) for line in lines), pattern
+    results = json.loads(json_path.read_text(encoding="utf-8"))
+    assert results["settings"]["image_size"] == "32"
+    assert results["large"]["real loop, eager"] > 0
+    assert results["resume"]["unequal tensors, resumed"] == 0
+    assert results["ddp"]["two against one"] > 0, "two processes must not be one"
+
+
+def test_a_part_that_fails_or_is_killed_leaves_the_others_and_what_it_had_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def failing(context: gpu_parts.PartContext) -> None:
+        context.add("before", 1)
+        raise ValueError("no such kernel")
+
+    def killed(context: gpu_parts.PartContext) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def good(context: gpu_parts.PartContext) -> None:
+        context.add("rate", context.results["failing"]["before"] + 1, "a line")
+
+    parts = {"failing": failing, "killed": killed, "good": good}
+    monkeypatch.setattr(gpu, "PARTS", parts)
+    args = argparse.Namespace(parts=list(parts), minutes=9, json=tmp_path / "gpu.json")
+    results: dict[str, dict[str, object]] = {}
+    assert not gpu.run_parts(args, results)
+    printed = capfd.readouterr().out
+    assert "failing failed: ValueError: no such kernel\n" in printed
+    assert "killed failed: its process ended with -9\n" in printed
+    assert "  a line\n" in printed
+    assert results["good"]["rate"] == 2
+    assert json.loads(args.json.read_text(encoding="utf-8")) == results
+
+
+def test_a_part_that_would_start_late_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    args = argparse.Namespace(parts=["large"], minutes=-1)
+    assert gpu.run_parts(args, {})
+    assert capsys.readouterr().out == "== large: left out, -1 minutes are over\n"
 
 
 def test_what_keeping_the_state_costs(
