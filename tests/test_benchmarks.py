@@ -81,6 +81,14 @@ def test_a_benchmark_compares_processes_with_python_alone(
     assert len(lines) >= 3
 
 
+def test_the_first_step_of_a_first_and_a_second_start(
+    train_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("startup", "--train-root", str(train_root), "--rounds", "1") == 0
+    lines = re.findall(r"(\w+) +start, .* [\d.]+ s .* [\d]+ MiB", capsys.readouterr().out)
+    assert lines == ["first", "second"]
+
+
 def test_what_keeping_the_state_costs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
