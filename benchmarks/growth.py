@@ -7,11 +7,10 @@
   epoch of training and a prediction by engine.train_one_epoch and engine.predict, in turns, per
   photograph. The start of the reading processes counts, so small numbers look a little dearer than
   they are.
-- Before training: the check of the photographs' headers and ends (audit.find_unreadable) and the
-  search
-  for near-duplicates (duplicates.find_duplicates, which compares all with all), over 1/16, 1/4 and
-  all of the folder's photographs.
-- Tables: tables.read_train, dataset.assign_folds and the labels. Of 18,900 rows both the listing
+- Before training: the check of the photographs' headers and ends (images.find_unreadable) and the
+  search for near-duplicates (duplicates.find_duplicates, which compares all with all), over 1/16,
+  1/4 and all of the folder's photographs.
+- Tables: tables.read_train, splits.assign_folds and the labels. Of 18,900 rows both the listing
   (real folders of empty files) and the rest are timed; for 1,000,000 rows the listing is made up
   (a function that gives the names replaces tables.list_images), the train.csv is a real file.
 """

@@ -52,6 +52,7 @@ SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 PNG_TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
 ORIENTATION_KEYWORDS = (b"Raw profile type exif", b"XML:com.adobe.xmp")  # of such texts
+ORIENTATION_KEYS = (b"eXIf", *ORIENTATION_KEYWORDS)
 Image.MAX_IMAGE_PIXELS = None  # open_image has its own limit, and names the size
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata; damage raises
@@ -78,6 +79,8 @@ def open_image(path: str) -> Image.Image:
         raise ValueError(f"{width}x{height} pixels, which is no photograph's size")
     if not is_complete(photo.format or "", data):
         raise ValueError("cut off: its end is missing")
+    if data.startswith(PNG_MAGIC) and not any(key in data for key in ORIENTATION_KEYS):
+        photo.info["exif"] = b""  # Pillow would decode all pixels to look for one behind them
     return photo
 
 

@@ -169,6 +169,14 @@ def test_a_part_that_would_start_late_is_left_out(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == "== large: left out, -1 minutes are over\n"
 
 
+def test_the_first_step_of_a_first_and_a_second_start(
+    train_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("startup", "--train-root", str(train_root), "--rounds", "1") == 0
+    lines = re.findall(r"(\w+) +start, .* [\d.]+ s .* [\d]+ MiB", capsys.readouterr().out)
+    assert lines == ["first", "second"]
+
+
 def test_what_keeping_the_state_costs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -198,7 +198,7 @@ def test_squares_kept_in_memory_are_decoded_once_and_change_nothing(
         return plain(path, shrink)
 
     monkeypatch.setattr(images, "read_image", counted)
-    monkeypatch.setattr(training_run, "warn_of_duplicates", lambda tree, parts: None)
+    monkeypatch.setattr(training_run, "warn_of_duplicates", lambda tree, parts: {})
     monkeypatch.setattr(summary, "training_report", lambda *_: None)
     monkeypatch.setattr(cross_validation, "show_heat_maps", lambda *_: None)
     assert run_train(root, tmp_path / "once", *words, "--cache", "ram") == 0

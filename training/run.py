@@ -41,6 +41,7 @@ from utils import derive_seed
 MAX_CACHE_FRACTION = 0.7  # of the free memory that --cache ram may take
 SINGLE_SPLIT_FOLDS = 10  # a single split holds out one fold of so many
 SINGLE_PROCESS = DistInfo()
+DUPLICATES_COLUMNS = ["first", "second", "distance"]
 
 
 @dataclass(frozen=True)
@@ -291,9 +292,9 @@ def create_run_dir(context: RunContext) -> Path:
     else:
         try:
             parts = [context.table] if context.holdout is None else [context.table, context.holdout]
-            warn_of_duplicates(run_dir, parts)
+            searched = warn_of_duplicates(run_dir, parts)
             write_folds(context)
-            write_run_json(context)
+            write_run_json(context, searched)
         except RunError:  # nothing to resume is left behind
             with contextlib.suppress(OSError):
                 for name in ("duplicates.csv", "folds.csv"):
@@ -304,25 +305,43 @@ def create_run_dir(context: RunContext) -> Path:
     return run_dir
 
 
-def warn_of_duplicates(run_dir: Path, parts: Sequence[pd.DataFrame]) -> None:
+def warn_of_duplicates(run_dir: Path, parts: Sequence[pd.DataFrame]) -> dict[str, Any]:
     """One warning for near-duplicate images of different people, who may be on both sides of a
-    fold; all pairs go into duplicates.csv.
+    fold; all pairs go into duplicates.csv. Returns what tells the next run, which need not search
+    the same files again.
     """
     table = pd.concat(parts)
-    names = dict(zip(table["path"], table["file"], strict=True))
-    pairs = [
-        (names[a], names[b], distance)
-        for a, b, distance in duplicates.find_duplicates(list(names), table["person"].tolist())
-    ]
-    if not pairs:
-        return
-    table = pd.DataFrame(pairs, columns=["first", "second", "distance"])
-    csv_tables.write_csv(run_dir / "duplicates.csv", table, "%.4f")
-    warn_counted(
-        [f"{a} and {b}" for a, b, _ in pairs],
-        "nearly the same photograph under two people's names, a leak between "
-        f"folds unless they are one person; all pairs in {run_dir / 'duplicates.csv'}",
-    )
+    files = duplicates.files_digest(table)
+    pairs = earlier_duplicates(run_dir.parent, files)
+    if pairs is None:
+        names = dict(zip(table["path"], table["file"], strict=True))
+        found = duplicates.find_duplicates(list(names), table["person"].tolist())
+        rows = [(names[a], names[b], distance) for a, b, distance in found]
+        pairs = pd.DataFrame(rows, columns=DUPLICATES_COLUMNS)
+    if len(pairs):
+        csv_tables.write_csv(run_dir / "duplicates.csv", pairs, "%.4f")
+        warn_counted(
+            [f"{a} and {b}" for a, b in zip(pairs["first"], pairs["second"], strict=True)],
+            "nearly the same photograph under two people's names, a leak between "
+            f"folds unless they are one person; all pairs in {run_dir / 'duplicates.csv'}",
+        )
+    return {"files": files, "near_duplicates": len(pairs)}
+
+
+def earlier_duplicates(save_path: Path, files: str) -> pd.DataFrame | None:
+    """duplicates.csv of an earlier run on the same files; None where there is none to be read."""
+    for run_dir in save_path.glob(f"{run_directory.RUN_DIR_PREFIX}*"):
+        with contextlib.suppress(UserError, RunError, ValueError):
+            run = run_directory.read_run_json(run_dir)
+            data = run.get("data", {})
+            if run.get("version") != config.VERSION or data.get("files") != files:
+                continue
+            if data.get("near_duplicates") == 0:
+                return pd.DataFrame(columns=DUPLICATES_COLUMNS)
+            pairs = csv_tables.read_csv(run_dir / "duplicates.csv", DUPLICATES_COLUMNS)
+            if len(pairs) == data.get("near_duplicates"):
+                return pairs.astype({"distance": float})
+    return None
 
 
 def write_folds(context: RunContext) -> None:
@@ -385,8 +404,8 @@ def banner(context: RunContext) -> list[str]:
     ]
 
 
-def write_run_json(context: RunContext) -> None:
-    """run.json of a new run."""
+def write_run_json(context: RunContext, searched: dict[str, Any]) -> None:
+    """run.json of a new run. searched: what `warn_of_duplicates` gives."""
     versions = {
         name: __import__(name).__version__
         for name in ("torch", "torchvision", "numpy", "pandas", "PIL")
@@ -407,7 +426,7 @@ def write_run_json(context: RunContext) -> None:
         "chosen": resolved_machine(context),
         "versions": {"python": platform.python_version(), **versions},
         "machine": machine,
-        "data": describe_data(context),
+        "data": describe_data(context) | searched,
     }
     run_directory.write_json(context.run_dir / "run.json", content)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import train
 from data import csv_tables, duplicates, label_fixes, tables
 from labels import GENDERS
 from reporting import label_issues
+from runtime import errors
 from runtime.errors import UserError
 from tests.helpers import support
 from training import run as training_run
@@ -320,3 +323,120 @@ def test_more_photographs_than_a_block(
     assert [(a, b) for a, b, _ in duplicates.find_duplicates(paths, people)] == [
         (paths[2], paths[25])
     ]
+
+
+def test_bits_are_counted_alike_by_every_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    expected = [[bin(number).count("1") for number in row] for row in data.tolist()]
+    assert duplicates.count_bits(data).tolist() == expected
+    monkeypatch.delattr(np, "bitwise_count", raising=False)
+    assert duplicates.count_bits(data).tolist() == expected
+
+
+def test_candidates_are_the_pairs_of_different_people_with_few_differing_bits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(duplicates, "BLOCK_IMAGES", 16)
+    monkeypatch.setattr(duplicates, "MAX_PAIRS_PER_IMAGE", 100)
+    monkeypatch.setattr(duplicates, "MAX_HASH_BITS", 0.45)
+    generator = np.random.default_rng(0)
+    hashes = generator.random((40, duplicates.FREQUENCIES, duplicates.FREQUENCIES)) < 0.5
+    hashes[:, 0, 0] = False
+    people = generator.integers(0, 20, 40)
+    flipped = hashes ^ (np.arange(duplicates.FREQUENCIES) % 2 == 1)
+    expected = {
+        (i, j, mirrored)
+        for i in range(40)
+        for j in range(i + 1, 40)
+        for mirrored, others in ((False, hashes), (True, flipped))
+        if people[i] != people[j] and (hashes[i] ^ others[j]).sum() <= 0.45 * 143
+    }
+    pairs = duplicates.candidate_pairs(hashes, people)
+    assert set(pairs) == expected
+    assert len(pairs) == len(expected) > 50
+
+
+def test_rough_distances_let_copies_through_and_few_others(
+    album: tuple[list[str], list[str]],
+) -> None:
+    thumbnails = np.stack([t for t in duplicates.read_thumbnails(album[0]) if t is not None])
+    copy = np.asarray(
+        Image.fromarray(thumbnails[3]).resize((72, 96), Image.Resampling.BICUBIC, (2, 3, 70, 94))
+    )
+    pixels = np.concatenate([thumbnails, [copy, copy[:, ::-1]]])
+    pairs = [(3, 30, False), (3, 31, True), *((3, k, False) for k in range(4, 30))]
+    rough = duplicates.measure_distances(
+        duplicates.halve(pixels), pairs, duplicates.crop_all, duplicates.ROUGH_STEPS
+    )
+    fine = duplicates.measure_distances(
+        pixels, pairs, duplicates.crop_each, duplicates.ALIGNMENT_STEPS
+    )
+    for distances in (rough, fine):
+        assert (distances[:2] < duplicates.MAX_DISTANCE).all()
+        assert (distances[2:] > duplicates.MAX_ROUGH_DISTANCE).all()
+
+
+def test_both_ways_to_crop_give_the_same(album: tuple[list[str], list[str]]) -> None:
+    thumbnails = np.stack([t for t in duplicates.read_thumbnails(album[0][:3]) if t is not None])
+    boxes = np.array([[0, 0, 1, 1], [0.1, 0.05, 0.9, 0.93], [0.06, 0.06, 0.94, 0.94]])
+    for shrink in (1, 2):
+        each = duplicates.crop_each(thumbnails, boxes, shrink)
+        assert each.shape == (3, duplicates.HEIGHT // shrink, duplicates.WIDTH // shrink)
+        np.testing.assert_allclose(duplicates.crop_all(thumbnails, boxes, shrink), each, atol=0.01)
+
+
+@pytest.mark.parametrize("copies", [0, 1])
+def test_files_that_an_earlier_run_searched_are_not_searched_again(
+    copies: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = support.make_train(tmp_path / "train", support.PEOPLE[:6], junk=False)
+    files = sorted((root / "images").glob("*/mask1.*"))
+    noise = Image.frombytes("RGB", (9, 13), random.Random(1).randbytes(9 * 13 * 3))
+    for path in files[: 2 * copies]:
+        noise.resize((384, 512), Image.Resampling.BICUBIC).save(path, quality=90)
+    searched: list[int] = []
+    search = duplicates.find_duplicates
+
+    def counted(paths: list[str], people: list[str]) -> list[duplicates.Pair]:
+        searched.append(len(paths))
+        return search(paths, people)
+
+    monkeypatch.setattr(duplicates, "find_duplicates", counted)
+    tables_of_pairs = []
+
+    def start(name: str) -> Path:
+        settings = config.TrainSettings(
+            train_root=str(root),
+            save_path=str(tmp_path / "saved"),
+            run_name=name,
+            backbone="tiny",
+            pretrained="none",
+            image_size=32,
+            workers=0,
+            device="cpu",
+        )
+        context = training_run.prepare_run(settings.completed())
+        capsys.readouterr()
+        errors._warned.clear()
+        run_dir = training_run.create_run_dir(context)
+        assert ("nearly the same photograph" in capsys.readouterr().err) == bool(copies)
+        path = run_dir / "duplicates.csv"
+        tables_of_pairs.append(path.read_text() if path.exists() else "")
+        return run_dir
+
+    first = start("first")
+    start("second")
+    assert len(searched) == 1
+    os.utime(files[-1], ns=(1, 1))  # as if it had been written
+    start("third")
+    assert len(searched) == 2
+    run = json.loads((first / "run.json").read_text())
+    for run_json in tmp_path.glob("saved/*/run.json"):  # neither version nor table is trusted
+        if copies:
+            run_json.with_name("duplicates.csv").write_bytes(b"\x89PNG")
+        else:
+            run_json.write_text(json.dumps(run | {"version": "0"}))
+    start("fourth")
+    assert len(searched) == 3
+    assert len(set(tables_of_pairs)) == 1
+    assert bool(tables_of_pairs[0]) == bool(copies)

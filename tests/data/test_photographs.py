@@ -14,10 +14,11 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 import submit_ensemble
 import submit_singular
@@ -450,6 +451,31 @@ def test_a_png_is_turned_by_whatever_tells_its_orientation(tmp_path: Path) -> No
         )
         upright = portrait().transpose(Image.Transpose.ROTATE_270)
         assert images.read_image(str(path)).tobytes() == upright.tobytes(), name
+
+
+def test_a_png_is_checked_without_its_pixels_unless_it_may_be_turned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[str] = []
+    load = PngImagePlugin.PngImageFile.load
+
+    def counted(photo: PngImagePlugin.PngImageFile) -> Any:
+        decoded.append(path.name)
+        return load(photo)
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", counted)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    behind = chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
+    whole = encoded(Image.new("RGB", (512, 384), "gray"), "PNG")
+    for name, data, other_size in (
+        ("plain.png", whole, True),
+        ("turned.png", whole[:-12] + behind + whole[-12:], False),  # behind the pixels
+    ):
+        path = tmp_path / name
+        path.write_bytes(data)
+        assert images.inspect_image(str(path)) == ("", other_size)
+    assert set(decoded) == {"turned.png"}
 
 
 def test_transparency_still_shows_white(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def _brief(tree: Path) -> Any:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(registries.BACKBONES, "tiny", support.TINY)
-        patch.setattr(training_run, "warn_of_duplicates", lambda run_dir, parts: None)
+        patch.setattr(training_run, "warn_of_duplicates", lambda run_dir, parts: {})
         patch.setattr(
             cross_validation,
             "analyze_out_of_fold",
