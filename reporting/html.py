@@ -8,6 +8,7 @@ import base64
 import functools
 import hashlib
 import io
+import itertools
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -16,8 +17,10 @@ from statistics import fmean
 from typing import Any, NamedTuple
 from unicodedata import category
 
+import numpy as np
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from PIL import Image
 
 from data import images
@@ -28,9 +31,10 @@ from runtime.errors import CliError, plural
 THUMBNAIL_WIDTH = 96  # pixels
 FIRST, SECOND = GROUP_STARTS
 AGE_NAMES = [f"<{FIRST}", f"{FIRST}–{SECOND - 1}", f"{SECOND}+"]
-SHORT_NAMES = {  # of the classes in a confusion matrix
-    "main": AGE_NAMES * 6,
-    "mask": [mask.replace("_", " ") for mask in MASKS],
+MASK_NAMES = [mask.replace("_", " ") for mask in MASKS]
+SHORT_NAMES: dict[str, Sequence[object]] = {  # of the classes in a confusion matrix
+    "main": list(itertools.product(MASK_NAMES, GENDERS, AGE_NAMES)),
+    "mask": MASK_NAMES,
     "gender": GENDERS,
     "ageg": AGE_NAMES,
 }
@@ -56,16 +60,18 @@ def render_page(
     predicted, expected = [*shares.values(), None][:2]
     columns = zip(numbers["class_names"], predicted, expected or predicted, strict=True)
     template = environment().get_template("report.html.j2")
-    extra_rows = [row["value"] for rows in numbers.get("extra", {}).values() for row in rows]
-    has_fixes = any(isinstance(value, dict) and value.get("fix") for value in extra_rows)
-    script = (Path(__file__).parent / "report.js").read_text(encoding="utf-8") if has_fixes else ""
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    values = [row["value"] for rows in numbers.get("extra", {}).values() for row in rows]
+    script = policy = ""
+    if any(isinstance(value, dict) and value.get("fix") for value in values):
+        script = (Path(__file__).parent / "report.js").read_text(encoding="utf-8")
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        script, policy = f"<script>{script}</script>", f"; script-src 'sha256-{digest}'"
     return template.render(
         report=numbers,
         paths=paths,
         galleries=galleries or {},
         script=Markup(script),
-        script_hash=f"sha256-{digest}",
+        script_policy=Markup(policy),
         shares=shares,
         rare=[name for name, share, fair in columns if share < fair / 2],
         scored_task=scoring_task(numbers["task"]),
@@ -85,8 +91,8 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    result.globals["chart"] = chart
-    filters = (breakable, decimals, duration, jpeg, percent, plural, short_member, thumbnail)
+    result.globals |= {"chart": chart, "matrix": matrix}
+    filters = (decimals, duration, jpeg, percent, plural, short_member, thumbnail)
     result.filters |= {function.__name__: function for function in filters}
     result.filters |= {"mean": fmean, "quote": shlex.quote}
     return result
@@ -104,11 +110,6 @@ def visible(value: object) -> object:
     text = "none" if value is None else str(value)
     replacement = "\N{REPLACEMENT CHARACTER}"
     return "".join(replacement if category(c).startswith("C") else c for c in text)
-
-
-def breakable(name: str) -> Markup:
-    """A file's name that may be broken after / and _ only."""
-    return Markup(re.sub("([/_])", r"\1<wbr>", str(escape(visible(name)))))
 
 
 def decimals(value: float | None, digits: int = 3) -> str:
@@ -155,6 +156,28 @@ def chart(name: str, title: str, *values: object, **size: float) -> Markup:
     return Markup(f"<figure>{svg}</figure>")
 
 
+def matrix(
+    title: str,
+    names: Sequence[object],
+    rows: Sequence[Sequence[float]],
+    low: float = 0,
+    high: float | None = None,
+) -> Markup:
+    """A table of numbers [n, n], shaded from `low` to `high` or the row's sum; of shares up to a
+    `high` of 1 in percent. Names that are tuples make groups.
+    """
+    values, index = np.array(rows, float), pd.Index(names)
+    span = (high or values.sum(1, keepdims=True)) - low
+    shares = pd.DataFrame((values - low) / np.maximum(span, 1e-9), index, index)
+    shades = (0.7 * shares).map("background: rgb(47 109 181 / {:.2f})".format)
+    style = pd.DataFrame(values * (100 if high else 1), index, index).style.set_caption(title)
+    style = style.apply(lambda _: shades, axis=None).set_uuid(title.replace(" ", "-"))
+    style = style.format(lambda value: f"{value:.0f}" if value else "")
+    style = style.format_index(escape="html").format_index(escape="html", axis=1)
+    table = style.set_table_attributes('class="matrix"').to_html()
+    return Markup(f'<div class="scroll">{table}</div>')
+
+
 def mean_curve(folds: Sequence[Numbers]) -> Numbers | None:
     """Where the folds' mean curve is best and their mean loss lowest (epochs from 1). None for
     folds of unlike lengths, and for fewer than three epochs.
@@ -163,13 +186,10 @@ def mean_curve(folds: Sequence[Numbers]) -> Numbers | None:
     lengths = {len(curve["macro_f1"]) for curve in curves}
     if len(lengths) != 1 or min(lengths) < 3:
         return None
-    scores, losses = (
-        [fmean(values) for values in zip(*(curve[name] for curve in curves), strict=True)]
-        for name in ("macro_f1", "valid_loss")
-    )
+    scores, losses = (np.mean([c[name] for c in curves], 0) for name in ("macro_f1", "valid_loss"))
     return {
         "epochs": len(scores),
-        "macro_f1": max(scores),
-        "best_epoch": scores.index(max(scores)) + 1,
-        "lowest_loss_epoch": losses.index(min(losses)) + 1,
+        "macro_f1": scores.max(),
+        "best_epoch": scores.argmax() + 1,
+        "lowest_loss_epoch": losses.argmin() + 1,
     }
