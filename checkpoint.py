@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import re
 import string
-from collections.abc import Callable, Container, Mapping
-from dataclasses import MISSING, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +78,9 @@ class Checkpoint:
     def info(self) -> CheckpointInfo:
         """Raises UserError where nothing describes the weights."""
         if self.known_info is None:
-            raise UserError(
-                f"{self.path}: a bare state dict whose name does not tell its model and task; name "
-                "it as train.py does, or give submit_singular.py --model-type and --task"
-            )
+            problem = "a bare state dict whose name does not tell its model and task"
+            remedy = "name it as train.py does, or give submit_singular.py --model-type and --task"
+            raise UserError(f"{self.path}: {problem}; {remedy}")
         return self.known_info
 
 
@@ -135,13 +134,11 @@ def info_of_older_file(path: Path, weights: dict[str, Tensor]) -> CheckpointInfo
     if info is not None or "macro_f1" not in values or not models:
         return info
     model = model_names()[max(models, key=len)]
-    if "task" not in values:
-        outputs = weights["linear.bias"].numel() if "linear.bias" in weights else 0
-        has_several_heads = bool(registries.MODELS[model].heads)
-        values["task"] = "main" if has_several_heads else TASK_OF_OUTPUTS.get(outputs, "")
+    outputs = weights["linear.bias"].numel() if "linear.bias" in weights else 0
+    task = "main" if registries.MODELS[model].heads else TASK_OF_OUTPUTS.get(outputs, "")
     if values.get("transform") not in registries.TRANSFORMS:
         values["transform"] = "base"
-    return info_from_values({**values, "model": model, "fold": fold})
+    return info_from_values({"task": task, **values, "model": model, "fold": fold})
 
 
 def save_checkpoint(path: Path, weights: dict[str, Tensor], info: CheckpointInfo) -> None:
@@ -187,10 +184,6 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and len(value) <= MAX_TEXT_CHARACTERS
 
 
-def _in(registry: Container[str]) -> Callable[[Any], bool]:
-    return lambda value: _is_text(value) and value in registry
-
-
 def _is_backbone(value: Any) -> bool:
     try:
         return _is_text(value) and bool(registries.backbone_entry(value))
@@ -204,9 +197,9 @@ def _between(kind: type, low: float, high: float) -> Callable[[Any], bool]:
 
 # which values a checkpoint's metadata may have
 FIELD_CHECKS: dict[str, Callable[[Any], bool]] = {
-    "model": _in(registries.MODELS),
-    "task": _in(TASKS),
-    "transform": _in(registries.TRANSFORMS),
+    "model": lambda value: value in [*registries.MODELS],
+    "task": lambda value: value in [*TASKS],
+    "transform": lambda value: value in [*registries.TRANSFORMS],
     "backbone": _is_backbone,
     "image_size": _between(int, 16, 2048),  # as --image-size
     "padding": lambda value: value is None or _between(int, 16, 2048)(value),
@@ -222,24 +215,19 @@ FIELD_CHECKS: dict[str, Callable[[Any], bool]] = {
 }
 
 
-OPTIONAL_FIELDS = {
-    f.name
-    for f in dataclasses.fields(CheckpointInfo)
-    if (f.default, f.default_factory) != (MISSING, MISSING)
-}
-
-
 def checked_info(plain: Any) -> CheckpointInfo:
     """A checkpoint's metadata. Raises ValueError for values that FIELD_CHECKS refuses."""
     if not isinstance(plain, dict):
         raise ValueError("metadata is missing")
+    try:  # a checkpoint from before a field lacks it, and takes its default
+        info = CheckpointInfo(**{name: plain[name] for name in FIELD_CHECKS if name in plain})
+    except TypeError as error:
+        raise ValueError(f"metadata is incomplete ({error})") from None
     for name, is_valid in FIELD_CHECKS.items():
-        if name in OPTIONAL_FIELDS and name not in plain:
-            continue  # of a checkpoint from before that field
-        if name not in plain or not is_valid(plain[name]):
-            value = short_repr(plain.get(name))
+        if not is_valid(getattr(info, name)):
+            value = short_repr(getattr(info, name))
             raise ValueError(f"metadata gives {name} as {value}, unknown here or out of range")
-    return CheckpointInfo(**{name: plain[name] for name in FIELD_CHECKS if name in plain})
+    return info
 
 
 def reorder_mask_outputs(
@@ -249,16 +237,13 @@ def reorder_mask_outputs(
     numbered a mask worn incorrectly 0 and one worn rightly 1. A warning says so.
     """
     layer = "linear_mask" if registries.MODELS[info.model].heads else "linear"
-    if layer == "linear" and info.task != "mask":
-        return weights
-    swapped = {
-        name: value[[1, 0, 2]]
-        for name, value in weights.items()
-        if name in (f"{layer}.weight", f"{layer}.bias")
-        and value.shape[:1] == (3,)
-        and value.layout == torch.strided
-        and value.is_floating_point()
-    }
+    swapped = {}
+    if layer == "linear_mask" or info.task == "mask":
+        for name in weights.keys() & {f"{layer}.weight", f"{layer}.bias"}:
+            value = weights[name]
+            is_plain = value.layout == torch.strided and value.is_floating_point()
+            if is_plain and value.shape[:1] == (3,):
+                swapped[name] = value[[1, 0, 2]]
     if swapped:
         order = "its mask outputs incorrect, wear are taken as wear, incorrect"
         weight_files.note_once(path, f"without metadata, so by the original entry: {order}")

@@ -171,7 +171,7 @@ def matrix(
     shares = pd.DataFrame((values - low) / np.maximum(span, 1e-9), index, index)
     shades = (0.7 * shares).map("background: rgb(47 109 181 / {:.2f})".format)
     style = pd.DataFrame(values * (100 if high else 1), index, index).style.set_caption(title)
-    style = style.apply(lambda _: shades, axis=None).set_uuid(title.replace(" ", "-"))
+    style = style.apply(lambda _: shades, axis=None).set_uuid(re.sub(r"\W", "-", title))
     style = style.format(lambda value: f"{value:.0f}" if value else "")
     style = style.format_index(escape="html").format_index(escape="html", axis=1)
     table = style.set_table_attributes('class="matrix"').to_html()
