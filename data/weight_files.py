@@ -16,16 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runtime.errors import (
-    UserError,
-    is_rank_zero,
-    path_error,
-    plural,
-    printable,
-    reason,
-    short_repr,
-    warn,
-)
+from runtime.errors import UserError, is_rank_zero, path_error, plural, reason, short_repr, warn
 from runtime.files import refuse_irregular, zip_members
 
 # where other programs put a model's weights, beside other things
@@ -61,8 +52,7 @@ def safe_load(path: Path, mapped: bool = False) -> dict[str, Any]:
         unsafe = isinstance(error, pickle.UnpicklingError)
         why = "it holds more than tensors and plain types" if unsafe else reason(error)
         problem = f"cannot be read safely as weights ({why}); use another file"
-        problem = describe_foreign_file(path) or problem
-        raise UserError(f"{path}: {problem}") from None
+        raise UserError(f"{path}: {describe_foreign_file(path) or problem}") from None
     if not isinstance(loaded, dict):
         kind = type(loaded).__name__
         raise UserError(f"{path}: holds a {kind}, not weights; use a checkpoint or a state dict")
@@ -100,7 +90,7 @@ def describe_foreign_file(path: Path) -> str:
     if any(name.endswith("constants.pkl") for name in names):
         return "a TorchScript program, not weights; save the state_dict() of its model instead"
     if names and not any(name.endswith("data.pkl") for name in names):
-        first = printable(names[0])[:100]
+        first = names[0][:100]
         return f"a zip file of other files ({first}); unpack it, and name the one with the weights"
     return ""
 
@@ -114,11 +104,9 @@ def note_once(path: Path, text: str) -> None:
 
 def is_state_dict(value: object) -> bool:
     """Whether this is a dictionary of named tensors, and not empty."""
-    return (
-        isinstance(value, dict)
-        and bool(value)
-        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
-    )
+    if not isinstance(value, dict) or not value:
+        return False
+    return all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
 
 
 def find_state_dict(loaded: dict[str, Any], path: Path) -> dict[str, Tensor]:
@@ -129,8 +117,7 @@ def find_state_dict(loaded: dict[str, Any], path: Path) -> dict[str, Tensor]:
     weights = loaded if is_state_dict(loaded) else _unwrap(loaded, path)
     prefix = common_prefix(weights)
     if prefix:
-        note = f"all names of its weights begin with {prefix[:100]!r}, which is dropped"
-        note_once(path, note)
+        note_once(path, f"all its weights' names begin with {prefix[:100]!r}, which is dropped")
     return {name.removeprefix(prefix): value for name, value in weights.items()}
 
 
@@ -140,16 +127,14 @@ def _unwrap(loaded: dict[str, Any], path: Path) -> dict[str, Tensor]:
         loaded = wrapped[0]
     parts = {k: v for k, v in loaded.items() if isinstance(k, str) and is_state_dict(v)}
     shown = ", ".join(map(short_repr, list(parts)[:5]))
-    known = [key for key in WRAPPER_KEYS if key in parts] or (
-        list(parts) if len(parts) == 1 else []
-    )
-    if known:
-        others = f" (it holds {shown})" if len(parts) > 1 else ""
-        note_once(path, f"its weights are those in {short_repr(known[0])}{others}")
-        return parts[known[0]]
-    if parts:
+    if len(parts) > 1 and parts.keys().isdisjoint(WRAPPER_KEYS):
         several = f"{len(parts)} state dicts ({shown})"
         raise UserError(f"{path}: holds {several}; save the one you mean in a file of its own")
+    if parts:
+        key = next(key for key in [*WRAPPER_KEYS, *parts] if key in parts)
+        others = f" (it holds {shown})" if len(parts) > 1 else ""
+        note_once(path, f"its weights are those in {short_repr(key)}{others}")
+        return parts[key]
     tensors = {k: v for k, v in loaded.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not tensors:
         raise UserError(f"{path}: holds no state dict; use a checkpoint or a state dict")

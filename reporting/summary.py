@@ -251,8 +251,7 @@ def sample_predictions(photos: pd.DataFrame) -> list[Numbers]:
     photo_errors.
     """
     samples: list[Numbers] = []
-    for is_wrong in (False, True):
-        rows = photos[photos["wrong"] == is_wrong]
+    for _, rows in photos.groupby("wrong"):
         places = np.linspace(0, len(rows) - 1, min(MAX_SAMPLES_SHOWN, len(rows))).astype(int)
         samples += rows.iloc[places].to_dict("records")
     return samples
@@ -294,7 +293,7 @@ def prediction_report(
 
     def scored(equal: str, predictions: np.ndarray) -> Numbers:
         classes = metrics.to_classes(task, predictions)
-        result = {equal: float((classes == first_classes).mean())}
+        result: Numbers = {equal: (classes == first_classes).mean()}
         if truth is not None:
             scores = metrics.score(task, predictions, truth)
             result |= {"macro_f1": scores.macro_f1, "accuracy": scores.accuracy}
@@ -310,21 +309,13 @@ def prediction_report(
         "photographs": len(probs.images),
         "views": probs.array.shape[1],
         "members": [
-            {
-                "name": name,
-                "fold": fold,
-                "validation_macro_f1": weight,
-                **scored("equal_to_vote", p),
-            }
-            for name, fold, weight, p in members
+            {"name": name, "fold": fold, "validation_macro_f1": f1, **scored("equal_to_vote", p)}
+            for name, fold, f1, p in members
         ],
-        "agreement": [(own_classes == classes).mean(1).tolist() for classes in own_classes],
-        "methods": [
-            {"name": method, **scored("equal_to_first", predictions)}
-            for method, predictions in votes.items()
-        ],
+        "agreement": [(own_classes == classes).mean(1) for classes in own_classes],
+        "methods": [{"name": name, **scored("equal_to_first", p)} for name, p in votes.items()],
         "class_names": names,
-        "class_shares": [float((first_classes == k).mean()) for k in range(len(names))],
+        "class_shares": [(first_classes == k).mean() for k in range(len(names))],
         "training_shares": training_shares,
         "made": origin or {},
     }
