@@ -31,19 +31,19 @@ NAME_FORMAT = (
     "Fold{fold:02d}_{model}_task({task})ep({epoch})f1({macro_f1:.4f})bs({batch_size})"
     "loss({loss:.4f})lr({lr})trans({transform})optim({optim_type})crit({loss_type})seed({seed}).pth"
 )
-FIRST_NAME_FORMAT = NAME_FORMAT.partition("{seed}")[0]  # later fields may be absent
-FILE_NAME = re.compile(
-    "".join(
-        f"(?:{re.escape(text)}(?P<{field}>[^()]+?))"
-        + ("" if f"{{{field}" in FIRST_NAME_FORMAT or field == "seed" else "?")
-        if field
-        else re.escape(text)
-        for text, field, *_ in string.Formatter().parse(NAME_FORMAT)
-    )
-)
 
 
-# --- names and contents
+def name_pattern() -> str:
+    """NAME_FORMAT as a regular expression; fields after the seed, newer ones, may be absent."""
+    pattern, newer = "", ""
+    for text, name, *_ in string.Formatter().parse(NAME_FORMAT):
+        value = f"(?P<{name}>[^()]+?)){newer}" if name else ")"
+        pattern += f"(?:{re.escape(text)}{value}"
+        newer = "?" if name == "seed" else newer
+    return pattern
+
+
+FILE_NAME = re.compile(name_pattern())
 
 
 @dataclass(frozen=True)
@@ -152,17 +152,11 @@ def save_checkpoint(path: Path, weights: dict[str, Tensor], info: CheckpointInfo
         torch.save(content, file)
 
 
-# --- reading
-
-
 def load_checkpoint(
     path: Path, mapped: bool = False, model: str | None = None, task: str = "main"
 ) -> Checkpoint:
-    """A checkpoint, or other weights, described by their file's name, else by `model` and `task`.
-    Raises UserError.
-
-    Others' files may hold the weights in one entry beside other things, or under names with a
-    common prefix (`module.`): a warning says so.
+    """A checkpoint, or other weights (as weight_files.find_state_dict takes them), described by
+    their file's name, else by `model` and `task`. Raises UserError.
     """
     loaded = weight_files.safe_load(path, mapped)
     weights = loaded.get("state_dict", {})
@@ -248,9 +242,6 @@ def reorder_mask_outputs(
         order = "its mask outputs incorrect, wear are taken as wear, incorrect"
         weight_files.note_once(path, f"without metadata, so by the original entry: {order}")
     return {**weights, **swapped}
-
-
-# --- a fold's checkpoints
 
 
 @dataclass
