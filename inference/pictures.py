@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor, nn
 
 import augmentation
@@ -79,7 +78,8 @@ def explain(
         box = box or find_face(photo)
         face = np.asarray(form(draw_face(photo, box), box), np.float32)
         share = float((heat * face[..., 0] / 255).sum() / heat.sum()) if heat.any() else np.nan
-        colours = Image.fromarray(matplotlib.colormaps["inferno"](heat, bytes=True)[..., :3])
+        shades = Image.fromarray((255 * heat).astype(np.uint8))
+        colours = ImageOps.colorize(shades, "black", "yellow", "crimson")
         heat_maps.append(HeatMap(Image.blend(view, colours, HEAT_OPACITY), share))
     return heat_maps
 

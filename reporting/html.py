@@ -25,6 +25,7 @@ from PIL import Image
 
 from data import images
 from labels import GENDERS, GROUP_STARTS, MASKS, scoring_task
+from reporting import plots
 from runtime.cli import duration
 from runtime.errors import CliError, plural
 
@@ -150,8 +151,6 @@ def jpeg(picture: Image.Image) -> str:
 
 def chart(name: str, title: str, *values: object, **size: float) -> Markup:
     """A chart that plots.py draws of these values, as a figure of inline SVG."""
-    from reporting import plots
-
     svg = plots.render_svg(getattr(plots, name), title, *values, **size)
     return Markup(f"<figure>{svg}</figure>")
 

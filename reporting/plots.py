@@ -1,4 +1,4 @@
-"""The reports' charts: numbers -> inline SVG. Import it late: matplotlib takes half a second."""
+"""The reports' charts: numbers -> inline SVG."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def test_charts_need_no_backend(backend: str) -> None:
     as it was.
     """
     code = (
-        "import os; from reporting import plots; print(plots.render_svg(lambda ax: ax.plot([1, "
+        "import os, inference.pictures; from reporting import plots; print(plots.render_svg(lambda ax: ax.plot([1, "
         "2]), 'a "
         "line')[:4], "
         "os.environ['MPLBACKEND'])"
