@@ -1,6 +1,4 @@
-"""report.json's numbers -> report.html, one file. The template holds the sections and their words;
-this module gives it charts, photographs and formats of numbers.
-"""
+"""report.json -> report.html: this module gives the template charts, photographs and formats."""
 
 from __future__ import annotations
 
