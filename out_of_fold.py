@@ -92,12 +92,10 @@ def probability_columns(task: str) -> list[str]:
     return ["value"] if spec.regression else [f"p{number}" for number in range(spec.outputs)]
 
 
-def write_oof(
-    run_dir: Path, task: str, rows: pd.DataFrame, predictions: np.ndarray
-) -> pd.DataFrame:
+def write_oof(run_dir: Path, task: str, rows: pd.DataFrame, predicted: np.ndarray) -> pd.DataFrame:
     """oof.csv: file, person, fold, labels, p0, p1 ... (or `value`) of held-out images; returned."""
     labels = dict.fromkeys([*LABEL_COLUMNS, "ageg", "main", task])
-    probabilities = pd.DataFrame(predictions, columns=probability_columns(task))
+    probabilities = pd.DataFrame(predicted, columns=probability_columns(task))
     table = pd.concat([rows[["file", "person", "fold", *labels]], probabilities], axis=1)
     csv_tables.write_csv(run_dir / OOF_FILE, table, "%.7g")
     return table

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pandas as pd
 
@@ -21,9 +23,5 @@ def assign_folds(table: pd.DataFrame, folds: int, split_seed: int) -> dict[str, 
         raise UserError(f"--cv {folds}: there are only {most} people; use at most --cv {most}")
     draw = np.random.RandomState(split_seed)  # numpy promises that this stream never changes
     strata = people.groupby(["gender", "ageg"], sort=True)["person"]
-    dealt = [
-        person
-        for _, stratum in strata
-        for person in stratum.to_numpy()[draw.permutation(len(stratum))]
-    ]
-    return {person: position % folds for position, person in enumerate(dealt)}
+    shuffled = [stratum.to_numpy()[draw.permutation(len(stratum))] for _, stratum in strata]
+    return {name: number % folds for number, name in enumerate(itertools.chain(*shuffled))}

@@ -159,12 +159,10 @@ def write_csv(path: Path, rows: Sequence[Sequence[object]]) -> None:
         csv.writer(file, lineterminator="\n").writerows(rows)
 
 
-def write_predictions(
-    path: Path, task: str, images: Sequence[str], predictions: np.ndarray
-) -> None:
+def write_predictions(path: Path, task: str, images: Sequence[str], predicted: np.ndarray) -> None:
     """A submission: ImageID,ans in the order of the images; years with two decimals."""
     form = "{:.2f}".format if TASKS[task].regression else "{:.0f}".format
-    write_csv(path, [("ImageID", "ans"), *zip(images, map(form, predictions), strict=True)])
+    write_csv(path, [("ImageID", "ans"), *zip(images, map(form, predicted), strict=True)])
 
 
 def write_confusion(path: Path, task: str, scores: metrics.Scores) -> None:

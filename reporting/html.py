@@ -82,14 +82,9 @@ def render_page(
 @functools.cache
 def environment() -> Environment:
     """Jinja's environment: every value is made visible and escaped, none may be missing."""
-    result = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=visible,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    loader = FileSystemLoader(Path(__file__).parent)
+    result = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    result.finalize, result.trim_blocks, result.lstrip_blocks = visible, True, True
     result.globals |= {"chart": chart, "matrix": matrix}
     filters = (decimals, duration, jpeg, percent, plural, short_member, thumbnail)
     result.filters |= {function.__name__: function for function in filters}
@@ -154,11 +149,7 @@ def chart(name: str, title: str, *values: object, **size: float) -> Markup:
 
 
 def matrix(
-    title: str,
-    names: Sequence[object],
-    rows: Sequence[Sequence[float]],
-    low: float = 0,
-    high: float | None = None,
+    title: str, names: Sequence[object], rows: list[list[float]], low: float = 0, high: float = 0
 ) -> Markup:
     """A table of numbers [n, n], shaded from `low` to `high` or the row's sum; of shares up to a
     `high` of 1 in percent. Names that are tuples make groups.

@@ -69,14 +69,13 @@ def training_numbers(run_dir: Path, oof: pd.DataFrame) -> Numbers:
         for fold, rows in oof.groupby("fold").indices.items()
     ]
     ages = age_errors(task, decided, oof) if task in ("main", "ageg", "age") else []
-    photos = photo_errors(task, predictions, decided, oof)
+    photos = photo_errors(task, predictions, oof)
     rates = [rate for fold in folds for rate in fold["history"].get("images_per_second", [])]
+    speed = np.median(rates) if rates else None
     ends = [path.stat().st_mtime for path in run_dir.glob("fold*/history.csv")]
     seconds = max(ends) - run_directory.start_time(run_dir) if ends and run else None
     numbers = {
         "kind": "training",
-        "name": run_dir.name,
-        "path": str(run_dir),
         "task": task,
         **scores,
         "folds": folds,
@@ -85,10 +84,7 @@ def training_numbers(run_dir: Path, oof: pd.DataFrame) -> Numbers:
         "worst_ages": worst_ages(ages),
         "samples": sample_predictions(photos),
         "most_wrong": most_wrong(photos),
-        "time": {
-            "seconds": seconds and max(0.0, seconds),
-            "images_per_second": np.median(rates) if rates else None,
-        },
+        "time": {"seconds": seconds and max(0.0, seconds), "images_per_second": speed},
         "run": run,
     }
     if not TASKS[task].regression:
@@ -230,14 +226,13 @@ def worst_ages(ages: Sequence[Numbers]) -> list[Numbers]:
     return sorted(wrong, key=lambda row: -row["share"])[:3]
 
 
-def photo_errors(
-    task: str, predictions: np.ndarray, decided: np.ndarray, oof: pd.DataFrame
-) -> pd.DataFrame:
+def photo_errors(task: str, predictions: np.ndarray, oof: pd.DataFrame) -> pd.DataFrame:
     """A row per photograph: person, file, true, answered (names), error, wrong (the class is).
 
     `error` is 1 - the probability of the truth, or the error in years.
     """
-    truth, classes = oof[task].to_numpy(), TASKS[task].classes
+    truth, decided = oof[task].to_numpy(), ensemble.decide(task, predictions)
+    classes = TASKS[task].classes
     error = 1 - predictions[np.arange(len(truth)), truth] if classes else np.abs(decided - truth)
     table = oof[["person", "file"]].copy()
     for column, values in (("true", truth), ("answered", decided)):
@@ -302,8 +297,6 @@ def prediction_report(
     members = zip(probs.members, probs.folds, probs.weights, own, strict=True)
     numbers: Numbers = {
         "kind": "prediction",
-        "name": folder.name,
-        "path": str(folder),
         "recommended": ensemble.RECOMMENDED.get(next(iter(votes)), ""),
         "task": task,
         "photographs": len(probs.images),
@@ -361,7 +354,8 @@ def write_report(
 ) -> None:
     """report.json, then report.html; paths: {file: where its photograph is}."""
     rows = {t: [{"name": n, "value": v} for n, v in pairs] for t, pairs in extra.items()}
-    stored = to_json(numbers | {"extra": rows})
+    names = {"name": folder.name, "path": str(folder)}
+    stored = to_json(names | numbers | {"extra": rows})
     run_directory.write_json(folder / "report.json", stored)
     with atomic_write(folder / "report.html", "w") as file:
         file.write(html.render_page(stored, paths, galleries))
