@@ -21,6 +21,7 @@ from labels import TASKS
 from runtime.errors import UserError, short_repr
 from runtime.files import atomic_write
 
+Weights = dict[str, Tensor]
 FORMAT = 1
 # of files without metadata whose name tells no task: by the outputs of the last layer
 TASK_OF_OUTPUTS = {18: "main", 2: "gender", 1: "age"}
@@ -71,7 +72,7 @@ class Checkpoint:
 
     name: str  # of its predictions: the file's, in a vote that within the run or runs
     path: Path
-    weights: dict[str, Tensor]
+    weights: Weights
     known_info: CheckpointInfo | None  # None for a bare state dict whose name does not describe it
 
     @property
@@ -118,7 +119,7 @@ def info_from_name(file: str) -> CheckpointInfo | None:
     return info_from_values(match.groupdict()) if match else None
 
 
-def info_of_older_file(path: Path, weights: dict[str, Tensor]) -> CheckpointInfo | None:
+def info_of_older_file(path: Path, weights: Weights) -> CheckpointInfo | None:
     """What is known of a file without metadata: by its name, or by `f1(0.81)` in it, the name of
     its run's folder (kfold-ensemble-<model>...) and the outputs of its last layer. None where that
     is not enough.
@@ -141,7 +142,7 @@ def info_of_older_file(path: Path, weights: dict[str, Tensor]) -> CheckpointInfo
     return info_from_values({"task": task, **values, "model": model, "fold": fold})
 
 
-def save_checkpoint(path: Path, weights: dict[str, Tensor], info: CheckpointInfo) -> None:
+def save_checkpoint(path: Path, weights: Weights, info: CheckpointInfo) -> None:
     """Save weights and their metadata as plain types and tensors, whole or not at all."""
     content = {
         "format": FORMAT,
@@ -224,9 +225,7 @@ def checked_info(plain: Any) -> CheckpointInfo:
     return info
 
 
-def reorder_mask_outputs(
-    weights: dict[str, Tensor], info: CheckpointInfo, path: Path
-) -> dict[str, Tensor]:
+def reorder_mask_outputs(weights: Weights, info: CheckpointInfo, path: Path) -> Weights:
     """A bare file's weights with the mask head's outputs in today's order: the original entry
     numbered a mask worn incorrectly 0 and one worn rightly 1. A warning says so.
     """
@@ -262,7 +261,7 @@ def save_if_best(
     folder: Path,
     kept: list[KeptCheckpoint],
     new: KeptCheckpoint,
-    weights: dict[str, Tensor],
+    weights: Weights,
     info: CheckpointInfo,
     top: int,
 ) -> None:

@@ -40,6 +40,7 @@ SHORT_NAMES: dict[str, Sequence[object]] = {  # of the classes in a confusion ma
 SHARES = {"predicted": "class_shares", "true": "true_shares", "in training": "training_shares"}
 Numbers = dict[str, Any]
 Rows = Sequence[tuple[str, object]]
+Paths = Mapping[str, str]  # {file: where its photograph is}
 
 
 class Gallery(NamedTuple):
@@ -49,12 +50,11 @@ class Gallery(NamedTuple):
     pictures: Sequence[tuple[Image.Image, str]]  # with their captions
 
 
-def render_page(
-    numbers: Numbers, paths: Mapping[str, str], galleries: Mapping[str, Gallery] | None = None
-) -> str:
-    """The page of a run or of a prediction. paths: {file: where its photograph is}; galleries:
-    {section title: gallery}.
-    """
+Galleries = Mapping[str, Gallery]  # by the section's title
+
+
+def render_page(numbers: Numbers, paths: Paths, galleries: Galleries | None = None) -> str:
+    """The page of a run or of a prediction."""
     shares = {name: numbers[key] for name, key in SHARES.items() if numbers.get(key) is not None}
     predicted, expected = [*shares.values(), None][:2]
     columns = zip(numbers["class_names"], predicted, expected or predicted, strict=True)

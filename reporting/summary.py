@@ -17,7 +17,7 @@ import out_of_fold
 import run_directory
 from labels import GROUP_STARTS, PARTS, TASKS, scoring_task
 from reporting import html
-from reporting.html import Numbers, Rows
+from reporting.html import Galleries, Numbers, Paths, Rows
 from runtime.errors import UserError, path_error, printable
 from runtime.files import atomic_write, read_file
 
@@ -34,7 +34,7 @@ def training_report(
     table: pd.DataFrame,
     oof: pd.DataFrame,
     extra: Mapping[str, Rows],
-    galleries: Mapping[str, html.Gallery] | None = None,
+    galleries: Galleries | None = None,
 ) -> None:
     """Write report.json and report.html into a run's folder.
 
@@ -45,7 +45,7 @@ def training_report(
     damaged history.csv.
     """
     paths = dict(zip(table["file"], table["path"], strict=True))
-    write_report(run_dir, training_numbers(run_dir, oof), extra, paths, galleries)
+    write_report(run_dir, training_numbers(run_dir, oof), extra, paths, galleries or {})
 
 
 def training_numbers(run_dir: Path, oof: pd.DataFrame) -> Numbers:
@@ -272,7 +272,7 @@ def prediction_report(
     truth: np.ndarray | None = None,
     training_shares: Sequence[float] | np.ndarray | None = None,
     origin: Mapping[str, object] | None = None,
-    paths: Mapping[str, str] | None = None,
+    paths: Paths | None = None,
 ) -> None:
     """Write report.json and report.html into a prediction's folder.
 
@@ -320,7 +320,7 @@ def prediction_report(
             parts = {part: np.array(TASKS[part].from_main)[first_classes] for part in PARTS}
             numbers |= score_parts(parts, first_classes, truth, None)
     extra = doubtful_photographs(probs, first_classes, own_classes)
-    write_report(folder, numbers, extra, paths or {})
+    write_report(folder, numbers, extra, paths or {}, {})
 
 
 def doubtful_photographs(
@@ -346,13 +346,9 @@ def doubtful_photographs(
 
 
 def write_report(
-    folder: Path,
-    numbers: Numbers,
-    extra: Mapping[str, Rows],
-    paths: Mapping[str, str],
-    galleries: Mapping[str, html.Gallery] | None = None,
+    folder: Path, numbers: Numbers, extra: Mapping[str, Rows], paths: Paths, galleries: Galleries
 ) -> None:
-    """report.json, then report.html; paths: {file: where its photograph is}."""
+    """report.json, then report.html."""
     rows = {t: [{"name": n, "value": v} for n, v in pairs] for t, pairs in extra.items()}
     names = {"name": folder.name, "path": str(folder)}
     stored = to_json(names | numbers | {"extra": rows})
