@@ -21,15 +21,15 @@ from runtime.files import refuse_irregular, zip_members
 
 # where other programs put a model's weights, beside other things
 WRAPPER_KEYS = ("state_dict", "model_state_dict", "model")
-FOREIGN_FILES = (  # the first bytes, in lower case; what the file is, and what to do
-    ((b"version https://git-lfs",), "a Git LFS pointer to the weights; run git lfs pull"),
-    ((b"<!doctype", b"<html", b"<head", b"<?xml"), "a web page, not weights; download the file"),
-    (  # gzip, bzip2, xz, 7z, rar, zstandard
-        (b"\x1f\x8b", b"bzh", b"\xfd7zxz", b"7z\xbc\xaf", b"rar!", b"\x28\xb5\x2f\xfd"),
-        "a packed file; unpack it, and name the file inside",
+FOREIGN_FILES = {  # the first bytes, in lower case: what the file is, and what to do
+    (b"version https://git-lfs",): "a Git LFS pointer to the weights; run git lfs pull",
+    (b"<!doctype", b"<html", b"<head", b"<?xml"): "a web page, not weights; download the file",
+    # gzip, bzip2, xz, 7z, rar, zstandard
+    (b"\x1f\x8b", b"bzh", b"\xfd7zxz", b"7z\xbc\xaf", b"rar!", b"\x28\xb5\x2f\xfd"): (
+        "a packed file; unpack it, and name the file inside"
     ),
-    ((b"\x89hdf",), "an HDF5 file, of Keras perhaps; only files of torch.save are read"),
-)
+    (b"\x89hdf",): "an HDF5 file, of Keras perhaps; only files of torch.save are read",
+}
 
 
 def safe_load(path: Path, mapped: bool = False) -> dict[str, Any]:
@@ -78,20 +78,18 @@ def describe_foreign_file(path: Path) -> str:
     with open(path, "rb") as file:
         start = file.read(512)
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    for first_bytes, description in FOREIGN_FILES:
+    for first_bytes, description in FOREIGN_FILES.items():
         if text.startswith(first_bytes):
             return description
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
         return "a safetensors file; convert it: torch.save(safetensors.torch.load_file(PATH), NEW)"
-    names: list[str] = []
-    if start.startswith(b"PK\3\4"):
-        with contextlib.suppress(Exception), zipfile.ZipFile(path) as parts:  # may be damaged
-            names = parts.namelist()
-    if any(name.endswith("constants.pkl") for name in names):
-        return "a TorchScript program, not weights; save the state_dict() of its model instead"
-    if names and not any(name.endswith("data.pkl") for name in names):
-        first = names[0][:100]
-        return f"a zip file of other files ({first}); unpack it, and name the one with the weights"
+    with contextlib.suppress(Exception), zipfile.ZipFile(path) as parts:  # may be damaged, or none
+        names = parts.namelist()
+        if any(name.endswith("constants.pkl") for name in names):
+            return "a TorchScript program, not weights; save the state_dict() of its model instead"
+        if not any(name.endswith("data.pkl") for name in names):
+            others = f"a zip file of other files ({names[0][:100]})"
+            return f"{others}; unpack it, and name the one with the weights"
     return ""
 
 

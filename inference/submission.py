@@ -109,12 +109,9 @@ def training_counts(run_dir: Path, task: str) -> np.ndarray | None:
         counts = [per_class[name] for name in TASKS[scoring_task(trained)].classes]
         if not all(type(count) is int and 0 <= count < MAX_COUNT for count in counts):
             return None
-        if trained == task:
-            return np.array(counts)
-        if trained == "main" and TASKS[task].from_main:
-            return np.bincount(TASKS[task].from_main, counts, TASKS[task].outputs)
-        if TASKS[trained].regression or TASKS[task].regression:
-            return None
+        converted = ensemble.convert_task(np.array(counts), trained, task)
+        if converted is not None or TASKS[trained].regression or TASKS[task].regression:
+            return converted
         import out_of_fold  # needs pandas, and a vote on stored probabilities does not
 
         oof = out_of_fold.read_oof(run_dir, trained)  # a run for a part of main
