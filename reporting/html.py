@@ -75,7 +75,7 @@ def render_page(numbers: Numbers, paths: Paths, galleries: Galleries | None = No
         rare=[name for name, share, fair in columns if share < fair / 2],
         scored_task=scoring_task(numbers["task"]),
         short_names=SHORT_NAMES,
-        mean_curve=mean_curve(numbers.get("folds", [])),
+        mean_curves=mean_curves(numbers.get("folds", [])),
     )
 
 
@@ -143,9 +143,8 @@ def jpeg(picture: Image.Image) -> str:
 
 
 def chart(name: str, title: str, *values: object, **size: float) -> Markup:
-    """A chart that plots.py draws of these values, as a figure of inline SVG."""
-    svg = plots.render_svg(getattr(plots, name), title, *values, **size)
-    return Markup(f"<figure>{svg}</figure>")
+    """A chart that plots.py draws of these values, as inline SVG."""
+    return Markup(plots.render_svg(getattr(plots, name), title, *values, **size))
 
 
 def matrix(
@@ -166,18 +165,10 @@ def matrix(
     return Markup(f'<div class="scroll">{table}</div>')
 
 
-def mean_curve(folds: Sequence[Numbers]) -> Numbers | None:
-    """Where the folds' mean curve is best and their mean loss lowest (epochs from 1). None for
-    folds of unlike lengths, and for fewer than three epochs.
-    """
+def mean_curves(folds: Sequence[Numbers]) -> list[np.ndarray] | None:
+    """The folds' mean macro F1 and mean loss [epochs]; None for unlike lengths and under 3."""
     curves = [fold["history"] for fold in folds if fold["history"]]
     lengths = {len(curve["macro_f1"]) for curve in curves}
     if len(lengths) != 1 or min(lengths) < 3:
         return None
-    scores, losses = (np.mean([c[name] for c in curves], 0) for name in ("macro_f1", "valid_loss"))
-    return {
-        "epochs": len(scores),
-        "macro_f1": scores.max(),
-        "best_epoch": scores.argmax() + 1,
-        "lowest_loss_epoch": losses.argmin() + 1,
-    }
+    return [np.mean([curve[name] for curve in curves], 0) for name in ("macro_f1", "valid_loss")]

@@ -71,19 +71,17 @@ def bars_by_name(ax: Axes, names: Sequence[str]) -> None:
 def learning(ax: Axes, folds: Rows, solid: str, dashed: str, label: str) -> None:
     """A column of each fold's history by epoch, another one dashed, and the mean of the first."""
     width = 1 if len(folds) > 1 else 2
+    lengths = {len(fold["history"]["epoch"]) for fold in folds}
+    marker = "o" if max(lengths) == 1 else ""
     for number, fold in enumerate(folds):
         curves = fold["history"]
-        style: Any = {"color": f"C{number}", "linewidth": width}
+        style: Any = {"color": f"C{number}", "linewidth": width, "marker": marker}
         ax.plot(curves["epoch"], curves[solid], label=f"fold {fold['fold']}", **style)
         if dashed in curves:
             ax.plot(curves["epoch"], curves[dashed], linestyle=DASHED, alpha=0.6, **style)
-    lengths = {len(fold["history"]["epoch"]) for fold in folds}
     if len(folds) > 1 and len(lengths) == 1:
         mean = np.mean([fold["history"][solid] for fold in folds], axis=0)
-        ax.plot(folds[0]["history"]["epoch"], mean, color=INK, linewidth=2.4, label="mean")
-    if max(lengths) == 1:
-        for line in ax.lines:
-            line.set_marker("o")
+        ax.plot(curves["epoch"], mean, color=INK, linewidth=2.4, marker=marker, label="mean")
     ax.set(xlabel="epoch", ylabel=label)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(ncols=3 if len(folds) < 9 else 4)
