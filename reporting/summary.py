@@ -183,9 +183,7 @@ def fold_numbers(
 
 
 def age_errors(task: str, decided: np.ndarray, oof: pd.DataFrame) -> list[Numbers]:
-    """By true age in whole years: people, photographs, how many of these were put into too young or
-    too old a group, and the mean prediction where the predictions are years.
-    """
+    """By true age in whole years: people, photographs, counts of wrong groups, mean of years."""
     years = oof["age"].to_numpy(float)
     true_groups = metrics.to_classes("age", years)
     groups = decided % 3 if task == "main" else metrics.to_classes(task, decided)
@@ -227,9 +225,8 @@ def worst_ages(ages: Sequence[Numbers]) -> list[Numbers]:
 
 
 def photo_errors(task: str, predictions: np.ndarray, oof: pd.DataFrame) -> pd.DataFrame:
-    """A row per photograph: person, file, true, answered (names), error, wrong (the class is).
-
-    `error` is 1 - the probability of the truth, or the error in years.
+    """A row per photograph: person, file, true, answered (names), wrong (the class is), and the
+    error: 1 - the probability of the truth, or years.
     """
     truth, decided = oof[task].to_numpy(), ensemble.decide(task, predictions)
     classes = TASKS[task].classes
@@ -242,9 +239,7 @@ def photo_errors(task: str, predictions: np.ndarray, oof: pd.DataFrame) -> pd.Da
 
 
 def sample_predictions(photos: pd.DataFrame) -> list[Numbers]:
-    """A few photographs that are predicted rightly, then a few wrong ones, from all over a table of
-    photo_errors.
-    """
+    """A few right and then a few wrong rows of photo_errors, from all over the table."""
     samples: list[Numbers] = []
     for _, rows in photos.groupby("wrong"):
         places = np.linspace(0, len(rows) - 1, min(MAX_SAMPLES_SHOWN, len(rows))).astype(int)
@@ -253,9 +248,7 @@ def sample_predictions(photos: pd.DataFrame) -> list[Numbers]:
 
 
 def most_wrong(table: pd.DataFrame) -> list[Numbers]:
-    """The people whom the model contradicts most, by their photographs' mean error, each with the
-    photograph it is most wrong about. table: of photo_errors.
-    """
+    """The people with the largest mean error, each by its worst row of photo_errors."""
     worst = table[table["wrong"]].sort_values("error", ascending=False, kind="stable")
     worst = worst.drop_duplicates("person").set_index("person").drop(columns=["wrong", "error"])
     counts = {"wrong": ("wrong", "sum"), "photographs": ("wrong", "size")}
