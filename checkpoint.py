@@ -120,9 +120,8 @@ def info_from_name(file: str) -> CheckpointInfo | None:
 
 
 def info_of_older_file(path: Path, weights: Weights) -> CheckpointInfo | None:
-    """What is known of a file without metadata: by its name, or by `f1(0.81)` in it, the name of
-    its run's folder (kfold-ensemble-<model>...) and the outputs of its last layer. None where that
-    is not enough.
+    """What is known of a file without metadata: by its name, or by `f1(0.81)` in it, its run's
+    folder (kfold-ensemble-<model>...) and its last layer's outputs. None where it is not enough.
     """
     fold_dir = path.absolute().parent
     fold = fold_dir.name.removeprefix("fold")

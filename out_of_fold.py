@@ -103,9 +103,7 @@ def write_oof(run_dir: Path, task: str, rows: pd.DataFrame, predicted: np.ndarra
 
 def read_oof(run_dir: Path, task: str) -> OutOfFold | None:
     """A run's oof.csv, sorted by file; None where it has none. Raises UserError for a damaged one.
-
-    The labels follow from mask, gender and age, so that a table from before a task was registered
-    has them too.
+    Labels follow from mask, gender and age, also those of tasks that are newer than the table.
     """
     path, remedy = run_dir / OOF_FILE, "--resume that run to have it written again"
     if not path.is_file():

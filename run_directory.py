@@ -43,8 +43,8 @@ MAX_RUN_JSON_DEPTH = 8  # levels of run.json; a run writes 4
 def open_run_dir(
     save_path: Path, model: str, run_name: str | None, resume: str | None, settings: dict[str, Any]
 ) -> Path:
-    """The folder of a run: new, or that of --run-name or --resume, whose result_settings must be
-    `settings`. Raises UserError.
+    """A new run's folder, or that of --run-name or --resume if `settings`, its result_settings,
+    are equal. Raises UserError.
     """
     name = RUN_DIR_PREFIX + model
     if resume is not None:
@@ -71,9 +71,7 @@ def open_run_dir(
 
 
 def runs_to_resume(save_path: Path, name: str, resume: str) -> list[Path]:
-    """The runs that --resume may mean: the unfinished ones, the newest first, or the one named (in
-    full, or by its suffix to `name`). Raises UserError for none.
-    """
+    """The unfinished runs, newest first, or the one of that name or suffix; UserError for none."""
     if resume == config.NEWEST:
         runs = newest_first(path.parent for path in save_path.glob(f"{RUN_DIR_PREFIX}*/run.json"))
         contents = [(path, read_run_json(path)) for path in runs]
@@ -104,9 +102,7 @@ def differing_settings(settings: dict[str, Any], run_dir: Path) -> list[str]:
 
 @contextlib.contextmanager
 def fold_lock(folder: Path, needed: bool = True) -> Iterator[None]:
-    """Make and lock a fold's folder; delete what a killed process was writing. Raises UserError
-    where another process keeps it, RunError where the drive fails.
-    """
+    """Make and lock a fold's folder; delete what a killed process was writing. Raises as _lock."""
     folder.mkdir(exist_ok=True)
     with contextlib.ExitStack() as stack:
         if needed:
@@ -115,7 +111,9 @@ def fold_lock(folder: Path, needed: bool = True) -> Iterator[None]:
 
 
 def _lock(folder: Path, stack: contextlib.ExitStack) -> bool:
-    """Lock until the stack is closed; False where the system has no locks, which a warning says."""
+    """Lock until the stack is closed; False where the system has no locks, which a warning says.
+    Raises UserError where another process keeps it, RunError where the drive fails.
+    """
     if fcntl is None:
         return False
     handle = os.open(folder, os.O_RDONLY)
@@ -152,8 +150,8 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_run_json(run_dir: Path) -> dict[str, Any]:
-    """run.json of a run; empty where there is none (older runs). Raises UserError for a damaged
-    one: its values have the types that a run writes, and no more levels than MAX_RUN_JSON_DEPTH.
+    """run.json of a run; empty where there is none (older runs). Raises UserError for values of
+    other types than a run writes, and for more than MAX_RUN_JSON_DEPTH levels.
     """
     path = run_dir / "run.json"
     try:

@@ -114,9 +114,7 @@ def csv_rows(path: Path, data: bytes, delimiter: str, skip: int) -> Iterator[tup
 
 
 def iter_lines(data: bytes) -> Iterator[str]:
-    """A table's lines with their ends, one at a time: all at once would take ten times the memory.
-    Raises csv.Error for a line of absurd length.
-    """
+    """A table's lines, one at a time, for memory's sake. Raises csv.Error for an absurd one."""
     stream = io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", "replace", newline="")
     while line := stream.readline(MAX_LINE_CHARACTERS + 1):
         if len(line) > MAX_LINE_CHARACTERS:

@@ -13,9 +13,8 @@ from runtime.errors import UserError
 def assign_folds(table: pd.DataFrame, folds: int, split_seed: int) -> dict[str, int]:
     """Person -> fold, all photographs of a person in one; stratified by gender and age group.
 
-    People are sorted by name, shuffled within each stratum and dealt out one by one, each stratum
-    going on where the last one stopped: every stratum and every total is balanced to within one
-    person, however small.
+    People are shuffled within each stratum and dealt out one by one, each stratum going on where
+    the last one stopped: every stratum and total is balanced to within one person.
     """
     people = table.drop_duplicates("person").sort_values("person")
     if folds > len(people):

@@ -34,10 +34,8 @@ FOREIGN_FILES = {  # the first bytes, in lower case: what the file is, and what 
 
 def safe_load(path: Path, mapped: bool = False) -> dict[str, Any]:
     """A dictionary from a torch file, unpickling nothing but plain types, tensors and argparse's
-    Namespace, which others keep beside their weights. Raises UserError.
-
-    mapped: read tensors from the file when they are used. If the file is cut short meanwhile, the
-    process dies.
+    Namespace. Raises UserError. mapped: read tensors when they are used; if the file is cut short
+    meanwhile, the process dies.
     """
     try:
         refuse_irregular(path)
@@ -108,9 +106,8 @@ def is_state_dict(value: object) -> bool:
 
 
 def find_state_dict(loaded: dict[str, Any], path: Path) -> dict[str, Tensor]:
-    """The state dict that a file is, or holds in an entry, or beside other things, without
-    a prefix that all its names share; warnings say so. Raises UserError for none, and for several
-    under unknown names.
+    """The state dict that a file is, or holds, without a prefix that all its names share; warnings
+    say so. Raises UserError for none, and for several under unknown names.
     """
     weights = loaded if is_state_dict(loaded) else _unwrap(loaded, path)
     prefix = common_prefix(weights)

@@ -31,9 +31,8 @@ class Run:
 
 def load_runs(roots: Sequence[str] | None, top_k: int, task: str) -> list[Run]:
     """The runs to use (where none is named the newest that knows the task), the k best checkpoints
-    of each fold as members; their names begin with the run's where there are several.
-
-    Raises UserError for a run named twice and for one without checkpoints.
+    of each fold as members; their names begin with the run's where there are several. Raises
+    UserError for a run named twice and for one without checkpoints.
     """
     if not roots:
         paths = [members.newest_run(task, "--root")[0]]
@@ -60,11 +59,8 @@ def runs_title(runs: Sequence[Run]) -> str:
 
 
 def mixture_lines(runs: Sequence[Run], task: str) -> list[str]:
-    """Lines on the out-of-fold score of the runs' mean, and of each alone, with intervals; or why
-    there is none.
-
-    A run takes part with one epoch of each fold, that of its oof.csv. Runs of mask, gender and ageg
-    are multiplied.
+    """The out-of-fold scores of the runs' mean and of each alone, with intervals, or why there are
+    none. A run's predictions are those of its oof.csv; runs of mask, gender, ageg are multiplied.
     """
     no_score = "out of fold: the mixture has no score: "
     lines: list[str] = []

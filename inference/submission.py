@@ -176,10 +176,8 @@ def write_prediction(
     labels: np.ndarray | None,
     report: ReportContext | None,
 ) -> None:
-    """Write all CSVs of a prediction, the probabilities and a report (None: for a quick vote), and
-    where labels [images] are known the scores; print where everything is, the file to upload last.
-
-    votes: {name of the file: predictions [images]}, the recommended one first.
+    """Write the CSVs, probs.npz, a report (None: for a quick vote), and scores where labels [images]
+    are known; print the paths, the file to upload last. votes: {file: predictions [images]}.
     """
     save_probabilities(folder, probs)
     task, images = probs.task, probs.images

@@ -93,10 +93,7 @@ def environment() -> Environment:
 
 
 def visible(value: object) -> object:
-    """Any value as text that is seen, without characters that steer a terminal or turn the text.
-
-    Markup, which only the template and the charts make, stays as it is.
-    """
+    """Text without characters that steer a terminal or turn the text; Markup, our own, as it is."""
     if isinstance(value, Markup):
         return value
     if isinstance(value, float):

@@ -39,10 +39,8 @@ def find_label_issues(table: pd.DataFrame, probabilities: np.ndarray) -> pd.Data
 
 
 def conditional_scores(table: pd.DataFrame, probabilities: np.ndarray, part: str) -> np.ndarray:
-    """[photographs, classes of the part] centred log-probabilities, given its two other labels.
-
-    Joint probabilities that disagree with one of the others count CONTRADICTION_WEIGHT times, for
-    it may be wrong itself.
+    """[photographs, classes of the part] centred log-probabilities, given its two other labels:
+    joint ones that disagree with one of these, which may be wrong, count CONTRADICTION_WEIGHT.
     """
     joint = np.maximum(probabilities, 1e-9).reshape(-1, 3, 2, 3)  # photographs, then PARTS
     for axis, other in enumerate(PARTS, start=1):
