@@ -25,8 +25,6 @@ from runtime.errors import RunError, UserError, path_error, reason, warn
 RUN_DIR_PREFIX = "kfold-ensemble-"
 # the processes that read images for a killed run hold its locks for about 5 seconds more
 LOCK_SECONDS = 15.0
-# from drives without flock
-NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 RUN_JSON_TYPES = {
     **dict.fromkeys(("settings", "data", "chosen", "machine", "versions"), dict),
     **dict.fromkeys(("command", "resumed"), list),
@@ -129,7 +127,7 @@ def _lock(folder: Path, stack: contextlib.ExitStack) -> bool:
                 raise UserError(f"{folder}: another process trains this fold; {remedy}") from None
             time.sleep(0.1)
         except OSError as error:
-            if error.errno not in NO_LOCKS:
+            if error.errno not in (errno.ENOLCK, *files.UNSUPPORTED_ERRNOS):
                 problem = f"cannot be locked ({reason(error)}); repair that drive"
                 raise RunError(f"{folder}: {problem}, then go on with --resume") from None
             problem = f"folders cannot be locked there ({reason(error)})"

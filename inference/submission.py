@@ -176,7 +176,7 @@ def write_prediction(
     labels: np.ndarray | None,
     report: ReportContext | None,
 ) -> None:
-    """Write the CSVs, probs.npz, a report (None: for a quick vote), and scores where labels [images]
+    """Write CSVs, probs.npz, a report (None: for a quick vote), and scores where labels [images]
     are known; print the paths, the file to upload last. votes: {file: predictions [images]}.
     """
     save_probabilities(folder, probs)
