@@ -110,17 +110,17 @@ def read_oof(run_dir: Path, task: str) -> OutOfFold | None:
         return None
     columns = probability_columns(task)
     table = csv_tables.read_csv(path, ["file", "person", "fold", *LABEL_COLUMNS, *columns])
+    names = table[["file", "person"]].replace(r"^'(?=[=+\-@])", "", regex=True)
     try:
         numbers = table[["fold", *LABEL_COLUMNS, *columns]].astype(float)
         numbers = numbers.astype({"fold": int, "mask": int, "gender": int})
         limits = {"age": 200, "mask": 2, "gender": 1}
         in_range = all(numbers[name].between(0, limit).all() for name, limit in limits.items())
         is_valid = in_range and ensemble.are_valid(task, numbers[columns].to_numpy())
-        if not is_valid or table["file"].duplicated().any():
+        if not is_valid or names["file"].duplicated().any():
             raise ValueError("invalid labels or probabilities")
     except ValueError as error:
         raise path_error(path, error, remedy) from None
-    names = table[["file", "person"]].replace(r"^'(?=[=+\-@])", "", regex=True)
     rows = names.join(numbers).sort_values("file", kind="stable", ignore_index=True)
     predictions = rows[columns].to_numpy()
     rows = rows.drop(columns=columns).assign(years=rows["age"])
