@@ -18,7 +18,7 @@ from unicodedata import category
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from PIL import Image
 
 from data import images
@@ -86,7 +86,7 @@ def environment() -> Environment:
     result = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     result.finalize, result.trim_blocks, result.lstrip_blocks = visible, True, True
     result.globals |= {"chart": chart, "matrix": matrix}
-    filters = (decimals, duration, jpeg, percent, plural, short_member, thumbnail)
+    filters = (breakable, decimals, duration, jpeg, percent, plural, short_member, thumbnail)
     result.filters |= {function.__name__: function for function in filters}
     result.filters |= {"mean": fmean, "quote": shlex.quote}
     return result
@@ -101,6 +101,11 @@ def visible(value: object) -> object:
     text = "none" if value is None else str(value)
     replacement = "\N{REPLACEMENT CHARACTER}"
     return "".join(replacement if category(c).startswith("C") else c for c in text)
+
+
+def breakable(name: str) -> Markup:
+    """A file's name that is best broken after / and _."""
+    return Markup(re.sub("([/_])", r"\1<wbr>", str(escape(visible(name)))))
 
 
 def decimals(value: float | None, digits: int = 3) -> str:
