@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import re
 import string
-from collections.abc import Callable, Container, Mapping
-from dataclasses import MISSING, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from labels import TASKS
 from runtime.errors import UserError, short_repr
 from runtime.files import atomic_write
 
+Weights = dict[str, Tensor]
 FORMAT = 1
 # of files without metadata whose name tells no task: by the outputs of the last layer
 TASK_OF_OUTPUTS = {18: "main", 2: "gender", 1: "age"}
@@ -31,19 +32,19 @@ NAME_FORMAT = (
     "Fold{fold:02d}_{model}_task({task})ep({epoch})f1({macro_f1:.4f})bs({batch_size})"
     "loss({loss:.4f})lr({lr})trans({transform})optim({optim_type})crit({loss_type})seed({seed}).pth"
 )
-FIRST_NAME_FORMAT = NAME_FORMAT.partition("{seed}")[0]  # later fields may be absent
-FILE_NAME = re.compile(
-    "".join(
-        f"(?:{re.escape(text)}(?P<{field}>[^()]+?))"
-        + ("" if f"{{{field}" in FIRST_NAME_FORMAT or field == "seed" else "?")
-        if field
-        else re.escape(text)
-        for text, field, *_ in string.Formatter().parse(NAME_FORMAT)
-    )
-)
 
 
-# --- names and contents
+def name_pattern() -> str:
+    """NAME_FORMAT as a regular expression; fields after the seed, newer ones, may be absent."""
+    pattern, newer = "", ""
+    for text, name, *_ in string.Formatter().parse(NAME_FORMAT):
+        value = f"(?P<{name}>[^()]+?)){newer}" if name else ")"
+        pattern += f"(?:{re.escape(text)}{value}"
+        newer = "?" if name == "seed" else newer
+    return pattern
+
+
+FILE_NAME = re.compile(name_pattern())
 
 
 @dataclass(frozen=True)
@@ -71,17 +72,16 @@ class Checkpoint:
 
     name: str  # of its predictions: the file's, in a vote that within the run or runs
     path: Path
-    weights: dict[str, Tensor]
+    weights: Weights
     known_info: CheckpointInfo | None  # None for a bare state dict whose name does not describe it
 
     @property
     def info(self) -> CheckpointInfo:
         """Raises UserError where nothing describes the weights."""
         if self.known_info is None:
-            raise UserError(
-                f"{self.path}: a bare state dict whose name does not tell its model and task; name "
-                "it as train.py does, or give submit_singular.py --model-type and --task"
-            )
+            problem = "a bare state dict whose name does not tell its model and task"
+            remedy = "name it as train.py does, or give submit_singular.py --model-type and --task"
+            raise UserError(f"{self.path}: {problem}; {remedy}")
         return self.known_info
 
 
@@ -119,10 +119,9 @@ def info_from_name(file: str) -> CheckpointInfo | None:
     return info_from_values(match.groupdict()) if match else None
 
 
-def info_of_older_file(path: Path, weights: dict[str, Tensor]) -> CheckpointInfo | None:
-    """What is known of a file without metadata: by its name, or by `f1(0.81)` in it, the name of
-    its run's folder (kfold-ensemble-<model>...) and the outputs of its last layer. None where that
-    is not enough.
+def info_of_older_file(path: Path, weights: Weights) -> CheckpointInfo | None:
+    """What is known of a file without metadata: by its name, or by `f1(0.81)` in it, its run's
+    folder (kfold-ensemble-<model>...) and its last layer's outputs. None where it is not enough.
     """
     fold_dir = path.absolute().parent
     fold = fold_dir.name.removeprefix("fold")
@@ -135,16 +134,14 @@ def info_of_older_file(path: Path, weights: dict[str, Tensor]) -> CheckpointInfo
     if info is not None or "macro_f1" not in values or not models:
         return info
     model = model_names()[max(models, key=len)]
-    if "task" not in values:
-        outputs = weights["linear.bias"].numel() if "linear.bias" in weights else 0
-        has_several_heads = bool(registries.MODELS[model].heads)
-        values["task"] = "main" if has_several_heads else TASK_OF_OUTPUTS.get(outputs, "")
+    outputs = weights["linear.bias"].numel() if "linear.bias" in weights else 0
+    task = "main" if registries.MODELS[model].heads else TASK_OF_OUTPUTS.get(outputs, "")
     if values.get("transform") not in registries.TRANSFORMS:
         values["transform"] = "base"
-    return info_from_values({**values, "model": model, "fold": fold})
+    return info_from_values({"task": task, **values, "model": model, "fold": fold})
 
 
-def save_checkpoint(path: Path, weights: dict[str, Tensor], info: CheckpointInfo) -> None:
+def save_checkpoint(path: Path, weights: Weights, info: CheckpointInfo) -> None:
     """Save weights and their metadata as plain types and tensors, whole or not at all."""
     content = {
         "format": FORMAT,
@@ -155,17 +152,11 @@ def save_checkpoint(path: Path, weights: dict[str, Tensor], info: CheckpointInfo
         torch.save(content, file)
 
 
-# --- reading
-
-
 def load_checkpoint(
     path: Path, mapped: bool = False, model: str | None = None, task: str = "main"
 ) -> Checkpoint:
-    """A checkpoint, or other weights, described by their file's name, else by `model` and `task`.
-    Raises UserError.
-
-    Others' files may hold the weights in one entry beside other things, or under names with a
-    common prefix (`module.`): a warning says so.
+    """A checkpoint, or other weights (as weight_files.find_state_dict takes them), described by
+    their file's name, else by `model` and `task`. Raises UserError.
     """
     loaded = weight_files.safe_load(path, mapped)
     weights = loaded.get("state_dict", {})
@@ -187,10 +178,6 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and len(value) <= MAX_TEXT_CHARACTERS
 
 
-def _in(registry: Container[str]) -> Callable[[Any], bool]:
-    return lambda value: _is_text(value) and value in registry
-
-
 def _is_backbone(value: Any) -> bool:
     try:
         return _is_text(value) and bool(registries.backbone_entry(value))
@@ -204,9 +191,9 @@ def _between(kind: type, low: float, high: float) -> Callable[[Any], bool]:
 
 # which values a checkpoint's metadata may have
 FIELD_CHECKS: dict[str, Callable[[Any], bool]] = {
-    "model": _in(registries.MODELS),
-    "task": _in(TASKS),
-    "transform": _in(registries.TRANSFORMS),
+    "model": lambda value: value in [*registries.MODELS],
+    "task": lambda value: value in [*TASKS],
+    "transform": lambda value: value in [*registries.TRANSFORMS],
     "backbone": _is_backbone,
     "image_size": _between(int, 16, 2048),  # as --image-size
     "padding": lambda value: value is None or _between(int, 16, 2048)(value),
@@ -222,50 +209,37 @@ FIELD_CHECKS: dict[str, Callable[[Any], bool]] = {
 }
 
 
-OPTIONAL_FIELDS = {
-    f.name
-    for f in dataclasses.fields(CheckpointInfo)
-    if (f.default, f.default_factory) != (MISSING, MISSING)
-}
-
-
 def checked_info(plain: Any) -> CheckpointInfo:
     """A checkpoint's metadata. Raises ValueError for values that FIELD_CHECKS refuses."""
     if not isinstance(plain, dict):
         raise ValueError("metadata is missing")
+    try:  # a checkpoint from before a field lacks it, and takes its default
+        info = CheckpointInfo(**{name: plain[name] for name in FIELD_CHECKS if name in plain})
+    except TypeError as error:
+        raise ValueError(f"metadata is incomplete ({error})") from None
     for name, is_valid in FIELD_CHECKS.items():
-        if name in OPTIONAL_FIELDS and name not in plain:
-            continue  # of a checkpoint from before that field
-        if name not in plain or not is_valid(plain[name]):
-            value = short_repr(plain.get(name))
+        if not is_valid(getattr(info, name)):
+            value = short_repr(getattr(info, name))
             raise ValueError(f"metadata gives {name} as {value}, unknown here or out of range")
-    return CheckpointInfo(**{name: plain[name] for name in FIELD_CHECKS if name in plain})
+    return info
 
 
-def reorder_mask_outputs(
-    weights: dict[str, Tensor], info: CheckpointInfo, path: Path
-) -> dict[str, Tensor]:
+def reorder_mask_outputs(weights: Weights, info: CheckpointInfo, path: Path) -> Weights:
     """A bare file's weights with the mask head's outputs in today's order: the original entry
     numbered a mask worn incorrectly 0 and one worn rightly 1. A warning says so.
     """
     layer = "linear_mask" if registries.MODELS[info.model].heads else "linear"
-    if layer == "linear" and info.task != "mask":
-        return weights
-    swapped = {
-        name: value[[1, 0, 2]]
-        for name, value in weights.items()
-        if name in (f"{layer}.weight", f"{layer}.bias")
-        and value.shape[:1] == (3,)
-        and value.layout == torch.strided
-        and value.is_floating_point()
-    }
+    swapped = {}
+    if layer == "linear_mask" or info.task == "mask":
+        for name in weights.keys() & {f"{layer}.weight", f"{layer}.bias"}:
+            value = weights[name]
+            is_plain = value.layout == torch.strided and value.is_floating_point()
+            if is_plain and value.shape[:1] == (3,):
+                swapped[name] = value[[1, 0, 2]]
     if swapped:
         order = "its mask outputs incorrect, wear are taken as wear, incorrect"
         weight_files.note_once(path, f"without metadata, so by the original entry: {order}")
     return {**weights, **swapped}
-
-
-# --- a fold's checkpoints
 
 
 @dataclass
@@ -286,7 +260,7 @@ def save_if_best(
     folder: Path,
     kept: list[KeptCheckpoint],
     new: KeptCheckpoint,
-    weights: dict[str, Tensor],
+    weights: Weights,
     info: CheckpointInfo,
     top: int,
 ) -> None:

@@ -14,7 +14,7 @@ import ensemble
 import metrics
 from data import csv_tables, tables
 from labels import PARTS, TASKS
-from runtime.errors import UserError, plural
+from runtime.errors import path_error, plural
 
 OOF_FILE = "oof.csv"
 LABEL_COLUMNS = ["mask", "gender", "age"]  # the true labels; all others follow
@@ -92,12 +92,10 @@ def probability_columns(task: str) -> list[str]:
     return ["value"] if spec.regression else [f"p{number}" for number in range(spec.outputs)]
 
 
-def write_oof(
-    run_dir: Path, task: str, rows: pd.DataFrame, predictions: np.ndarray
-) -> pd.DataFrame:
+def write_oof(run_dir: Path, task: str, rows: pd.DataFrame, predicted: np.ndarray) -> pd.DataFrame:
     """oof.csv: file, person, fold, labels, p0, p1 ... (or `value`) of held-out images; returned."""
     labels = dict.fromkeys([*LABEL_COLUMNS, "ageg", "main", task])
-    probabilities = pd.DataFrame(predictions, columns=probability_columns(task))
+    probabilities = pd.DataFrame(predicted, columns=probability_columns(task))
     table = pd.concat([rows[["file", "person", "fold", *labels]], probabilities], axis=1)
     csv_tables.write_csv(run_dir / OOF_FILE, table, "%.7g")
     return table
@@ -105,42 +103,38 @@ def write_oof(
 
 def read_oof(run_dir: Path, task: str) -> OutOfFold | None:
     """A run's oof.csv, sorted by file; None where it has none. Raises UserError for a damaged one.
-
-    The labels follow from mask, gender and age, so that a table from before a task was registered
-    has them too.
+    Labels follow from mask, gender and age, also those of tasks that are newer than the table.
     """
     path, remedy = run_dir / OOF_FILE, "--resume that run to have it written again"
     if not path.is_file():
         return None
     columns = probability_columns(task)
     table = csv_tables.read_csv(path, ["file", "person", "fold", *LABEL_COLUMNS, *columns])
+    names = table[["file", "person"]].replace(r"^'(?=[=+\-@])", "", regex=True)
     try:
-        predictions = table[columns].astype(float).to_numpy()
-        numbers = table[["fold", *LABEL_COLUMNS]].astype(float)
+        numbers = table[["fold", *LABEL_COLUMNS, *columns]].astype(float)
         numbers = numbers.astype({"fold": int, "mask": int, "gender": int})
+        limits = {"age": 200, "mask": 2, "gender": 1}
+        in_range = all(numbers[name].between(0, limit).all() for name, limit in limits.items())
+        is_valid = in_range and ensemble.are_valid(task, numbers[columns].to_numpy())
+        if not is_valid or names["file"].duplicated().any():
+            raise ValueError("invalid labels or probabilities")
     except ValueError as error:
-        raise UserError(f"{path}: {str(error)[:100]!r}; {remedy}") from None
-    rows = table[["file", "person"]].replace(r"^'(?=[=+\-@])", "", regex=True).join(numbers)
-    limits = {"age": 200, "mask": 2, "gender": 1}
-    in_range = all(rows[name].between(0, limit).all() for name, limit in limits.items())
-    is_valid = in_range and not rows["file"].duplicated().any()
-    if not is_valid or not ensemble.are_valid(task, predictions):
-        raise UserError(f"{path}: damaged (invalid labels or probabilities); {remedy}")
-    order = rows["file"].argsort(kind="stable").to_numpy()
-    rows = rows.iloc[order].reset_index(drop=True)
-    return OutOfFold(tables.with_labels(rows.assign(years=rows["age"])), predictions[order])
+        raise path_error(path, error, remedy) from None
+    rows = names.join(numbers).sort_values("file", kind="stable", ignore_index=True)
+    predictions = rows[columns].to_numpy()
+    rows = rows.drop(columns=columns).assign(years=rows["age"])
+    return OutOfFold(tables.with_labels(rows), predictions)
 
 
 def summary(task: str, folds: Sequence[FoldPredictions], failed: dict[int, str]) -> list[str]:
     """The closing table of a run, with the out-of-fold scores."""
     lines = ["", "fold  people  best epoch  macro F1  accuracy   last F1"]
     for f in folds:
-        epoch = int(f.curve.argmax())
+        epoch, people = int(f.curve.argmax()), f.rows["person"].nunique()
         scores = score_rows(task, f.rows, f.predictions[epoch])
-        lines.append(
-            f"{f.fold:>4}  {f.rows['person'].nunique():>6}  {epoch + 1:>10}  "
-            f"{scores.macro_f1:>8.4f}  {scores.accuracy:>8.4f}  {f.curve[-1]:>8.4f}"
-        )
+        values = "  ".join(f"{v:>8.4f}" for v in (scores.macro_f1, scores.accuracy, f.curve[-1]))
+        lines.append(f"{f.fold:>4}  {people:>6}  {epoch + 1:>10}  {values}")
     lines += [f"{fold:>4}  failed: {why}" for fold, why in failed.items()]
     if len(folds) == 1:
         lines.append(

@@ -19,20 +19,12 @@ except ImportError:  # Windows has none
     fcntl = None  # type: ignore[assignment]
 
 import config
+from runtime import files
 from runtime.errors import RunError, UserError, path_error, reason, warn
-from runtime.files import (
-    atomic_write,
-    create_folder,
-    create_new_folder,
-    read_file,
-    remove_stale_writes,
-)
 
 RUN_DIR_PREFIX = "kfold-ensemble-"
 # the processes that read images for a killed run hold its locks for about 5 seconds more
 LOCK_SECONDS = 15.0
-# from drives without flock
-NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 RUN_JSON_TYPES = {
     **dict.fromkeys(("settings", "data", "chosen", "machine", "versions"), dict),
     **dict.fromkeys(("command", "resumed"), list),
@@ -49,8 +41,8 @@ MAX_RUN_JSON_DEPTH = 8  # levels of run.json; a run writes 4
 def open_run_dir(
     save_path: Path, model: str, run_name: str | None, resume: str | None, settings: dict[str, Any]
 ) -> Path:
-    """The folder of a run: new, or that of --run-name or --resume, whose result_settings must be
-    `settings`. Raises UserError.
+    """A new run's folder, or that of --run-name or --resume if `settings`, its result_settings,
+    are equal. Raises UserError.
     """
     name = RUN_DIR_PREFIX + model
     if resume is not None:
@@ -61,13 +53,13 @@ def open_run_dir(
         if not re.fullmatch(r"[\w.-]+", run_name):
             raise UserError(f"--run-name {run_name!r}: use letters, digits, '.', '-' and '_' only")
         run_dir = save_path / f"{name}_{run_name}"
-        create_folder(run_dir)
+        files.create_folder(run_dir)
         if not read_run_json(run_dir) and not fold_dirs(run_dir):
             return run_dir
         option, remedy = f"--run-name {run_name}", "choose another --run-name"
     else:
         suffix = time.strftime("_%Y%m%d-%H%M%S") if (save_path / name).exists() else ""
-        return create_new_folder(save_path, name + suffix)
+        return files.create_new_folder(save_path, name + suffix)
     differing = differing_settings(settings, run_dir)
     if any(text.startswith("--epochs ") for text in differing):
         remedy += f"; to train longer, {LONGER_TRAINING}"
@@ -77,21 +69,17 @@ def open_run_dir(
 
 
 def runs_to_resume(save_path: Path, name: str, resume: str) -> list[Path]:
-    """The runs that --resume may mean: the unfinished ones, the newest first, or the one named (in
-    full, or by its suffix to `name`). Raises UserError for none.
-    """
+    """The unfinished runs, newest first, or the one of that name or suffix; UserError for none."""
     if resume == config.NEWEST:
         runs = newest_first(path.parent for path in save_path.glob(f"{RUN_DIR_PREFIX}*/run.json"))
-        contents = [(run_dir, read_run_json(run_dir)) for run_dir in runs]
+        contents = [(path, read_run_json(path)) for path in runs]
         # one with failed folds is tried again
         runs = [path for path, run in contents if "finished" not in run or run.get("failed")]
-        problem = (
-            f"--resume: no unfinished run in {save_path}; leave --resume out to start one, or, to "
-            f"train a complete one longer, {LONGER_TRAINING}"
-        )
+        remedy = f"leave --resume out, or, to train a complete one longer, {LONGER_TRAINING}"
+        problem = f"--resume: no unfinished run in {save_path}; {remedy}"
     else:
         named = [save_path / resume, save_path / f"{name}_{resume}"]
-        runs = [run_dir for run_dir in named if (run_dir / "run.json").is_file()][:1]
+        runs = [path for path in named if (path / "run.json").is_file()][:1]
         problem = f"--resume {resume}: no such run in {save_path}; name a folder in it"
     if not runs:
         raise UserError(problem)
@@ -116,13 +104,13 @@ def fold_lock(folder: Path, needed: bool = True) -> Iterator[None]:
     folder.mkdir(exist_ok=True)
     with contextlib.ExitStack() as stack:
         if needed:
-            remove_stale_writes(folder, is_locked=_lock(folder, stack))
+            files.remove_stale_writes(folder, is_locked=_lock(folder, stack))
         yield
 
 
 def _lock(folder: Path, stack: contextlib.ExitStack) -> bool:
-    """Lock a folder until the stack is closed; False where the system has no locks, which a warning
-    says. Raises UserError where another process keeps it, RunError where the drive fails.
+    """Lock until the stack is closed; False where the system has no locks, which a warning says.
+    Raises UserError where another process keeps it, RunError where the drive fails.
     """
     if fcntl is None:
         return False
@@ -135,20 +123,15 @@ def _lock(folder: Path, stack: contextlib.ExitStack) -> bool:
             return True
         except BlockingIOError:
             if time.monotonic() > until:
-                problem = "another process trains this fold"
                 remedy = "wait for it, or choose another --run-name"
-                raise UserError(f"{folder}: {problem}; {remedy}") from None
+                raise UserError(f"{folder}: another process trains this fold; {remedy}") from None
             time.sleep(0.1)
         except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise RunError(
-                    f"{folder}: cannot be locked ({reason(error)}); repair that drive, then go "
-                    "on with --resume"
-                ) from None
-            warn(
-                f"{folder.parent}: folders cannot be locked there ({reason(error)}); do not train "
-                "one fold in two processes at once"
-            )
+            if error.errno not in (errno.ENOLCK, *files.UNSUPPORTED_ERRNOS):
+                problem = f"cannot be locked ({reason(error)}); repair that drive"
+                raise RunError(f"{folder}: {problem}, then go on with --resume") from None
+            problem = f"folders cannot be locked there ({reason(error)})"
+            warn(f"{folder.parent}: {problem}; do not train one fold in two processes at once")
             return False
 
 
@@ -159,18 +142,18 @@ def result_settings(settings: dict[str, Any]) -> dict[str, Any]:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file whole or not at all."""
-    with atomic_write(path, "w") as file:
+    with files.atomic_write(path, "w") as file:
         json.dump(content, file, indent=2, ensure_ascii=False)
         file.write("\n")
 
 
 def read_run_json(run_dir: Path) -> dict[str, Any]:
-    """run.json of a run; empty where there is none (older runs). Raises UserError for a damaged
-    one: its values have the types that a run writes, and no more levels than MAX_RUN_JSON_DEPTH.
+    """run.json of a run; empty where there is none (older runs). Raises UserError for values of
+    other types than a run writes, and for more than MAX_RUN_JSON_DEPTH levels.
     """
     path = run_dir / "run.json"
     try:
-        content = json.loads(read_file(path))
+        content = json.loads(files.read_file(path))
         if not isinstance(content, dict):
             raise ValueError("holds no settings")
         for name, kind in RUN_JSON_TYPES.items():
@@ -194,9 +177,8 @@ def _depth(value: object) -> int:
 
 def fold_dirs(run_dir: Path) -> list[Path]:
     """fold00, fold01 ... of a run."""
-    return sorted(
-        p for p in run_dir.glob("fold*") if p.is_dir() and re.fullmatch(r"fold\d+", p.name)
-    )
+    folders = [path for path in run_dir.glob("fold*") if path.is_dir()]
+    return sorted(path for path in folders if re.fullmatch(r"fold\d+", path.name))
 
 
 def fold_checkpoints(folder: Path) -> list[Path]:
@@ -232,10 +214,8 @@ def find_run_dir(root: str) -> Path:
     runs = [parent] if fold_dirs(parent) else list_run_dirs(parent)
     if len(runs) != 1:
         names = ", ".join(run_dir.name for run_dir in runs) or f"no {RUN_DIR_PREFIX}*/fold00"
-        raise UserError(
-            f"--root {root}: holds {len(runs)} runs with checkpoints ({names}); name one, or "
-            "train first"
-        )
+        problem = f"holds {len(runs)} runs with checkpoints ({names})"
+        raise UserError(f"--root {root}: {problem}; name one, or train first")
     return runs[0]
 
 

@@ -24,7 +24,7 @@ MAX_ROWS = 4_000_000
 MAX_HEADER_BYTES = 1 << 16  # in which the separator is looked for
 MAX_LINE_CHARACTERS = 1_000_000
 # what Excel may write as a first line
-SEPARATOR_LINE = re.compile(r'[ \t]*"?sep=(.)\1*"?[ ,;\t]*(\r\n?|\n)', re.IGNORECASE)
+SEPARATOR_LINE = re.compile(r'\A[ \t]*"?sep=(.)\1*"?[ ,;\t]*(\r\n?|\n)', re.IGNORECASE)
 
 
 def row_error(path: object, row: int, problem: str, remedy: str = "correct the row") -> UserError:
@@ -46,26 +46,25 @@ def read_csv(path: Path, *choices: Sequence[str]) -> pd.DataFrame:
     except OSError as error:
         raise path_error(path, error, "repair or remove the file", "read") from None
     start = data[:MAX_HEADER_BYTES].decode("utf-8-sig", errors="replace")
-    separator_line = SEPARATOR_LINE.match(start)
-    lines = re.split("[\r\n]+", start[separator_line.end() if separator_line else 0 :])
+    marked = SEPARATOR_LINE.match(start)
+    lines = re.split("[\r\n]+", SEPARATOR_LINE.sub("", start, count=1))
     first_line = next((line for line in lines if line.strip(" ,;\t")), "")
-    candidates = [*(separator_line[1] if separator_line else ""), ",", ";", "\t"]
+    candidates = [*(marked[1] if marked else ""), ",", ";", "\t"]
     cells = {d: {name.strip(' "') for name in first_line.split(d)} for d in candidates}
     wanted = set(itertools.chain(*choices))
     delimiter = max(candidates, key=lambda d: len(wanted & cells[d]))
-    rows = csv_rows(path, data, delimiter, skip=1 if separator_line else 0)
+    rows = csv_rows(path, data, delimiter, skip=1 if marked else 0)
     header = [name.strip() for name in next(rows, (0, []))[1]]
     columns = next((c for c in choices if set(c) <= set(header)), None)
     if columns is None:
         missing = next(name for name in choices[0] if name not in header)
         present = ", ".join(name[:40] for name in header[:20]) or "an empty file"
+        problem = f"no column {missing!r} (found: {present})"
         expected = " or ".join(",".join(choice) for choice in choices)
-        raise UserError(
-            f"{path}: no column {missing!r} (found: {present}); expected {expected} in row 1"
-        )
-    for name in columns:
-        if header.count(name) > 1:
-            raise UserError(f"{path}: the column {name!r} is there twice; remove one")
+        raise UserError(f"{path}: {problem}; expected {expected} in row 1")
+    twice = [name for name in columns if header.count(name) > 1]
+    if twice:
+        raise UserError(f"{path}: the column {twice[0]!r} is there twice; remove one")
     positions = [header.index(name) for name in columns]
     records: dict[int, list[str]] = {}
     for number, record in rows:
@@ -105,8 +104,8 @@ def csv_rows(path: Path, data: bytes, delimiter: str, skip: int) -> Iterator[tup
         for number, record in enumerate(reader, 1):
             text = "".join(record)
             if "\ufffd" in text:
-                problem = "bytes that are not UTF-8 text"
-                raise row_error(path, number, problem, "save it as UTF-8 CSV")
+                problem, remedy = "bytes that are not UTF-8 text", "save it as UTF-8 CSV"
+                raise row_error(path, number, problem, remedy)
             if text.strip():
                 yield number, record
     except csv.Error as error:
@@ -115,9 +114,7 @@ def csv_rows(path: Path, data: bytes, delimiter: str, skip: int) -> Iterator[tup
 
 
 def iter_lines(data: bytes) -> Iterator[str]:
-    """A table's lines with their ends, one at a time: all at once would take ten times the memory.
-    Raises csv.Error for a line of absurd length.
-    """
+    """A table's lines, one at a time, for memory's sake. Raises csv.Error for an absurd one."""
     stream = io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", "replace", newline="")
     while line := stream.readline(MAX_LINE_CHARACTERS + 1):
         if len(line) > MAX_LINE_CHARACTERS:

@@ -3,7 +3,7 @@
 A photograph is shrunk to about 48x64 pixels. Maps hold how foreign each pixel's colour is to the
 frame's edge, where the background shows, how much it looks like skin, and how steep the brightness
 is across and along the picture. Boxes of all likely places and sizes are scored by what a person
-before a background shows (see WEIGHTS). The result is the mean of all candidate boxes, each
+before a background shows (see face_score). The result is the mean of all candidate boxes, each
 weighted by exp(score), which is finer than their grid, or None where the pixels favour no place.
 """
 
@@ -52,18 +52,6 @@ PARTS = {
     "right outline": (UPRIGHT, 0.90, 0.20, 1.10, 0.65),
     "crown line": (LEVEL, 0.25, -0.25, 0.75, -0.05),
     "chin line": (LEVEL, 0.30, 0.92, 0.70, 1.06),
-}
-# What each measure (between -1 and 1) adds to the log weight of a box: fitted on 200 rendered
-# people for the IoU.
-WEIGHTS = {
-    "sides": 3.5,  # both edges of the face foreign to the background, the flanks beside them not
-    "jaw": 6.5,  # the chin foreign, the corners beside the neck not: ends at the chin
-    "top": 4.0,  # the head foreign, the space above it not
-    "symmetry": 3.5,  # as many foreign pixels left of the axis as right of it
-    "skin": 3.5,  # skin at the brow, not beside the head: against furniture
-    "outlines": 6.0,  # upright edges along both sides
-    "crown step": 4.0,  # level edge over the head
-    "chin step": 2.0,  # level edge under the chin
 }
 # Least log ratio of the candidates' weight with the pixels to without: 1 face in 1000 has less, 9
 # bare walls in 10.
@@ -125,23 +113,30 @@ def pixel_maps(rgb: Array) -> Array:
     return np.stack([foreign, skin, across / (across + 20), along / (along + 20)])
 
 
-def measures(maps: Array, grid: Grid) -> dict[str, Array]:
-    """Measure every candidate (n,) by the names of WEIGHTS; more is more like a face."""
+def face_score(maps: Array, grid: Grid) -> Array:
+    """What the pixels add to the log weight of every candidate (n,). The weights of the measures,
+    each between -1 and 1, were fitted on 200 rendered people for the IoU.
+    """
     integral = np.zeros((len(maps), maps.shape[1] + 1, maps.shape[2] + 1), np.float32)
     integral[:, 1:, 1:] = maps.cumsum(1).cumsum(2)
     one, two, three, four = integral.ravel()[grid.corners]
     mean = dict(zip(PARTS, (one + two - three - four) * grid.per_pixel, strict=True))
-    return {
-        "sides": np.minimum(mean["left edge"], mean["right edge"])
-        - (mean["left flank"] + mean["right flank"]) / 2,
-        "jaw": mean["chin"] - (mean["left jaw"] + mean["right jaw"]) / 2,
-        "top": mean["crown"] - mean["above"],
-        "symmetry": -np.abs(mean["left half"] - mean["right half"]),
-        "skin": mean["brow"] - (mean["left flank skin"] + mean["right flank skin"]) / 2,
-        "outlines": np.minimum(mean["left outline"], mean["right outline"]),
-        "crown step": mean["crown line"],
-        "chin step": mean["chin line"],
-    }
+    edges = np.minimum(mean["left edge"], mean["right edge"])
+    outlines = np.minimum(mean["left outline"], mean["right outline"])
+    measures = [
+        # both edges of the face foreign to the background, the flanks beside them not
+        3.5 * (edges - (mean["left flank"] + mean["right flank"]) / 2),
+        # the chin foreign, the corners beside the neck not: ends at the chin
+        6.5 * (mean["chin"] - (mean["left jaw"] + mean["right jaw"]) / 2),
+        4.0 * (mean["crown"] - mean["above"]),  # the head foreign, the space above it not
+        -3.5 * np.abs(mean["left half"] - mean["right half"]),  # symmetry of the foreign pixels
+        # skin at the brow, not beside the head: against furniture
+        3.5 * (mean["brow"] - (mean["left flank skin"] + mean["right flank skin"]) / 2),
+        6.0 * outlines,  # upright edges along both sides
+        4.0 * mean["crown line"],  # level edge over the head
+        2.0 * mean["chin line"],  # level edge under the chin
+    ]
+    return np.sum(measures, axis=0)
 
 
 def find_face(photo: Image.Image) -> Box | None:
@@ -156,8 +151,7 @@ def find_face(photo: Image.Image) -> Box | None:
     rgb = photo if photo.mode == "RGB" else photo.convert("RGB")
     small = rgb.resize(size, Image.Resampling.BOX, window, reducing_gap=2.0)
     grid = candidate_grid(size[1], size[0])
-    values = measures(pixel_maps(np.asarray(small, np.float32)), grid)
-    score = np.sum([weight * values[name] for name, weight in WEIGHTS.items()], axis=0)
+    score = face_score(pixel_maps(np.asarray(small, np.float32)), grid)
     belief = np.exp(grid.prior + score)
     if np.log(belief.sum() / np.exp(grid.prior).sum()) < MIN_LOG_EVIDENCE:
         return None

@@ -49,8 +49,8 @@ def list_folder(folder: Path) -> dict[str, Path]:
     entries: dict[str, Path] = {}
     for path in paths:
         name = nfc(path.name).strip()  # as names are read from tables
-        not_text = any("\ud800" <= character <= "\udfff" for character in name)
-        if not_text and (is_image_name(name) or path.is_dir()):
+        is_text = not any("\ud800" <= character <= "\udfff" for character in name)
+        if not is_text and (is_image_name(name) or path.is_dir()):
             raise UserError(f"{path}: its name is not UTF-8; rename it")
         if name in entries:
             problem = "has the same name in another Unicode form or with other spaces"
@@ -61,9 +61,8 @@ def list_folder(folder: Path) -> dict[str, Path]:
 
 def why_left_out(name: str) -> str:
     """Why a file of this name is not read."""
-    if Path(name).suffix.lower() in HEIC_EXTENSIONS:
-        return HEIC_REMEDY
-    return f"read are photographs named {', '.join(EXTENSIONS)}"
+    is_heic = Path(name).suffix.lower() in HEIC_EXTENSIONS
+    return HEIC_REMEDY if is_heic else f"read are photographs named {', '.join(EXTENSIONS)}"
 
 
 def warn_left_out(names: Sequence[str]) -> None:

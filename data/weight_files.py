@@ -16,37 +16,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runtime.errors import (
-    UserError,
-    is_rank_zero,
-    path_error,
-    plural,
-    printable,
-    reason,
-    short_repr,
-    warn,
-)
+from runtime.errors import UserError, is_rank_zero, path_error, plural, reason, short_repr, warn
 from runtime.files import refuse_irregular, zip_members
 
 # where other programs put a model's weights, beside other things
 WRAPPER_KEYS = ("state_dict", "model_state_dict", "model")
-FOREIGN_FILES = (  # the first bytes, in lower case; what the file is, and what to do
-    ((b"version https://git-lfs",), "a Git LFS pointer to the weights; run git lfs pull"),
-    ((b"<!doctype", b"<html", b"<head", b"<?xml"), "a web page, not weights; download the file"),
-    (  # gzip, bzip2, xz, 7z, rar, zstandard
-        (b"\x1f\x8b", b"bzh", b"\xfd7zxz", b"7z\xbc\xaf", b"rar!", b"\x28\xb5\x2f\xfd"),
-        "a packed file; unpack it, and name the file inside",
+FOREIGN_FILES = {  # the first bytes, in lower case: what the file is, and what to do
+    (b"version https://git-lfs",): "a Git LFS pointer to the weights; run git lfs pull",
+    (b"<!doctype", b"<html", b"<head", b"<?xml"): "a web page, not weights; download the file",
+    # gzip, bzip2, xz, 7z, rar, zstandard
+    (b"\x1f\x8b", b"bzh", b"\xfd7zxz", b"7z\xbc\xaf", b"rar!", b"\x28\xb5\x2f\xfd"): (
+        "a packed file; unpack it, and name the file inside"
     ),
-    ((b"\x89hdf",), "an HDF5 file, of Keras perhaps; only files of torch.save are read"),
-)
+    (b"\x89hdf",): "an HDF5 file, of Keras perhaps; only files of torch.save are read",
+}
 
 
 def safe_load(path: Path, mapped: bool = False) -> dict[str, Any]:
     """A dictionary from a torch file, unpickling nothing but plain types, tensors and argparse's
-    Namespace, which others keep beside their weights. Raises UserError.
-
-    mapped: read tensors from the file when they are used. If the file is cut short meanwhile, the
-    process dies.
+    Namespace. Raises UserError. mapped: read tensors when they are used; if the file is cut short
+    meanwhile, the process dies.
     """
     try:
         refuse_irregular(path)
@@ -61,8 +50,7 @@ def safe_load(path: Path, mapped: bool = False) -> dict[str, Any]:
         unsafe = isinstance(error, pickle.UnpicklingError)
         why = "it holds more than tensors and plain types" if unsafe else reason(error)
         problem = f"cannot be read safely as weights ({why}); use another file"
-        problem = describe_foreign_file(path) or problem
-        raise UserError(f"{path}: {problem}") from None
+        raise UserError(f"{path}: {describe_foreign_file(path) or problem}") from None
     if not isinstance(loaded, dict):
         kind = type(loaded).__name__
         raise UserError(f"{path}: holds a {kind}, not weights; use a checkpoint or a state dict")
@@ -88,20 +76,18 @@ def describe_foreign_file(path: Path) -> str:
     with open(path, "rb") as file:
         start = file.read(512)
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    for first_bytes, description in FOREIGN_FILES:
+    for first_bytes, description in FOREIGN_FILES.items():
         if text.startswith(first_bytes):
             return description
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
         return "a safetensors file; convert it: torch.save(safetensors.torch.load_file(PATH), NEW)"
-    names: list[str] = []
-    if start.startswith(b"PK\3\4"):
-        with contextlib.suppress(Exception), zipfile.ZipFile(path) as parts:  # may be damaged
-            names = parts.namelist()
-    if any(name.endswith("constants.pkl") for name in names):
-        return "a TorchScript program, not weights; save the state_dict() of its model instead"
-    if names and not any(name.endswith("data.pkl") for name in names):
-        first = printable(names[0])[:100]
-        return f"a zip file of other files ({first}); unpack it, and name the one with the weights"
+    with contextlib.suppress(Exception), zipfile.ZipFile(path) as parts:  # may be damaged, or none
+        names = parts.namelist()
+        if any(name.endswith("constants.pkl") for name in names):
+            return "a TorchScript program, not weights; save the state_dict() of its model instead"
+        if not any(name.endswith("data.pkl") for name in names):
+            others = f"a zip file of other files ({names[0][:100]})"
+            return f"{others}; unpack it, and name the one with the weights"
     return ""
 
 
@@ -114,23 +100,19 @@ def note_once(path: Path, text: str) -> None:
 
 def is_state_dict(value: object) -> bool:
     """Whether this is a dictionary of named tensors, and not empty."""
-    return (
-        isinstance(value, dict)
-        and bool(value)
-        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
-    )
+    if not isinstance(value, dict) or not value:
+        return False
+    return all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
 
 
 def find_state_dict(loaded: dict[str, Any], path: Path) -> dict[str, Tensor]:
-    """The state dict that a file is, or holds in an entry, or beside other things, without
-    a prefix that all its names share; warnings say so. Raises UserError for none, and for several
-    under unknown names.
+    """The state dict that a file is, or holds, without a prefix that all its names share; warnings
+    say so. Raises UserError for none, and for several under unknown names.
     """
     weights = loaded if is_state_dict(loaded) else _unwrap(loaded, path)
     prefix = common_prefix(weights)
     if prefix:
-        note = f"all names of its weights begin with {prefix[:100]!r}, which is dropped"
-        note_once(path, note)
+        note_once(path, f"all its weights' names begin with {prefix[:100]!r}, which is dropped")
     return {name.removeprefix(prefix): value for name, value in weights.items()}
 
 
@@ -140,16 +122,14 @@ def _unwrap(loaded: dict[str, Any], path: Path) -> dict[str, Tensor]:
         loaded = wrapped[0]
     parts = {k: v for k, v in loaded.items() if isinstance(k, str) and is_state_dict(v)}
     shown = ", ".join(map(short_repr, list(parts)[:5]))
-    known = [key for key in WRAPPER_KEYS if key in parts] or (
-        list(parts) if len(parts) == 1 else []
-    )
-    if known:
-        others = f" (it holds {shown})" if len(parts) > 1 else ""
-        note_once(path, f"its weights are those in {short_repr(known[0])}{others}")
-        return parts[known[0]]
-    if parts:
+    if len(parts) > 1 and parts.keys().isdisjoint(WRAPPER_KEYS):
         several = f"{len(parts)} state dicts ({shown})"
         raise UserError(f"{path}: holds {several}; save the one you mean in a file of its own")
+    if parts:
+        key = next(key for key in [*WRAPPER_KEYS, *parts] if key in parts)
+        others = f" (it holds {shown})" if len(parts) > 1 else ""
+        note_once(path, f"its weights are those in {short_repr(key)}{others}")
+        return parts[key]
     tensors = {k: v for k, v in loaded.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not tensors:
         raise UserError(f"{path}: holds no state dict; use a checkpoint or a state dict")

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor, nn
 
 import augmentation
@@ -77,21 +76,16 @@ def explain(
     heat_maps = []
     for view, heat, (photo, box) in zip(views, maps, photos, strict=True):
         box = box or find_face(photo)
-        face = np.asarray(form(draw_face(photo, box), box), np.float32)
-        share = float((heat * face[..., 0] / 255).sum() / heat.sum()) if heat.any() else np.nan
-        colours = Image.fromarray(matplotlib.colormaps["inferno"](heat, bytes=True)[..., :3])
+        # white within the face itself: a crop of its square with the margin would hold all heat
+        left, top, right, bottom = box or augmentation.face_square(photo, None)
+        mask = Image.new("RGB", photo.size)
+        ImageDraw.Draw(mask).rectangle((left, top, right - 1, bottom - 1), fill="white")
+        face = np.asarray(form(mask, box), np.float32)[..., 0] / 255
+        share = float((heat * face).sum() / heat.sum()) if heat.any() else np.nan
+        shades = Image.fromarray((255 * heat).astype(np.uint8))
+        colours = ImageOps.colorize(shades, "black", "yellow", "crimson")
         heat_maps.append(HeatMap(Image.blend(view, colours, HEAT_OPACITY), share))
     return heat_maps
-
-
-def draw_face(photo: Image.Image, box: Box | None) -> Image.Image:
-    """An image of the photograph's size, white within the face's box and black elsewhere. Of the
-    box itself: a crop of its square with the margin would hold all heat.
-    """
-    mask = Image.new("RGB", photo.size)
-    left, top, right, bottom = box or augmentation.face_square(photo, None)
-    ImageDraw.Draw(mask).rectangle((left, top, right - 1, bottom - 1), fill="white")
-    return mask
 
 
 def mosaic(photos: dataset.ImageDataset, keys: Sequence[tuple[int, int, int]]) -> Image.Image:

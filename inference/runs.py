@@ -31,9 +31,8 @@ class Run:
 
 def load_runs(roots: Sequence[str] | None, top_k: int, task: str) -> list[Run]:
     """The runs to use (where none is named the newest that knows the task), the k best checkpoints
-    of each fold as members; their names begin with the run's where there are several.
-
-    Raises UserError for a run named twice and for one without checkpoints.
+    of each fold as members; their names begin with the run's where there are several. Raises
+    UserError for a run named twice and for one without checkpoints.
     """
     if not roots:
         paths = [members.newest_run(task, "--root")[0]]
@@ -60,37 +59,32 @@ def runs_title(runs: Sequence[Run]) -> str:
 
 
 def mixture_lines(runs: Sequence[Run], task: str) -> list[str]:
-    """Lines on the out-of-fold score of the runs' mean, and of each alone, with intervals; or why
-    there is none.
-
-    A run takes part with one epoch of each fold, that of its oof.csv. Runs of mask, gender and ageg
-    are multiplied.
+    """The out-of-fold scores of the runs' mean and of each alone, with intervals, or why there are
+    none. A run's predictions are those of its oof.csv; runs of mask, gender, ageg are multiplied.
     """
     no_score = "out of fold: the mixture has no score: "
-    oofs: list[OutOfFold] = []
+    lines: list[str] = []
+    arrays: dict[str, list[np.ndarray]] = {name: [] for name in ("", *PARTS)}
+    first: OutOfFold | None = None
     for run in runs:
         oof = out_of_fold.read_oof(run.path, run.task)
         if oof is None:
             return [f"{no_score}{run.name} has no {out_of_fold.OOF_FILE}; finish its training"]
-        oofs.append(oof)
-        if not oof.is_paired_with(oofs[0]):
-            return [
-                f"{no_score}{run.name} has other folds, photographs or labels than {runs[0].name} "
-                "(same people, --cv and --split-seed share the folds)"
-            ]
-    rows = oofs[0].rows
-    lines = [f"out of fold, {out_of_fold.count_people(rows)}, one epoch of each fold:"]
-    arrays: dict[str, list[np.ndarray]] = {name: [] for name in ("", *PARTS)}
-    for run, oof in zip(runs, oofs, strict=True):
+        first = first or oof
+        if not oof.is_paired_with(first):
+            unlike = f"{run.name} has other folds, photographs or labels than {runs[0].name}"
+            return [f"{no_score}{unlike} (same people, --cv and --split-seed share the folds)"]
         part = members.known_part(run.members[0].info, task)
         predictions = ensemble.convert_task(oof.predictions, run.task, part or task)
         if predictions is None:
             return [f"{no_score}the {out_of_fold.OOF_FILE} of {run.name} does not hold {task}"]
-        lines.append(f"  {run.name}: {out_of_fold.score_line(part or task, rows, predictions)}")
+        lines.append(f"  {run.name}: {out_of_fold.score_line(part or task, oof.rows, predictions)}")
         arrays[part].append(predictions)
     mixed = arrays.pop("")
     if len({len(of_part) for of_part in arrays.values()}) > 1:
         return [f"{no_score}runs of {', '.join(PARTS)} are not equally many"]
     for three in zip(*arrays.values(), strict=True):
         mixed.append(ensemble.multiply_parts(dict(zip(PARTS, three, strict=True))))
-    return [*lines, f"  mixture: {out_of_fold.score_line(task, rows, np.mean(mixed, axis=0))}"]
+    assert first is not None  # there is a run
+    lines.append(f"  mixture: {out_of_fold.score_line(task, first.rows, np.mean(mixed, axis=0))}")
+    return [f"out of fold, {out_of_fold.count_people(first.rows)}, one epoch of each fold:", *lines]

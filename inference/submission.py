@@ -16,7 +16,7 @@ import ensemble
 import metrics
 import run_directory
 from labels import TASKS, scoring_task
-from runtime.errors import UserError, printable, reason, warn_on_failure
+from runtime.errors import UserError, path_error, printable, warn_on_failure
 from runtime.files import atomic_write, create_new_folder, load_npz
 
 PROBS = "probs.npz"
@@ -48,14 +48,13 @@ def load_probabilities(folder: Path) -> ensemble.Probabilities:
     path = folder / PROBS
     arrays = load_npz(path, "predict again")
     if arrays is None:
-        raise UserError(
-            f"{path}: no such file; name the folder of an earlier prediction with --from-probs"
-        )
+        remedy = "name the folder of an earlier prediction with --from-probs"
+        raise UserError(f"{path}: no such file; {remedy}")
     try:
         with np.errstate(all="ignore"):  # what overflows is refused, not warned of
             return probabilities_from_arrays(arrays)
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
-        raise UserError(f"{path}: damaged ({reason(error)}); predict again") from None
+        raise path_error(path, error, "predict again") from None
 
 
 def probabilities_from_arrays(arrays: Mapping[str, np.ndarray]) -> ensemble.Probabilities:
@@ -110,12 +109,9 @@ def training_counts(run_dir: Path, task: str) -> np.ndarray | None:
         counts = [per_class[name] for name in TASKS[scoring_task(trained)].classes]
         if not all(type(count) is int and 0 <= count < MAX_COUNT for count in counts):
             return None
-        if trained == task:
-            return np.array(counts)
-        if trained == "main" and TASKS[task].from_main:
-            return np.bincount(TASKS[task].from_main, counts, TASKS[task].outputs)
-        if TASKS[trained].regression or TASKS[task].regression:
-            return None
+        converted = ensemble.convert_task(np.array(counts), trained, task)
+        if converted is not None or TASKS[trained].regression or TASKS[task].regression:
+            return converted
         import out_of_fold  # needs pandas, and a vote on stored probabilities does not
 
         oof = out_of_fold.read_oof(run_dir, trained)  # a run for a part of main
@@ -142,7 +138,7 @@ def read_labels(path: str | None, images: Sequence[str], task: str) -> np.ndarra
 def create_output_folder(save_path: str, run_name: str, task: str) -> Path:
     """A new folder for a prediction, named after run, task and time."""
     end = f"_{task}" + time.strftime("_%Y%m%d-%H%M%S")
-    most = MAX_NAME_BYTES - len(end.encode()) - len("-999")
+    most = MAX_NAME_BYTES - len(f"{end}-999".encode())
     start = run_name.encode()[:most].decode(errors="ignore")
     return create_new_folder(Path(save_path), start + end)
 
@@ -160,19 +156,17 @@ def write_csv(path: Path, rows: Sequence[Sequence[object]]) -> None:
         csv.writer(file, lineterminator="\n").writerows(rows)
 
 
-def write_predictions(
-    path: Path, task: str, images: Sequence[str], predictions: np.ndarray
-) -> None:
+def write_predictions(path: Path, task: str, images: Sequence[str], predicted: np.ndarray) -> None:
     """A submission: ImageID,ans in the order of the images; years with two decimals."""
     form = "{:.2f}".format if TASKS[task].regression else "{:.0f}".format
-    write_csv(path, [("ImageID", "ans"), *zip(images, map(form, predictions), strict=True)])
+    write_csv(path, [("ImageID", "ans"), *zip(images, map(form, predicted), strict=True)])
 
 
 def write_confusion(path: Path, task: str, scores: metrics.Scores) -> None:
     """The confusion matrix as a table: a row per true class, a column per predicted."""
     classes = TASKS[scoring_task(task)].classes
-    rows = zip(classes, scores.matrix.tolist(), strict=True)
-    write_csv(path, [["true / predicted", *classes], *([name, *row] for name, row in rows)])
+    rows = [[name, *row] for name, row in zip(classes, scores.matrix, strict=True)]
+    write_csv(path, [["true / predicted", *classes], *rows])
 
 
 def write_prediction(
@@ -182,10 +176,8 @@ def write_prediction(
     labels: np.ndarray | None,
     report: ReportContext | None,
 ) -> None:
-    """Write all CSVs of a prediction, the probabilities and a report (None: for a quick vote), and
-    where labels [images] are known the scores; print where everything is, the file to upload last.
-
-    votes: {name of the file: predictions [images]}, the recommended one first.
+    """Write CSVs, probs.npz, a report (None: for a quick vote), and scores where labels [images]
+    are known; print the paths, the file to upload last. votes: {file: predictions [images]}.
     """
     save_probabilities(folder, probs)
     task, images = probs.task, probs.images
@@ -194,14 +186,13 @@ def write_prediction(
         for name, predictions in zip(probs.members, own, strict=True):
             write_predictions(folder / "members" / member_csv(name), task, images, predictions)
     for name, predictions in votes.items():
-        score_line = ""
         write_predictions(folder / f"{name}.csv", task, images, predictions)
         if labels is not None:
             scores = metrics.score(task, predictions, labels)
             write_confusion(folder / f"{name}_confusion.csv", task, scores)
-            score_line = f"  {scores.line()}"
-        if score_line or name != SUBMISSION:
-            print(f"{printable(folder / name)}.csv{score_line}")
+            print(f"{printable(folder / name)}.csv  {scores.line()}")
+        elif name != SUBMISSION:
+            print(f"{printable(folder / name)}.csv")
     if report is not None:
         with warn_on_failure(f"report of {folder}"):
             from reporting import summary

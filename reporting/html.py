@@ -1,6 +1,4 @@
-"""report.json's numbers -> report.html, one file. The template holds the sections and their words;
-this module gives it charts, photographs and formats of numbers.
-"""
+"""report.json -> report.html: this module gives the template charts, photographs and formats."""
 
 from __future__ import annotations
 
@@ -8,6 +6,7 @@ import base64
 import functools
 import hashlib
 import io
+import itertools
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -16,27 +15,32 @@ from statistics import fmean
 from typing import Any, NamedTuple
 from unicodedata import category
 
+import numpy as np
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
 
 from data import images
 from labels import GENDERS, GROUP_STARTS, MASKS, scoring_task
+from reporting import plots
 from runtime.cli import duration
 from runtime.errors import CliError, plural
 
 THUMBNAIL_WIDTH = 96  # pixels
 FIRST, SECOND = GROUP_STARTS
 AGE_NAMES = [f"<{FIRST}", f"{FIRST}–{SECOND - 1}", f"{SECOND}+"]
-SHORT_NAMES = {  # of the classes in a confusion matrix
-    "main": AGE_NAMES * 6,
-    "mask": [mask.replace("_", " ") for mask in MASKS],
+MASK_NAMES = [mask.replace("_", " ") for mask in MASKS]
+SHORT_NAMES: dict[str, Sequence[object]] = {  # of the classes in a confusion matrix
+    "main": list(itertools.product(MASK_NAMES, GENDERS, AGE_NAMES)),
+    "mask": MASK_NAMES,
     "gender": GENDERS,
     "ageg": AGE_NAMES,
 }
 SHARES = {"predicted": "class_shares", "true": "true_shares", "in training": "training_shares"}
 Numbers = dict[str, Any]
 Rows = Sequence[tuple[str, object]]
+Paths = Mapping[str, str]  # {file: where its photograph is}
 
 
 class Gallery(NamedTuple):
@@ -46,46 +50,42 @@ class Gallery(NamedTuple):
     pictures: Sequence[tuple[Image.Image, str]]  # with their captions
 
 
-def render_page(
-    numbers: Numbers, paths: Mapping[str, str], galleries: Mapping[str, Gallery] | None = None
-) -> str:
-    """The page of a run or of a prediction. paths: {file: where its photograph is}; galleries:
-    {section title: gallery}.
-    """
+Galleries = Mapping[str, Gallery]  # by the section's title
+
+
+def render_page(numbers: Numbers, paths: Paths, galleries: Galleries | None = None) -> str:
+    """The page of a run or of a prediction."""
     shares = {name: numbers[key] for name, key in SHARES.items() if numbers.get(key) is not None}
     predicted, expected = [*shares.values(), None][:2]
     columns = zip(numbers["class_names"], predicted, expected or predicted, strict=True)
     template = environment().get_template("report.html.j2")
-    extra_rows = [row["value"] for rows in numbers.get("extra", {}).values() for row in rows]
-    has_fixes = any(isinstance(value, dict) and value.get("fix") for value in extra_rows)
-    script = (Path(__file__).parent / "report.js").read_text(encoding="utf-8") if has_fixes else ""
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    values = [row["value"] for rows in numbers.get("extra", {}).values() for row in rows]
+    script = policy = ""
+    if any(isinstance(value, dict) and value.get("fix") for value in values):
+        script = (Path(__file__).parent / "report.js").read_text(encoding="utf-8")
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        script, policy = f"<script>{script}</script>", f"; script-src 'sha256-{digest}'"
     return template.render(
         report=numbers,
         paths=paths,
         galleries=galleries or {},
         script=Markup(script),
-        script_hash=f"sha256-{digest}",
+        script_policy=Markup(policy),
         shares=shares,
         rare=[name for name, share, fair in columns if share < fair / 2],
         scored_task=scoring_task(numbers["task"]),
         short_names=SHORT_NAMES,
-        mean_curve=mean_curve(numbers.get("folds", [])),
+        mean_curves=mean_curves(numbers.get("folds", [])),
     )
 
 
 @functools.cache
 def environment() -> Environment:
     """Jinja's environment: every value is made visible and escaped, none may be missing."""
-    result = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=visible,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    result.globals["chart"] = chart
+    loader = FileSystemLoader(Path(__file__).parent)
+    result = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    result.finalize, result.trim_blocks, result.lstrip_blocks = visible, True, True
+    result.globals |= {"chart": chart, "matrix": matrix}
     filters = (breakable, decimals, duration, jpeg, percent, plural, short_member, thumbnail)
     result.filters |= {function.__name__: function for function in filters}
     result.filters |= {"mean": fmean, "quote": shlex.quote}
@@ -93,10 +93,7 @@ def environment() -> Environment:
 
 
 def visible(value: object) -> object:
-    """Any value as text that is seen, without characters that steer a terminal or turn the text.
-
-    Markup, which only the template and the charts make, stays as it is.
-    """
+    """Text without characters that steer a terminal or turn the text; Markup, our own, as it is."""
     if isinstance(value, Markup):
         return value
     if isinstance(value, float):
@@ -107,7 +104,7 @@ def visible(value: object) -> object:
 
 
 def breakable(name: str) -> Markup:
-    """A file's name that may be broken after / and _ only."""
+    """A file's name that is best broken after / and _."""
     return Markup(re.sub("([/_])", r"\1<wbr>", str(escape(visible(name)))))
 
 
@@ -148,28 +145,32 @@ def jpeg(picture: Image.Image) -> str:
 
 
 def chart(name: str, title: str, *values: object, **size: float) -> Markup:
-    """A chart that plots.py draws of these values, as a figure of inline SVG."""
-    from reporting import plots
-
-    svg = plots.render_svg(getattr(plots, name), title, *values, **size)
-    return Markup(f"<figure>{svg}</figure>")
+    """A chart that plots.py draws of these values, as inline SVG."""
+    return Markup(plots.render_svg(getattr(plots, name), title, *values, **size))
 
 
-def mean_curve(folds: Sequence[Numbers]) -> Numbers | None:
-    """Where the folds' mean curve is best and their mean loss lowest (epochs from 1). None for
-    folds of unlike lengths, and for fewer than three epochs.
+def matrix(
+    title: str, names: Sequence[object], rows: list[list[float]], low: float = 0, high: float = 0
+) -> Markup:
+    """A table of numbers [n, n], shaded from `low` to `high` or the row's sum; of shares up to a
+    `high` of 1 in percent. Names that are tuples make groups.
     """
+    values, index = np.array(rows, float), pd.Index(names)
+    span = (high or values.sum(1, keepdims=True)) - low
+    shares = pd.DataFrame((values - low) / np.maximum(span, 1e-9), index, index)
+    shades = (0.7 * shares).map("background: rgb(47 109 181 / {:.2f})".format)
+    style = pd.DataFrame(values * (100 if high else 1), index, index).style.set_caption(title)
+    style = style.apply(lambda _: shades, axis=None).set_uuid(re.sub(r"\W", "-", title))
+    style = style.format(lambda value: f"{value:.0f}" if value else "")
+    style = style.format_index(escape="html").format_index(escape="html", axis=1)
+    table = style.set_table_attributes('class="matrix"').to_html()
+    return Markup(f'<div class="scroll">{table}</div>')
+
+
+def mean_curves(folds: Sequence[Numbers]) -> list[np.ndarray] | None:
+    """The folds' mean macro F1 and mean loss [epochs]; None for unlike lengths and under 3."""
     curves = [fold["history"] for fold in folds if fold["history"]]
     lengths = {len(curve["macro_f1"]) for curve in curves}
     if len(lengths) != 1 or min(lengths) < 3:
         return None
-    scores, losses = (
-        [fmean(values) for values in zip(*(curve[name] for curve in curves), strict=True)]
-        for name in ("macro_f1", "valid_loss")
-    )
-    return {
-        "epochs": len(scores),
-        "macro_f1": max(scores),
-        "best_epoch": scores.index(max(scores)) + 1,
-        "lowest_loss_epoch": losses.index(min(losses)) + 1,
-    }
+    return [np.mean([curve[name] for curve in curves], 0) for name in ("macro_f1", "valid_loss")]

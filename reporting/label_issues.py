@@ -9,6 +9,7 @@ import pandas as pd
 
 from labels import GROUP_STARTS, MASKS, PARTS, TASKS
 
+Suspects = list[tuple[object, ...]]  # rows of COLUMNS
 COLUMNS = ["kind", "person", "file", "given", "suggested", "evidence"]
 # against one wrong file alone: people have all their shots, so files are swapped, not lost
 SINGLE_FILE_PENALTY_NATS = 3.0
@@ -37,13 +38,9 @@ def find_label_issues(table: pd.DataFrame, probabilities: np.ndarray) -> pd.Data
     return suspects.sort_values(**order, ignore_index=True)
 
 
-def conditional_probabilities(
-    table: pd.DataFrame, probabilities: np.ndarray, part: str
-) -> np.ndarray:
-    """[photographs, classes of the part] centred log-probabilities, given its two other labels.
-
-    Joint probabilities that disagree with one of the others count CONTRADICTION_WEIGHT times, for
-    it may be wrong itself.
+def conditional_scores(table: pd.DataFrame, probabilities: np.ndarray, part: str) -> np.ndarray:
+    """[photographs, classes of the part] centred log-probabilities, given its two other labels:
+    joint ones that disagree with one of these, which may be wrong, count CONTRADICTION_WEIGHT.
     """
     joint = np.maximum(probabilities, 1e-9).reshape(-1, 3, 2, 3)  # photographs, then PARTS
     for axis, other in enumerate(PARTS, start=1):
@@ -74,15 +71,13 @@ def log_odds(
     return results
 
 
-def person_suspects(
-    table: pd.DataFrame, probabilities: np.ndarray, part: str
-) -> list[tuple[object, ...]]:
+def person_suspects(table: pd.DataFrame, probabilities: np.ndarray, part: str) -> Suspects:
     """People whose gender or age group most of their photographs, and the mean, contradict."""
     codes, people = pd.factorize(table["person"])
     counts = np.bincount(codes)
     first = np.unique(codes, return_index=True)[1]
     given = table[part].to_numpy()[first]
-    scores = conditional_probabilities(table, probabilities, part)
+    scores = conditional_scores(table, probabilities, part)
     means = np.stack([np.bincount(codes, column) / counts for column in scores.T], axis=1)
     odds, photo_odds = log_odds(means, given, (scores, given[codes]))
     suggested, evidence = odds.argmax(1), odds.max(1)
@@ -93,7 +88,7 @@ def person_suspects(
     votes = np.bincount(codes, own_odds > 0)
     names, files = TASKS[part].classes, table["file"].to_numpy()
     kind = "age" if part == "ageg" else part
-    rows: list[tuple[object, ...]] = []
+    rows: Suspects = []
     for k in np.flatnonzero((suggested != given) & (evidence > 0) & (votes > counts / 2)):
         photos = np.flatnonzero(codes == k)
         file = files[photos[own_odds[photos].argmax()]]
@@ -108,10 +103,10 @@ def near_group(years: np.ndarray) -> np.ndarray:
     return np.diff(np.vectorize(math.erf)(deviations / math.sqrt(2)) / 2, axis=1)
 
 
-def photo_suspects(table: pd.DataFrame, probabilities: np.ndarray) -> list[tuple[object, ...]]:
+def photo_suspects(table: pd.DataFrame, probabilities: np.ndarray) -> Suspects:
     """Files whose mask state is contradicted; the evidence of two that look swapped adds up."""
     given = table["mask"].to_numpy()
-    scores = conditional_probabilities(table, probabilities, "mask")
+    scores = conditional_scores(table, probabilities, "mask")
     (odds,) = log_odds(scores, given)
     odds[np.arange(len(given)), given] = -np.inf
     suggested, evidence = odds.argmax(1), odds.max(1) - SINGLE_FILE_PENALTY_NATS

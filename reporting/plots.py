@@ -1,4 +1,4 @@
-"""The reports' charts: numbers -> inline SVG. Import it late: matplotlib takes half a second."""
+"""The reports' charts: numbers -> inline SVG."""
 
 from __future__ import annotations
 
@@ -20,18 +20,15 @@ with without_variable("MPLBACKEND"):
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-INK, SOFT, GRID = "#1f2933", "#52606d", "#e4e7eb"
-CODES = "2f6db5 e8912d 2a9d78 c8453b 8a63b5 5aa9d6 b8860b 7a8b3c d477a5 6b4f3f"
-COLOURS = [f"#{code}" for code in CODES.split()]
+INK, SOFT = "#1f2933", "#52606d"
 DASHED = (0, (3, 2))
 STYLE: dict[Any, dict[str, Any]] = {
     "font": {"family": "DejaVu Sans", "size": 9},
-    "text": {"color": INK, "parse_math": False},
-    "axes": {"edgecolor": SOFT, "labelcolor": INK, "grid": True, "axisbelow": True},
+    "text": {"parse_math": False},
+    "axes": {"edgecolor": SOFT, "grid": True, "axisbelow": True, "titlesize": 9},
     "axes.spines": {"top": False, "right": False},
-    ("xtick", "ytick"): {"color": SOFT},
-    "grid": {"color": GRID},
-    "legend": {"frameon": False, "fontsize": 8},
+    "grid": {"color": "#e4e7eb"},
+    "legend": {"frameon": False, "fontsize": 8, "handlelength": 1.2, "columnspacing": 1},
     "svg": {"fonttype": "none", "hashsalt": "report"},
 }
 WIDTH_INCHES = 4.7  # a phone shows such a chart nearly as large as it is
@@ -46,19 +43,13 @@ def render_svg(draw: Any, description: str, *values: Any, height: float = 2.9) -
             mpl.rc(group, **settings)
         figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
         draw(figure.add_subplot(), *values)
-        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(buffer, format="svg", metadata=metadata, transparent=True)
-    _, start, svg = buffer.getvalue().partition("<svg")
-    clutter = r"<metadata>.*?</metadata>\s*|<defs>\s*<style.*?</defs>\s*|<!--.*?-->\s*"
-    svg = re.sub(clutter, "", start + svg, flags=re.DOTALL)
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+    svg = buffer.getvalue().partition("<svg")[2]
     # nothing refers to these ids, and several charts would share them
     svg = re.sub(r'(<g) id="[a-z]\w*(?:\.\w+)?"', r"\1", svg)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"'?DejaVu Sans'?(, [\w-]+)*", "system-ui, sans-serif", svg)
-    svg = re.sub(r"\s*\n\s*", "\n", svg)
-    box = re.search(r'viewBox="[^"]*"', svg)
-    links = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    label = f'role="img" aria-label="{escape(description)}"'
-    return f"<svg {links} {box.group() if box else ''} {label}>{svg.partition('>')[2]}"
+    return f'<svg role="img" aria-label="{escape(description)}"{svg}'
 
 
 def columns(rows: Rows, *keys: str) -> list[np.ndarray]:
@@ -80,22 +71,20 @@ def bars_by_name(ax: Axes, names: Sequence[str]) -> None:
 def learning(ax: Axes, folds: Rows, solid: str, dashed: str, label: str) -> None:
     """A column of each fold's history by epoch, another one dashed, and the mean of the first."""
     width = 1 if len(folds) > 1 else 2
+    lengths = {len(fold["history"]["epoch"]) for fold in folds}
+    marker = "o" if max(lengths) == 1 else ""
     for number, fold in enumerate(folds):
         curves = fold["history"]
-        style: Any = {"color": COLOURS[number % len(COLOURS)], "linewidth": width}
+        style: Any = {"color": f"C{number}", "linewidth": width, "marker": marker}
         ax.plot(curves["epoch"], curves[solid], label=f"fold {fold['fold']}", **style)
         if dashed in curves:
             ax.plot(curves["epoch"], curves[dashed], linestyle=DASHED, alpha=0.6, **style)
-    lengths = {len(fold["history"]["epoch"]) for fold in folds}
     if len(folds) > 1 and len(lengths) == 1:
         mean = np.mean([fold["history"][solid] for fold in folds], axis=0)
-        ax.plot(folds[0]["history"]["epoch"], mean, color=INK, linewidth=2.4, label="mean")
-    if max(lengths) == 1:
-        for line in ax.lines:
-            line.set_marker("o")
+        ax.plot(curves["epoch"], mean, color=INK, linewidth=2.4, marker=marker, label="mean")
     ax.set(xlabel="epoch", ylabel=label)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend(ncols=3 if len(folds) < 9 else 4, loc="best", handlelength=1.2, columnspacing=1)
+    ax.legend(ncols=3 if len(folds) < 9 else 4)
 
 
 def class_scores(ax: Axes, classes: Rows) -> None:
@@ -107,19 +96,18 @@ def class_scores(ax: Axes, classes: Rows) -> None:
             ax.text(0.01, place, "no photograph", va="center", color=SOFT, fontsize=8)
             continue
         kind = kinds.index(words[place]) if len(kinds) < len(classes) else 0
-        ax.barh(place, row["f1"], height=0.7, color=COLOURS[kind % len(COLOURS)], alpha=0.85)
+        ax.barh(place, row["f1"], height=0.7, color=f"C{kind}", alpha=0.85)
         ax.plot([row["low"], row["high"]], [place, place], color=INK, linewidth=1.4)
     bars_by_name(ax, [row["name"] for row in classes])
-    ax.set_xlim(0, 1)
-    ax.set_title("F1", fontsize=9)
+    ax.set(xlim=(0, 1), title="F1")
 
 
 def age_errors(ax: Axes, ages: Rows) -> None:
     """By true age the shares of the photographs put into too young and too old a group."""
     years, counts, young, old = columns(ages, "age", "photographs", "too_young", "too_old")
     young, old = young / counts, old / counts
-    ax.bar(years, old, width=0.85, color=COLOURS[1], label="called too old")
-    ax.bar(years, young, width=0.85, bottom=old, color=COLOURS[0], label="called too young")
+    ax.bar(years, old, width=0.85, color="C1", label="called too old")
+    ax.bar(years, young, width=0.85, bottom=old, color="C0", label="called too young")
     for start in GROUP_STARTS:
         if years.min() < start <= years.max():
             ax.axvline(start - 0.5, color=INK, linewidth=1, linestyle=DASHED)
@@ -134,8 +122,7 @@ def mean_predictions(ax: Axes, ages: Rows) -> None:
     """The mean prediction in years by true age."""
     years, predicted = columns(ages, "age", "mean_answer")
     ax.plot(years, years, color=SOFT, linewidth=1, linestyle=DASHED, label="truth")
-    style: dict[str, Any] = {"color": COLOURS[0], "linewidth": 1.4, "markersize": 3}
-    ax.plot(years, predicted, "o-", label="mean prediction", **style)
+    ax.plot(years, predicted, "o-", color="C0", ms=3, label="mean prediction")
     ax.set(xlabel="true age in years", ylabel="years")
     ax.legend(loc="upper left")
 
@@ -144,9 +131,9 @@ def reliability(ax: Axes, bins: Rows) -> None:
     """The accuracy by confidence; a dot's area shows how many photographs it stands for."""
     confidence, accuracy, counts = columns(bins, "confidence", "accuracy", "photographs")
     ax.plot([0, 1], [0, 1], color=SOFT, linewidth=1, linestyle=DASHED)
-    ax.plot(confidence, accuracy, color=COLOURS[0], linewidth=1.6)
+    ax.plot(confidence, accuracy, color="C0", linewidth=1.6)
     sizes = 12 + 160 * counts / counts.max()
-    ax.scatter(confidence, accuracy, s=sizes, color=COLOURS[0], alpha=0.75, linewidths=0)
+    ax.scatter(confidence, accuracy, s=sizes, color="C0", alpha=0.75, linewidths=0)
     ax.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="confidence", ylabel="accuracy")
 
 
@@ -154,11 +141,10 @@ def shares(ax: Axes, names: Sequence[str], shares_by_label: Mapping[str, Sequenc
     """{label: the share of each class}: the first ones as bars, the others as marks."""
     places = range(len(names))
     (label, predicted), *others = shares_by_label.items()
-    ax.barh(places, predicted, height=0.7, color=COLOURS[0], alpha=0.85, label=label)
-    for marker, colour, (label, values) in zip("|x", (INK, COLOURS[3]), others, strict=False):
-        style: Any = {"color": colour, "markersize": 9, "markeredgewidth": 2, "label": label}
-        ax.plot(values, places, marker, **style)
+    ax.barh(places, predicted, height=0.7, color="C0", alpha=0.85, label=label)
+    for marker, colour, (label, values) in zip("|x", (INK, "C3"), others, strict=False):
+        ax.plot(values, places, marker, color=colour, ms=9, mew=2, label=label)
     bars_by_name(ax, names)
     ax.set_xlim(0, None)
     ax.xaxis.set_major_formatter(percent)
-    ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, handlelength=1.2, columnspacing=1)
+    ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3)

@@ -17,8 +17,8 @@ import out_of_fold
 import run_directory
 from labels import GROUP_STARTS, PARTS, TASKS, scoring_task
 from reporting import html
-from reporting.html import Numbers, Rows
-from runtime.errors import UserError, printable, reason
+from reporting.html import Galleries, Numbers, Paths, Rows
+from runtime.errors import UserError, path_error, printable
 from runtime.files import atomic_write, read_file
 
 MAX_DOUBTFUL_SHOWN = 6
@@ -34,7 +34,7 @@ def training_report(
     table: pd.DataFrame,
     oof: pd.DataFrame,
     extra: Mapping[str, Rows],
-    galleries: Mapping[str, html.Gallery] | None = None,
+    galleries: Galleries | None = None,
 ) -> None:
     """Write report.json and report.html into a run's folder.
 
@@ -45,7 +45,7 @@ def training_report(
     damaged history.csv.
     """
     paths = dict(zip(table["file"], table["path"], strict=True))
-    write_report(run_dir, training_numbers(run_dir, oof), extra, paths, galleries)
+    write_report(run_dir, training_numbers(run_dir, oof), extra, paths, galleries or {})
 
 
 def training_numbers(run_dir: Path, oof: pd.DataFrame) -> Numbers:
@@ -53,56 +53,49 @@ def training_numbers(run_dir: Path, oof: pd.DataFrame) -> Numbers:
     run = run_directory.read_run_json(run_dir)
     task = str(run.get("settings", {}).get("task", "main"))
     columns = out_of_fold.probability_columns(task)
-    missing = [name for name in ("file", "person", "fold", "age", *columns) if name not in oof]
-    if missing:
-        raise UserError(f"oof.csv: no column {missing[0]!r}; train the run again")
+    for name in ("file", "person", "fold", "age", *columns):
+        if name not in oof:
+            raise UserError(f"oof.csv: no column {name!r}; train the run again")
     predictions = oof[columns].to_numpy(float)
     decided, truth = ensemble.decide(task, predictions), oof[task].to_numpy()
     people, fold_count = oof["person"].to_numpy(), oof["fold"].nunique()
-    is_regression = TASKS[task].regression
-    numbers = {
-        "kind": "training",
-        "name": run_dir.name,
-        "path": str(run_dir),
-        "task": task,
-        **score_with_intervals(task, decided, truth, people, fold_count),
-    }
-    numbers["headline"]["people"] = int(oof["person"].nunique())
+    scores = score_with_intervals(task, decided, truth, people, fold_count)
+    scores["headline"]["people"] = oof["person"].nunique()
     if task == "main":
         parts = {part: ensemble.marginalize_main(predictions, part).argmax(1) for part in PARTS}
-        numbers |= score_parts(parts, decided, truth, people, fold_count)
-    numbers["folds"] = [
+        scores |= score_parts(parts, decided, truth, people, fold_count)
+    folds = [
         fold_numbers(run_dir, int(fold), task, decided[rows], oof.iloc[rows])
         for fold, rows in oof.groupby("fold").indices.items()
     ]
-    groups = decided % 3 if task == "main" else metrics.to_classes(task, decided)
-    numbers["ages"] = (
-        age_errors(oof, groups, decided if is_regression else None)
-        if task in ("main", "ageg", "age")
-        else []
-    )
-    numbers["boundaries"] = boundary_errors(numbers["ages"])
-    numbers["worst_ages"] = worst_ages(numbers["ages"])
-    if not is_regression:
+    ages = age_errors(task, decided, oof) if task in ("main", "ageg", "age") else []
+    photos = photo_errors(task, predictions, oof)
+    rates = [rate for fold in folds for rate in fold["history"].get("images_per_second", [])]
+    speed = np.median(rates) if rates else None
+    ends = [path.stat().st_mtime for path in run_dir.glob("fold*/history.csv")]
+    seconds = max(ends) - run_directory.start_time(run_dir) if ends and run else None
+    numbers = {
+        "kind": "training",
+        "task": task,
+        **scores,
+        "folds": folds,
+        "ages": ages,
+        "boundaries": boundary_errors(ages),
+        "worst_ages": worst_ages(ages),
+        "samples": sample_predictions(photos),
+        "most_wrong": most_wrong(photos),
+        "time": {"seconds": seconds and max(0.0, seconds), "images_per_second": speed},
+        "run": run,
+    }
+    if not TASKS[task].regression:
         names = ("confidence", "accuracy", "photographs")
         bins = metrics.calibration(predictions, truth)
         numbers["calibration"] = {
             "ece": metrics.calibration_error(predictions, truth),
             "bins": [dict(zip(names, row, strict=True)) for row in bins],
-            "confidence": float(predictions.max(1).mean()),
+            "confidence": predictions.max(1).mean(),
         }
-    photos = photo_errors(task, predictions, decided, oof)
-    numbers["samples"] = sample_predictions(photos)
-    numbers["most_wrong"] = most_wrong(photos)
-    histories = [fold["history"] for fold in numbers["folds"]]
-    rates = [rate for history in histories for rate in history.get("images_per_second", [])]
-    ends = [path.stat().st_mtime for path in run_dir.glob("fold*/history.csv")]
-    started = run_directory.start_time(run_dir)
-    numbers["time"] = {
-        "seconds": max(0.0, max(ends) - started) if ends and run else None,
-        "images_per_second": float(np.median(rates)) if rates else None,
-    }
-    return numbers | {"run": run}
+    return numbers
 
 
 def score_with_intervals(
@@ -115,13 +108,13 @@ def score_with_intervals(
     scores = metrics.score(task, predicted, truth)
     draws = metrics.bootstrap(task, predicted, truth, people)
 
-    def with_interval(value: float, values: np.ndarray) -> dict[str, float]:
+    def with_interval(name: str, value: float, values: np.ndarray) -> dict[str, float]:
         low, high = metrics.out_of_fold_interval(value, values, folds)
-        return {"value": value, "low": low, "high": high}
+        return {name: value, "low": low, "high": high}
 
     headline = {
-        "macro_f1": with_interval(scores.macro_f1, metrics.macro_f1(draws)),
-        "accuracy": with_interval(scores.accuracy, metrics.accuracy(draws)),
+        "macro_f1": with_interval("value", scores.macro_f1, metrics.macro_f1(draws)),
+        "accuracy": with_interval("value", scores.accuracy, metrics.accuracy(draws)),
         "photographs": len(truth),
         "is_guessing": metrics.is_guessing(scores.matrix),
     }
@@ -129,19 +122,17 @@ def score_with_intervals(
         headline |= {"rmse": scores.rmse, "mae": scores.mae}
     true_counts, predicted_counts = scores.matrix.sum(1), scores.matrix.sum(0)
     class_f1, class_draws = metrics.class_f1(scores.matrix), metrics.class_f1(draws)
-    classes = []
-    for number, name in enumerate(names):
-        f1 = with_interval(float(class_f1[number]), class_draws[:, number])
-        counts = {"photographs": true_counts[number], "answered": predicted_counts[number]}
-        classes.append({"name": name, "f1": f1.pop("value"), **f1, **counts})
-    total = max(len(truth), 1)
+    columns = (names, class_f1, class_draws.T, true_counts, predicted_counts)
     return {
         "headline": headline,
-        "classes": classes,
-        "confusion": scores.matrix.tolist(),
-        "class_names": list(names),
-        "class_shares": (predicted_counts / total).tolist(),
-        "true_shares": (true_counts / total).tolist(),
+        "classes": [
+            {"name": name, **with_interval("f1", f1, drawn), "photographs": true, "answered": own}
+            for name, f1, drawn, true, own in zip(*columns, strict=True)
+        ],
+        "confusion": scores.matrix,
+        "class_names": names,
+        "class_shares": predicted_counts / max(len(truth), 1),
+        "true_shares": true_counts / max(len(truth), 1),
     }
 
 
@@ -173,16 +164,16 @@ def fold_numbers(
     path = run_dir / f"fold{fold:02d}" / "history.csv"
     try:
         history = pd.read_csv(io.BytesIO(read_file(path))).astype(float).to_dict("list")
-        missing = [name for name in HISTORY_COLUMNS if not history.get(name)]
-        if missing:
-            raise ValueError(f"no column {missing[0]!r} with numbers")
+        for name in HISTORY_COLUMNS:
+            if not history.get(name):
+                raise ValueError(f"no column {name!r} with numbers")
     except FileNotFoundError:
         history = {}
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: damaged ({reason(error)}); train the fold again") from None
+        raise path_error(path, error, "train the fold again", "read") from None
     return {
         "fold": fold,
-        "people": int(oof["person"].nunique()),
+        "people": oof["person"].nunique(),
         "photographs": len(oof),
         "macro_f1": scores["headline"]["macro_f1"],
         "accuracy": scores["headline"]["accuracy"],
@@ -191,23 +182,19 @@ def fold_numbers(
     }
 
 
-def age_errors(
-    oof: pd.DataFrame, groups: np.ndarray, predicted_years: np.ndarray | None
-) -> list[Numbers]:
-    """By true age in whole years: people, photographs, how many of these were put into too young or
-    too old a group, and the mean prediction where the predictions are years.
-    """
+def age_errors(task: str, decided: np.ndarray, oof: pd.DataFrame) -> list[Numbers]:
+    """By true age in whole years: people, photographs, counts of wrong groups, mean of years."""
     years = oof["age"].to_numpy(float)
     true_groups = metrics.to_classes("age", years)
-    columns = {"too_young": groups < true_groups, "too_old": groups > true_groups}
-    by_age = pd.DataFrame(columns).groupby(np.floor(years + 0.5).astype(int))
-    table = by_age.sum()
-    table.insert(0, "photographs", by_age.size())
-    people = oof["person"].to_numpy()
-    table.insert(0, "people", [len(set(people[rows])) for rows in by_age.indices.values()])
-    if predicted_years is not None:
-        table["mean_answer"] = [predicted_years[rows].mean() for rows in by_age.indices.values()]
-    return table.rename_axis("age").reset_index().to_dict("records")
+    groups = decided % 3 if task == "main" else metrics.to_classes(task, decided)
+    table = oof[["person"]].assign(too_young=groups < true_groups, too_old=groups > true_groups)
+    by_age = table.assign(answer=decided).groupby(np.floor(years + 0.5).astype(int))
+    columns = {name: (name, "sum") for name in ("too_young", "too_old")}
+    if TASKS[task].regression:
+        columns["mean_answer"] = ("answer", "mean")
+    counts = {"people": ("person", "nunique"), "photographs": ("person", "size")}
+    ages = by_age.agg(**counts, **columns)
+    return ages.rename_axis("age").reset_index().to_dict("records")
 
 
 def boundary_errors(ages: Sequence[Numbers]) -> list[Numbers]:
@@ -216,17 +203,14 @@ def boundary_errors(ages: Sequence[Numbers]) -> list[Numbers]:
     for start in GROUP_STARTS:
         below = [row for row in ages if start - BOUNDARY_YEARS <= row["age"] < start]
         above = [row for row in ages if start <= row["age"] < start + BOUNDARY_YEARS]
-        if below or above:
-            boundaries.append(
-                {
-                    "age": start,
-                    "people": sum(row["people"] for row in below + above),
-                    "below": sum(row["photographs"] for row in below),
-                    "below_called_older": sum(row["too_old"] for row in below),
-                    "above": sum(row["photographs"] for row in above),
-                    "above_called_younger": sum(row["too_young"] for row in above),
-                }
-            )
+        sums = {
+            "people": sum(row["people"] for row in below + above),
+            "below": sum(row["photographs"] for row in below),
+            "below_called_older": sum(row["too_old"] for row in below),
+            "above": sum(row["photographs"] for row in above),
+            "above_called_younger": sum(row["too_young"] for row in above),
+        }
+        boundaries += [{"age": start, **sums}] if sums["people"] else []
     return boundaries
 
 
@@ -240,49 +224,38 @@ def worst_ages(ages: Sequence[Numbers]) -> list[Numbers]:
     return sorted(wrong, key=lambda row: -row["share"])[:3]
 
 
-def photo_errors(
-    task: str, predictions: np.ndarray, decided: np.ndarray, oof: pd.DataFrame
-) -> pd.DataFrame:
-    """A row per photograph: person, file, true, answered (names), error, wrong (the class is).
-
-    `error` is 1 - the probability of the truth, or the error in years.
+def photo_errors(task: str, predictions: np.ndarray, oof: pd.DataFrame) -> pd.DataFrame:
+    """A row per photograph: person, file, true, answered (names), wrong (the class is), and the
+    error: 1 - the probability of the truth, or years.
     """
-    truth = oof[task].to_numpy()
-    if TASKS[task].regression:
-        error = np.abs(predictions[:, 0] - truth)
-        true_names, names = ([f"{v:.0f} years" for v in values] for values in (truth, decided))
-    else:
-        error = 1 - predictions[np.arange(len(truth)), truth]
-        true_names, names = ([TASKS[task].classes[k] for k in ks] for ks in (truth, decided))
-    table = oof[["person", "file"]].assign(true=true_names, answered=names, error=error)
-    table["wrong"] = metrics.to_classes(task, decided) != metrics.to_classes(task, truth)
-    return table
+    truth, decided = oof[task].to_numpy(), ensemble.decide(task, predictions)
+    classes = TASKS[task].classes
+    error = 1 - predictions[np.arange(len(truth)), truth] if classes else np.abs(decided - truth)
+    table = oof[["person", "file"]].copy()
+    for column, values in (("true", truth), ("answered", decided)):
+        table[column] = [classes[v] if classes else f"{v:.0f} years" for v in values]
+    wrong = metrics.to_classes(task, decided) != metrics.to_classes(task, truth)
+    return table.assign(error=error, wrong=wrong)
 
 
 def sample_predictions(photos: pd.DataFrame) -> list[Numbers]:
-    """A few photographs that are predicted rightly, then a few wrong ones, from all over a table of
-    photo_errors.
-    """
+    """A few right and then a few wrong rows of photo_errors, from all over the table."""
     samples: list[Numbers] = []
-    for is_wrong in (False, True):
-        rows = photos[photos["wrong"] == is_wrong]
+    for _, rows in photos.groupby("wrong"):
         places = np.linspace(0, len(rows) - 1, min(MAX_SAMPLES_SHOWN, len(rows))).astype(int)
         samples += rows.iloc[places].to_dict("records")
     return samples
 
 
 def most_wrong(table: pd.DataFrame) -> list[Numbers]:
-    """The people whom the model contradicts most, by their photographs' mean error, each with the
-    photograph it is most wrong about. table: of photo_errors.
-    """
-    people = table.groupby("person")
+    """The people with the largest mean error, each by its worst row of photo_errors."""
     worst = table[table["wrong"]].sort_values("error", ascending=False, kind="stable")
-    worst = worst.drop_duplicates("person").set_index("person")
-    worst["wrong"], worst["photographs"] = people["wrong"].sum(), people.size()
-    worst["error"] = people["error"].agg(lambda errors: errors.to_numpy().mean())
-    ranked = worst.reset_index().sort_values(["error", "person"], ascending=[False, True])
-    columns = ["person", "file", "true", "answered", "wrong", "photographs", "error"]
-    return ranked[columns].head(MAX_PEOPLE_SHOWN).to_dict("records")
+    worst = worst.drop_duplicates("person").set_index("person").drop(columns=["wrong", "error"])
+    counts = {"wrong": ("wrong", "sum"), "photographs": ("wrong", "size")}
+    people = table.groupby("person").agg(**counts, error=("error", "mean"))
+    ranked = worst.join(people).reset_index()
+    order = {"by": ["error", "person"], "ascending": [False, True]}
+    return ranked.sort_values(**order).head(MAX_PEOPLE_SHOWN).to_dict("records")
 
 
 def prediction_report(
@@ -292,7 +265,7 @@ def prediction_report(
     truth: np.ndarray | None = None,
     training_shares: Sequence[float] | np.ndarray | None = None,
     origin: Mapping[str, object] | None = None,
-    paths: Mapping[str, str] | None = None,
+    paths: Paths | None = None,
 ) -> None:
     """Write report.json and report.html into a prediction's folder.
 
@@ -308,49 +281,39 @@ def prediction_report(
 
     def scored(equal: str, predictions: np.ndarray) -> Numbers:
         classes = metrics.to_classes(task, predictions)
-        result = {equal: float((classes == first_classes).mean())}
+        result: Numbers = {equal: (classes == first_classes).mean()}
         if truth is not None:
             scores = metrics.score(task, predictions, truth)
             result |= {"macro_f1": scores.macro_f1, "accuracy": scores.accuracy}
         return result
 
     members = zip(probs.members, probs.folds, probs.weights, own, strict=True)
-    counts = np.bincount(first_classes, minlength=len(names))
     numbers: Numbers = {
         "kind": "prediction",
-        "name": folder.name,
-        "path": str(folder),
         "recommended": ensemble.RECOMMENDED.get(next(iter(votes)), ""),
         "task": task,
         "photographs": len(probs.images),
         "views": probs.array.shape[1],
         "members": [
-            {
-                "name": name,
-                "fold": fold,
-                "validation_macro_f1": weight,
-                **scored("equal_to_vote", predictions),
-            }
-            for name, fold, weight, predictions in members
+            {"name": name, "fold": fold, "validation_macro_f1": f1, **scored("equal_to_vote", p)}
+            for name, fold, f1, p in members
         ],
-        "agreement": [(own_classes == classes).mean(1).tolist() for classes in own_classes],
-        "methods": [
-            {"name": method, **scored("equal_to_first", predictions)}
-            for method, predictions in votes.items()
-        ],
+        "agreement": [(own_classes == classes).mean(1) for classes in own_classes],
+        "methods": [{"name": name, **scored("equal_to_first", p)} for name, p in votes.items()],
         "class_names": names,
-        "class_shares": (counts / max(len(probs.images), 1)).tolist(),
-        "training_shares": None if training_shares is None else list(training_shares),
+        "class_shares": [(first_classes == k).mean() for k in range(len(names))],
+        "training_shares": training_shares,
+        "made": origin or {},
     }
     if not TASKS[task].regression:
-        numbers["confidence"] = float(ensemble.arithmetic(probs.array).max(1).mean())
+        numbers["confidence"] = ensemble.arithmetic(probs.array).max(1).mean()
     if truth is not None:
         numbers |= score_with_intervals(task, first_vote, truth, None)
         if task == "main":
             parts = {part: np.array(TASKS[part].from_main)[first_classes] for part in PARTS}
             numbers |= score_parts(parts, first_classes, truth, None)
     extra = doubtful_photographs(probs, first_classes, own_classes)
-    write_report(folder, numbers | {"made": origin or {}}, extra, paths or {})
+    write_report(folder, numbers, extra, paths or {}, {})
 
 
 def doubtful_photographs(
@@ -376,15 +339,12 @@ def doubtful_photographs(
 
 
 def write_report(
-    folder: Path,
-    numbers: Numbers,
-    extra: Mapping[str, Rows],
-    paths: Mapping[str, str],
-    galleries: Mapping[str, html.Gallery] | None = None,
+    folder: Path, numbers: Numbers, extra: Mapping[str, Rows], paths: Paths, galleries: Galleries
 ) -> None:
-    """report.json, then report.html; paths: {file: where its photograph is}."""
+    """report.json, then report.html."""
     rows = {t: [{"name": n, "value": v} for n, v in pairs] for t, pairs in extra.items()}
-    stored = to_json(numbers | {"extra": rows})
+    names = {"name": folder.name, "path": str(folder)}
+    stored = to_json(names | numbers | {"extra": rows})
     run_directory.write_json(folder / "report.json", stored)
     with atomic_write(folder / "report.html", "w") as file:
         file.write(html.render_page(stored, paths, galleries))
@@ -393,12 +353,12 @@ def write_report(
 
 def to_json(value: object) -> Any:
     """JSON's own types: NaN and infinity become null, text that is no Unicode is mended."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        value = value.tolist()
     if isinstance(value, Mapping):
         return {str(to_json(key)): to_json(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_json(part) for part in value]
-    if isinstance(value, np.generic):
-        value = value.item()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, (bool, int)):

@@ -93,10 +93,8 @@ def test_charts_need_no_backend(backend: str) -> None:
     as it was.
     """
     code = (
-        "import os; from reporting import plots; print(plots.render_svg(lambda ax: ax.plot([1, "
-        "2]), 'a "
-        "line')[:4], "
-        "os.environ['MPLBACKEND'])"
+        "import os, inference.pictures; from reporting import plots; print(plots.render_svg("
+        "lambda ax: ax.plot([1, 2]), 'a line')[:4], os.environ['MPLBACKEND'])"
     )
     done = run_code(code, env={**os.environ, "MPLBACKEND": backend})
     assert (done.returncode, done.stdout) == (0, f"<svg {backend}\n"), done.stderr
