@@ -214,11 +214,7 @@ class OutputSettings(Settings):
     )
     save_top: int = option(FOLDS, "checkpoints kept per fold, by validation macro F1", 3, COUNT)
     jobs: int | None = option(
-        MACHINE,
-        "folds that are trained side by side, each in a process of its own",
-        None,
-        Range(int, 1, 1024),
-        "by processors and memory; 1 on a GPU",
+        MACHINE, "folds trained side by side", None, COUNT, "by processors, memory; 1 on a GPU"
     )
     log: str | None = option(FOLDS, "also log to this package", None, Choice(LOGGERS))
     dry_run: bool = option(MACHINE, "run one batch, estimate time and disk space, stop", False)
@@ -383,9 +379,7 @@ class PredictSettings(MachineSettings):
         DATA, "true labels (ImageID,ans), of the 18 classes whatever the --task", metavar="CSV"
     )
     batch_size: int = option(MACHINE, "images per forward pass", 32, COUNT)
-    backend: str = option(
-        MACHINE, "what runs the networks; openvino: on a processor", "torch", Choice(BACKENDS)
-    )
+    backend: str = option(MACHINE, "what runs the networks", "torch", Choice(BACKENDS))
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
             print(reason, flush=True)
 
     from runtime import distributed  # torch takes seconds: --help and refusals do without it
-    from training import cross_validation, run
+    from training import cross_validation, run, run_files
 
     remedy = " in a new run (--resume takes no other batch size)"
     with (
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     ):
         context = distributed.on_all_ranks(dist, lambda: run.prepare_run(settings, dist))
         if dist.is_rank0:
-            print(*run.banner(context), sep="\n", flush=True)
+            print(*run_files.banner(context), sep="\n", flush=True)
         if not settings.dry_run:
             return cross_validation.train_all_folds(context)
         if dist.is_rank0:

@@ -37,7 +37,7 @@ from labels import TASKS
 from reporting import summary
 from runtime.errors import UserError
 from tests.helpers import support
-from training import cross_validation, fold_state
+from training import cross_validation, fold_state, run_files
 from training import fold as training_fold
 from training import run as training_run
 
@@ -198,7 +198,7 @@ def test_squares_kept_in_memory_are_decoded_once_and_change_nothing(
         return plain(path, shrink)
 
     monkeypatch.setattr(images, "read_image", counted)
-    monkeypatch.setattr(training_run, "warn_of_duplicates", lambda tree, parts: {})
+    monkeypatch.setattr(run_files, "warn_of_duplicates", lambda tree, parts: {})
     monkeypatch.setattr(summary, "training_report", lambda *_: None)
     monkeypatch.setattr(cross_validation, "show_heat_maps", lambda *_: None)
     assert run_train(root, tmp_path / "once", *words, "--cache", "ram") == 0

@@ -31,8 +31,7 @@ from runtime.cli import RemainingTime, StopSignal, duration, handle_stop_signals
 from runtime.devices import usable_processors
 from runtime.errors import Stopped, plural, printable, warn, warn_on_failure
 from training import fold as training_fold
-from training import history, jobs, loggers
-from training import run as training_run
+from training import history, jobs, loggers, run_files
 from training.run import RunContext
 
 MAX_TILES = 12  # images in a mosaic
@@ -45,7 +44,7 @@ def train_all_folds(context: RunContext) -> int:
     code: 0, or 1 where a fold diverged.
     """
     run_dir = distributed.broadcast_from_rank0(
-        context.dist, lambda: training_run.create_run_dir(context)
+        context.dist, lambda: run_files.create_run_dir(context)
     )
     context = dataclasses.replace(context, run_dir=run_dir)
     # from here on there is a run to resume

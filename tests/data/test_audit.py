@@ -21,6 +21,7 @@ from runtime import errors
 from runtime.errors import UserError
 from tests.helpers import support
 from training import run as training_run
+from training import run_files
 
 # --- suspects
 
@@ -418,7 +419,7 @@ def test_files_that_an_earlier_run_searched_are_not_searched_again(
         context = training_run.prepare_run(settings.completed())
         capsys.readouterr()
         errors._warned.clear()
-        run_dir = training_run.create_run_dir(context)
+        run_dir = run_files.create_run_dir(context)
         assert ("nearly the same photograph" in capsys.readouterr().err) == bool(copies)
         path = run_dir / "duplicates.csv"
         tables_of_pairs.append(path.read_text() if path.exists() else "")

@@ -41,9 +41,8 @@ from runtime import errors, loading
 from runtime.cli import run_script
 from runtime.errors import RunError, UserError
 from tests.helpers import fault_runs, support
-from training import cross_validation, fold_state
+from training import cross_validation, fold_state, run_files
 from training import fold as training_fold
-from training import run as training_run
 
 RUN = (
     "--cv",
@@ -69,7 +68,7 @@ def _brief(tree: Path) -> Any:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(registries.BACKBONES, "tiny", support.TINY)
-        patch.setattr(training_run, "warn_of_duplicates", lambda run_dir, parts: {})
+        patch.setattr(run_files, "warn_of_duplicates", lambda run_dir, parts: {})
         patch.setattr(
             cross_validation,
             "analyze_out_of_fold",
