@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import warnings
 from typing import Any
@@ -9,9 +10,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from runtime.devices import has_bfloat16
 from runtime.errors import RunError, reason
 
 PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "f16"}  # of autocast; else f32
+
+
+TIMES_AS_FAST = 1.9  # in bf16 as torch in float32; EfficientNet-b3 at 224 px, two processors
+LONG_PREDICTION = 5000  # passes of an image through a network; conversion takes seconds
+
+
+def faster_options(device: torch.device, passes: int) -> str:
+    """The options by which a long prediction by torch would be much faster on this machine; empty
+    where none are known.
+    """
+    if device.type != "cpu" or passes < LONG_PREDICTION or not has_bfloat16():
+        return ""
+    missing = "" if importlib.util.find_spec("openvino") else " (pip install openvino)"
+    return (
+        f"--backend openvino --precision bf16 would be about {TIMES_AS_FAST:g} times as "
+        f"fast on this processor{missing}"
+    )
 
 
 class OpenVinoNetwork(nn.Module):

@@ -24,7 +24,7 @@ import registries
 import run_directory
 from checkpoint import Checkpoint
 from data import folders, images, tables
-from inference import runs, submission
+from inference import openvino_backend, runs, submission
 from inference.members import build_network, labels_run_dir, load_member, part_groups
 from labels import PARTS, TASKS, scoring_task
 from runtime import loading
@@ -68,6 +68,7 @@ class Predictor:
             if compute.device.type != "cpu":
                 raise UserError(f"--backend {backend}: runs on a processor; use --device cpu")
         self.members, self.task, self.compute = list(members), task, compute
+        self.backend = backend
         self.groups = part_groups(members, task)
         convert = registries.import_target(registries.BACKENDS[backend])
         networks = [build_network(member, task, compute.device) for member in members]
@@ -142,6 +143,10 @@ class Predictor:
             good_paths = [path for path in paths if path not in bad]
             boxes = tables.read_boxes(request.boxes_csv, good_names, good_paths)
         side = max(member.info.image_size for member in members)
+        passes = len(good) * sum(map(len, plan))
+        faster = openvino_backend.faster_options(compute.device, passes)
+        if faster and self.backend == "torch" and is_rank_zero():
+            print(f"note: {faster}")
         workers = loading.workers_that_fit_shared_memory(
             compute.workers, compute.batch_size, side, len(views), compute.world
         )

@@ -116,6 +116,12 @@ def usable_processors(root: Path = Path("/")) -> int:
     return max(1, count)
 
 
+def has_bfloat16(root: Path = Path("/")) -> bool:
+    """Whether this processor computes in bfloat16; root: of the system's files."""
+    flags = read_system_file(root / "proc/cpuinfo").partition("flags")[2].partition("\n")[0]
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags.split())
+
+
 def control_groups(controller: str, root: Path) -> list[Path]:
     """Where this process's control group and those above it may lie, in both versions."""
     folders: list[Path] = []

@@ -17,7 +17,7 @@ import train
 from reporting import plots
 from runtime import cli, errors
 from tests.helpers import support
-from training import jobs
+from training import run as training_run
 
 # No test may fail because the machine has much else to do.
 hypothesis.settings.register_profile(
@@ -55,7 +55,7 @@ def _no_charts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 def one_fold_at_a_time() -> Iterator[None]:
     """Tests replace parts of this process: folds run in it unless --jobs is given."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jobs, "PROCESS_BYTES", math.inf)
+        patch.setattr(training_run, "PROCESS_BYTES", math.inf)
         yield
 
 

@@ -10,36 +10,17 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-
-import config
 import engine
 from runtime import cli, distributed, errors, loading
-from runtime.devices import free_memory, usable_processors
 from runtime.errors import DistInfo, Stopped
+from training.run import RunContext
 
-if TYPE_CHECKING:
-    from training.run import RunContext
-
-PROCESS_BYTES = 1.5 * 2**30  # of a process that trains a fold, without activations
-PIXEL_BYTES = 5000  # of a batch's activations in training; EfficientNet-b3 takes 4,600
 EXIT_SECONDS = 60.0  # for a process to save its state when it is stopped
 SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 
-Work = Callable[["RunContext", cli.StopSignal], int]
-
-
-def choose_jobs(s: config.TrainSettings, device: torch.device) -> int:
-    """How many folds are trained side by side: --jobs, or on a CPU as many as processors and memory
-    allow.
-    """
-    folds = len(s.folds or range(s.cv))
-    if s.jobs is not None or device.type != "cpu":
-        return min(s.jobs or 1, folds)
-    needed = PROCESS_BYTES + PIXEL_BYTES * s.batch_size * s.image_size**2
-    return max(1, min(folds, usable_processors() // (s.threads or 1), int(free_memory() / needed)))
+Work = Callable[[RunContext, cli.StopSignal], int]
 
 
 @contextlib.contextmanager

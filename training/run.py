@@ -27,10 +27,11 @@ from labels import TASKS
 from runtime import loading
 from runtime.devices import choose_device, free_memory, usable_processors
 from runtime.errors import DistInfo, UserError, plural, printable, warn
-from training import jobs
 from utils import derive_seed
 
 MAX_CACHE_FRACTION = 0.7  # of the free memory that --cache ram may take
+PROCESS_BYTES = 1.5 * 2**30  # of a process that trains a fold, without activations
+PIXEL_BYTES = 5000  # of a batch's activations in training; EfficientNet-b3 takes 4,600
 SINGLE_SPLIT_FOLDS = 10  # a single split holds out one fold of so many
 SINGLE_PROCESS = DistInfo()
 
@@ -104,6 +105,17 @@ class RunContext:
         return self.table[task or self.data.task].to_numpy()[rows]
 
 
+def choose_jobs(s: config.TrainSettings, device: torch.device) -> int:
+    """How many folds are trained side by side: --jobs, or on a CPU as many as processors and memory
+    allow.
+    """
+    folds = len(s.folds or range(s.cv))
+    if s.jobs is not None or device.type != "cpu":
+        return min(s.jobs or 1, folds)
+    needed = PROCESS_BYTES + PIXEL_BYTES * s.batch_size * s.image_size**2
+    return max(1, min(folds, usable_processors() // (s.threads or 1), int(free_memory() / needed)))
+
+
 def load_table(s: config.DataSettings) -> tuple[pd.DataFrame, pd.DataFrame | None]:
     """(images with their `fold`, the holdout: images of a --valid-root that is only scored at the
     end, or None).
@@ -171,10 +183,10 @@ def drop_unreadable(
 
 def prepare_run(s: config.TrainSettings, dist: DistInfo = SINGLE_PROCESS) -> RunContext:
     """Read, check and split everything, before the first folder is created."""
-    side_by_side = 1 if dist.world > 1 else jobs.choose_jobs(s, choose_device(s.device))
-    sharing = dist if dist.world > 1 else DistInfo(local_world=side_by_side)
+    jobs = 1 if dist.world > 1 else choose_jobs(s, choose_device(s.device))
+    sharing = dist if dist.world > 1 else DistInfo(local_world=jobs)
     compute = engine.make_compute(s, s.batch_size, sharing, shared=s.cv == 1)
-    if side_by_side > 1:
+    if jobs > 1:
         torch.set_num_threads(1)  # the threads of OpenMP would not outlive the fork
     workers = loading.workers_that_fit_shared_memory(
         compute.workers, s.batch_size, s.image_size, sharing=sharing.local_world
@@ -209,7 +221,7 @@ def prepare_run(s: config.TrainSettings, dist: DistInfo = SINGLE_PROCESS) -> Run
         start,
         tables.read_boxes(s.boxes, names, paths) if s.boxes else {},
         make_crop_cache(data, len(table), compute, dist.local_world),
-        side_by_side,
+        jobs,
     )
     make_model(context, 0)  # weights that do not fit are refused before a folder is created
     return context

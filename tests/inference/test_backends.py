@@ -20,8 +20,9 @@ import model
 import registries
 import submit_ensemble
 import train
-from inference import submission
+from inference import openvino_backend, submission
 from inference.predictor import Predictor
+from runtime import devices
 from runtime.errors import RunError, UserError
 from tests.helpers import support
 
@@ -153,6 +154,24 @@ def test_a_backend_that_cannot_run_is_refused_in_a_line(monkeypatch: pytest.Monk
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="--backend openvino: not installed; pip install openvino"):
         Predictor([], "main", compute, "openvino")
+
+
+def test_a_long_prediction_names_the_faster_backend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu, many = torch.device("cpu"), openvino_backend.LONG_PREDICTION
+    cpuinfo = tmp_path / "proc/cpuinfo"
+    cpuinfo.parent.mkdir()
+    for flags, able in (("fpu avx2", False), ("fpu avx512_bf16 avx2", True), ("amx_bf16", True)):
+        cpuinfo.write_text(f"model name\t: x\nflags\t\t: {flags}\nbugs\t: none\n")
+        assert devices.has_bfloat16(tmp_path) == able
+    monkeypatch.setattr(openvino_backend, "has_bfloat16", lambda: True)
+    note = openvino_backend.faster_options(cpu, many)
+    assert "--backend openvino --precision bf16 would be about" in note
+    assert not openvino_backend.faster_options(cpu, many - 1)
+    assert not openvino_backend.faster_options(torch.device("cuda"), many)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "(pip install openvino)" in openvino_backend.faster_options(cpu, many)
 
 
 def test_a_network_that_openvino_cannot_convert_is_refused_in_a_line() -> None:

@@ -22,7 +22,6 @@ import utils
 from runtime.errors import RunError, UserError
 from tests.helpers import fault_runs, support
 from training import fold as training_fold
-from training import jobs
 from training import run as training_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -170,11 +169,11 @@ def test_a_full_disk_in_another_process_is_no_success(
 def test_jobs_are_as_many_as_processors_and_memory_allow(monkeypatch: pytest.MonkeyPatch) -> None:
     def chosen(device: str = "cpu", **options: object) -> int:
         settings = config.TrainSettings(**options)  # type: ignore[arg-type]
-        return jobs.choose_jobs(settings, torch.device(device))
+        return training_run.choose_jobs(settings, torch.device(device))
 
-    monkeypatch.setattr(jobs, "PROCESS_BYTES", 2**30)
-    monkeypatch.setattr(jobs, "usable_processors", lambda: 8)
-    monkeypatch.setattr(jobs, "free_memory", lambda: 2.0**40)
+    monkeypatch.setattr(training_run, "PROCESS_BYTES", 2**30)
+    monkeypatch.setattr(training_run, "usable_processors", lambda: 8)
+    monkeypatch.setattr(training_run, "free_memory", lambda: 2.0**40)
     assert chosen() == 1
     assert chosen(cv=5) == 5
     assert chosen(cv=10) == 8
@@ -183,10 +182,10 @@ def test_jobs_are_as_many_as_processors_and_memory_allow(monkeypatch: pytest.Mon
     assert chosen("cuda", cv=5) == 1
     assert chosen("cuda", cv=5, jobs=3) == 3
     assert chosen(cv=5, jobs=9) == 5
-    monkeypatch.setattr(jobs, "free_memory", lambda: 20.0 * 2**30)
+    monkeypatch.setattr(training_run, "free_memory", lambda: 20.0 * 2**30)
     assert chosen(cv=5) == 2  # EfficientNet-b3 at 224 px, batches of 32
     assert chosen(cv=5, image_size=96) == 5
-    monkeypatch.setattr(jobs, "free_memory", lambda: 0.0)  # the system does not say
+    monkeypatch.setattr(training_run, "free_memory", lambda: 0.0)  # the system does not say
     assert chosen(cv=5) == 1
 
 
