@@ -41,7 +41,7 @@ def train_here(words: list[str], log: Path, changes: dict[str, Any]) -> None:
     with open(log, "w") as file, contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(file))
         stack.enter_context(contextlib.redirect_stderr(file))
-        stack.enter_context(mock.patch.object(cross_validation, "finish_run"))
+        stack.enter_context(mock.patch.object(cross_validation, "finish_run", return_value={}))
         if "rank" in changes:
             join_two(changes["rank"], changes["port"], stack)
         if "deterministic" in changes:
