@@ -96,10 +96,7 @@ class MachineSettings(Settings):
         MACHINE, "torch's threads", None, Range(int, 1, 1024), "the processors"
     )
     precision: str = option(
-        MACHINE,
-        "number format; auto: bf16 or fp16 on a GPU, fp32 on a CPU",
-        "auto",
-        Choice(PRECISIONS),
+        MACHINE, "auto: bf16 or fp16 on a GPU, fp32 on a CPU", "auto", Choice(PRECISIONS)
     )
 
 
@@ -122,10 +119,7 @@ class DataSettings(Settings):
     boxes: str | None = option(DATA, BOXES_HELP, shown=BOXES_DEFAULT, metavar="CSV")
     skip_bad_images: bool = option(DATA, "train without unreadable images", False)
     oversample: str = option(
-        DATA,
-        "fill up rarer classes by repeated images, or by blends of two people",
-        "none",
-        Choice(OVERSAMPLING),
+        DATA, "fill up rarer classes by repeats or blends of people", "none", Choice(OVERSAMPLING)
     )
     image_size: int = option(DATA, "side of the input in pixels", 224, Range(int, 16, 2048))
     cache: str = option(
@@ -171,11 +165,7 @@ class OptimSettings(Settings):
         "0.001 for adam and adamp on pretrained weights, else 0.005",
     )
     lr_scheduler: str = option(
-        TRAINING,
-        "learning rate schedule; E: epochs of a cycle",
-        "cosine",
-        parse_schedule,
-        metavar=SCHEDULE_FORMS,
+        TRAINING, "schedule; E: epochs of a cycle", "cosine", parse_schedule, metavar=SCHEDULE_FORMS
     )
     warmup_epochs: float = option(TRAINING, "epochs of linear warm-up", 0.0, NOT_NEGATIVE)
     backbone_lr_scale: float = option(

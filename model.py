@@ -311,6 +311,7 @@ def parameter_groups(model: nn.Module, backbone_scale: float) -> list[dict[str, 
 # --- the copy for predictions
 
 CHECKED_IMAGES = 8  # of the first batch, on which a copy is compared with its network
+Convert = Callable[[nn.Module, Tensor], nn.Module]  # network, images -> its copy
 MAX_ERROR, MAX_ERROR_MIXED = 0.01, 0.1  # of outputs, as a fraction of the largest (TF32: 1e-3)
 
 
@@ -350,11 +351,7 @@ class InferenceNetwork(nn.Module):
     with the network, which stays in use, with a warning, where the outputs differ.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        convert: Callable[[nn.Module, Tensor], nn.Module] = fold_batchnorms,
-    ) -> None:
+    def __init__(self, network: nn.Module, convert: Convert = fold_batchnorms) -> None:
         super().__init__()
         self.network, self.convert, self.is_ready = network, convert, False
 
@@ -366,18 +363,15 @@ class InferenceNetwork(nn.Module):
 
     def checked_copy(self, images: Tensor) -> nn.Module:
         """The copy, or the network where their outputs for these images differ."""
-        is_mixed = torch.is_autocast_enabled(images.device.type)
-        limit = MAX_ERROR_MIXED if is_mixed else MAX_ERROR
+        limit = MAX_ERROR_MIXED if torch.is_autocast_enabled(images.device.type) else MAX_ERROR
         copied = self.convert(self.network, images)
         outputs = copied(images)
         for head, expected in self.network(images).items():
             atol = limit * max(1.0, float(expected.abs().nan_to_num().max()))
             values = outputs[head].to(expected.dtype)
             if not torch.allclose(values, expected, 0.0, atol, equal_nan=True):
-                warn(
-                    f"the copy of {type(self.network).__name__} for predictions gives other "
-                    "outputs; the network itself is used, which is slower"
-                )
+                name = type(self.network).__name__
+                warn(f"the copy of {name} for predictions gives other outputs; it is not used")
                 return self.network
         return copied
 
