@@ -14,8 +14,6 @@ from runtime.devices import has_bfloat16
 from runtime.errors import RunError, reason
 
 PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "f16"}  # of autocast; else f32
-
-
 TIMES_AS_FAST = 1.5  # in bf16 as torch in float32; EfficientNet-b3 at 224 px, two processors
 LONG_PREDICTION = 5000  # passes of an image through a network; conversion takes seconds
 
