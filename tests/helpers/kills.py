@@ -18,7 +18,7 @@ import run_directory
 import submit_ensemble
 import train
 from tests.helpers import fault_runs, support
-from tests.helpers.crash_points import Case, Submission, Training, run_quietly, scratch
+from tests.helpers.crash_points import PEOPLE, Case, Submission, Training, run_quietly, scratch
 from tests.helpers.recorder import Operation, Recorder
 from training import fold as training_fold
 
@@ -132,7 +132,7 @@ def submit_round(submission: Submission, when: int) -> tuple[int, str]:
 
 def all_cases(folder: Path) -> Iterator[Case]:
     """Rounds of kills of each kind; submissions at each of their operations."""
-    root = support.make_train(folder / "train3", support.PEOPLE[:6], junk=False)
+    root = support.make_train(folder / "train3", PEOPLE, junk=False)
     alone, jobs, shared = Training(root), Training(root, "--jobs", "2"), Training(root, "--cv", "1")
     alone.record(folder / "alone")
     pair = Command(train.main, 2)
