@@ -24,7 +24,8 @@ from training import fold as training_fold
 
 FORK = multiprocessing.get_context("fork")
 KILLS = 3  # of a round: of the run, and of what goes on from there
-MAX_OPERATIONS = 130  # of a run that goes on; after them a kill would fall behind its end
+MAX_OPERATIONS = 70  # before a kill: the kills of a round fall all over a run of 120 to 180
+ROUNDS = 52  # of each kind of training
 
 
 class Command:
@@ -141,7 +142,7 @@ def all_cases(folder: Path) -> Iterator[Case]:
         raise RuntimeError("two processes of one fold do not train")
     expected = fault_runs.result(folder / "shared" / "saved")
     one = Command(train.main)
-    for seed in range(70):
+    for seed in range(ROUNDS):
         name = f"kills, one process, {seed}"
         yield name, partial(train_round, alone, one, alone.expected, name)
         name = f"kills, --jobs 2, {seed}"
