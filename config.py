@@ -25,7 +25,6 @@ PRESETS: dict[str, Preset] = {
     "strong": Preset(STRONG, "the best on the faces of docs/results.md"),
 }
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-OVERSAMPLING = ("none", "repeat", "mixup")
 LOGGERS = ("tensorboard", "wandb")  # of training/loggers.py
 METHODS = ("softvoting", "hardvoting")
 NEWEST = "newest"  # --resume without a name
@@ -46,8 +45,7 @@ COUNT, NOT_NEGATIVE, POSITIVE = Range(int, 1), Range(float, 0), Range(float, 0, 
 def parse_fold_numbers(text: str) -> tuple[int, ...]:
     """`3,0` -> (0, 3)."""
     if not re.fullmatch(r"\d{1,7}(,\d{1,7})*", text, re.ASCII):
-        expected = "whole numbers separated by commas, like 0,3"
-        raise argparse.ArgumentTypeError(f"{text[:40]!r}: expected {expected}")
+        raise argparse.ArgumentTypeError(f"{text[:40]!r}: expected whole numbers, like 0,3")
     return tuple(sorted({int(number) for number in text.split(",")}))
 
 
@@ -63,8 +61,6 @@ def parse_weights(text: str) -> str:
     """`imagenet` and `none` in any case; a path unchanged."""
     return text.casefold() if text.casefold() in ("imagenet", "none") else text
 
-
-SCHEDULE_FORMS = Choice([n + f",{n}:E" * s.cycles for n, s in SCHEDULES.items()]).metavar
 
 BACKBONES_BY_FAMILY = "; ".join(
     ", ".join(names)
@@ -96,7 +92,7 @@ class MachineSettings(Settings):
         MACHINE, "torch's threads", None, Range(int, 1, 1024), "the processors"
     )
     precision: str = option(
-        MACHINE, "auto: bf16 or fp16 on a GPU, fp32 on a CPU", "auto", Choice(PRECISIONS)
+        MACHINE, "number format; auto: bf16 or fp16 on GPUs, else fp32", "auto", Choice(PRECISIONS)
     )
 
 
@@ -119,7 +115,10 @@ class DataSettings(Settings):
     boxes: str | None = option(DATA, BOXES_HELP, shown=BOXES_DEFAULT, metavar="CSV")
     skip_bad_images: bool = option(DATA, "train without unreadable images", False)
     oversample: str = option(
-        DATA, "fill up rarer classes by repeats or blends of people", "none", Choice(OVERSAMPLING)
+        DATA,
+        "fill up rarer classes; repeat: with their images again; mixup: with blends of two people",
+        "none",
+        Choice(("none", "repeat", "mixup")),
     )
     image_size: int = option(DATA, "side of the input in pixels", 224, Range(int, 16, 2048))
     cache: str = option(
@@ -165,7 +164,11 @@ class OptimSettings(Settings):
         "0.001 for adam and adamp on pretrained weights, else 0.005",
     )
     lr_scheduler: str = option(
-        TRAINING, "schedule; E: epochs of a cycle", "cosine", parse_schedule, metavar=SCHEDULE_FORMS
+        TRAINING,
+        "learning rate schedule; E: epochs of a cosine cycle",
+        "cosine",
+        parse_schedule,
+        metavar=Choice([n + f",{n}:E" * s.cycles for n, s in SCHEDULES.items()]).metavar,
     )
     warmup_epochs: float = option(TRAINING, "epochs of linear warm-up", 0.0, NOT_NEGATIVE)
     backbone_lr_scale: float = option(
@@ -426,8 +429,9 @@ class EnsembleSettings(PredictSettings):
     def completed(self) -> EnsembleSettings:
         """Settings with all defaults filled. Raises UserError where options do not go together."""
         if self.from_probs is not None:
-            for name in ("root", "transform_type", "tta", "data_root", "boxes", "skip_bad_images"):
-                if getattr(self, name):
+            options = ("root", "transform_type", "tta", "data_root", "boxes", "skip_bad_images")
+            for name in (*options, "backend"):
+                if getattr(self, name) != getattr(EnsembleSettings, name):
                     raise UserError(
                         f"{flag(name)}: --from-probs votes on stored probabilities; leave it out"
                     )

@@ -267,8 +267,26 @@ def test_tta_needs_a_transform_with_random_views() -> None:
     assert ensemble().top_k == 3
     with pytest.raises(UserError, match="--transform-type tta"):
         ensemble("--tta", "2", "--transform-type", "base")
-    with pytest.raises(UserError, match="--tta"):
-        ensemble("--from-probs", "x", "--tta", "2")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--root", "x"],
+        ["--transform-type", "tta"],
+        ["--tta", "2"],
+        ["--data-root", "x"],
+        ["--boxes", "x.csv"],
+        ["--skip-bad-images"],
+        ["--backend", "openvino"],
+    ],
+)
+def test_options_of_prediction_are_refused_where_stored_probabilities_vote(
+    words: list[str],
+) -> None:
+    asked = config.EnsembleSettings.parse(["--from-probs", "x", *words], "submit_ensemble.py", "")
+    with pytest.raises(UserError, match=f"^{words[0]}: --from-probs votes on stored prob"):
+        asked.completed()
 
 
 @pytest.mark.parametrize("name", config.PRESETS)
