@@ -21,7 +21,7 @@ VERSION = "0.9.0"
 STRONG = {"cv": 5, "model_type": "Factorised", "transform_type": "facerandom"}
 STRONG |= {"loss_type": "crossentropyloss", "lr": 0.001}
 PRESETS: dict[str, Preset] = {
-    "seed": Preset({"cv": 5, "transform_type": "tta", "lr": 0.001}, "the original winning entry"),
+    "original": Preset({"cv": 5, "transform_type": "tta", "lr": 0.001}, "the competition entry"),
     "strong": Preset(STRONG, "the best on the faces of docs/results.md"),
 }
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -222,10 +222,10 @@ class TrainSettings(OutputSettings, OptimSettings, ModelSettings, DataSettings, 
 
     recipe: str | None = option(
         PRESET,
-        "several options under one name; explicit options override it. "
+        "several options under one name (also: seed); explicit options override it. "
         + "; ".join(f"{name}, {preset.help}: {preset}" for name, preset in PRESETS.items()),
         None,
-        Choice(PRESETS),
+        Choice(PRESETS, {"seed": "original"}),
     )
 
     @property

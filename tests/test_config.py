@@ -306,6 +306,11 @@ def test_a_recipe_stands_for_its_options_and_each_of_them_goes_before(name: str)
     )
 
 
+def test_seed_is_another_spelling_of_the_recipe_original() -> None:
+    assert training("--recipe", "Seed") == training("--recipe", "original")
+    assert training("--recipe", "seed").explain_preset().startswith("recipe original: --cv 5 ")
+
+
 @pytest.mark.parametrize(
     "name", ["nonsense", "meta", "hpu", "privateuseone", "cuda:99999999999", "cpu:-1"]
 )
