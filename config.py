@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import registries
-from labels import TASKS, depends_on_age_filter
+from labels import TASKS, can_predict, depends_on_age_filter, head_spec
 from registries import BACKBONES, BACKENDS, LOSSES, MODELS, OPTIMIZERS, SCHEDULES, TRANSFORMS
 from runtime.errors import UserError
 from runtime.options import Choice, Preset, Range, Settings, flag, option
@@ -233,6 +233,11 @@ class TrainSettings(OutputSettings, OptimSettings, ModelSettings, DataSettings, 
         return registries.trained_heads(self.model_type, self.task)
 
     @property
+    def regression(self) -> bool:
+        """Whether --loss-type is that of a regression."""
+        return any(head_spec(head).regression for head in self.heads)
+
+    @property
     def from_scratch(self) -> bool:
         return self.pretrained == "none" and self.load_state_dict is None
 
@@ -247,7 +252,7 @@ class TrainSettings(OutputSettings, OptimSettings, ModelSettings, DataSettings, 
 
     def completed(self) -> TrainSettings:
         """Settings with all defaults filled. Raises UserError where options do not go together."""
-        loss = "smoothl1loss" if TASKS[self.task].regression else "labelsmoothingloss"
+        loss = "smoothl1loss" if self.regression else "labelsmoothingloss"
         decay = OPTIMIZERS[self.optim_type].weight_decay
         filled = replace(
             self,
@@ -316,14 +321,15 @@ def training_conflicts(s: TrainSettings) -> Iterator[str]:
 
 def model_conflicts(s: TrainSettings) -> Iterator[str]:
     """Messages on a task, loss, backbone or weights that do not fit."""
-    task, model = TASKS[s.task], MODELS[s.model_type]
-    backbone = registries.backbone_entry(s.backbone or "")
-    if model.heads and s.task not in model.heads and (task.regression or not task.from_main):
-        fits = " or ".join(name for name, entry in MODELS.items() if not entry.heads)
+    model, backbone = MODELS[s.model_type], registries.backbone_entry(s.backbone or "")
+    able = [n for n in MODELS if can_predict(registries.trained_heads(n, s.task), s.task)]
+    if s.model_type not in able:
+        fits = " or ".join(able)
         yield f"--task {s.task}: {s.model_type} has no head for it; use --model-type {fits}"
-    losses = [name for name, entry in LOSSES.items() if entry.regression == task.regression]
+    losses = [name for name, entry in LOSSES.items() if entry.regression == s.regression]
     if s.loss_type not in losses:
-        yield f"--loss-type {s.loss_type}: does not fit --task {s.task}; use {', '.join(losses)}"
+        task = f"--task {s.task} of {s.model_type}"
+        yield f"--loss-type {s.loss_type}: does not fit {task}; use {', '.join(losses)}"
     if model.families and backbone.family not in model.families:
         fits = ", ".join(name for name, b in BACKBONES.items() if b.family in model.families)
         yield f"--backbone {s.backbone}: does not fit {s.model_type}; use one of {fits}"
