@@ -43,24 +43,54 @@ def data(train_root: Path, eval_root: Path, tmp_path: Path) -> Path:
     return data
 
 
-def test_settings_are_compared_on_the_same_people_and_not_run_twice(
+def test_settings_are_screened_out_of_fold_without_the_answers_and_not_run_twice(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [str(data), str(tmp_path / "runs"), "--image-size", "32", "--epochs", "1"]
-    assert ablation.main([*words, "--settings", "seed", "face + flip"]) == 0
+    (data / "eval" / "answers.csv").unlink()
+    words = [str(data), str(tmp_path / "runs"), "--image-size", "32", "--epochs", "1", "--cv", "2"]
+    assert ablation.main([*words, "--settings", "strong", "lr 0.002"]) == 0
     printed = capsys.readouterr().out
     assert printed.count("done: ") == 2
-    rows = [
-        line.split() for line in printed.splitlines() if re.search(r" +1 +[\d.]+ +[\d.]+ ", line)
-    ]
-    assert len(rows) == 3 + 2  # views
-    assert rows[0][:2] == ["seed", "wide"]
-    kept = sorted(path.name for path in (tmp_path / "runs").glob("*/seed1/*"))
-    assert not [name for name in kept if name.endswith(".pth") or name == "models"]
-    assert ablation.main([*words, "--settings", "seed"]) == 0
+    rows = [line.split() for line in printed.splitlines() if " out of fold " in line]
+    assert [row[0] for row in rows] == ["strong", "lr"]
+    assert [float(value) for value in rows[0][-5:-2]] == [0, 0, 0]  # gain over itself, interval
+    kept = {path.name for path in (tmp_path / "runs").glob("*/seed1/*")}
+    folds = {f"fold0{fold}.{kind}" for fold in (0, 1) for kind in ("csv", "npz")}
+    assert kept == folds | {"complete", "cpu.json", "log.txt", "oof.csv", "report.json"}
+    assert ablation.main([*words, "--settings", "strong"]) == 0
     assert "done: " not in capsys.readouterr().out
     with pytest.raises(UserError, match="use another DIR"):
-        ablation.main([*words, "--cv", "2"])
+        ablation.main([*words, "--epochs", "2"])
+
+
+def test_even_macro_f1_does_not_hang_on_how_frequent_a_class_is() -> None:
+    matrix = np.array([[90, 10], [5, 5]])
+    rarer = np.array([[90, 10], [50, 50]])
+    assert ablation.even_macro_f1(matrix) == pytest.approx(ablation.even_macro_f1(rarer))
+    assert ablation.even_macro_f1(rarer) == pytest.approx(ablation.metrics.macro_f1(rarer))
+
+
+def test_final_choices_are_answered_beside_the_peers_and_each_is_on_record(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = peers.make_parser("").parse_args([str(data), str(tmp_path / "peer.npz")])
+    peers.run(args, lambda _, d: peers.Result(np.eye(18)[[3] * len(d.paths)], 0.5, 1, 1, "stub 1"))
+    names = pd.read_csv(data / "eval" / "info.csv")["ImageID"]
+    people = pd.DataFrame({"ImageID": names, "person": range(len(names))})
+    people.to_csv(tmp_path / "people.csv", index=False)
+    words = [str(data), str(tmp_path / "runs"), "--image-size", "32", "--epochs", "1", "--final"]
+    words += ["--people", str(tmp_path / "people.csv"), "--peers", str(tmp_path / "peer.npz")]
+    capsys.readouterr()
+    assert ablation.main([*words, "--settings", "strong"]) == 0
+    printed = capsys.readouterr().out
+    assert "choices scored so far, 3 of them now" in printed
+    assert [line.split()[:2] for line in printed.splitlines()[-3:]] == [
+        ["strong", "one"],
+        ["strong", "two"],
+        ["stub", "1"],
+    ]
+    assert ablation.main([*words, "--base", "stub 1 data"]) == 0
+    assert ", 0 of them now" in capsys.readouterr().out
 
 
 def test_every_setting_is_made_of_options_that_exist(
