@@ -92,6 +92,14 @@ SETTINGS: dict[str, Setting] = {
     "age filter 58": STRONG.plus("--age-filter", "58"),
     "oversampled": STRONG.plus("--oversample", "repeat"),
     "erasing": STRONG.plus("--transform-type", "face_erased"),
+    "boxes jittered": STRONG.plus("--transform-type", "face_jittered"),
+    "LDS": STRONG.plus("--model-type", "Factorised_lds"),
+    "LDS, square root": STRONG.plus("--model-type", "Factorised_lds_sqrt"),
+    "shares not smoothed": STRONG.plus("--model-type", "Factorised_raw_shares"),
+    "years smoothed 0.1": STRONG.plus("--model-type", "Factorised_smooth_years"),
+    "years wider": STRONG.plus("--model-type", "Factorised_wide_years"),
+    "ordinal": STRONG.plus("--model-type", "Factorised_ordinal"),
+    "ordinal, half": STRONG.plus("--model-type", "Factorised_ordinal_half"),
 }
 
 
@@ -240,6 +248,8 @@ def read_final(args: argparse.Namespace) -> tuple[AllResults, Truth]:
                 arrays = read_arrays(path, answered)
                 result.predictions[seed] = ensemble.arithmetic(arrays["probabilities"]).argmax(1)
                 add_figures(result, folder)
+    # a peer's own program has recorded it
+    choices = [f"{args.folder.resolve().name}: {setting}, {view}" for setting, view in results]
     for path in args.peers:
         arrays = read_arrays(path, answered)
         options = json.loads(str(arrays["arguments"]))
@@ -248,7 +258,6 @@ def read_final(args: argparse.Namespace) -> tuple[AllResults, Truth]:
         result.predictions[options["seed"]] = arrays["probabilities"][0, 0].argmax(1)
         result.held_out.append(float(arrays["held_out"]))
         result.seconds.append(float(arrays["train_seconds"]))
-    choices = [f"{args.folder.resolve().name}: {setting}, {view}" for setting, view in results]
     images, classes = answers.read_answers(args.data, choices)
     for path, names in answered:
         if names != images:
@@ -314,7 +323,8 @@ def make_table(
             apart = [draws(result.predictions[s]) - base_draws[s] for s in shared]
             row["gain"] = np.mean([by_seed[s] - scores[base][s] for s in shared])
             row["low"], row["high"] = metrics.interval(np.mean(apart, axis=0))
-        row["held out"] = np.mean(result.held_out)
+        if view != SCREENED:
+            row["held out"] = np.mean(result.held_out)
         row["CPU s"] = np.median(result.seconds) if result.seconds else np.nan
         rows.append(row)
     print(f"gain: in {first} over {', '.join(base)}")
