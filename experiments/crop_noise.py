@@ -62,7 +62,7 @@ def find_boxes(paths: list[str], errors: np.ndarray, seed: int) -> tuple[np.ndar
         photo = images.read_image(path)
         low, high = (part * photo.width for part in FALLBACK)
         down = (photo.height - photo.width) / 2
-        middle = tuple(map(round, (low, low + down, high, high + down)))
+        middle = round(low), round(low + down), round(high), round(high + down)
         box, error = faces.find_face(photo) or middle, generator.choice(errors)
         own.append(box)
         shift, scales = (error[0], error[1]), (error[2], error[3])
@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = []
     for run_dir in args.runs:
         kinds = [predict(run_dir, table, boxes) for boxes in (own, jittered)]
-        rows.append({"run": run_dir.parents[2].name} | compare(table, *kinds))
+        rows.append({"run": str(run_dir)} | compare(table, *kinds))
     print(pd.DataFrame(rows).round(4).to_string(index=False))
     return 0
 

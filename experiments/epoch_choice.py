@@ -142,8 +142,8 @@ def main(argv: list[str] | None = None) -> int:
     if not runs:
         raise UserError(f"{args.folder}: nothing is complete; screen settings by ablation.py first")
     table = []
-    for rule, figures in scores.items():
-        even_mean, plain_mean = np.mean(figures, axis=0)
+    for rule, both in scores.items():
+        even_mean, plain_mean = np.mean(both, axis=0)
         row = {"rule": rule, "even F1": even_mean, "macro F1": plain_mean}
         row["gain"] = even_mean - np.mean(scores[IN_USE], axis=0)[0]
         row["low"], row["high"] = metrics.interval(np.mean(gains[rule], axis=0))

@@ -8,6 +8,7 @@ import importlib
 import re
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -17,8 +18,10 @@ import torch
 import augmentation
 import config
 import dataset
+import labels
 import out_of_fold
 import registries
+import train
 from data import faces, images, tables
 from experiments import (
     ablation,
@@ -35,6 +38,7 @@ from experiments import (
     score_truth,
 )
 from runtime.errors import UserError
+from tests.helpers.support import FAST
 from training import run as training_run
 
 
@@ -56,12 +60,11 @@ def test_settings_are_screened_out_of_fold_without_the_answers_and_not_run_twice
 ) -> None:
     (data / "eval" / "answers.csv").unlink()
     words = [str(data), str(tmp_path / "runs"), "--image-size", "32", "--epochs", "1", "--cv", "2"]
-    assert ablation.main([*words, "--settings", "strong", "lr 0.002"]) == 0
+    assert ablation.main([*words, "--settings", "strong"]) == 0
     printed = capsys.readouterr().out
-    assert printed.count("done: ") == 2
-    rows = [line.split() for line in printed.splitlines() if " out of fold " in line]
-    assert [row[0] for row in rows] == ["strong", "lr"]
-    assert [float(value) for value in rows[0][-4:-1]] == [0, 0, 0]  # gain over itself, interval
+    assert printed.count("done: ") == 1
+    (row,) = (line.split() for line in printed.splitlines() if " out of fold " in line)
+    assert [float(value) for value in row[-4:-1]] == [0, 0, 0]  # gain over itself, interval
     kept = {path.name for path in (tmp_path / "runs").glob("*/seed1/*")}
     folds = {f"fold0{fold}.{kind}" for fold in (0, 1) for kind in ("csv", "npz")}
     assert kept == folds | {"complete", "cpu.json", "log.txt", "oof.csv", "report.json"}
@@ -69,6 +72,23 @@ def test_settings_are_screened_out_of_fold_without_the_answers_and_not_run_twice
     assert "done: " not in capsys.readouterr().out
     with pytest.raises(UserError, match="use another DIR"):
         ablation.main([*words, "--epochs", "2"])
+
+
+def test_a_setting_gains_over_the_base_seed_by_seed_on_the_same_people() -> None:
+    classes = np.tile(np.arange(18), 7)
+    truth = ablation.Truth([], classes, np.repeat(np.arange(18), 7))
+    worse = np.where(np.arange(len(classes)) < 63, classes, (classes + 1) % 18)
+    base = ablation.Results({1: worse, 2: classes}, [0.5, 1.0], [1.0])
+    better = ablation.Results({1: classes, 3: worse}, [1.0, 0.5], [3.0])
+    results = {("strong", ablation.SCREENED): base, ("other", ablation.SCREENED): better}
+    measures = {"even F1": ablation.even_macro_f1, "accuracy": ablation.metrics.accuracy}
+    first, second = ablation.make_table(results, truth, "strong", measures).to_dict("records")
+    assert (first["gain"], first["low"], first["high"], first["accuracy"]) == (0, 0, 0, 0.75)
+    assert first["sd"] == pytest.approx(second["gain"] / np.sqrt(2))
+    assert second["seeds"] == 2  # the gain is that of seed 1, which both have
+    assert 0 < second["low"] < second["gain"] < second["high"]
+    with pytest.raises(UserError, match="name another --base"):
+        ablation.make_table(results, truth, "absent", measures)
 
 
 def test_even_macro_f1_does_not_hang_on_how_frequent_a_class_is() -> None:
@@ -101,11 +121,11 @@ def test_final_choices_are_answered_beside_the_peers_and_each_is_on_record(
     assert ", 0 of them now" in capsys.readouterr().out
 
 
-def test_every_setting_is_made_of_options_that_exist(
-    train_root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for registry in ("MODELS", "LOSSES", "TRANSFORMS"):
-        monkeypatch.setattr(registries, registry, dict(getattr(registries, registry)))
+@mock.patch.dict(registries.MODELS)
+@mock.patch.dict(registries.LOSSES)
+@mock.patch.dict(registries.TRANSFORMS)
+@mock.patch.dict(labels.INNER_HEADS)
+def test_every_setting_is_made_of_options_that_exist(train_root: Path) -> None:
     before = set(registries.TRANSFORMS)
     candidates.register()
     path = str(next(train_root.rglob("mask1.*")))
@@ -123,24 +143,17 @@ def test_every_setting_is_made_of_options_that_exist(
 
 
 @pytest.mark.parametrize("name", candidates.YEAR_LOSSES)
-def test_every_loss_of_years_prefers_the_label_and_learns_the_rare(name: str) -> None:
+def test_every_loss_of_years_grows_with_the_distance_and_minds_the_rare(name: str) -> None:
+    target = f"{candidates.HERE}:{candidates.YEAR_LOSSES[name]}"
+    criterion = registries.import_target(target)(torch.full((100,), 0.01))
+    distance = torch.arange(100) - torch.tensor([40, 45, 60])[:, None]
+    losses = [float(criterion(row[None], torch.tensor([40]))) for row in -(distance**2) / 18]
+    assert losses == sorted(losses)
     shares = torch.zeros(100)
-    shares[[20, 58, 60]] = torch.tensor([0.6, 0.39, 0.01])
-    criterion = registries.import_target(f"{candidates.HERE}:{candidates.YEAR_LOSSES[name]}")(
-        shares
-    )
-    outputs = torch.zeros(1, 100, requires_grad=True)
-
-    def push(age: int) -> float:
-        """How strongly a photograph of that age raises its own year."""
-        (gradient,) = torch.autograd.grad(criterion(outputs, torch.tensor([age])), outputs)
-        return -float(gradient[0, age])
-
-    assert push(60) > push(20) > 0
-    logits = torch.zeros(1, 100)
-    logits[0, 40] = 5
-    near, far = (float(criterion(logits, torch.tensor([age]))) for age in (40, 41))
-    assert near < far
+    shares[[20, 60]] = torch.tensor([0.9, 0.1])
+    criterion = registries.import_target(target)(shares)
+    frequent, rare = (float(criterion(torch.zeros(1, 100), torch.tensor([a]))) for a in (20, 60))
+    assert frequent < rare
 
 
 def test_an_epoch_is_chosen_by_others_than_it_is_scored_on(
@@ -191,21 +204,23 @@ def test_people_of_photographs_come_from_a_table_or_from_the_renderers_hashes(
 
 
 def test_the_cost_of_a_worse_crop_is_measured_on_the_same_people(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = [str(data), str(tmp_path / "runs"), "--image-size", "32", "--epochs", "1", "--cv", "2"]
-    assert ablation.main([*words, "--settings", "strong", "--keep"]) == 0
-    (run_dir,) = (tmp_path / "runs" / "strong" / "seed1" / "models").iterdir()
+    words = ["--train-root", str(data / "train"), "--save-path", str(tmp_path / "saved"), *FAST]
+    assert train.main([*words, "--recipe", "strong", "--cv", "2", "--epochs", "1"]) == 0
+    (run_dir,) = (tmp_path / "saved").iterdir()
     portraits = tmp_path / "portraits"
     shutil.copytree(data / "eval" / "images", portraits / "photos")
     files = sorted(path.name for path in (portraits / "photos").iterdir())
     box = pd.DataFrame({"file": files, "left": 100, "top": 150, "right": 280, "bottom": 390})
     box.to_csv(portraits / "boxes.csv", index=False)
+    monkeypatch.setattr(faces, "find_face", lambda _: (90, 140, 270, 380))
     capsys.readouterr()
     assert crop_noise.main([str(data), str(portraits), str(run_dir)]) == 0
-    printed = capsys.readouterr().out
-    assert printed.startswith("errors on 5 portraits: deviations [")
-    assert printed.splitlines()[-1].split()[0] == "strong"
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("errors on 5 portraits: deviations [0.0, 0.0, 0.0, 0.0], 0.0%")
+    name, *figures = last.split()
+    assert (name, figures[:3], float(figures[6])) == (str(run_dir), figures[3:6], 0)
 
 
 def test_a_box_is_moved_and_scaled_in_its_own_sides() -> None:
