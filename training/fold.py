@@ -147,6 +147,9 @@ class FoldTrainer:
         with train_loader, valid_loader, log as log_figures:
             while self.state.epoch < context.optim.epochs:
                 figures = self.train_epoch(train_loader)
+                if self.state.epoch + 1 < context.optim.epochs:
+                    self.batches.epoch, self.batches.start = self.state.epoch + 1, 0
+                    train_loader.start()  # or each epoch would wait for its first batch
                 validation = self.validate(valid_loader)
                 self.finish_epoch(figures, validation)
                 row = self.state.history[-1]

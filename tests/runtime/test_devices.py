@@ -170,7 +170,7 @@ def test_fewer_workers_read_where_shared_memory_is_small(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """(16.8) Workers x batches read ahead x bytes of a batch, against what /dev/shm has free."""
-    monkeypatch.setattr(loading, "free_shared_memory", lambda: 7 * BATCH)
+    monkeypatch.setattr(loading, "free_shared_memory", lambda: 13 * BATCH)  # of two loaders
     words = [
         "--train-root",
         str(train_root),
