@@ -17,7 +17,12 @@ from typing import Any, Protocol, cast
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from runtime.devices import MORE_SHARED_MEMORY, SHARED_MEMORY, usable_processors
+from runtime.devices import (
+    MORE_SHARED_MEMORY,
+    SHARED_MEMORY,
+    release_freed_memory,
+    usable_processors,
+)
 from runtime.errors import RunError, is_rank_zero, reason, warn
 
 try:
@@ -44,6 +49,7 @@ class Loader:
         self.batches: DataLoader[Any] | None = batches
         self.batch_sampler = batch_sampler
         self.started: Iterator[Any] | None = None
+        self.has_workers = False
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
@@ -59,6 +65,9 @@ class Loader:
         if self.started is not None:
             return
         assert self.batches is not None, "read after its `with` block"
+        if self.batches.num_workers and not self.has_workers:
+            release_freed_memory()
+            self.has_workers = True
         self.started = iter(self.batches)
         atexit.unregister(kill_workers)  # runs before what torch registers at each start
         atexit.register(kill_workers)
