@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
 import re
 import shutil
@@ -11,15 +12,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+import augmentation
 import config
 import dataset
+import out_of_fold
 import registries
-from data import tables
+from data import faces, images, tables
 from experiments import (
     ablation,
+    answers,
     candidates,
+    crop_noise,
     detectors,
+    epoch_choice,
+    face_crops,
     face_finders,
     peers,
     planted_copies,
@@ -43,24 +51,54 @@ def data(train_root: Path, eval_root: Path, tmp_path: Path) -> Path:
     return data
 
 
-def test_settings_are_compared_on_the_same_people_and_not_run_twice(
+def test_settings_are_screened_out_of_fold_without_the_answers_and_not_run_twice(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [str(data), str(tmp_path / "runs"), "--image-size", "32", "--epochs", "1"]
-    assert ablation.main([*words, "--settings", "seed", "face + flip"]) == 0
+    (data / "eval" / "answers.csv").unlink()
+    words = [str(data), str(tmp_path / "runs"), "--image-size", "32", "--epochs", "1", "--cv", "2"]
+    assert ablation.main([*words, "--settings", "strong", "lr 0.002"]) == 0
     printed = capsys.readouterr().out
     assert printed.count("done: ") == 2
-    rows = [
-        line.split() for line in printed.splitlines() if re.search(r" +1 +[\d.]+ +[\d.]+ ", line)
-    ]
-    assert len(rows) == 3 + 2  # views
-    assert rows[0][:2] == ["seed", "wide"]
-    kept = sorted(path.name for path in (tmp_path / "runs").glob("*/seed1/*"))
-    assert not [name for name in kept if name.endswith(".pth") or name == "models"]
-    assert ablation.main([*words, "--settings", "seed"]) == 0
+    rows = [line.split() for line in printed.splitlines() if " out of fold " in line]
+    assert [row[0] for row in rows] == ["strong", "lr"]
+    assert [float(value) for value in rows[0][-4:-1]] == [0, 0, 0]  # gain over itself, interval
+    kept = {path.name for path in (tmp_path / "runs").glob("*/seed1/*")}
+    folds = {f"fold0{fold}.{kind}" for fold in (0, 1) for kind in ("csv", "npz")}
+    assert kept == folds | {"complete", "cpu.json", "log.txt", "oof.csv", "report.json"}
+    assert ablation.main([*words, "--settings", "strong"]) == 0
     assert "done: " not in capsys.readouterr().out
     with pytest.raises(UserError, match="use another DIR"):
-        ablation.main([*words, "--cv", "2"])
+        ablation.main([*words, "--epochs", "2"])
+
+
+def test_even_macro_f1_does_not_hang_on_how_frequent_a_class_is() -> None:
+    matrix = np.array([[90, 10], [5, 5]])
+    rarer = np.array([[90, 10], [50, 50]])
+    assert ablation.even_macro_f1(matrix) == pytest.approx(ablation.even_macro_f1(rarer))
+    assert ablation.even_macro_f1(rarer) == pytest.approx(ablation.metrics.macro_f1(rarer))
+
+
+def test_final_choices_are_answered_beside_the_peers_and_each_is_on_record(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = peers.make_parser("").parse_args([str(data), str(tmp_path / "peer.npz")])
+    peers.run(args, lambda _, d: peers.Result(np.eye(18)[[3] * len(d.paths)], 0.5, 1, 1, "stub 1"))
+    names = pd.read_csv(data / "eval" / "info.csv")["ImageID"]
+    people = pd.DataFrame({"ImageID": names, "person": range(len(names))})
+    people.to_csv(tmp_path / "people.csv", index=False)
+    words = [str(data), str(tmp_path / "runs"), "--image-size", "32", "--epochs", "1", "--final"]
+    words += ["--people", str(tmp_path / "people.csv"), "--peers", str(tmp_path / "peer.npz")]
+    capsys.readouterr()
+    assert ablation.main([*words, "--settings", "strong"]) == 0
+    printed = capsys.readouterr().out
+    assert "3 choices scored so far, 2 of them now" in printed
+    assert [line.split()[:2] for line in printed.splitlines()[-3:]] == [
+        ["strong", "one"],
+        ["strong", "two"],
+        ["stub", "1"],
+    ]
+    assert ablation.main([*words, "--base", "stub 1 data"]) == 0
+    assert ", 0 of them now" in capsys.readouterr().out
 
 
 def test_every_setting_is_made_of_options_that_exist(
@@ -80,6 +118,100 @@ def test_every_setting_is_made_of_options_that_exist(
         assert [tuple(image.shape) for image in images] == [(32, 32, 3)] * 2
     losses = {name: entry.target for name, entry in registries.LOSSES.items()}
     assert registries.import_target(losses["smoothing0.1"])() is not None
+    for setting in ablation.SETTINGS.values():
+        config.TrainSettings.parse(list(setting.train), "train.py", "").completed()
+
+
+@pytest.mark.parametrize("name", candidates.YEAR_LOSSES)
+def test_every_loss_of_years_prefers_the_label_and_learns_the_rare(name: str) -> None:
+    shares = torch.zeros(100)
+    shares[[20, 58, 60]] = torch.tensor([0.6, 0.39, 0.01])
+    criterion = registries.import_target(f"{candidates.HERE}:{candidates.YEAR_LOSSES[name]}")(
+        shares
+    )
+    outputs = torch.zeros(1, 100, requires_grad=True)
+
+    def push(age: int) -> float:
+        """How strongly a photograph of that age raises its own year."""
+        (gradient,) = torch.autograd.grad(criterion(outputs, torch.tensor([age])), outputs)
+        return -float(gradient[0, age])
+
+    assert push(60) > push(20) > 0
+    logits = torch.zeros(1, 100)
+    logits[0, 40] = 5
+    near, far = (float(criterion(logits, torch.tensor([age]))) for age in (40, 41))
+    assert near < far
+
+
+def test_an_epoch_is_chosen_by_others_than_it_is_scored_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    people = [f"p{number}" for number in range(8)]
+    rows = pd.DataFrame({"file": people, "person": people, "fold": 0, "main": [0, 1] * 4})
+    right = np.eye(18)[rows["main"]]
+    wrong = np.eye(18)[1 - rows["main"]]
+    fold = out_of_fold.fold_predictions("main", 0, rows, np.stack([wrong, right, wrong, wrong]))
+    chosen = epoch_choice.chosen_predictions([fold] * 2, np.random.default_rng(0))
+    truth = [0, 1] * 8
+    for rule in epoch_choice.RULES:
+        assert chosen[f"{rule}, own"].tolist() == truth == chosen[f"{rule}, others"].tolist()
+    assert chosen["the last"].tolist() == [1, 0] * 8
+    # what is right for one half alone is chosen by that half, and scored on the other
+    half = epoch_choice.halves(rows["person"].to_numpy(), np.random.default_rng(0))
+    lucky = np.stack([np.where(seen[:, None], right, wrong) for seen in (half, ~half)])
+    fold = out_of_fold.fold_predictions("main", 0, rows, lucky)
+    by_half = epoch_choice.chosen_predictions([fold], np.random.default_rng(0))
+    assert by_half["macro F1, own"].tolist() == wrong.argmax(1).tolist()
+
+
+def test_faces_cut_for_peers_are_a_root_of_their_own_with_the_same_record(
+    data: Path, tmp_path: Path
+) -> None:
+    assert face_crops.main([str(data), str(tmp_path / "faces")]) == 0
+    both = [tables.read_train(root / "train") for root in (data, tmp_path / "faces")]
+    assert both[0].drop(columns="path").equals(both[1].drop(columns="path"))
+    for path, cut in zip(*(table["path"] for table in both), strict=True):
+        photo = images.read_image(path)
+        left, _, right, _ = augmentation.face_square(photo, faces.find_face(photo))
+        assert images.read_image(cut).size == (round(right - left),) * 2
+    for root in (data, tmp_path / "faces"):
+        answers.read_answers(str(root), ["one choice"])
+    assert len(pd.read_csv(data / "eval" / "reads.csv")) == 1
+
+
+def test_people_of_photographs_come_from_a_table_or_from_the_renderers_hashes(
+    tmp_path: Path,
+) -> None:
+    names = [hashlib.sha1(f"0/{p}/mask1".encode()).hexdigest() + ".jpg" for p in ("a", "b")]
+    pd.DataFrame({"photo": ["a", "b"]}).to_csv(tmp_path / "people.csv")
+    assert answers.read_people(str(tmp_path / "people.csv"), names[::-1]).tolist() == ["b", "a"]
+    pd.DataFrame({"ImageID": names, "person": ["x", "x"]}).to_csv(tmp_path / "by_name.csv")
+    assert answers.read_people(str(tmp_path / "by_name.csv"), names).tolist() == ["x", "x"]
+    assert answers.read_people(None, names).tolist() == [0, 1]
+
+
+def test_the_cost_of_a_worse_crop_is_measured_on_the_same_people(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(data), str(tmp_path / "runs"), "--image-size", "32", "--epochs", "1", "--cv", "2"]
+    assert ablation.main([*words, "--settings", "strong", "--keep"]) == 0
+    (run_dir,) = (tmp_path / "runs" / "strong" / "seed1" / "models").iterdir()
+    portraits = tmp_path / "portraits"
+    shutil.copytree(data / "eval" / "images", portraits / "photos")
+    files = sorted(path.name for path in (portraits / "photos").iterdir())
+    box = pd.DataFrame({"file": files, "left": 100, "top": 150, "right": 280, "bottom": 390})
+    box.to_csv(portraits / "boxes.csv", index=False)
+    capsys.readouterr()
+    assert crop_noise.main([str(data), str(portraits), str(run_dir)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("errors on 5 portraits: deviations [")
+    assert printed.splitlines()[-1].split()[0] == "strong"
+
+
+def test_a_box_is_moved_and_scaled_in_its_own_sides() -> None:
+    box = (100, 100, 200, 300)
+    assert candidates.move_box(box, (0.1, -0.05), (0.0, 0.0)) == (110, 90, 210, 290)
+    assert candidates.move_box(box, (0.0, 0.0), (np.log(2), np.log(0.5))) == (50, 150, 250, 250)
 
 
 def test_face_finders_are_measured_by_the_true_boxes(
@@ -159,7 +291,7 @@ def test_peers_answer_in_the_tables_order_and_are_not_trained_twice(
         names = pd.read_csv(data / "eval" / "info.csv")["ImageID"].tolist()
         assert stored["images"].tolist() == names
     assert peer.main([*words, "--batch-size", "4"]) == 0
-    assert capsys.readouterr().out.splitlines() == printed.splitlines()[-2:]
+    assert capsys.readouterr().out.splitlines()[-2:] == printed.splitlines()[-2:]
 
 
 def test_peers_hold_out_whom_training_does_and_refuse_another_runs_result(
@@ -174,8 +306,9 @@ def test_peers_hold_out_whom_training_does_and_refuse_another_runs_result(
     args = peers.make_parser("").parse_args([str(data), str(tmp_path / "out.npz")])
     assert [peers.run(args, peer) for _ in range(2)] == [0, 0]
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("stub 1, seed 1: answers macro F1 ")
-    assert lines[:2] == lines[2:]
+    assert lines[0].endswith("1 choices scored so far, 1 of them now")
+    assert lines[1].startswith("stub 1, seed 1: answers macro F1 ")
+    assert lines[1:3] == lines[4:]
     (given,) = received
     table, _ = training_run.load_table(config.TrainSettings(train_root=str(data / "train")))
     held_out = table.loc[table["fold"] == 0, "file"].tolist()
