@@ -421,6 +421,7 @@ def make_criterion(loss_type: str, head: str, labels: Tensor) -> nn.Module:
 
 
 def validated_tasks(context: RunContext) -> list[str]:
-    """The task trained for first, then what the model's other heads answer."""
+    """The task trained for first, then the classes that the model's other heads answer."""
     answered = [task for head in context.heads for task in tasks_predicted_by(head)]
-    return list(dict.fromkeys([context.data.task, *answered]))
+    classes = [task for task in answered if not TASKS[task].regression]
+    return list(dict.fromkeys([context.data.task, *classes]))
