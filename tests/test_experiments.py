@@ -72,6 +72,12 @@ def test_settings_are_screened_out_of_fold_without_the_answers_and_not_run_twice
     assert "done: " not in capsys.readouterr().out
     with pytest.raises(UserError, match="use another DIR"):
         ablation.main([*words, "--epochs", "2"])
+    assert epoch_choice.main([str(tmp_path / "runs")]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("1 runs\n")
+    rules = [f"{rule}, {who}" for rule in epoch_choice.RULES for who in ("own", "others")]
+    for rule in (*rules, "the last", "mean of the last three"):  # of a single epoch: all the same
+        assert re.search(rf"\b{rule}( +[\d.]+){{2}} +0.0 +0.0 +0.0\n", printed + "\n"), rule
 
 
 def test_a_setting_gains_over_the_base_seed_by_seed_on_the_same_people() -> None:
