@@ -24,7 +24,7 @@ from labels import TASKS, head_spec, scoring_task, tasks_predicted_by
 from runtime import distributed, loading
 from runtime.cli import RemainingTime, StopSignal
 from runtime.errors import DistInfo, Stopped, UserError, plural, warn
-from runtime.files import atomic_write
+from runtime.files import atomic_write, fsync_folder
 from training import fold_state, history, loggers
 from training import run as training_run
 from training.run import RunContext
@@ -345,7 +345,9 @@ def train_fold(
         if context.is_writer:
             # a process may have been killed right after it had saved its last state
             checkpoint.delete_displaced(folder, trainer.state.kept)
+            fsync_folder(folder)  # while there is a state: no removal may be undone without it
             (folder / fold_state.STATE_FILE).unlink(missing_ok=True)
+            fsync_folder(folder)
 
 
 def read_divergence(context: RunContext, number: int) -> str:
