@@ -9,7 +9,7 @@ PYTHON_OLDEST ?= $(shell python3.10 -c 'print("python3.10")' 2>/dev/null || echo
 # Threads that wait do not take the processor from those that they wait for (see utils.py).
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test test-oldest coverage lint pictures clean
+.PHONY: demo test proof test-oldest coverage lint pictures clean
 
 .venv/installed: requirements.txt requirements-dev.txt
 	@echo "== making .venv and installing requirements.txt and requirements-dev.txt (a few minutes, once)"
@@ -36,6 +36,10 @@ test: .venv/installed
 	@echo "== running the tests, in two processes (about four minutes on two cores)"
 	$(PY) -m pytest -n 2 --dist loadfile
 
+proof: .venv/installed
+	@echo "== every crash point, two commands at once, kills, memory (up to an hour; the same command goes on)"
+	$(PY) -m tests.helpers.proof --folder proof
+
 .venv-oldest/installed: requirements.txt requirements-dev.txt requirements-oldest.txt
 	@echo "== making .venv-oldest with the oldest versions that requirements.txt allows (a few minutes, once)"
 	$(PYTHON_OLDEST) -m venv .venv-oldest
@@ -61,4 +65,4 @@ pictures: .venv/installed
 	$(PY) docs/pictures.py
 
 clean:
-	rm -rf demo .venv .venv-oldest .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf demo proof .venv .venv-oldest .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

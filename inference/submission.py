@@ -17,7 +17,7 @@ import metrics
 import run_directory
 from labels import TASKS, scoring_task
 from runtime.errors import UserError, path_error, printable, warn_on_failure
-from runtime.files import atomic_write, create_new_folder, load_npz
+from runtime.files import atomic_write, create_folder, create_new_folder, load_npz
 
 PROBS = "probs.npz"
 SUBMISSION = "submission"  # the CSV to upload
@@ -152,7 +152,7 @@ def revote_title(folder_name: str) -> str:
 
 def write_csv(path: Path, rows: Sequence[Sequence[object]]) -> None:
     """Write rows, the header first, into a new or existing folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    create_folder(path.parent)
     with atomic_write(path, "w") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
 
