@@ -26,6 +26,7 @@ import submit_ensemble
 import submit_singular
 import train
 from data import images, tables
+from experiments import years as experiment
 from inference import submission
 from inference.predictor import Predictor
 from labels import AGE_GROUPS
@@ -208,6 +209,36 @@ def test_stored_probabilities_of_main_hold_no_years(
     )
     with pytest.raises(UserError, match="--task age: the stored probabilities are of main; use"):
         submit_ensemble.main(["--from-probs", str(folder), "--task", "age"])
+
+
+def test_a_distribution_is_read_as_alike_frequent_years_and_by_shares() -> None:
+    alike = torch.full((1, 5), -torch.inf)
+    alike[0, [1, 3]] = torch.tensor([0.5, 0.5]).log()
+    shares = torch.tensor([0.1, 0.6, 0.05, 0.2, 0.05])
+    read = experiment.readings(alike, shares.log())
+    assert {way: float(values[0]) for way, values in read.items()} == pytest.approx(
+        {
+            "mean, alike": 2.0,
+            "median, alike": 1.0,
+            "mean, training's shares": 0.75 * 1 + 0.25 * 3,
+            "median, training's shares": 1.0,
+        }
+    )
+
+
+def test_the_ways_to_read_years_are_compared_on_the_held_out_people(
+    runs: dict[str, Trained], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert experiment.main([str(runs["main"].path), "--against", str(runs["age"].path)]) == 0
+    first, _, *rows = capsys.readouterr().out.splitlines()
+    assert first == "84 photographs of 12 people, out of fold"
+    assert len(rows) == 5
+    held_out = out_of_fold.read_oof(runs["age"].path, "age")
+    assert held_out is not None
+    errors = np.abs(held_out.predictions[:, 0] - held_out.rows["age"])
+    assert f"{errors.mean():.2f} (" in rows[4]
+    with pytest.raises(UserError, match="is no finished run of Factorised"):
+        experiment.main([str(runs["main"].path.parent)])
 
 
 def test_the_losses_of_age_are_those_of_the_heads() -> None:
