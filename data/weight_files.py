@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from runtime.errors import UserError, is_rank_zero, path_error, plural, reason, short_repr, warn
-from runtime.files import refuse_irregular, zip_members
+from runtime.files import check_members, refuse_irregular, zip_members
 
 # where other programs put a model's weights, beside other things
 WRAPPER_KEYS = ("state_dict", "model_state_dict", "model")
@@ -32,10 +32,10 @@ FOREIGN_FILES = {  # the first bytes, in lower case: what the file is, and what 
 }
 
 
-def safe_load(path: Path, mapped: bool = False) -> dict[str, Any]:
+def safe_load(path: Path, mapped: bool = False, remedy: str = "use another file") -> dict[str, Any]:
     """A dictionary from a torch file, unpickling nothing but plain types, tensors and argparse's
-    Namespace. Raises UserError. mapped: read tensors when they are used; if the file is cut short
-    meanwhile, the process dies.
+    Namespace. Raises UserError, whose text ends in the remedy. mapped: read tensors when they are
+    used; if the file is cut short meanwhile, the process dies.
     """
     try:
         refuse_irregular(path)
@@ -44,12 +44,12 @@ def safe_load(path: Path, mapped: bool = False) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # torch's, of odd pickles
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except OSError as error:
-        raise path_error(path, error, "use another file", "read") from None
+        raise path_error(path, error, remedy, "read") from None
     except Exception as error:  # over damaged bytes the unpickler raises nearly every kind
         # torch's message advises to unpickle everything
         unsafe = isinstance(error, pickle.UnpicklingError)
         why = "it holds more than tensors and plain types" if unsafe else reason(error)
-        problem = f"cannot be read safely as weights ({why}); use another file"
+        problem = f"cannot be read safely as weights ({why}); {remedy}"
         raise UserError(f"{path}: {describe_foreign_file(path) or problem}") from None
     if not isinstance(loaded, dict):
         kind = type(loaded).__name__
@@ -59,7 +59,7 @@ def safe_load(path: Path, mapped: bool = False) -> dict[str, Any]:
 
 def is_uncompressed_zip(path: Path) -> bool:
     """Whether a file is of torch's format since 1.6; that before cannot be mapped. Raises
-    ValueError for a zip file with compressed parts: torch writes none, zip bombs have.
+    ValueError for a damaged one, and one with compressed parts: torch writes none, zip bombs have.
     """
     with open(path, "rb") as file:
         if file.read(4) != b"PK\3\4":  # as torch decides
@@ -68,6 +68,7 @@ def is_uncompressed_zip(path: Path) -> bool:
     size = sum(member.file_size for member in members)
     if size > file_size or any(part.compress_type != zipfile.ZIP_STORED for part in members):
         raise ValueError(f"{size:,} bytes unpacked from {file_size:,}; torch compresses nothing")
+    check_members(path, members)
     return True
 
 

@@ -109,13 +109,14 @@ def training_counts(run_dir: Path, task: str) -> np.ndarray | None:
         counts = [per_class[name] for name in TASKS[scoring_task(trained)].classes]
         if not all(type(count) is int and 0 <= count < MAX_COUNT for count in counts):
             return None
-        converted = ensemble.convert_task(np.array(counts), trained, task)
-        if converted is not None or TASKS[trained].regression or TASKS[task].regression:
+        judged = scoring_task(task)
+        converted = ensemble.convert_task(np.array(counts), scoring_task(trained), judged)
+        if converted is not None:
             return converted
         import out_of_fold  # needs pandas, and a vote on stored probabilities does not
 
-        oof = out_of_fold.read_oof(run_dir, trained)  # a run for a part of main
-        return None if oof is None else np.bincount(oof.rows[task], minlength=TASKS[task].outputs)
+        oof, classes = out_of_fold.read_oof(run_dir, trained), TASKS[judged].outputs
+        return None if oof is None else np.bincount(oof.rows[judged], minlength=classes)
     except (UserError, KeyError, TypeError):
         return None
 

@@ -101,11 +101,11 @@ def zip_members(path: Path) -> list[zipfile.ZipInfo]:
         file.seek(max(0, size - 98))
         tail = file.read().rjust(98, b"\0")
     zip64_end, locator, end_record = tail[:56], tail[56:76], tail[76:]
-    length, start = struct.unpack("<2L", end_record[12:20])
+    count, length, start = struct.unpack("<H2L", end_record[10:20])
     directory_end = size - 22
     valid = end_record[:4] == b"PK\5\6" and end_record[20:] == b"\0\0"
     if locator[:4] == b"PK\6\7":
-        length, start = struct.unpack("<2Q", zip64_end[40:56])
+        count, length, start = struct.unpack("<3Q", zip64_end[32:56])
         directory_end = size - 98
         points_here = struct.unpack("<Q", locator[8:16])[0] == directory_end
         valid = valid and zip64_end[:4] == b"PK\6\6" and points_here
@@ -116,7 +116,20 @@ def zip_members(path: Path) -> list[zipfile.ZipInfo]:
         members = archive.infolist()
     if len({member.filename for member in members}) < len(members):
         raise ValueError("its directory lists a name twice")
+    # miniz, torch's reader of zip files, leaves what it takes for a folder unread
+    if len(members) != count or any(m.external_attr & 0x10 and m.file_size for m in members):
+        raise ValueError("its directory does not fit its content")
     return members
+
+
+def check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
+    """Raise ValueError where a zip file's content does not match its CRC-32s: torch never looks at
+    them, numpy only where an array fills its file. Some are written without (all are 0).
+    """
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip() if any(member.CRC for member in members) else None
+    if damaged is not None:
+        raise ValueError(f"{damaged} in it does not match its checksum")
 
 
 def load_npz(path: Path, remedy: str) -> dict[str, np.ndarray] | None:
@@ -125,10 +138,12 @@ def load_npz(path: Path, remedy: str) -> dict[str, np.ndarray] | None:
 
     try:
         refuse_irregular(path)
-        size = sum(member.file_size for member in zip_members(path))
+        members = zip_members(path)
+        size = sum(member.file_size for member in members)
         max_bytes = min(MAX_NPZ_BYTES, max(MAX_UNPACKED_RATIO * path.stat().st_size, 1 << 24))
         if size > max_bytes:
             raise ValueError(f"{size:,} bytes unpacked, at most {max_bytes:,} are read")
+        check_members(path, members)
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
         for name, array in arrays.items():

@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ENGLISH, KOREAN = ROOT / "README.md", ROOT / "README.ko.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 LINKED = [ENGLISH, KOREAN, *DOCS, *ROOT.glob("*/README.md"), ROOT / "CONTRIBUTING.md"]
+LINKED.append(ROOT / "SECURITY.md")
 MAX_README_WORDS = 1200
 MAX_DOCS_LINES = 150
 MAX_PICTURE_PIXELS = 1600  # of height, where a page shows it

@@ -95,8 +95,8 @@ def load_fold_state(folder: Path) -> tuple[FoldState, dict[str, Any]] | None:
     path = folder / STATE_FILE
     if not path.exists():
         return None
-    loaded = weight_files.safe_load(path, mapped=False)
     remedy = f"remove {folder} to train the fold again"
+    loaded = weight_files.safe_load(path, remedy=remedy)
     try:
         plain, training = loaded["state"], loaded["learner"]
         kept = [checkpoint.KeptCheckpoint(**entry) for entry in plain["kept"]]
