@@ -257,7 +257,7 @@ def problems(scene: Scene, place: Place, failure: str, folder: Path) -> tuple[st
         cause = "memory" if failure == "MemoryError" else os.strerror(getattr(errno, failure))
         if others or len(ended.warnings) > scene.warned:
             found.append(f"{len(ended.lines)} lines")
-        if ": error: " not in last or cause not in last or "; " not in last:
+        if ": error: " not in last or cause.lower() not in last.lower() or "; " not in last:
             found.append("no cause or remedy")
         was_begun = any(name.endswith("run.json") for name in before)
         if after != before and (was_begun or after):

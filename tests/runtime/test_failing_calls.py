@@ -5,10 +5,13 @@ one found.
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
 
+import run_directory
+import submit_ensemble
 import train
 from runtime.cli import run_script
 from runtime.errors import RunError
@@ -59,6 +62,22 @@ def test_a_full_memory_ends_a_script_in_one_line(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == line
 
 
+def test_a_full_memory_while_a_checkpoint_is_written_is_called_that(tmp_path: Path) -> None:
+    """torch.save says that the file cannot be written."""
+    kinds = damage.whole_files(tmp_path)
+    before = [kind.path.read_bytes() for kind in kinds]
+    system = failing_calls.System()
+    with system.watched():
+        damage.whole_files(tmp_path)
+    writes = [place for place in system.places if place[0] == "write"]
+    assert len(writes) > 3
+    for place in writes:
+        with failing_calls.System(place, "MemoryError").watched(), pytest.raises(MemoryError):
+            damage.whole_files(tmp_path)
+    assert [kind.path.read_bytes() for kind in kinds] == before
+    assert not list(tmp_path.glob(".writing-*"))
+
+
 def test_a_run_that_cannot_begin_leaves_no_folder(
     train_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,3 +91,23 @@ def test_a_run_that_cannot_begin_leaves_no_folder(
     with pytest.raises(OSError, match="Input/output"):
         train.main(words)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_read_is_not_taken_for_an_empty_one(
+    tree: Path, tmp_path: Path, eval_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a fold that is complete would be trained again, or called one without checkpoints."""
+    plain = os.listdir
+
+    def refuse(folder: object) -> list[str]:
+        if str(folder).endswith("fold01"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+        return plain(folder)  # type: ignore[call-overload,no-any-return]
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(PermissionError, match="fold01"):
+        run_directory.fold_checkpoints(tree / "fold01")
+    words = ["--root", str(tree), "--data-root", str(eval_root), "--save-path", str(tmp_path)]
+    assert run_script(lambda _: submit_ensemble.main(words), "submit_ensemble.py") == 2
+    assert run_directory.fold_checkpoints(tree / "fold77") == []
+    assert run_directory.fold_dirs(tree / "run.json") == []
