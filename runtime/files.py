@@ -211,7 +211,7 @@ def fsync_folder(folder: Path) -> None:
     """Flush a folder's entries to the disk: only then does a rename survive a power cut."""
     try:
         handle = os.open(folder, os.O_RDONLY)
-    except OSError:  # some systems cannot open a folder
+    except PermissionError:  # Windows opens no folder
         return
     try:
         fsync(handle)

@@ -13,8 +13,10 @@ import pytest
 import run_directory
 import submit_ensemble
 import train
+from runtime import errors
 from runtime.cli import run_script
 from runtime.errors import RunError
+from runtime.files import atomic_write
 from tests.helpers import damage, failing_calls, support
 from training import run_files
 
@@ -53,7 +55,11 @@ def test_a_machine_that_fails_while_a_file_is_read_does_not_make_it_damaged(
     assert all(str(tmp_path) in line and "damaged" not in line for line in refusals)
 
 
-def test_a_full_memory_ends_a_script_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_memory_ends_a_script_in_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(errors, "retry_remedy", "start it again")
+
     def full(_: object) -> int:
         raise MemoryError
 
@@ -76,6 +82,31 @@ def test_a_full_memory_while_a_checkpoint_is_written_is_called_that(tmp_path: Pa
             damage.whole_files(tmp_path)
     assert [kind.path.read_bytes() for kind in kinds] == before
     assert not list(tmp_path.glob(".writing-*"))
+
+
+def test_a_folder_that_cannot_be_flushed_is_told_unless_it_may_not_be_opened(
+    tmp_path: Path,
+) -> None:
+    """Until then a power cut could undo the rename."""
+
+    def write() -> None:
+        with atomic_write(tmp_path / "a", "w") as file:
+            file.write("new")
+
+    system = failing_calls.System()
+    with system.watched():
+        write()
+    (place,) = [p for p, path in system.places.items() if path == str(tmp_path) and p[0] == "open"]
+    for failure in ("EIO", "EMFILE"):
+        with (
+            failing_calls.System(place, failure).watched(),
+            pytest.raises(RunError, match="a: cannot be written"),
+        ):
+            write()
+    refused = failing_calls.System(place, "EACCES")
+    with refused.watched():
+        write()
+    assert refused.has_failed
 
 
 def test_a_run_that_cannot_begin_leaves_no_folder(
