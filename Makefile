@@ -9,7 +9,7 @@ PYTHON_OLDEST ?= $(shell python3.10 -c 'print("python3.10")' 2>/dev/null || echo
 # Threads that wait do not take the processor from those that they wait for (see utils.py).
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test test-oldest coverage lint pictures clean
+.PHONY: demo test proof test-oldest coverage lint pictures clean
 
 .venv/installed: requirements.txt requirements-dev.txt
 	@echo "== making .venv and installing requirements.txt and requirements-dev.txt (a few minutes, once)"
@@ -22,7 +22,7 @@ demo: .venv/installed
 	rm -rf demo
 	@echo "== 2/4 drawing people who do not exist, into demo/data"
 	$(PY) -m tools.sample_data --out demo/data --people 60 --eval-people 36
-	@echo "== 3/4 training five folds of EfficientNet-lite0 on its ImageNet weights (about five minutes on two cores)"
+	@echo "== 3/4 training five folds of EfficientNet-lite0 on its ImageNet weights (about a minute and a half on two free cores)"
 	$(PY) train.py --cv 5 --train-root demo/data/train --save-path demo/saved_models --backbone efficientnet-lite0 \
 	    --image-size 80 --batch-size 16 --epochs 7 --transform-type facecrop $(DEMO)
 	@echo "== 4/4 answering the evaluation photographs with an ensemble of the folds, and scoring it"
@@ -35,6 +35,10 @@ demo: .venv/installed
 test: .venv/installed
 	@echo "== running the tests, in two processes (about four minutes on two cores)"
 	$(PY) -m pytest -n 2 --dist loadfile
+
+proof: .venv/installed
+	@echo "== every crash point, two commands at once, kills, memory (up to an hour; the same command goes on)"
+	$(PY) -m tests.helpers.proof --folder proof
 
 .venv-oldest/installed: requirements.txt requirements-dev.txt requirements-oldest.txt
 	@echo "== making .venv-oldest with the oldest versions that requirements.txt allows (a few minutes, once)"
@@ -61,4 +65,4 @@ pictures: .venv/installed
 	$(PY) docs/pictures.py
 
 clean:
-	rm -rf demo .venv .venv-oldest .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf demo proof .venv .venv-oldest .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

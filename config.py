@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import registries
-from labels import TASKS, depends_on_age_filter
+from labels import TASKS, can_predict, depends_on_age_filter, head_spec
 from registries import BACKBONES, BACKENDS, LOSSES, MODELS, OPTIMIZERS, SCHEDULES, TRANSFORMS
 from runtime.errors import UserError
 from runtime.options import Choice, Preset, Range, Settings, flag, option
@@ -21,11 +21,10 @@ VERSION = "0.9.0"
 STRONG = {"cv": 5, "model_type": "Factorised", "transform_type": "facerandom"}
 STRONG |= {"loss_type": "crossentropyloss", "lr": 0.001}
 PRESETS: dict[str, Preset] = {
-    "seed": Preset({"cv": 5, "transform_type": "tta", "lr": 0.001}, "the original winning entry"),
+    "original": Preset({"cv": 5, "transform_type": "tta", "lr": 0.001}, "the competition entry"),
     "strong": Preset(STRONG, "the best on the faces of docs/results.md"),
 }
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-OVERSAMPLING = ("none", "repeat", "mixup")
 LOGGERS = ("tensorboard", "wandb")  # of training/loggers.py
 METHODS = ("softvoting", "hardvoting")
 NEWEST = "newest"  # --resume without a name
@@ -46,8 +45,7 @@ COUNT, NOT_NEGATIVE, POSITIVE = Range(int, 1), Range(float, 0), Range(float, 0, 
 def parse_fold_numbers(text: str) -> tuple[int, ...]:
     """`3,0` -> (0, 3)."""
     if not re.fullmatch(r"\d{1,7}(,\d{1,7})*", text, re.ASCII):
-        expected = "whole numbers separated by commas, like 0,3"
-        raise argparse.ArgumentTypeError(f"{text[:40]!r}: expected {expected}")
+        raise argparse.ArgumentTypeError(f"{text[:40]!r}: expected whole numbers, like 0,3")
     return tuple(sorted({int(number) for number in text.split(",")}))
 
 
@@ -63,8 +61,6 @@ def parse_weights(text: str) -> str:
     """`imagenet` and `none` in any case; a path unchanged."""
     return text.casefold() if text.casefold() in ("imagenet", "none") else text
 
-
-SCHEDULE_FORMS = Choice([n + f",{n}:E" * s.cycles for n, s in SCHEDULES.items()]).metavar
 
 BACKBONES_BY_FAMILY = "; ".join(
     ", ".join(names)
@@ -96,7 +92,7 @@ class MachineSettings(Settings):
         MACHINE, "torch's threads", None, Range(int, 1, 1024), "the processors"
     )
     precision: str = option(
-        MACHINE, "auto: bf16 or fp16 on a GPU, fp32 on a CPU", "auto", Choice(PRECISIONS)
+        MACHINE, "number format; auto: bf16 or fp16 on GPUs, else fp32", "auto", Choice(PRECISIONS)
     )
 
 
@@ -119,7 +115,10 @@ class DataSettings(Settings):
     boxes: str | None = option(DATA, BOXES_HELP, shown=BOXES_DEFAULT, metavar="CSV")
     skip_bad_images: bool = option(DATA, "train without unreadable images", False)
     oversample: str = option(
-        DATA, "fill up rarer classes by repeats or blends of people", "none", Choice(OVERSAMPLING)
+        DATA,
+        "fill up rarer classes; repeat: with their images again; mixup: with blends of two people",
+        "none",
+        Choice(("none", "repeat", "mixup")),
     )
     image_size: int = option(DATA, "side of the input in pixels", 224, Range(int, 16, 2048))
     cache: str = option(
@@ -165,7 +164,11 @@ class OptimSettings(Settings):
         "0.001 for adam and adamp on pretrained weights, else 0.005",
     )
     lr_scheduler: str = option(
-        TRAINING, "schedule; E: epochs of a cycle", "cosine", parse_schedule, metavar=SCHEDULE_FORMS
+        TRAINING,
+        "learning rate schedule; E: epochs of a cosine cycle",
+        "cosine",
+        parse_schedule,
+        metavar=Choice([n + f",{n}:E" * s.cycles for n, s in SCHEDULES.items()]).metavar,
     )
     warmup_epochs: float = option(TRAINING, "epochs of linear warm-up", 0.0, NOT_NEGATIVE)
     backbone_lr_scale: float = option(
@@ -219,15 +222,20 @@ class TrainSettings(OutputSettings, OptimSettings, ModelSettings, DataSettings, 
 
     recipe: str | None = option(
         PRESET,
-        "several options under one name; explicit options override it. "
+        "several options under one name (also: seed); explicit options override it. "
         + "; ".join(f"{name}, {preset.help}: {preset}" for name, preset in PRESETS.items()),
         None,
-        Choice(PRESETS),
+        Choice(PRESETS, {"seed": "original"}),
     )
 
     @property
     def heads(self) -> tuple[str, ...]:
         return registries.trained_heads(self.model_type, self.task)
+
+    @property
+    def regression(self) -> bool:
+        """Whether --loss-type is that of a regression."""
+        return any(head_spec(head).regression for head in self.heads)
 
     @property
     def from_scratch(self) -> bool:
@@ -244,7 +252,7 @@ class TrainSettings(OutputSettings, OptimSettings, ModelSettings, DataSettings, 
 
     def completed(self) -> TrainSettings:
         """Settings with all defaults filled. Raises UserError where options do not go together."""
-        loss = "smoothl1loss" if TASKS[self.task].regression else "labelsmoothingloss"
+        loss = "smoothl1loss" if self.regression else "labelsmoothingloss"
         decay = OPTIMIZERS[self.optim_type].weight_decay
         filled = replace(
             self,
@@ -313,14 +321,15 @@ def training_conflicts(s: TrainSettings) -> Iterator[str]:
 
 def model_conflicts(s: TrainSettings) -> Iterator[str]:
     """Messages on a task, loss, backbone or weights that do not fit."""
-    task, model = TASKS[s.task], MODELS[s.model_type]
-    backbone = registries.backbone_entry(s.backbone or "")
-    if model.heads and s.task not in model.heads and (task.regression or not task.from_main):
-        fits = " or ".join(name for name, entry in MODELS.items() if not entry.heads)
+    model, backbone = MODELS[s.model_type], registries.backbone_entry(s.backbone or "")
+    able = [n for n in MODELS if can_predict(registries.trained_heads(n, s.task), s.task)]
+    if s.model_type not in able:
+        fits = " or ".join(able)
         yield f"--task {s.task}: {s.model_type} has no head for it; use --model-type {fits}"
-    losses = [name for name, entry in LOSSES.items() if entry.regression == task.regression]
+    losses = [name for name, entry in LOSSES.items() if entry.regression == s.regression]
     if s.loss_type not in losses:
-        yield f"--loss-type {s.loss_type}: does not fit --task {s.task}; use {', '.join(losses)}"
+        task = f"--task {s.task} of {s.model_type}"
+        yield f"--loss-type {s.loss_type}: does not fit {task}; use {', '.join(losses)}"
     if model.families and backbone.family not in model.families:
         fits = ", ".join(name for name, b in BACKBONES.items() if b.family in model.families)
         yield f"--backbone {s.backbone}: does not fit {s.model_type}; use one of {fits}"
@@ -358,7 +367,7 @@ class PredictSettings(MachineSettings):
     task: str = option(DATA, "what to predict", "main", Choice(TASKS))
     data_root: str | None = option(
         DATA,
-        "evaluation folder, or its folder of images",
+        "evaluation folder, its folder of images, or a photograph",
         shown="./input/data/images, else ./input/data/eval/images",
         metavar="DIR",
     )
@@ -366,7 +375,7 @@ class PredictSettings(MachineSettings):
     boxes: str | None = option(DATA, BOXES_HELP, shown=BOXES_DEFAULT, metavar="CSV")
     skip_bad_images: bool = option(DATA, "give unreadable images the most frequent class", False)
     answers: str | None = option(
-        DATA, "true labels (ImageID,ans), of the 18 classes whatever the --task", metavar="CSV"
+        DATA, "true 18-class labels (ImageID,ans) for any --task; age: ImageID,age", metavar="CSV"
     )
     batch_size: int = option(MACHINE, "images per forward pass", 32, COUNT)
     backend: str = option(MACHINE, "what runs the networks", "torch", Choice(BACKENDS))
@@ -426,8 +435,9 @@ class EnsembleSettings(PredictSettings):
     def completed(self) -> EnsembleSettings:
         """Settings with all defaults filled. Raises UserError where options do not go together."""
         if self.from_probs is not None:
-            for name in ("root", "transform_type", "tta", "data_root", "boxes", "skip_bad_images"):
-                if getattr(self, name):
+            options = ("root", "transform_type", "tta", "data_root", "boxes", "skip_bad_images")
+            for name in (*options, "backend"):
+                if getattr(self, name) != getattr(EnsembleSettings, name):
                     raise UserError(
                         f"{flag(name)}: --from-probs votes on stored probabilities; leave it out"
                     )

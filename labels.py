@@ -57,12 +57,12 @@ TASKS: dict[str, Task] = {
 
 @dataclass(frozen=True)
 class InnerHead:
-    """A head that is no task itself: tasks are predicted by summing its classes."""
+    """A head that is no task itself: tasks sum its classes, a regression is their mean value."""
 
     label: Callable[[int, int, float], float]  # as a task's
     outputs: int
     loss: str  # target(shares of its classes in training), whatever --loss-type says
-    tasks: Mapping[str, tuple[int, ...]]  # {task: its class for each of this head's}
+    tasks: Mapping[str, tuple[int, ...]]  # {task: its class, or value, for each of this head's}
     regression = False
 
 
@@ -72,7 +72,7 @@ INNER_HEADS: dict[str, InnerHead] = {
         lambda m, g, y: min(math.floor(y + 0.5), YEARS - 1),
         YEARS,
         "loss:YearsLoss",
-        {"ageg": tuple(map(age_group, range(YEARS)))},
+        {"ageg": tuple(map(age_group, range(YEARS))), "age": tuple(range(YEARS))},
     )
 }
 
@@ -94,6 +94,13 @@ def tasks_predicted_by(head: str) -> tuple[str, ...]:
 
 
 PARTS = ("mask", "gender", "ageg")  # what the 18 classes are made of
+
+
+def can_predict(heads: tuple[str, ...], task: str) -> bool:
+    """Whether a model with these heads predicts a task, also from `main` or `main` from parts."""
+    known = {name for head in heads for name in tasks_predicted_by(head)}
+    knows_main = "main" in known or set(PARTS) <= known
+    return task in known or (knows_main and bool(TASKS[task].from_main))
 
 
 def scoring_task(task: str) -> str:

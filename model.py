@@ -20,7 +20,7 @@ import backbones
 import checkpoint
 import registries
 from data import weight_files
-from labels import INNER_HEADS, PARTS, TASKS, head_spec, tasks_predicted_by
+from labels import INNER_HEADS, PARTS, TASKS, head_spec
 from runtime.errors import UserError, plural, reason, warn
 
 # --- whole models
@@ -379,20 +379,11 @@ class InferenceNetwork(nn.Module):
 # --- outputs -> probabilities
 
 
-def can_predict(heads: tuple[str, ...], task: str) -> bool:
-    """Whether a model with these heads predicts a task: by its own head, by an inner head, from
-    `main`, or `main` from its three parts.
-    """
-    known = {name for head in heads for name in tasks_predicted_by(head)}
-    knows_main = "main" in known or set(PARTS) <= known
-    return task in known or (knows_main and bool(TASKS[task].from_main))
-
-
 def probabilities(outputs: dict[str, Tensor], task: str) -> Tensor:
     """float32 [batch, classes] of a task, or a regression's values, from the heads that predict it.
 
-    Without a head of its own, a task sums those classes of an inner head or of `main` that belong
-    to each of its own. `main` without a head is the product of mask, gender and age group.
+    Without a head of its own, a task sums the classes of an inner head or of `main` that belong to
+    each of its own, or takes their mean value; `main` is the product of mask, gender, age group.
     """
     if task in outputs:
         own = outputs[task].float()
@@ -421,7 +412,7 @@ class Spread(nn.Module):
 @functools.cache  # a new tensor for each batch would make the host wait for a GPU
 @torch.inference_mode(False)
 def class_mapping(source: str, task: str, device: torch.device) -> Tensor:
-    """int64 [classes]: the class of a task for each class of `source` (main or an inner head)."""
+    """int64 [classes]: a task's class, or value, for each of `source` (main or an inner head)."""
     mapping = TASKS[task].from_main if source == "main" else INNER_HEADS[source].tasks[task]
     return torch.tensor(mapping, device=device)
 
@@ -432,6 +423,8 @@ def spread_over_main(values: Tensor, part: str) -> Tensor:
 
 
 def sum_class_groups(probs: Tensor, task: str, source: str = "main") -> Tensor:
-    """[batch, classes of `source`] probabilities -> [batch, classes] of a task."""
+    """[batch, classes of `source`] probabilities -> [batch, classes] of a task, or mean values."""
     index = class_mapping(source, task, probs.device)
+    if TASKS[task].regression:
+        return (probs * index).sum(1, keepdim=True)
     return probs.new_zeros(probs.shape[0], TASKS[task].outputs).index_add_(1, index, probs)

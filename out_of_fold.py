@@ -137,12 +137,8 @@ def summary(task: str, folds: Sequence[FoldPredictions], failed: dict[int, str])
         lines.append(f"{f.fold:>4}  {people:>6}  {epoch + 1:>10}  {values}")
     lines += [f"{fold:>4}  failed: {why}" for fold, why in failed.items()]
     if len(folds) == 1:
-        lines.append(
-            "A single split: its best epoch was chosen on the people that score it, so expect "
-            "less; --cv 5 gives an out-of-fold score."
-        )
-    if len(folds) < 2:
-        return lines
+        why = "its best epoch was chosen on the people that score it, so expect less"
+        return [*lines, f"A single split: {why}; --cv 5 gives an out-of-fold score."]
     best = np.array([f.curve.max() for f in folds])
     rows, predictions = nested_epoch_predictions(folds)
     headline, selected = score_rows(task, rows, predictions), selected_scores(task, folds)

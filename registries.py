@@ -76,23 +76,17 @@ class Transform:
         return self.sees == FACE
 
 
+FOUR_HEADS = ("mask", "ageg", "gender", "main")  # of the THANets; MultiLabelTHANet lacks the last
 MODELS: dict[str, Model] = {
     "VanillaEfficientNet": Model(
         "model:VanillaEfficientNet", "efficientnet-b3", ("efficientnet", "timm")
     ),
     "VanillaResNet": Model("model:VanillaResNet", "resnet50", ("resnet", "timm")),
     "MultiClassTHANet_MK1": Model(
-        "model:MultiClassTHANet",
-        "efficientnet-b3",
-        heads=("mask", "ageg", "gender", "main"),
-        alias="MultiClassTHANet",
+        "model:MultiClassTHANet", "efficientnet-b3", heads=FOUR_HEADS, alias="MultiClassTHANet"
     ),
-    "MultiLabelTHANet": Model(
-        "model:MultiLabelTHANet", "efficientnet-b0", heads=("mask", "ageg", "gender")
-    ),
-    "THANet_MK1": Model(
-        "model:THANet", "efficientnet-b3", heads=("mask", "ageg", "gender", "main"), alias="THANet"
-    ),
+    "MultiLabelTHANet": Model("model:MultiLabelTHANet", "efficientnet-b0", heads=FOUR_HEADS[:3]),
+    "THANet_MK1": Model("model:THANet", "efficientnet-b3", heads=FOUR_HEADS, alias="THANet"),
     "Factorised": Model("model:Factorised", "efficientnet-b3", heads=("mask", "gender", "year")),
 }
 EFFICIENTNET = Backbone("backbones:efficientnet", "backbones:efficientnet_weights", "efficientnet")

@@ -102,7 +102,7 @@ def differing_settings(settings: dict[str, Any], run_dir: Path) -> list[str]:
 @contextlib.contextmanager
 def fold_lock(folder: Path, needed: bool = True) -> Iterator[None]:
     """Make and lock a fold's folder; delete what a killed process was writing. Raises as _lock."""
-    folder.mkdir(exist_ok=True)
+    files.create_folder(folder)
     with contextlib.ExitStack() as stack:
         if needed:
             files.remove_stale_writes(folder, is_locked=_lock(folder, stack))

@@ -47,9 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     fold_dir = path.absolute().parent
     run_name = f"{fold_dir.parent.name}_{fold_dir.name}"
     folder = submission.create_output_folder(settings.save_path, run_name, task)
-    report = submission.ReportContext(
-        fold_dir.parent, settings, paths=dict(zip(images, paths, strict=True))
-    )
+    path_of = dict(zip(images, paths, strict=True))
+    report = submission.ReportContext(fold_dir.parent, settings, paths=path_of)
     submission.write_prediction(folder, probs, {"submission": predictions}, labels, report)
     return 0
 

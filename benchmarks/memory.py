@@ -29,7 +29,7 @@ import config
 import model
 from data import tables
 
-CHILD = """
+CHILD = """{before}
 import resource, sys
 import {module}
 code = {module}.main({words!r})
@@ -39,9 +39,9 @@ sys.exit(code)
 SOURCES = 50  # real photographs that are linked to
 
 
-def peak(module: str, words: list[str]) -> float:
-    """MiB at the most of a process that runs a script's main."""
-    out = harness.run_python(["-c", CHILD.format(module=module, words=words)])
+def peak(module: str, words: list[str], before: str = "") -> float:
+    """MiB at the most of a process that runs a script's main; before: code that it runs first."""
+    out = harness.run_python(["-c", CHILD.format(module=module, words=words, before=before)])
     last = [line for line in out.splitlines() if line.startswith("peak ")][-1]
     return int(last.split()[1]) / (2**20 if sys.platform == "darwin" else 1024)
 

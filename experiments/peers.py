@@ -1,10 +1,12 @@
 """What the peers share: people and split as train.py has them, CPU time, the score.
 
-A peer is another library as its users run it, on whole photographs. Equal for all: the photographs
-and labels, the people held out (train.py --cv 1: one of ten folds), the 18 classes,
-EfficientNet-lite0 with the ImageNet weights of one package, the image size, one thread that also
-reads. Everything else (reading, augmentation, head, optimizer, schedule, which epoch is taken, the
-views at the end) is the library's.
+A peer is another library as its users run it, on whole photographs or, where DATA is what
+face_crops.py wrote, on faces cut out by the product. Equal for all: the photographs and labels, the
+people held out (train.py --cv 1: one of ten folds), the 18 classes, EfficientNet-lite0 with the
+ImageNet weights of one package, the image size, one thread that also reads. Everything else
+(reading, augmentation, head, optimizer, schedule, which epoch is taken, the views at the end) is
+the library's. A whole window of the photograph may be no face, a part of a cut face always is one:
+timm's milder `--scale 0.5 1 --reprob 0` fits these.
 
 CPU seconds are user and system time of this process and its children, which other jobs on the
 machine hardly change. Those of training include validation after each epoch, as every library does
@@ -27,6 +29,7 @@ import torch
 import config
 import metrics
 from data import csv_tables, tables
+from experiments import answers
 from runtime.errors import UserError
 from runtime.files import atomic_write, load_npz
 from training import run as training_run
@@ -148,14 +151,14 @@ def write_result(args: argparse.Namespace, images: list[str], result: Result) ->
 def run(args: argparse.Namespace, peer: Peer) -> int:
     """Train and answer where that was not done yet; print the score."""
     data = read_data(args)
-    answers = str(Path(args.data) / "eval" / "answers.csv")
-    truth = tables.read_labels(answers, data.images, TASK)
     result = read_result(args, data.images)
     if result is None:
         torch.set_num_threads(1)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         result = peer(args, data)
         write_result(args, data.images, result)
+    choice = f"{result.package} {Path(args.data).name}: {args.out.stem}"
+    _, truth = answers.read_answers(args.data, [choice])
     score = metrics.score(TASK, result.probabilities.argmax(1), truth).line()
     held_out = f"held out macro F1 {result.held_out:.4f}"
     print(f"{result.package}, seed {args.seed}: answers {score}; {held_out}")

@@ -12,6 +12,7 @@ import torch
 
 import checkpoint
 import ensemble
+import labels
 import model
 import registries
 import run_directory
@@ -59,7 +60,7 @@ def with_fold(name: str, folder: Path) -> str:
 
 def can_predict(info: checkpoint.CheckpointInfo, task: str) -> bool:
     """Whether a checkpoint knows a task, by a head of its own or from its other heads."""
-    return model.can_predict(registries.trained_heads(info.model, info.task), task)
+    return labels.can_predict(registries.trained_heads(info.model, info.task), task)
 
 
 def read_info(path: Path) -> checkpoint.CheckpointInfo:

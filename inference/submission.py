@@ -17,7 +17,7 @@ import metrics
 import run_directory
 from labels import TASKS, scoring_task
 from runtime.errors import UserError, path_error, printable, warn_on_failure
-from runtime.files import atomic_write, create_new_folder, load_npz
+from runtime.files import atomic_write, create_folder, create_new_folder, load_npz
 
 PROBS = "probs.npz"
 SUBMISSION = "submission"  # the CSV to upload
@@ -109,13 +109,14 @@ def training_counts(run_dir: Path, task: str) -> np.ndarray | None:
         counts = [per_class[name] for name in TASKS[scoring_task(trained)].classes]
         if not all(type(count) is int and 0 <= count < MAX_COUNT for count in counts):
             return None
-        converted = ensemble.convert_task(np.array(counts), trained, task)
-        if converted is not None or TASKS[trained].regression or TASKS[task].regression:
+        judged = scoring_task(task)
+        converted = ensemble.convert_task(np.array(counts), scoring_task(trained), judged)
+        if converted is not None:
             return converted
         import out_of_fold  # needs pandas, and a vote on stored probabilities does not
 
-        oof = out_of_fold.read_oof(run_dir, trained)  # a run for a part of main
-        return None if oof is None else np.bincount(oof.rows[task], minlength=TASKS[task].outputs)
+        oof, classes = out_of_fold.read_oof(run_dir, trained), TASKS[judged].outputs
+        return None if oof is None else np.bincount(oof.rows[judged], minlength=classes)
     except (UserError, KeyError, TypeError):
         return None
 
@@ -151,7 +152,7 @@ def revote_title(folder_name: str) -> str:
 
 def write_csv(path: Path, rows: Sequence[Sequence[object]]) -> None:
     """Write rows, the header first, into a new or existing folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    create_folder(path.parent)
     with atomic_write(path, "w") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
 

@@ -27,6 +27,7 @@ from runtime.errors import (
 
 T = TypeVar("T")
 PROGRESS_LINE_SECONDS = 60.0  # between two lines of progress, where no bar can be drawn
+CLEAR_LINE = "\r\x1b[K"  # of a terminal
 quiet = False  # set by --quiet: no progress output
 
 
@@ -36,6 +37,8 @@ class LastingStream(io.TextIOWrapper):
     """
 
     exit_without_reader = False
+    clears_lines = False  # on a terminal another process draws a bar where a line begins
+    _at_line_start = True
 
     @contextlib.contextmanager
     def _dropping(self) -> Iterator[None]:
@@ -50,6 +53,9 @@ class LastingStream(io.TextIOWrapper):
 
     def write(self, text: str, /) -> int:
         with self._dropping():
+            if self.clears_lines and self._at_line_start and self.isatty():
+                super().write(CLEAR_LINE)
+            self._at_line_start = text.endswith("\n")
             super().write(text)
         return len(text)
 
@@ -73,6 +79,13 @@ def wrap_streams() -> None:
             stream = LastingStream(plain.buffer, plain.encoding, "backslashreplace")
             stream.reconfigure(line_buffering=plain.line_buffering or plain.write_through)
             setattr(sys, name, stream)
+
+
+def print_over_bars() -> None:
+    """Let this process's lines on a terminal replace the bar that another one draws there."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, LastingStream):
+            stream.clears_lines = True
 
 
 def exit_when_reader_is_gone() -> None:

@@ -103,6 +103,14 @@ def keep_freed_memory() -> None:
         mallopt(trim_threshold, -1)
 
 
+def release_freed_memory() -> None:
+    """Give large freed blocks back to the system. A process that is forked afterwards does not keep
+    its own copy of them, once this one writes over them.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def usable_processors(root: Path = Path("/")) -> int:
     """Processors that this process may use; root: of the system's files."""
     has_affinity = hasattr(os, "sched_getaffinity")

@@ -75,8 +75,11 @@ def check_writable(folder: str | Path) -> None:
 def create_folder(path: Path) -> None:
     """Make a folder, and those above it, where it does not exist. Raises UserError or RunError."""
     check_writable(path)
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
+        for folder in missing:
+            fsync_folder(folder.parent)
     except OSError as error:
         raise path_error(path, error, ANOTHER_FOLDER, "made") from None
 
@@ -88,6 +91,7 @@ def create_new_folder(parent: Path, name: str) -> Path:
         path = parent / (name if attempt == 1 else f"{name}-{attempt}")
         with contextlib.suppress(FileExistsError):
             path.mkdir()
+            fsync_folder(parent)
             return path
     raise UserError(f"{parent / name}: 999 folders of this name exist; remove some")
 
@@ -208,7 +212,7 @@ def fsync(handle: int) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Flush a folder's entries to the disk: only then does a rename survive a power cut."""
+    """Flush a folder's entries to the disk: only then do new, renamed and removed ones last."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except PermissionError:  # Windows opens no folder

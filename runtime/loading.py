@@ -17,7 +17,12 @@ from typing import Any, Protocol, cast
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from runtime.devices import MORE_SHARED_MEMORY, SHARED_MEMORY, usable_processors
+from runtime.devices import (
+    MORE_SHARED_MEMORY,
+    SHARED_MEMORY,
+    release_freed_memory,
+    usable_processors,
+)
 from runtime.errors import RunError, is_rank_zero, reason, warn
 
 try:
@@ -43,20 +48,33 @@ class Loader:
     def __init__(self, batches: DataLoader[Any], batch_sampler: Any) -> None:
         self.batches: DataLoader[Any] | None = batches
         self.batch_sampler = batch_sampler
+        self.started: Iterator[Any] | None = None
+        self.has_workers = False
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[Any]:
+        self.start()
+        iterator, self.started = self.started, None
+        assert iterator is not None
+        return iterator
+
+    def start(self) -> None:
+        """Let the workers read ahead for the next iteration, in the sampler's present state."""
+        if self.started is not None:
+            return
         assert self.batches is not None, "read after its `with` block"
-        iterator = iter(self.batches)
+        if self.batches.num_workers and not self.has_workers:
+            release_freed_memory()
+            self.has_workers = True
+        self.started = iter(self.batches)
         atexit.unregister(kill_workers)  # runs before what torch registers at each start
         atexit.register(kill_workers)
         # torch's handler raises wherever the program is, even while it saves. Without it, a dead
         # worker is noticed where its batch is waited for, within 5 seconds.
         with contextlib.suppress(AttributeError, ValueError):  # on Windows, outside the main thread
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        return iterator
 
     def __enter__(self) -> Loader:
         return self
@@ -66,7 +84,7 @@ class Loader:
         hold some. Later, the garbage collector would wait ten seconds for each worker.
         """
         traceback.clear_frames(trace)
-        self.batches = None
+        self.batches = self.started = None
 
 
 def kill_workers() -> None:
@@ -147,7 +165,7 @@ def workers_that_fit_shared_memory(
     """As many of the workers as shared memory has room for; a warning where those are fewer.
 
     It holds all that they read ahead, the batch that is computed and the one after it.
-    side: of a view in pixels; sharing: processes like this one on the machine.
+    side: of a view in pixels; sharing: loaders like this one on the machine.
     """
     batch, free = batch_size * views * side * side * 3 * sharing, free_shared_memory()
     fitting = max(0, min(workers, int(min(free / batch, 1e9) - 2) // prefetch_batches(views)))

@@ -267,8 +267,26 @@ def test_tta_needs_a_transform_with_random_views() -> None:
     assert ensemble().top_k == 3
     with pytest.raises(UserError, match="--transform-type tta"):
         ensemble("--tta", "2", "--transform-type", "base")
-    with pytest.raises(UserError, match="--tta"):
-        ensemble("--from-probs", "x", "--tta", "2")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--root", "x"],
+        ["--transform-type", "tta"],
+        ["--tta", "2"],
+        ["--data-root", "x"],
+        ["--boxes", "x.csv"],
+        ["--skip-bad-images"],
+        ["--backend", "openvino"],
+    ],
+)
+def test_options_of_prediction_are_refused_where_stored_probabilities_vote(
+    words: list[str],
+) -> None:
+    asked = config.EnsembleSettings.parse(["--from-probs", "x", *words], "submit_ensemble.py", "")
+    with pytest.raises(UserError, match=f"^{words[0]}: --from-probs votes on stored prob"):
+        asked.completed()
 
 
 @pytest.mark.parametrize("name", config.PRESETS)
@@ -286,6 +304,11 @@ def test_a_recipe_stands_for_its_options_and_each_of_them_goes_before(name: str)
     assert str(recipe) in " ".join(
         build_parser(config.TrainSettings, "train.py", "").format_help().split()
     )
+
+
+def test_seed_is_another_spelling_of_the_recipe_original() -> None:
+    assert training("--recipe", "Seed") == training("--recipe", "original")
+    assert training("--recipe", "seed").explain_preset().startswith("recipe original: --cv 5 ")
 
 
 @pytest.mark.parametrize(

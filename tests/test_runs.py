@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -338,6 +339,33 @@ def test_a_dry_run_writes_nothing(
     assert "3 folds x 30 epochs" in out
     assert "GiB of checkpoints" in out
     assert not (tmp_path / "saved").exists()
+
+
+def test_the_next_epoch_is_read_while_this_one_is_validated(
+    train_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise each epoch would begin by waiting for its first batch."""
+    read, render, validate = tmp_path / "read", dataset.ImageDataset.render, engine.validate
+    read.mkdir()
+    validations: list[bool] = []
+
+    def noting(photos: dataset.ImageDataset, i: int, epoch: int, copy: int) -> Any:
+        (read / str(epoch)).touch()
+        return render(photos, i, epoch, copy)
+
+    def waiting(*arguments: Any) -> Any:
+        next_epoch = read / str(len(validations) + 1)
+        for _ in range(300 if len(validations) < 2 else 0):
+            if next_epoch.exists():
+                break
+            time.sleep(0.1)
+        validations.append(next_epoch.exists())
+        return validate(*arguments)
+
+    monkeypatch.setattr(dataset.ImageDataset, "render", noting)
+    monkeypatch.setattr(engine, "validate", waiting)
+    assert run_train(train_root, tmp_path / "saved", "--epochs", "3", "--workers", "1") == 0
+    assert validations == [True, True, False]
 
 
 def test_a_diverging_fold_is_marked_and_the_others_go_on(

@@ -28,7 +28,7 @@ import optim
 import registries
 import train
 from data import tables
-from labels import TASKS
+from labels import TASKS, can_predict
 from runtime import loading
 from runtime.errors import RunError, UserError
 from tests.helpers import support
@@ -97,10 +97,20 @@ def test_parts_and_years_answer_main_by_their_product() -> None:
             * group
         )
         assert torch.allclose(main[:, c], expected, atol=1e-6)
-    assert model.can_predict(("mask", "gender", "year"), "main")
-    assert model.can_predict(("mask", "gender", "year"), "ageg")
-    assert not model.can_predict(("mask", "gender", "year"), "age")
-    assert not model.can_predict(("mask", "gender"), "main")
+    assert can_predict(("mask", "gender", "year"), "main")
+    assert can_predict(("mask", "gender", "year"), "ageg")
+    assert not can_predict(("mask", "gender"), "main")
+
+
+def test_age_is_the_mean_of_the_distribution_over_years() -> None:
+    outputs = torch.full((2, 100), -torch.inf)
+    outputs[0, 37] = 0
+    outputs[1, [20, 60]] = torch.tensor([0.75, 0.25]).log()
+    years = model.probabilities({"mask": torch.randn(2, 3), "year": outputs}, "age")
+    assert torch.allclose(years, torch.tensor([[37.0], [30.0]]))
+    assert years.dtype == torch.float32
+    assert can_predict(("mask", "gender", "year"), "age")
+    assert not can_predict(("mask", "gender", "ageg", "main"), "age")
 
 
 @pytest.mark.parametrize("name", registries.LOSSES)
@@ -438,9 +448,9 @@ def test_main_answers_the_parts_and_the_parts_answer_main() -> None:
     assert torch.allclose(
         product[:, 6 * 2 + 3 * 1 + 0], p["mask"][:, 2] * p["gender"][:, 1] * p["ageg"][:, 0]
     )
-    assert model.can_predict(("main",), "ageg")
-    assert not model.can_predict(("main",), "age")
-    assert not model.can_predict(("mask",), "main")
+    assert can_predict(("main",), "ageg")
+    assert not can_predict(("main",), "age")
+    assert not can_predict(("mask",), "main")
 
 
 # --- checkpoints

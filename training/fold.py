@@ -24,7 +24,7 @@ from labels import TASKS, head_spec, scoring_task, tasks_predicted_by
 from runtime import distributed, loading
 from runtime.cli import RemainingTime, StopSignal
 from runtime.errors import DistInfo, Stopped, UserError, plural, warn
-from runtime.files import atomic_write
+from runtime.files import atomic_write, fsync_folder
 from training import fold_state, history, loggers
 from training import run as training_run
 from training.run import RunContext
@@ -147,6 +147,9 @@ class FoldTrainer:
         with train_loader, valid_loader, log as log_figures:
             while self.state.epoch < context.optim.epochs:
                 figures = self.train_epoch(train_loader)
+                if self.state.epoch + 1 < context.optim.epochs:
+                    self.batches.epoch, self.batches.start = self.state.epoch + 1, 0
+                    train_loader.start()  # or each epoch would wait for its first batch
                 validation = self.validate(valid_loader)
                 self.finish_epoch(figures, validation)
                 row = self.state.history[-1]
@@ -342,7 +345,9 @@ def train_fold(
         if context.is_writer:
             # a process may have been killed right after it had saved its last state
             checkpoint.delete_displaced(folder, trainer.state.kept)
+            fsync_folder(folder)  # while there is a state: no removal may be undone without it
             (folder / fold_state.STATE_FILE).unlink(missing_ok=True)
+            fsync_folder(folder)
 
 
 def read_divergence(context: RunContext, number: int) -> str:
@@ -418,6 +423,7 @@ def make_criterion(loss_type: str, head: str, labels: Tensor) -> nn.Module:
 
 
 def validated_tasks(context: RunContext) -> list[str]:
-    """The task trained for first, then what the model's other heads answer."""
+    """The task trained for first, then the classes that the model's other heads answer."""
     answered = [task for head in context.heads for task in tasks_predicted_by(head)]
-    return list(dict.fromkeys([context.data.task, *answered]))
+    classes = [task for task in answered if not TASKS[task].regression]
+    return list(dict.fromkeys([context.data.task, *classes]))

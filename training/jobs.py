@@ -58,6 +58,7 @@ def run_share(context: RunContext, work: Work, parent: int, quiet: bool) -> None
     os.environ.update(RANK=str(dist.rank), WORLD_SIZE=str(dist.world))
     os.environ.update(LOCAL_RANK=str(dist.local_rank), LOCAL_WORLD_SIZE=str(dist.local_world))
     cli.quiet = quiet
+    cli.print_over_bars()
     if context.compute.device.type == "cuda":
         engine.select_gpu(context.compute.device, DistInfo())
     stop = cli.StopSignal()

@@ -188,8 +188,8 @@ def prepare_run(s: config.TrainSettings, dist: DistInfo = SINGLE_PROCESS) -> Run
     compute = engine.make_compute(s, s.batch_size, sharing, shared=s.cv == 1)
     if jobs > 1:
         torch.set_num_threads(1)  # the threads of OpenMP would not outlive the fork
-    workers = loading.workers_that_fit_shared_memory(
-        compute.workers, s.batch_size, s.image_size, sharing=sharing.local_world
+    workers = loading.workers_that_fit_shared_memory(  # training's loader and validation's
+        compute.workers, s.batch_size, s.image_size, sharing=2 * sharing.local_world
     )
     compute = dataclasses.replace(compute, workers=workers)
     if s.batch_size < 2 * compute.world and compute.world > 1:

@@ -38,6 +38,8 @@ def create_run_dir(context: RunContext) -> Path:
         run_directory.result_settings(context.settings),
     )
     context = dataclasses.replace(context, run_dir=run_dir)
+    for folder in (run_dir, *run_directory.fold_dirs(run_dir)):
+        remove_stale_writes(folder)
     if (run_dir / "run.json").is_file():
         update_run_json(context)
     else:
@@ -209,7 +211,5 @@ def update_run_json(context: RunContext) -> None:
             )
     resumed = {"at": time.strftime("%Y-%m-%dT%H:%M:%S"), "command": sys.argv, "chosen": now}
     content.setdefault("resumed", []).append(resumed)
-    for folder in (run_dir, *run_directory.fold_dirs(run_dir)):
-        remove_stale_writes(folder)
     kept = {key: value for key, value in content.items() if key not in ("finished", "failed")}
     run_directory.write_json(run_dir / "run.json", kept)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import json
 import multiprocessing
 import os
 import random
@@ -76,15 +77,22 @@ def watch(stage: Any, owner: Any, name: str, inside: int, after: int) -> None:
     setattr(owner, name, watched)
 
 
-def child(words: list[str], stage: Any, save_seconds: float) -> None:
-    """A training process: silent, its stage told to the parent."""
+def prepare(save_seconds: float) -> None:
+    """Make this process one for tiny runs, whose time goes into what is tested."""
+    torch.set_num_threads(1)
     registries.BACKBONES["tiny"] = support.TINY
     training_fold.SAVE_INTERVAL_SECONDS = save_seconds
     run_directory.LOCK_SECONDS = support.LIMIT  # the killed one's readers keep it until they notice
-    # else most kills would fall while the report's charts are drawn
+    # else most kills would fall while the report is drawn
+    html.render_page = lambda *_: "<html></html>"
     plots.render_svg = lambda *_, **__: "<svg></svg>"
     for name in ("show_views", "show_heat_maps"):
         setattr(cross_validation, name, lambda *_: html.Gallery("", []))
+
+
+def child(words: list[str], stage: Any, save_seconds: float) -> None:
+    """A training process: silent, its stage told to the parent."""
+    prepare(save_seconds)
     watch(stage, engine, "validate", 2, 1)
     watch(stage, checkpoint, "save_checkpoint", 3, 1)
     watch(stage, fold_state, "save_validation", 4, 1)
@@ -109,7 +117,7 @@ def start(words: list[str], stage: Any, save_seconds: float = 0.0) -> Any:
 
 def result(saved: Path) -> dict[str, object]:
     """What a run leaves that may not hang on how often it was stopped."""
-    (tree,) = saved.iterdir()
+    (tree,) = [path.parent for path in saved.glob("*/run.json")]
     found: dict[str, object] = {
         "files": sorted(p.relative_to(tree).as_posix() for p in tree.rglob("*"))
     }
@@ -120,6 +128,10 @@ def result(saved: Path) -> dict[str, object]:
     for path in tree.rglob("validation.npz"):
         with np.load(path) as arrays:
             found[path.parent.name] = {k: arrays[k].tobytes() for k in arrays}
+    report = json.loads((tree / "report.json").read_text(encoding="utf-8"))
+    for fold in report["folds"]:
+        del fold["history"]["images_per_second"]
+    found["report"] = {k: v for k, v in report.items() if k not in ("path", "name", "time", "run")}
     return found | {name: (tree / name).read_bytes() for name in ("oof.csv", "folds.csv")}
 
 

@@ -36,7 +36,7 @@ MACHINE = ("--device", "cpu", "--threads", "1", "--workers", "0")
 SAVED = "saved_models"
 
 
-SINGLE_HEADS = " or ".join(name for name, model in registries.MODELS.items() if not model.heads)
+ABLE_OF_AGE = "VanillaEfficientNet or VanillaResNet or Factorised"
 
 
 def predict(script: Any, eval_root: Path, out: Path, *words: str) -> Path:
@@ -231,10 +231,10 @@ def test_after_a_run_of_another_model_the_submit_scripts_take_it(
 
 
 def test_where_no_run_answers_the_task_the_option_is_named(
-    runs: Path, monkeypatch: pytest.MonkeyPatch
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """(16.24)"""
-    monkeypatch.chdir(runs)
+    monkeypatch.chdir(run_without(runs, tmp_path, "strong"))
     with pytest.raises(
         UserError,
         match=(
@@ -589,20 +589,19 @@ def test_one_of_a_kind_is_told_in_the_singular(
     ("words", "told"),
     [
         (
-            ["--task", "age"],
-            "--task age: Factorised has no head for it, and --recipe strong sets --model-type "
-            "Factorised; leave "
-            "--recipe out, or give another --model-type",
+            ["--task", "age", "--loss-type", "mseloss"],
+            "--loss-type mseloss: does not fit --task age of Factorised, and --recipe strong sets "
+            "--model-type Factorised; leave --recipe out, or give another --model-type",
         ),
         (
             ["--task", "age", "--model-type", "VanillaResNet"],
-            "--loss-type crossentropyloss: does not fit --task age, and --recipe strong sets "
-            "--loss-type crossentropyloss; leave "
-            "--recipe out, or give another --loss-type",
+            "--loss-type crossentropyloss: does not fit --task age of VanillaResNet, and --recipe "
+            "strong sets --loss-type crossentropyloss; leave --recipe out, or give another "
+            "--loss-type",
         ),
         (
             ["--task", "age", "--model-type", "THANet"],
-            f"--task age: THANet_MK1 has no head for it; use --model-type {SINGLE_HEADS}",
+            f"--task age: THANet_MK1 has no head for it; use --model-type {ABLE_OF_AGE}",
         ),
         (["--folds", "7", "--run-name", "x"], "--folds 7: count from 0 to 4"),
     ],

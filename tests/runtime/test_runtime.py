@@ -296,6 +296,20 @@ def test_a_terminal_that_is_gone_does_not_stop_a_progress_bar() -> None:
         assert child.returncode == 7
 
 
+def test_lines_replace_the_bar_that_another_process_draws() -> None:
+    body = """
+    cli.print_over_bars()
+    os.write(2, b'bar 50%')
+    print('fold 1', 'epoch 2', flush=True)
+    print('next', flush=True)
+    return 7
+"""
+    with on_a_terminal(body) as (child, master):
+        child.wait(support.LIMIT)
+        shown = os.read(master, 100)
+    assert shown == b"bar 50%\r\x1b[Kfold 1 epoch 2\r\n\r\x1b[Knext\r\n"
+
+
 def test_a_run_without_streams_is_complete(train_root: Path, tmp_path: Path) -> None:
     """(16.17) No reader of stdout, stderr closed, a process that reads photographs."""
     with no_reader() as gone:

@@ -72,6 +72,12 @@ def start(root: Path, saved: Path) -> subprocess.Popen[str]:
     return process
 
 
+def resumed(root: Path, saved: Path, jobs: str = "2") -> dict[str, object]:
+    """What a stopped run has given when --resume has brought it to its end."""
+    assert train.main(words(root, saved, "--resume", "--jobs", jobs)) == 0
+    return fault_runs.result(saved)
+
+
 def children(process: subprocess.Popen[str]) -> list[int]:
     """The processes that it started."""
     path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
@@ -96,8 +102,7 @@ def test_one_signal_stops_all_folds_and_resume_gives_the_same_bits(
     assert stopped
     assert all(re.match(r"train.py( \(process 1\))?: stopped", line) for line in stopped)
     assert "Traceback" not in err
-    assert train.main(words(train_root, tmp_path, "--resume", "--jobs", "2")) == 0
-    assert fault_runs.result(tmp_path) == unbroken
+    assert resumed(train_root, tmp_path) == unbroken
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems let the processes finish")
@@ -113,8 +118,7 @@ def test_a_kill_ends_all_processes_and_resume_gives_the_same_bits(
     while any(map(is_running, started)):
         assert time.monotonic() < limit
         time.sleep(0.01)
-    assert train.main(words(train_root, tmp_path, "--resume", "--jobs", "2")) == 0
-    assert fault_runs.result(tmp_path) == unbroken
+    assert resumed(train_root, tmp_path) == unbroken
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -128,8 +132,7 @@ def test_a_process_that_dies_is_said_and_its_folds_are_resumed(
     assert process.returncode == 1
     assert "another process of this run ended; its message tells why; go on with --resume" in err
     assert "Traceback" not in err
-    assert train.main(words(train_root, tmp_path, "--resume", "--jobs", "1")) == 0
-    assert fault_runs.result(tmp_path) == unbroken
+    assert resumed(train_root, tmp_path, jobs="1") == unbroken
 
 
 def test_a_fold_that_diverges_in_another_process_is_marked(
@@ -147,8 +150,7 @@ def test_a_fold_that_diverges_in_another_process_is_marked(
     assert re.search(r"^ +1  failed: fold 1, epoch \d, step \d of \d: loss is NaN", out, re.M)
     (run,) = tmp_path.iterdir()
     assert run_directory.read_run_json(run)["failed"].keys() == {"1"}
-    assert train.main(words(train_root, tmp_path, "--resume", "--jobs", "2")) == 0
-    assert fault_runs.result(tmp_path) == unbroken
+    assert resumed(train_root, tmp_path) == unbroken
 
 
 def test_a_full_disk_in_another_process_is_no_success(
