@@ -273,9 +273,8 @@ def save_if_best(
 
 def delete_displaced(folder: Path, kept: list[KeptCheckpoint]) -> None:
     """Delete checkpoints that are not in `kept`, when the state that lists `kept` is saved."""
-    files = {best.file for best in kept}
-    for path in folder.glob("*.pth"):
-        if path.name not in files and FILE_NAME.fullmatch(path.name):
+    for path in run_directory.fold_checkpoints(folder):
+        if path.name not in [best.file for best in kept] and FILE_NAME.fullmatch(path.name):
             path.unlink(missing_ok=True)
 
 

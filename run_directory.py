@@ -71,7 +71,8 @@ def open_run_dir(
 def runs_to_resume(save_path: Path, name: str, resume: str) -> list[Path]:
     """The unfinished runs, newest first, or the one of that name or suffix; UserError for none."""
     if resume == config.NEWEST:
-        runs = newest_first(path.parent for path in save_path.glob(f"{RUN_DIR_PREFIX}*/run.json"))
+        paths = files.matching_paths(save_path, f"{RUN_DIR_PREFIX}*")
+        runs = newest_first(path for path in paths if (path / "run.json").exists())
         contents = [(path, read_run_json(path)) for path in runs]
         # one with failed folds is tried again
         runs = [path for path, run in contents if "finished" not in run or run.get("failed")]
@@ -177,13 +178,13 @@ def _depth(value: object) -> int:
 
 def fold_dirs(run_dir: Path) -> list[Path]:
     """fold00, fold01 ... of a run."""
-    folders = [path for path in run_dir.glob("fold*") if path.is_dir()]
+    folders = [path for path in files.matching_paths(run_dir, "fold*") if path.is_dir()]
     return sorted(path for path in folders if re.fullmatch(r"fold\d+", path.name))
 
 
 def fold_checkpoints(folder: Path) -> list[Path]:
     """A fold's checkpoints, sorted by name; macOS's `._*` and other hidden files are none."""
-    return sorted(path for path in folder.glob("*.pth") if not path.name.startswith("."))
+    return sorted(files.matching_paths(folder, "[!.]*.pth"))
 
 
 def start_time(run_dir: Path) -> float:
@@ -202,7 +203,7 @@ def newest_first(run_dirs: Iterable[Path]) -> list[Path]:
 
 def list_run_dirs(parent: Path) -> list[Path]:
     """The runs in a folder that hold a checkpoint, the newest first."""
-    candidates = [path for path in parent.glob(f"{RUN_DIR_PREFIX}*") if path.is_dir()]
+    candidates = files.matching_paths(parent, f"{RUN_DIR_PREFIX}*")
     return newest_first(p for p in candidates if any(map(fold_checkpoints, fold_dirs(p))))
 
 

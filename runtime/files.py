@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fnmatch
 import os
 import socket
 import stat
@@ -48,6 +49,16 @@ def refuse_irregular(path: str | Path) -> None:
     """Raise OSError for a pipe or a device, which a library would wait for or read without end."""
     if os.path.exists(path) and not os.path.isfile(path):
         raise OSError("no regular file")
+
+
+def matching_paths(folder: Path, pattern: str) -> list[Path]:
+    """A folder's entries whose names match; none where there is no such folder. Raises OSError
+    where it cannot be read, which Path.glob takes for empty.
+    """
+    try:
+        return [folder / name for name in fnmatch.filter(os.listdir(folder), pattern)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def check_writable(folder: str | Path) -> None:
@@ -181,7 +192,9 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         with contextlib.suppress(OSError):
             temporary.unlink()
         cause = errors.system_cause(error)
-        if not isinstance(cause, OSError):
+        if isinstance(cause, MemoryError):  # torch.save makes another error of it
+            raise cause from None
+        if cause is None:
             raise
         raise RunError(
             f"{path}: cannot be written ({cause.strerror or cause}); make room or mend that, then "
@@ -202,7 +215,7 @@ def fsync_folder(folder: Path) -> None:
     """Flush a folder's entries to the disk: only then do new, renamed and removed ones last."""
     try:
         handle = os.open(folder, os.O_RDONLY)
-    except OSError:  # some systems cannot open a folder
+    except PermissionError:  # Windows opens no folder
         return
     try:
         fsync(handle)
@@ -215,7 +228,7 @@ def remove_stale_writes(folder: Path, is_locked: bool = False) -> None:
     and what is an hour old; all in a folder that is locked, since no other process writes there.
     """
     own = f"{TEMPORARY_PREFIX}{socket.gethostname()}-"
-    for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
+    for path in matching_paths(folder, f"{TEMPORARY_PREFIX}*"):
         pid = path.name.removeprefix(own).partition("-")[0]
         has_ended = path.name.startswith(own) and pid.isdigit() and not is_running(int(pid))
         # the latter: open in a living process on Windows

@@ -21,7 +21,7 @@ from data import csv_tables, duplicates
 from labels import TASKS, scoring_task
 from runtime.devices import usable_processors
 from runtime.errors import RunError, UserError, plural, printable, warn, warn_counted
-from runtime.files import remove_stale_writes
+from runtime.files import matching_paths, remove_stale_writes
 from training.run import RunContext
 
 DUPLICATES_COLUMNS = ["first", "second", "distance"]
@@ -83,7 +83,7 @@ def warn_of_duplicates(run_dir: Path, parts: Sequence[pd.DataFrame]) -> dict[str
 
 def earlier_duplicates(save_path: Path, files: str) -> pd.DataFrame | None:
     """duplicates.csv of an earlier run on the same files; None where there is none to be read."""
-    for run_dir in save_path.glob(f"{run_directory.RUN_DIR_PREFIX}*"):
+    for run_dir in matching_paths(save_path, f"{run_directory.RUN_DIR_PREFIX}*"):
         with contextlib.suppress(UserError, RunError, ValueError):
             run = run_directory.read_run_json(run_dir)
             data = run.get("data", {})

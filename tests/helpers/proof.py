@@ -26,6 +26,7 @@ PARTS = {  # name -> the module whose all_cases(folder) gives them
     "two at once": "tests.helpers.interleavings",
     "kills": "tests.helpers.kills",
     "damage": "tests.helpers.damage",
+    "failing calls": "tests.helpers.failing_calls",
     "memory": "tests.helpers.flat_memory",
 }
 LINE_SECONDS = 60.0
