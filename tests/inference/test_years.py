@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import re
 from pathlib import Path
@@ -26,6 +27,7 @@ import submit_ensemble
 import submit_singular
 import train
 from data import images, tables
+from experiments import years as experiment
 from inference import submission
 from inference.predictor import Predictor
 from labels import AGE_GROUPS
@@ -42,18 +44,23 @@ class Trained(NamedTuple):
     lines: str
 
 
+def words(train_root: Path, saved: Path, task: str) -> list[str]:
+    """A command of train.py."""
+    places = ["--train-root", str(train_root), "--save-path", str(saved), "--run-name", task]
+    recipe = ["--recipe", "strong", "--cv", "2", "--epochs", "2", "--save-top", "1"]
+    return [*places, *recipe, *support.FAST, "--task", task]
+
+
 @pytest.fixture(scope="module")
 def runs(train_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trained]:
     """{task: a run of `--recipe strong` for it, of two folds and two epochs}."""
     saved = tmp_path_factory.mktemp("years")
-    words = ["--train-root", str(train_root), "--save-path", str(saved), *support.FAST]
-    words += ["--recipe", "strong", "--cv", "2", "--epochs", "2", "--save-top", "1"]
     trained = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(registries.BACKBONES, "tiny", support.TINY)
         for task in TASKS_TRAINED:
             with contextlib.redirect_stdout(io.StringIO()) as out:
-                assert train.main([*words, "--task", task, "--run-name", task]) == 0
+                assert train.main(words(train_root, saved, task)) == 0
             path = saved / f"kfold-ensemble-Factorised_{task}"
             trained[task] = Trained(path, out.getvalue())
     return trained
@@ -110,6 +117,26 @@ def test_training_for_age_trains_all_heads_and_is_judged_in_years(runs: dict[str
     assert f"MAE {scores.mae:.2f}" in lines
     report = json.loads((run / "report.json").read_text())
     assert report["ages"][0]["mean_answer"] > 0
+
+
+def test_a_run_for_age_that_dies_after_an_epoch_goes_on_to_the_same_years(
+    runs: dict[str, Trained], train_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        plain, epochs = engine.train_one_epoch, itertools.count()
+
+        def dying(*args: Any) -> float:
+            if next(epochs) == 1:
+                raise RuntimeError("died")
+            return plain(*args)
+
+        patch.setattr(engine, "train_one_epoch", dying)
+        with pytest.raises(RuntimeError, match="died"):
+            train.main(words(train_root, tmp_path, "age"))
+    assert train.main(words(train_root, tmp_path, "age")) == 0
+    (run,) = tmp_path.iterdir()
+    for file in ("oof.csv", "fold00/validation.npz"):
+        assert (run / file).read_bytes() == (runs["age"].path / file).read_bytes()
 
 
 def test_a_run_for_main_keeps_its_lines_and_its_columns(runs: dict[str, Trained]) -> None:
@@ -208,6 +235,36 @@ def test_stored_probabilities_of_main_hold_no_years(
     )
     with pytest.raises(UserError, match="--task age: the stored probabilities are of main; use"):
         submit_ensemble.main(["--from-probs", str(folder), "--task", "age"])
+
+
+def test_a_distribution_is_read_as_alike_frequent_years_and_by_shares() -> None:
+    alike = torch.full((1, 5), -torch.inf)
+    alike[0, [1, 3]] = torch.tensor([0.5, 0.5]).log()
+    shares = torch.tensor([0.1, 0.6, 0.05, 0.2, 0.05])
+    read = experiment.readings(alike, shares.log())
+    assert {way: float(values[0]) for way, values in read.items()} == pytest.approx(
+        {
+            "mean, alike": 2.0,
+            "median, alike": 1.0,
+            "mean, training's shares": 0.75 * 1 + 0.25 * 3,
+            "median, training's shares": 1.0,
+        }
+    )
+
+
+def test_the_ways_to_read_years_are_compared_on_the_held_out_people(
+    runs: dict[str, Trained], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert experiment.main([str(runs["main"].path), "--against", str(runs["age"].path)]) == 0
+    first, _, *rows = capsys.readouterr().out.splitlines()
+    assert first == "84 photographs of 12 people, out of fold"
+    assert len(rows) == 5
+    held_out = out_of_fold.read_oof(runs["age"].path, "age")
+    assert held_out is not None
+    errors = np.abs(held_out.predictions[:, 0] - held_out.rows["age"])
+    assert f"{errors.mean():.2f} (" in rows[4]
+    with pytest.raises(UserError, match="is no finished run of Factorised"):
+        experiment.main([str(runs["main"].path.parent)])
 
 
 def test_the_losses_of_age_are_those_of_the_heads() -> None:
