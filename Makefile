@@ -22,7 +22,7 @@ demo: .venv/installed
 	rm -rf demo
 	@echo "== 2/4 drawing people who do not exist, into demo/data"
 	$(PY) -m tools.sample_data --out demo/data --people 60 --eval-people 36
-	@echo "== 3/4 training five folds of EfficientNet-lite0 on its ImageNet weights (about five minutes on two cores)"
+	@echo "== 3/4 training five folds of EfficientNet-lite0 on its ImageNet weights (about a minute and a half on two free cores)"
 	$(PY) train.py --cv 5 --train-root demo/data/train --save-path demo/saved_models --backbone efficientnet-lite0 \
 	    --image-size 80 --batch-size 16 --epochs 7 --transform-type facecrop $(DEMO)
 	@echo "== 4/4 answering the evaluation photographs with an ensemble of the folds, and scoring it"

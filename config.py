@@ -367,7 +367,7 @@ class PredictSettings(MachineSettings):
     task: str = option(DATA, "what to predict", "main", Choice(TASKS))
     data_root: str | None = option(
         DATA,
-        "evaluation folder, or its folder of images",
+        "evaluation folder, its folder of images, or a photograph",
         shown="./input/data/images, else ./input/data/eval/images",
         metavar="DIR",
     )
@@ -375,7 +375,7 @@ class PredictSettings(MachineSettings):
     boxes: str | None = option(DATA, BOXES_HELP, shown=BOXES_DEFAULT, metavar="CSV")
     skip_bad_images: bool = option(DATA, "give unreadable images the most frequent class", False)
     answers: str | None = option(
-        DATA, "true labels (ImageID,ans), of the 18 classes whatever the --task", metavar="CSV"
+        DATA, "true 18-class labels (ImageID,ans) for any --task; age: ImageID,age", metavar="CSV"
     )
     batch_size: int = option(MACHINE, "images per forward pass", 32, COUNT)
     backend: str = option(MACHINE, "what runs the networks", "torch", Choice(BACKENDS))

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from runtime import errors
 from runtime.errors import UserError, is_rank_zero, path_error, plural, reason, short_repr, warn
 from runtime.files import check_members, refuse_irregular, zip_members
 
@@ -43,9 +44,9 @@ def safe_load(path: Path, mapped: bool = False, remedy: str = "use another file"
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")  # torch's, of odd pickles
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except OSError as error:
-        raise path_error(path, error, remedy, "read") from None
     except Exception as error:  # over damaged bytes the unpickler raises nearly every kind
+        if errors.system_cause(error) is not None:
+            raise path_error(path, error, remedy, "read") from None
         # torch's message advises to unpickle everything
         unsafe = isinstance(error, pickle.UnpicklingError)
         why = "it holds more than tensors and plain types" if unsafe else reason(error)

@@ -472,7 +472,7 @@ def draw_factors(ax: Axes, middle: float, made: Any) -> None:
         card(ax, 369, y - HEAD / 2, 102, HEAD, "white", LINE)
         write(ax, 420, y, f"{head}: {layer.out_features}", 10.5)
         for task in INNER_HEADS[head].tasks:
-            if TASKS[task].regression:  # its mean, which no part of `main` needs
+            if TASKS[task].regression:  # the mean year, named beside
                 continue
             arrow(ax, (473, y), (523, y))
             write(ax, 498, y - 10, "sums", 10, color=SOFT)
@@ -481,7 +481,7 @@ def draw_factors(ax: Axes, middle: float, made: Any) -> None:
         ax,
         650,
         middle,
-        "main: the product\nof the three",
+        "main: the product\nof the three;\nage: the mean year",
         10,
         ha="left",
         color=SOFT,

@@ -103,19 +103,20 @@ def main(argv: list[str] | None = None) -> int:
         predictions[args.against.name] = years.reindex(rows["file"]).to_numpy()
     truth, people = rows["age"].to_numpy(float), rows["person"].to_numpy()
     first = np.abs(next(iter(predictions.values())) - truth)
+    groups = rows["ageg"].to_numpy()
     lines = []
     for way, years in predictions.items():
         errors = np.abs(years - truth)
+        of_group = [errors[groups == group].mean() for group in np.unique(groups)]
         lines.append(
             {
                 "way": way,
                 "MAE": interval(errors, people),
                 "difference to the first": interval(errors - first, people),
+                "MAE of each age group": ", ".join(f"{mean:.2f}" for mean in of_group),
+                "their mean": f"{np.mean(of_group):.2f}",
+                "RMSE": f"{np.sqrt((errors**2).mean()):.2f}",
                 "F1 of age groups": f"{metrics.score('age', years, truth).macro_f1:.3f}",
-            }
-            | {
-                f"MAE {a} to {b - 1}": f"{errors[(truth >= a) & (truth < b)].mean():.2f}"
-                for a, b in ((0, 30), (30, 60), (60, 100))
             }
         )
     print(f"{len(rows)} photographs of {len(set(people))} people, out of fold")

@@ -22,6 +22,7 @@ from runtime.errors import (
     dist_info_from_environment,
     path_error,
     printable,
+    reason,
 )
 
 T = TypeVar("T")
@@ -107,7 +108,7 @@ def run_script(main: Callable[[list[str] | None], int], name: str) -> int:
     try:
         info = dist_info_from_environment()  # refuse bad variables before anything else
         return main(None)
-    except (CliError, OSError) as error:
+    except (CliError, OSError, MemoryError) as error:
         failure = error if isinstance(error, CliError) else system_error(error)
         message, code = f"error: {failure}", failure.code
     except Stopped as error:
@@ -121,11 +122,11 @@ def run_script(main: Callable[[list[str] | None], int], name: str) -> int:
     return code
 
 
-def system_error(error: OSError) -> CliError:
+def system_error(error: OSError | MemoryError) -> CliError:
     """The error of a refusal by the system that nothing else explains."""
-    if error.filename:
+    if isinstance(error, OSError) and error.filename:
         return path_error(error.filename, error, "name another, or check its permissions", "used")
-    problem = error.strerror or str(error)
+    problem = "the memory is full" if isinstance(error, MemoryError) else reason(error)
     return RunError(f"{problem}; mend that, then {errors.retry_remedy}")
 
 

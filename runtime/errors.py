@@ -103,14 +103,25 @@ def reason(error: BaseException) -> str:
     return printable(" ".join(str(text).split()))[:200]
 
 
+def system_cause(error: BaseException | None) -> OSError | MemoryError | None:
+    """What the system refused, also where a library wrapped it in an error of its own; None for an
+    error of another kind. numpy's MemoryError is another: a damaged header asks for any size.
+    """
+    while error is not None and not isinstance(error, OSError) and type(error) is not MemoryError:
+        error = error.__cause__ or error.__context__
+    return error
+
+
 def path_error(path: str | Path, error: Exception, remedy: str, action: str = "opened") -> CliError:
     """The error of a path: a RunError where the machine failed (drive, network, limits), else a
     UserError with the remedy. action: what the system refused.
     """
-    if not isinstance(error, OSError):
+    cause = system_cause(error)
+    if cause is None:
         return UserError(f"{path}: damaged ({reason(error)}); {remedy}")
-    problem = f"{path}: cannot be {action} ({reason(error)})"
-    if error.errno in (None, *REFUSED_PATH_ERRNOS, *MISSING_FILE_ERRNOS):
+    problem = f"{path}: cannot be {action} ({reason(cause)})"
+    user_errnos = (None, *REFUSED_PATH_ERRNOS, *MISSING_FILE_ERRNOS)
+    if isinstance(cause, OSError) and cause.errno in user_errnos:
         return UserError(f"{problem}; {remedy}")
     return RunError(f"{problem}; the machine failed, not the file: mend that, then {retry_remedy}")
 

@@ -180,10 +180,8 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        cause: BaseException | None = error  # torch.save wraps what the system says
-        while cause is not None and not isinstance(cause, OSError):
-            cause = cause.__cause__ or cause.__context__
-        if cause is None:
+        cause = errors.system_cause(error)
+        if not isinstance(cause, OSError):
             raise
         raise RunError(
             f"{path}: cannot be written ({cause.strerror or cause}); make room or mend that, then "

@@ -28,6 +28,7 @@ EVERY = 40  # of the states after a crash, the sample of a test
 def _tiny() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(registries.BACKBONES, "tiny", support.TINY)
+        patch.setattr(html, "render_page", lambda *_: "<html></html>")
         for name in ("show_views", "show_heat_maps"):
             patch.setattr(cross_validation, name, lambda *_: html.Gallery("", []))
         yield
@@ -40,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def training(folder: Path) -> Training:
-    return Training(support.make_train(folder / "train", support.PEOPLE[:6], junk=False))
+    return Training(support.make_train(folder / "train", crash_points.PEOPLE, junk=False))
 
 
 @pytest.fixture(scope="module")

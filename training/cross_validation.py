@@ -1,4 +1,4 @@
-"""Cross-validation: one fold after the other, then the scores and the report of all together."""
+"""Cross-validation: folds in turn or side by side, then the scores and the report of them all."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def create_run_dir(context: RunContext) -> Path:
             searched = warn_of_duplicates(run_dir, parts)
             write_folds(context)
             write_run_json(context, searched)
-        except RunError:  # nothing to resume is left behind
+        except Exception:  # nothing to resume is left behind
             with contextlib.suppress(OSError):
                 for name in ("duplicates.csv", "folds.csv"):
                     (run_dir / name).unlink(missing_ok=True)

@@ -27,8 +27,24 @@ from training import fold as training_fold
 
 # a name, and a function that gives (how many states or kills, how one of them differs or "")
 Case = tuple[str, Callable[[], tuple[int, str]]]
+# two of each gender, all of one age group: what one fold learns holds for the other
+PEOPLE = [support.PEOPLE[k] for k in (0, 3, 7, 8)]
 MEMORY = Path("/dev/shm")  # where files cost no waiting for a drive
-RUN = ("--cv", "2", "--epochs", "2", "--save-top", "1", "--batch-size", "8", "--jobs", "1")
+# with this seed the second epoch is the better one and displaces the first's checkpoint
+RUN = (
+    "--cv",
+    "2",
+    "--epochs",
+    "2",
+    "--save-top",
+    "1",
+    "--batch-size",
+    "8",
+    "--jobs",
+    "1",
+    "--seed",
+    "1",
+)
 PROGRESS = re.compile(r"fold (\d+): (?:complete already|goes on after (\d+) epochs? and (\d+))")
 
 
@@ -230,7 +246,7 @@ class Submission:
 
 def all_cases(folder: Path) -> Iterator[Case]:
     """Every crash point of a training, of its resumption, and of a submission."""
-    root = support.make_train(folder / "train", support.PEOPLE[:6], junk=False)
+    root = support.make_train(folder / "train", PEOPLE, junk=False)
     training, named = Training(root), Training(root, "--run-name", "x")
     recording = training.record(folder / "whole")
     yield from training.cases("training", recording)

@@ -19,6 +19,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,19 @@ def flip(kind: Kind, bits: list[int]) -> Iterator[tuple[int, str]]:
         kind.path.write_bytes(data)
         yield bit, judge(kind, intact)
     kind.path.write_bytes(whole)
+
+
+def flip_sample(kind: Kind, count: int) -> tuple[int, str]:
+    """(flips, those that were not noticed) of a sample of a file's bits."""
+    bits = sampled_bits(kind.path, count, random.Random(0))
+    wrong = [bit for bit, verdict in flip(kind, bits) if verdict in ("other", "traceback")]
+    return len(bits), f"bits {wrong}" if wrong else ""
+
+
+def all_cases(folder: Path) -> Iterator[tuple[str, Callable[[], tuple[int, str]]]]:
+    """2,000 flips for `make proof`, a case for each file."""
+    for kind in whole_files(folder):
+        yield f"flips in {kind.path.name}", partial(flip_sample, kind, 500)
 
 
 def main(argv: list[str] | None = None) -> int:

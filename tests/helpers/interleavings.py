@@ -21,7 +21,7 @@ import pytest
 
 import train
 from tests.helpers import fault_runs, support
-from tests.helpers.crash_points import Case, Recording, run_quietly, scratch
+from tests.helpers.crash_points import PEOPLE, Case, Recording, run_quietly, scratch
 from tests.helpers.recorder import Operation, Recorder, Tree, write_tree
 from training import fold as training_fold
 
@@ -182,7 +182,7 @@ class Pair:
 
 def make_pairs(folder: Path) -> dict[str, Pair]:
     """{what two commands do: they}."""
-    root = support.make_train(folder / "two", support.PEOPLE[:4], junk=False)
+    root = support.make_train(folder / "two", PEOPLE, junk=False)
     name = ("--run-name", "x")
     same = Pair(folder / "same", root, name, (), ())
     folds = ("--cv", "2", *name)

@@ -18,13 +18,14 @@ import run_directory
 import submit_ensemble
 import train
 from tests.helpers import fault_runs, support
-from tests.helpers.crash_points import Case, Submission, Training, run_quietly, scratch
+from tests.helpers.crash_points import PEOPLE, Case, Submission, Training, run_quietly, scratch
 from tests.helpers.recorder import Operation, Recorder
 from training import fold as training_fold
 
 FORK = multiprocessing.get_context("fork")
 KILLS = 3  # of a round: of the run, and of what goes on from there
-MAX_OPERATIONS = 130  # of a run that goes on; after them a kill would fall behind its end
+MAX_OPERATIONS = 70  # before a kill: the kills of a round fall all over a run of 120 to 180
+ROUNDS = 52  # of each kind of training
 
 
 class Command:
@@ -132,7 +133,7 @@ def submit_round(submission: Submission, when: int) -> tuple[int, str]:
 
 def all_cases(folder: Path) -> Iterator[Case]:
     """Rounds of kills of each kind; submissions at each of their operations."""
-    root = support.make_train(folder / "train3", support.PEOPLE[:6], junk=False)
+    root = support.make_train(folder / "train3", PEOPLE, junk=False)
     alone, jobs, shared = Training(root), Training(root, "--jobs", "2"), Training(root, "--cv", "1")
     alone.record(folder / "alone")
     pair = Command(train.main, 2)
@@ -141,7 +142,7 @@ def all_cases(folder: Path) -> Iterator[Case]:
         raise RuntimeError("two processes of one fold do not train")
     expected = fault_runs.result(folder / "shared" / "saved")
     one = Command(train.main)
-    for seed in range(70):
+    for seed in range(ROUNDS):
         name = f"kills, one process, {seed}"
         yield name, partial(train_round, alone, one, alone.expected, name)
         name = f"kills, --jobs 2, {seed}"

@@ -1,4 +1,4 @@
-"""Nothing lost, proven: every crash point, two commands at once, kills, memory.
+"""Nothing lost, proven: every crash point, two commands at once, kills, damage, memory.
 
     python -m tests.helpers.proof [--minutes 60] [--part NAME ...]        or: make proof
 
@@ -25,6 +25,7 @@ PARTS = {  # name -> the module whose all_cases(folder) gives them
     "crash points": "tests.helpers.crash_points",
     "two at once": "tests.helpers.interleavings",
     "kills": "tests.helpers.kills",
+    "damage": "tests.helpers.damage",
     "memory": "tests.helpers.flat_memory",
 }
 LINE_SECONDS = 60.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import re
 from pathlib import Path
@@ -43,18 +44,23 @@ class Trained(NamedTuple):
     lines: str
 
 
+def words(train_root: Path, saved: Path, task: str) -> list[str]:
+    """A command of train.py."""
+    places = ["--train-root", str(train_root), "--save-path", str(saved), "--run-name", task]
+    recipe = ["--recipe", "strong", "--cv", "2", "--epochs", "2", "--save-top", "1"]
+    return [*places, *recipe, *support.FAST, "--task", task]
+
+
 @pytest.fixture(scope="module")
 def runs(train_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trained]:
     """{task: a run of `--recipe strong` for it, of two folds and two epochs}."""
     saved = tmp_path_factory.mktemp("years")
-    words = ["--train-root", str(train_root), "--save-path", str(saved), *support.FAST]
-    words += ["--recipe", "strong", "--cv", "2", "--epochs", "2", "--save-top", "1"]
     trained = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(registries.BACKBONES, "tiny", support.TINY)
         for task in TASKS_TRAINED:
             with contextlib.redirect_stdout(io.StringIO()) as out:
-                assert train.main([*words, "--task", task, "--run-name", task]) == 0
+                assert train.main(words(train_root, saved, task)) == 0
             path = saved / f"kfold-ensemble-Factorised_{task}"
             trained[task] = Trained(path, out.getvalue())
     return trained
@@ -111,6 +117,26 @@ def test_training_for_age_trains_all_heads_and_is_judged_in_years(runs: dict[str
     assert f"MAE {scores.mae:.2f}" in lines
     report = json.loads((run / "report.json").read_text())
     assert report["ages"][0]["mean_answer"] > 0
+
+
+def test_a_run_for_age_that_dies_after_an_epoch_goes_on_to_the_same_years(
+    runs: dict[str, Trained], train_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        plain, epochs = engine.train_one_epoch, itertools.count()
+
+        def dying(*args: Any) -> float:
+            if next(epochs) == 1:
+                raise RuntimeError("died")
+            return plain(*args)
+
+        patch.setattr(engine, "train_one_epoch", dying)
+        with pytest.raises(RuntimeError, match="died"):
+            train.main(words(train_root, tmp_path, "age"))
+    assert train.main(words(train_root, tmp_path, "age")) == 0
+    (run,) = tmp_path.iterdir()
+    for file in ("oof.csv", "fold00/validation.npz"):
+        assert (run / file).read_bytes() == (runs["age"].path / file).read_bytes()
 
 
 def test_a_run_for_main_keeps_its_lines_and_its_columns(runs: dict[str, Trained]) -> None:
