@@ -116,6 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     add("runs", type=Path, nargs="+", metavar="RUN", help="folders with checkpoints of all folds")
     add("--seed", type=int, default=0, help="of which portrait's error each photograph gets")
     args = parser.parse_args(argv)
+    candidates.register()
     errors = portrait_errors(args.portraits)
     deviations = np.nanstd(errors, axis=0).round(3).tolist()
     missed = np.isnan(errors[:, 0]).mean()

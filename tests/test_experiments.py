@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import importlib
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -53,6 +55,16 @@ def data(train_root: Path, eval_root: Path, tmp_path: Path) -> Path:
     answers = pd.DataFrame({"ImageID": names[::-1], "ans": 3})
     answers.to_csv(data / "eval" / "answers.csv", index=False)
     return data
+
+
+@pytest.fixture
+def registries_of_a_process() -> Iterator[None]:
+    """What a test registers is no other test's."""
+    with contextlib.ExitStack() as stack:
+        for registry in (registries.MODELS, registries.LOSSES, registries.TRANSFORMS):
+            stack.enter_context(mock.patch.dict(registry))
+        stack.enter_context(mock.patch.dict(labels.INNER_HEADS))
+        yield
 
 
 def test_settings_are_screened_out_of_fold_without_the_answers_and_not_run_twice(
@@ -127,11 +139,9 @@ def test_final_choices_are_answered_beside_the_peers_and_each_is_on_record(
     assert ", 0 of them now" in capsys.readouterr().out
 
 
-@mock.patch.dict(registries.MODELS)
-@mock.patch.dict(registries.LOSSES)
-@mock.patch.dict(registries.TRANSFORMS)
-@mock.patch.dict(labels.INNER_HEADS)
-def test_every_setting_is_made_of_options_that_exist(train_root: Path) -> None:
+def test_every_setting_is_made_of_options_that_exist(
+    train_root: Path, registries_of_a_process: None
+) -> None:
     before = set(registries.TRANSFORMS)
     candidates.register()
     path = str(next(train_root.rglob("mask1.*")))
@@ -210,10 +220,16 @@ def test_people_of_photographs_come_from_a_table_or_from_the_renderers_hashes(
 
 
 def test_the_cost_of_a_worse_crop_is_measured_on_the_same_people(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    registries_of_a_process: None,
 ) -> None:
+    candidates.register()  # as ablation.py does before it trains
     words = ["--train-root", str(data / "train"), "--save-path", str(tmp_path / "saved"), *FAST]
-    assert train.main([*words, "--recipe", "strong", "--cv", "2", "--epochs", "1"]) == 0
+    words += ["--recipe", "strong", "--transform-type", "face_jittered"]
+    assert train.main([*words, "--cv", "2", "--epochs", "1"]) == 0
     (run_dir,) = (tmp_path / "saved").iterdir()
     portraits = tmp_path / "portraits"
     shutil.copytree(data / "eval" / "images", portraits / "photos")
