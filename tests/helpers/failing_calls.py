@@ -28,6 +28,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -384,6 +385,31 @@ def scenes(folder: Path) -> dict[str, Scene]:
     return found
 
 
+def places_and_failures(found: dict[str, Scene]) -> Iterator[tuple[str, Place, str]]:
+    """(scene, place, failure) of all."""
+    for title, scene in found.items():
+        for place in scene.places:
+            for failure in FAILURES:
+                if failure not in NEVER.get(place[0], ()):
+                    yield title, place, failure
+
+
+def fail_once(scene: Scene, place: Place, failure: str, folder: Path) -> tuple[int, str]:
+    """(1, what is not as it should be) where one place fails."""
+    wrong = problems(scene, place, failure, folder)[1]
+    shutil.rmtree(folder)
+    return 1, "; ".join(wrong)
+
+
+def all_cases(folder: Path) -> Iterator[tuple[str, Callable[[], tuple[int, str]]]]:
+    """A case for `make proof` of each place and error."""
+    with small():
+        found = scenes(folder)
+        for title, place, failure in places_and_failures(found):
+            name = f"{title}: {failure} at {' '.join(place)}"
+            yield name, partial(fail_once, found[title], place, failure, folder / "case")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Print what is not as it should be, and the counts; 1 where anything is."""
     parser = argparse.ArgumentParser(
@@ -401,10 +427,7 @@ def main(argv: list[str] | None = None) -> int:
         found = scenes(folder)
         cases = [
             (title, place, failure)
-            for title, scene in found.items()
-            for place in scene.places
-            for failure in FAILURES
-            if failure not in NEVER.get(place[0], ())
+            for title, place, failure in places_and_failures(found)
             if args.scene in (None, title) and args.failure in (None, failure)
         ]
         for title, scene in found.items():
