@@ -1,4 +1,5 @@
-"""Nothing lost, proven: every crash point, two commands at once, kills, damage, memory.
+"""Nothing lost, proven: every crash point, two commands at once, kills, failing calls,
+damage, memory.
 
     python -m tests.helpers.proof [--minutes 60] [--part NAME ...]        or: make proof
 
@@ -25,6 +26,7 @@ PARTS = {  # name -> the module whose all_cases(folder) gives them
     "crash points": "tests.helpers.crash_points",
     "two at once": "tests.helpers.interleavings",
     "kills": "tests.helpers.kills",
+    "failing calls": "tests.helpers.failing_calls",
     "damage": "tests.helpers.damage",
     "failing calls": "tests.helpers.failing_calls",
     "memory": "tests.helpers.flat_memory",
