@@ -93,13 +93,9 @@ SETTINGS: dict[str, Setting] = {
     "oversampled": STRONG.plus("--oversample", "repeat"),
     "erasing": STRONG.plus("--transform-type", "face_erased"),
     "boxes jittered": STRONG.plus("--transform-type", "face_jittered"),
-    "LDS": STRONG.plus("--model-type", "Factorised_lds"),
-    "LDS, square root": STRONG.plus("--model-type", "Factorised_lds_sqrt"),
     "shares not smoothed": STRONG.plus("--model-type", "Factorised_raw_shares"),
     "years smoothed 0.1": STRONG.plus("--model-type", "Factorised_smooth_years"),
     "years wider": STRONG.plus("--model-type", "Factorised_wide_years"),
-    "ordinal": STRONG.plus("--model-type", "Factorised_ordinal"),
-    "ordinal, half": STRONG.plus("--model-type", "Factorised_ordinal_half"),
 }
 
 

@@ -12,7 +12,6 @@ import math
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional
 from torchvision.transforms import v2
 
 import augmentation
@@ -23,13 +22,9 @@ from data.faces import Box, find_face
 
 HERE = "experiments.candidates"
 YEAR_LOSSES = {  # Factorised_NAME: the loss of its years of age
-    "lds": "Reweighted",
-    "lds_sqrt": "ReweightedBySqrt",
     "raw_shares": "RawShares",
     "smooth_years": "SmoothedYears",
     "wide_years": "WideYears",
-    "ordinal": "Ordinal",
-    "ordinal_half": "OrdinalHalf",
 }
 
 
@@ -55,34 +50,6 @@ def half_smoothing() -> nn.Module:
     return loss.LabelSmoothingLoss(0.1)
 
 
-class Reweighted(loss.YearsLoss):
-    """Label distribution smoothing (Yang et al. 2021, arXiv:2102.09554, its kernel: 5 years, a
-    deviation of 2): photographs weighed by 1 / the years' smoothed shares, to a mean of 1, in place
-    of shifting the outputs by them.
-    """
-
-    POWER = 1.0
-    weights: Tensor
-
-    def __init__(self, shares: Tensor) -> None:
-        super().__init__(shares)
-        kernel = (-(torch.arange(-2.0, 3.0) ** 2) / (2 * 2.0**2)).softmax(0)
-        density = functional.conv1d(shares[None, None], kernel[None, None], padding=2)[0, 0]
-        weights = density.clamp_min(self.MIN_SHARE) ** -self.POWER
-        self.register_buffer("weights", weights / (weights * shares).sum())
-
-    def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        target = self.soft_target(labels, outputs.shape[1]).to(outputs.dtype)
-        each = functional.cross_entropy(outputs, target, reduction="none")
-        return (each * self.weights[labels]).mean()
-
-
-class ReweightedBySqrt(Reweighted):
-    """The same by the square root, which leaves part of the years' frequencies in the answers."""
-
-    POWER = 0.5
-
-
 class RawShares(loss.YearsLoss):
     """Outputs shifted by each year's own share: no smoothing lends to 60 what 58 is rich in."""
 
@@ -104,30 +71,6 @@ class WideYears(loss.YearsLoss):
     """A target of twice the deviation; the shares are smoothed by as much."""
 
     DEVIATION_YEARS = 4.0
-
-
-class Ordinal(loss.YearsLoss):
-    """Whether the age is above each year, as OR-CNN has it (Niu et al. 2016), of the predicted
-    distribution: binary cross entropy of P(above) summed over the years.
-    """
-
-    SCALE = 1 / 8  # brings it to the size of cross entropy over 100 years at the start
-    SHARE = 1.0  # of this loss, beside YearsLoss
-
-    def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        target = self.soft_target(labels, outputs.shape[1]).to(outputs.dtype)
-        logs = (outputs + self.log_shares).log_softmax(1)
-        up_to = logs.logcumsumexp(1)[:, :-1]  # log P(year <= k)
-        above = logs.flip(1).logcumsumexp(1).flip(1)[:, 1:]  # log P(year > k)
-        true = target.cumsum(1)[:, :-1]
-        ordinal = -(true * up_to + (1 - true) * above).sum(1).mean() * self.SCALE
-        return self.SHARE * ordinal + (1 - self.SHARE) * functional.cross_entropy(logs, target)
-
-
-class OrdinalHalf(Ordinal):
-    """Half of each."""
-
-    SHARE = 0.5
 
 
 # --- transforms
