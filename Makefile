@@ -37,7 +37,7 @@ test: .venv/installed
 	$(PY) -m pytest -n 2 --dist loadfile
 
 proof: .venv/installed
-	@echo "== every crash point, two commands at once, kills, failing calls, damage, memory (up to an hour; the same command goes on)"
+	@echo "== every crash point, every failing call, two commands at once, kills, damage, memory (up to an hour; the same command goes on)"
 	$(PY) -m tests.helpers.proof --folder proof
 
 .venv-oldest/installed: requirements.txt requirements-dev.txt requirements-oldest.txt

@@ -28,7 +28,6 @@ PARTS = {  # name -> the module whose all_cases(folder) gives them
     "kills": "tests.helpers.kills",
     "failing calls": "tests.helpers.failing_calls",
     "damage": "tests.helpers.damage",
-    "failing calls": "tests.helpers.failing_calls",
     "memory": "tests.helpers.flat_memory",
 }
 LINE_SECONDS = 60.0
