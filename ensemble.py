@@ -19,7 +19,7 @@ PROBABILITY_FLOOR = 1e-12  # so that one member's 0 does not veto all others in 
 SUM_ERROR = 1e-3  # of an image's probabilities: float32 sums and products are off by far less
 
 RECOMMENDED = {  # why a vote is the one to upload
-    "arithmetic": "the mean of the members' probabilities, the vote of the original entry; the "
+    "arithmetic": "the mean of the members, the vote of the original entry; the "
     "other means rarely differ by more than chance",
     "hardvoting": "what most members predict",
 }

@@ -36,7 +36,6 @@ MAX_IMAGE_BYTES = 1 << 28
 MAX_PIXELS = 210_000_000  # phones take 108 and 200 million
 MAX_ASPECT_RATIO = 20  # a longer strip, scaled to cover the crop, would fill the memory
 MAX_PNG_TEXT_BYTES = 1 << 20  # unpacked, of a text that may hold the orientation
-MAX_LISTED_IMAGES = 5  # in an error
 CHECK_THREADS = 4  # that wait for a slow disk
 # EXIF's orientation -> what makes the image upright
 EXIF_TRANSPOSE = {
@@ -238,8 +237,7 @@ def find_unreadable(paths: Sequence[str], skip: bool) -> list[str]:
     """
     bad = check_images(paths, decode=skip)
     if bad and (not skip or len(bad) == len(paths)):
-        examples = [f"{path!r} ({problem})" for path, problem in bad.items()]
-        shown = "; ".join([*examples[:MAX_LISTED_IMAGES], "..."][: len(bad)])
+        shown = "; ".join(f"{path!r} ({problem})" for path, problem in bad.items())
         remedy = "" if skip else ", or go on without them by --skip-bad-images"
         problem = f"{len(bad)} of {len(paths)} photographs cannot be read: {shown}"
         raise UserError(f"{problem}; repair or remove them{remedy}")

@@ -265,7 +265,7 @@ def estimate_cost(context: RunContext) -> list[str]:
     whole = per_image * images * optim.epochs * own / world
     weights = trainer.network.state_dict().values()
     size = sum(t.numel() * t.element_size() for t in weights)
-    disk = size * output.save_top * context.data.cv / 2**30
+    disk = size * min(output.save_top, optim.epochs) * context.data.cv / 2**30
     free = run_directory.free_disk_bytes(Path(output.save_path)) / 2**30
     return [
         f"dry run: one batch of {len(batches.indices)} took {seconds:.2f} s ({1 / per_image:.1f} "

@@ -297,8 +297,8 @@ def test_all_bad_photographs_are_listed_at_once_before_anything_is_written(
     bad = damage(root, 0, *support.SHOTS) + damage(root, 2, "mask3")
     with pytest.raises(UserError, match="8 of 42 photographs cannot be read") as caught:
         run(root, tmp_path / "saved")
-    assert all(str(path) in str(caught.value) for path in bad[:5])
-    assert str(bad[7]) not in str(caught.value)
+    assert all(f"{path.parent.name}/{path.name}" in str(caught.value) for path in bad)
+    assert str(caught.value).count(" (") == 8
     assert "--skip-bad-images" in str(caught.value)
     assert not (tmp_path / "saved").exists()
 
