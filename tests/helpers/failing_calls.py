@@ -211,18 +211,18 @@ def run(script: Any, words: list[str], system: System | None = None) -> Ended:
     """Run a command in this process."""
     errors._warned.clear()
     system = system or System()
-    told = io.StringIO()
+    stderr = io.StringIO()
     with (
         contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(told),
+        contextlib.redirect_stderr(stderr),
         contextlib.suppress(Exception),
     ):
         name = f"{script.__name__}.py"
         with system.watched():
             code: int | None = None
             code = run_script(lambda _: script.main(words), name)
-        return Ended(code, told.getvalue().splitlines())
-    return Ended(None, told.getvalue().splitlines())
+        return Ended(code, stderr.getvalue().splitlines())
+    return Ended(None, stderr.getvalue().splitlines())
 
 
 def content(folder: Path) -> dict[str, str]:

@@ -91,7 +91,7 @@ def prepare(save_seconds: float) -> None:
 
 
 def child(words: list[str], stage: Any, save_seconds: float) -> None:
-    """A training process: silent, its stage told to the parent."""
+    """A training process: silent, its stage sent to the parent."""
     prepare(save_seconds)
     watch(stage, engine, "validate", 2, 1)
     watch(stage, checkpoint, "save_checkpoint", 3, 1)
