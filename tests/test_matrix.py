@@ -177,8 +177,8 @@ def test_a_pairwise_covering_set_trains_a_step_and_predicts(
     )
     network, task, *_ = combination
     for head in registries.trained_heads(network, task):
-        for told in tasks_predicted_by(head):
-            assert TASKS[told].regression or told == task or f"{told} F1 " in line
+        for predicted in tasks_predicted_by(head):
+            assert TASKS[predicted].regression or predicted == task or f"{predicted} F1 " in line
     predict = [
         "--root",
         str(tmp_path),
