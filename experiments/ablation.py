@@ -19,7 +19,7 @@ choices were scored there is on record (answers.py). --people: without it photog
 independent, which is too narrow.
 
 CPU s: of the processor for a seed's training, validation included. Settings may use what is on
-trial (candidates.py).
+trial (candidates.py, faceres.py).
 """
 
 from __future__ import annotations
@@ -96,6 +96,11 @@ SETTINGS: dict[str, Setting] = {
     "shares not smoothed": STRONG.plus("--model-type", "Factorised_raw_shares"),
     "years smoothed 0.1": STRONG.plus("--model-type", "Factorised_smooth_years"),
     "years wider": STRONG.plus("--model-type", "Factorised_wide_years"),
+    # weights by `python -m tools.faceres package/models faceres.pth`; half the epochs, for its time
+    "faceres": STRONG.plus(
+        *("--backbone", "faceres", "--pretrained", "faceres.pth", "--image-size", "224"),
+        *("--epochs", "4", "--freeze", "1", "--backbone-lr-scale", "0.1"),
+    ),
 }
 
 
@@ -106,9 +111,10 @@ def file_name(name: str) -> str:
 
 def run_child(args: argparse.Namespace) -> int:
     """Train one setting with one seed, and answer in its views; in a process of its own."""
-    from experiments import candidates
+    from experiments import candidates, faceres
 
     candidates.register()
+    faceres.register()
     import submit_ensemble
     import train
 
