@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -110,29 +111,36 @@ def dense(arrays: faceres.Arrays, name: str, values: Tensor) -> Tensor:
     return values @ kernel + bias
 
 
-@torch.inference_mode()
+class Package:
+    """The package's own network and heads."""
+
+    def __init__(self, folder: Path) -> None:
+        self.arrays = faceres.read_arrays(folder)
+        self.network = FaceRes().eval()
+        self.network.load_state_dict(faceres.convert(self.arrays), strict=False)
+        self.compute = engine.Compute(torch.device("cpu"), "fp32", 0, 1)
+
+    @torch.inference_mode()
+    def age_and_gender(self, photo: Image.Image) -> tuple[float, str]:
+        """(years, male or female) of a photograph that is a face."""
+        pixels = torch.from_numpy(augmentation.pixels(photo.resize((SIDE, SIDE))))[None]
+        features = self.network.features(engine.to_network(self.compute, pixels))
+        hidden = dense(self.arrays, "feats", features).relu()
+        years = dense(self.arrays, "age_pred", hidden).softmax(1)[0]
+        is_male = bool(dense(self.arrays, "gender_pred", hidden)[0, 0] > 0)
+        return float(years @ torch.arange(100.0)), "male" if is_male else "female"
+
+
 def check(folder: Path, people: Path) -> None:
     """Print the mean error of ages and the share of right genders by the package's heads."""
     torch.set_num_threads(1)
-    arrays = faceres.read_arrays(folder)
-    network = FaceRes().eval()
-    network.load_state_dict(faceres.convert(arrays), strict=False)
+    package = Package(folder)
     with open(people / "people.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    compute = engine.Compute(torch.device("cpu"), "fp32", 0, 1)
-    ages, males = [], []
-    for row in progress(rows, "checking"):
-        photo = images.read_image(str(people / "photos" / row["photo"])).resize((SIDE, SIDE))
-        pixels = torch.from_numpy(augmentation.pixels(photo))[None]
-        features = network.features(engine.to_network(compute, pixels))
-        hidden = dense(arrays, "feats", features).relu()
-        years = dense(arrays, "age_pred", hidden).softmax(1)[0]
-        ages.append(float(years @ torch.arange(100.0)))
-        males.append(bool(dense(arrays, "gender_pred", hidden)[0, 0] > 0))
+    photos = (images.read_image(str(people / "photos" / row["photo"])) for row in rows)
+    ages, genders = zip(*map(package.age_and_gender, progress(photos, "checking")), strict=True)
     true_ages = np.array([float(row["age"]) for row in rows])
-    right = np.mean(
-        [male == (row["gender"] == "male") for male, row in zip(males, rows, strict=True)]
-    )
+    right = np.mean([a == row["gender"] for a, row in zip(genders, rows, strict=True)])
     constant = np.abs(true_ages - np.median(true_ages)).mean()
     print(
         f"{len(rows)} photographs: mean error of age {np.abs(ages - true_ages).mean():.1f} years "
