@@ -47,7 +47,8 @@ def work(part: Part, context: PartContext) -> None:
         part(context)
     except BaseException as error:
         context.add("traceback", traceback.format_exc())
-        context.add("error", f"{type(error).__name__}: {errors.reason(error)}")
+        kind = "" if isinstance(error, errors.CliError) else f"{type(error).__name__}: "
+        context.add("error", kind + errors.reason(error))
     loading.kill_workers()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import re
+import sys
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -17,7 +18,14 @@ from PIL import Image, UnidentifiedImageError
 
 from labels import PHOTO_SIZE
 from runtime.cli import progress
-from runtime.errors import MISSING_FILE_ERRNOS, UserError, path_error, reason, warn_counted
+from runtime.errors import (
+    MISSING_FILE_ERRNOS,
+    UserError,
+    dist_info_from_environment,
+    path_error,
+    reason,
+    warn_counted,
+)
 from runtime.files import read_file
 
 PHOTO_EXTENSION = re.compile(r"\.(jpe?g|jfif|png|webp|bmp|tiff?|gif|avif)")
@@ -36,6 +44,7 @@ MAX_IMAGE_BYTES = 1 << 28
 MAX_PIXELS = 210_000_000  # phones take 108 and 200 million
 MAX_ASPECT_RATIO = 20  # a longer strip, scaled to cover the crop, would fill the memory
 MAX_PNG_TEXT_BYTES = 1 << 20  # unpacked, of a text that may hold the orientation
+MAX_LISTED_CHARACTERS = 1500  # of an error's line, which is cut at 2,000
 CHECK_THREADS = 4  # that wait for a slow disk
 # EXIF's orientation -> what makes the image upright
 EXIF_TRANSPOSE = {
@@ -232,14 +241,19 @@ def check_images(paths: Sequence[str], decode: bool = False) -> dict[str, str]:
 
 
 def find_unreadable(paths: Sequence[str], skip: bool) -> list[str]:
-    """The paths that cannot be read, in order. Raises UserError counting them, unless `skip`; and
+    """The paths that cannot be read, in order. Raises UserError listing them, unless `skip`; and
     where none is left. With `skip` all are decoded, so that no later one stops the program.
     """
     bad = check_images(paths, decode=skip)
     if bad and (not skip or len(bad) == len(paths)):
-        shown = "; ".join(f"{path!r} ({problem})" for path, problem in bad.items())
+        lines = [f"{path!r} ({problem})" for path, problem in bad.items()]
+        shown = f": {'; '.join(lines)}"
+        if len(shown) > MAX_LISTED_CHARACTERS:
+            shown = f", all listed above (the first: {lines[0]})"
+            if dist_info_from_environment().local_rank == 0:
+                print(*lines, sep="\n", file=sys.stderr)
         remedy = "" if skip else ", or go on without them by --skip-bad-images"
-        problem = f"{len(bad)} of {len(paths)} photographs cannot be read: {shown}"
+        problem = f"{len(bad)} of {len(paths)} photographs cannot be read{shown}"
         raise UserError(f"{problem}; repair or remove them{remedy}")
     return list(bad)
 

@@ -137,6 +137,16 @@ def test_the_gpu_command_measures_and_compares_on_a_processor_too(
     assert results["ddp"]["two against one"] > 0, "two processes must not be one"
 
 
+def test_the_gpu_command_without_a_gpu_ends_with_a_line() -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu"]
+    hidden = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        command, cwd=harness.PROJECT, env=hidden, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"gpu\.py: error: --device cuda: [^\n]+\n", done.stderr)
+
+
 def test_a_part_that_fails_or_is_killed_leaves_the_others_and_what_it_had_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from data import tables
+from labels import age_group
 from tests.helpers import support
 from tools import sample_data
 
@@ -32,6 +33,9 @@ def test_the_layout_is_the_competitions(drawn: Path) -> None:
     assert all(re.fullmatch(r"[0-9a-f]{40}\.jpg", name) for name in names)
     truth = tables.read_labels(str(drawn / "eval" / "answers.csv"), names, "main")
     assert Counter(truth // 6) == {0: 10, 1: 2, 2: 2}
+    years = tables.read_labels(str(drawn / "eval" / "answers.csv"), names, "age")
+    assert [age_group(age) for age in years] == (truth % 3).tolist()
+    assert set(Counter(years).values()) <= {7, 14}
     assert {row[1] for row in support.read_rows(drawn / "eval" / "info.csv")[1:]} == {"0"}
     for path in [*paths, *table["path"]]:
         with Image.open(path) as photo:

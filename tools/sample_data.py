@@ -1,8 +1,8 @@
 """Draw sample people, so that the toolkit can be tried with no data: python -m tools.sample_data
 
 Writes the competition's layout into --out, with drawings in place of photographs, and the true
-classes of the evaluation pictures in eval/answers.csv.  Age and gender show in shapes and lines,
-each with an overlap; colours, place, light and noise say nothing about the class.
+classes and ages of the evaluation pictures in eval/answers.csv.  Age and gender show in shapes and
+lines, each with an overlap; colours, place, light and noise say nothing about the class.
 """
 
 import argparse
@@ -477,7 +477,7 @@ def draw_one(
                 / (hashlib.sha1(f"{person.seed}/{shot}".encode()).hexdigest() + ".jpg")
             )
             mask = {"incorrect_mask": 1, "normal": 2}.get(shot, 0)
-            answers.append([path.name, str(6 * mask + group)])
+            answers.append([path.name, str(6 * mask + group), str(person.age)])
         # Quality is drawn by chance, so that a file's size says nothing about what it shows.
         draw_person(person, shot).save(path, quality=files.randint(70, 95), compress_level=1)
     return [*row, folder.name], answers
@@ -505,8 +505,8 @@ def draw_all(out: Path, people: int, eval_people: int, seed: int, balance: str) 
             ["id", "gender", "race", "age", "path"],
             *(row for row, _ in drawn[:people]),
         ],
-        "eval/info.csv": [["ImageID", "ans"], *([name, "0"] for name, _ in answers)],
-        "eval/answers.csv": [["ImageID", "ans"], *answers],
+        "eval/info.csv": [["ImageID", "ans"], *([name, "0"] for name, *_ in answers)],
+        "eval/answers.csv": [["ImageID", "ans", "age"], *answers],
     }
     for name, rows in tables.items():
         with (out / name).open("w", newline="", encoding="utf-8") as file:

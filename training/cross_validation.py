@@ -41,8 +41,8 @@ MAX_LABEL_ISSUES_SHOWN = 24  # suspects with pictures in the report
 
 
 def train_all_folds(context: RunContext) -> int:
-    """Train this process's folds, and finish the run where they are its last ones. Returns the exit
-    code: 0, or 1 where a fold diverged.
+    """Train this process's folds; when all have, the first process finishes the run. Returns the
+    exit code: 0, or 1 where a fold diverged.
     """
     run_dir = distributed.broadcast_from_rank0(
         context.dist, lambda: run_files.create_run_dir(context)
@@ -56,7 +56,8 @@ def train_all_folds(context: RunContext) -> int:
     with handle_stop_signals(stop), jobs.start(context, train_share, stop) as processes:
         code = train_share(own, stop)
         jobs.wait(processes, stop)
-    if context.is_writer:
+        distributed.on_all_ranks(context.dist, lambda: None)  # all folds of this run are trained
+    if context.dist.is_rank0:
         if context.jobs > 1:
             torch.set_num_threads(context.settings["threads"] or usable_processors())
         code = 1 if finish_run(context) else code
@@ -80,7 +81,7 @@ def train_share(context: RunContext, stop: StopSignal) -> int:
 
 
 def finish_run(context: RunContext) -> dict[int, str]:
-    """Write the scores and the report of a run that is complete; whichever process completes it
+    """Write the scores and the report of a run that is complete; whichever command completes it
     does. Returns {fold: why it diverged}.
     """
     reasons = {number: training_fold.read_divergence(context, number) for number in context.folds}

@@ -294,13 +294,25 @@ def damage(root: Path, person: int, *shots: str) -> list[Path]:
 def test_all_bad_photographs_are_listed_at_once_before_anything_is_written(
     root: Path, tmp_path: Path
 ) -> None:
-    bad = damage(root, 0, *support.SHOTS) + damage(root, 2, "mask3")
-    with pytest.raises(UserError, match="8 of 42 photographs cannot be read") as caught:
+    bad = damage(root, 0, "mask1", "mask2", "normal") + damage(root, 2, "mask3")
+    with pytest.raises(UserError, match="4 of 42 photographs cannot be read") as caught:
         run(root, tmp_path / "saved")
     assert all(f"{path.parent.name}/{path.name}" in str(caught.value) for path in bad)
-    assert str(caught.value).count(" (") == 8
+    assert str(caught.value).count(" (") == 4
     assert "--skip-bad-images" in str(caught.value)
     assert not (tmp_path / "saved").exists()
+
+
+def test_more_bad_photographs_than_a_line_holds_are_listed_above_it(
+    root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bad = [path for person in range(5) for path in damage(root, person, *support.SHOTS)]
+    with pytest.raises(UserError) as caught:
+        run(root, tmp_path / "saved")
+    pattern = r"35 of 42 photographs cannot be read, all listed above \(the first: '.+'"
+    assert re.match(pattern, str(caught.value))
+    listed = capfd.readouterr().err.splitlines()
+    assert sorted(listed) == sorted(f"{str(path)!r} (cut off: its end is missing)" for path in bad)
 
 
 def test_skipping_keeps_everybodys_fold_and_drops_who_has_none_left(

@@ -17,6 +17,7 @@ import pytest
 from data import label_fixes, tables
 from reporting import html, label_issues
 from reporting.summary import to_json
+from tests.helpers import support
 from training import cross_validation
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
@@ -70,7 +71,7 @@ def open_page(text: str, tmp_path: Path) -> tuple[str, Path]:
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=500,844"]
     flags += [f"--user-data-dir={profile}", "--virtual-time-budget=3000"]
     command = [CHROMIUM, *flags, "--dump-dom", path.as_uri()]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=support.LIMIT).stdout
     return shown, downloads
 
 

@@ -25,8 +25,8 @@ import train
 from inference import submission
 from runtime.errors import DistInfo, UserError
 from tests.helpers import support
+from training import cross_validation, fold_state
 from training import fold as training_fold
-from training import fold_state
 from training import run as training_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,6 +121,27 @@ def test_folds_dealt_to_processes_are_bit_for_bit_those_of_one(trees: dict[str, 
         )
         assert all(torch.equal(a[key], b[key]) for key in a)
     assert (trees["one"] / "oof.csv").read_bytes() == (trees["two"] / "oof.csv").read_bytes()
+
+
+def test_folds_that_end_together_are_scored_once(
+    train_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    plain = cross_validation.train_share
+
+    def end_together(*args: Any) -> int:
+        code = plain(*args)
+        torch.distributed.barrier()
+        return code
+
+    monkeypatch.setattr(cross_validation, "train_share", end_together)
+    words = ["--train-root", str(train_root), "--save-path", str(tmp_path), "--cv", "2"]
+    assert in_two(train.main, [*words, "--epochs", "1", *support.FAST]) == [0, 0]
+    out = capfd.readouterr().out
+    assert out.count("out-of-fold, 84 photographs") == 1
+    assert "not complete yet" not in out
 
 
 def test_a_shared_batch_gives_the_weights_of_a_whole_one(trees: dict[str, Path]) -> None:
