@@ -19,7 +19,7 @@ choices were scored there is on record (answers.py). --people: without it photog
 independent, which is too narrow.
 
 CPU s: of the processor for a seed's training, validation included. Settings may use what is on
-trial (candidates.py, faceres.py).
+trial (candidates.py).
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ SETTINGS: dict[str, Setting] = {
     "shares not smoothed": STRONG.plus("--model-type", "Factorised_raw_shares"),
     "years smoothed 0.1": STRONG.plus("--model-type", "Factorised_smooth_years"),
     "years wider": STRONG.plus("--model-type", "Factorised_wide_years"),
-    # weights by `python -m tools.faceres package/models faceres.pth`; half the epochs, for its time
+    # weights by `python -m tools.faceres package/models faceres.pth`; the processor time of 128 px
     "faceres": STRONG.plus(
         *("--backbone", "faceres", "--pretrained", "faceres.pth", "--image-size", "224"),
         *("--epochs", "4", "--freeze", "1", "--backbone-lr-scale", "0.1"),
@@ -111,10 +111,9 @@ def file_name(name: str) -> str:
 
 def run_child(args: argparse.Namespace) -> int:
     """Train one setting with one seed, and answer in its views; in a process of its own."""
-    from experiments import candidates, faceres
+    from experiments import candidates
 
     candidates.register()
-    faceres.register()
     import submit_ensemble
     import train
 

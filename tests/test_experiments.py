@@ -35,7 +35,6 @@ from experiments import (
     epoch_choice,
     face_crops,
     face_finders,
-    faceres,
     label_noise,
     peers,
     planted_copies,
@@ -147,7 +146,6 @@ def test_every_setting_is_made_of_options_that_exist(
 ) -> None:
     before = set(registries.TRANSFORMS)
     candidates.register()
-    faceres.register()
     path = str(next(train_root.rglob("mask1.*")))
     for name in set(registries.TRANSFORMS) - before:
         forms = candidates.augmentation.forms(name, 32)

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-import registries
+import backbones
 import train
 from augmentation import IMAGENET_MEAN, IMAGENET_STD
 from data import weight_files
-from experiments import faceres as trial
 from runtime.errors import UserError
 from tests.helpers import support
 from tools import faceres
@@ -36,7 +35,7 @@ def write_package(folder: Path) -> None:
 
     add("conv1/convolution/merged_input", 3, 3, 3, 32, scale=0.002)
     add("conv1_bn/batchnorm_1/sub", 32)
-    widths = (32, *trial.WIDTHS)
+    widths = (32, 64, 128, 128, 256, 256, *[512] * 6, 1024, 1024)
     for number, (inputs, outputs) in enumerate(itertools.pairwise(widths), start=1):
         add(f"conv_dw_{number}/depthwise_kernel", 3, 3, inputs, 1, scale=0.3)
         add(f"conv_dw_{number}_bn/batchnorm_1/mul", inputs, scale=1)
@@ -96,19 +95,19 @@ def test_the_backbone_gives_the_features_of_the_packages_graph(
 ) -> None:
     out = tmp_path / "faceres.pth"
     assert faceres.main([str(package), str(out)]) == 0
-    assert "3.2 million parameters of @vladmandic/human" in capsys.readouterr().out
+    assert "4.2 million parameters of @vladmandic/human" in capsys.readouterr().out
     loaded = weight_files.safe_load(out)
     assert "MIT" in loaded["licence"]
     assert "VGGFace2" in loaded["source"]
-    network = trial.FaceRes().eval()
-    missing = network.load_state_dict(loaded["state_dict"], strict=False)
-    assert missing.missing_keys == ["fc.weight", "fc.bias"]
-    assert not missing.unexpected_keys
+    network = backbones.faceres("faceres", None).eval()
+    network.load_state_dict(loaded["state_dict"])
+    last = loaded["state_dict"]["56.weight"]  # keeps angles
+    assert torch.allclose(last @ last.T, torch.eye(1000), atol=1e-5)
     pixels = np.random.default_rng(1).integers(0, 256, (side, side, 3)).astype(float)
     normalised = (pixels / 255 - IMAGENET_MEAN) / IMAGENET_STD
     images = torch.tensor(normalised.transpose(2, 0, 1)[None], dtype=torch.float32)
     with torch.inference_mode():
-        features = network.features(images)[0].numpy()
+        features = network[:-1](images)[0].numpy()
     expected = reference(faceres.read_arrays(package), pixels)
     assert expected.std() > 0.01
     # the first padding is grey: ImageNet's mean there, half a shade beside the package's
@@ -116,21 +115,15 @@ def test_the_backbone_gives_the_features_of_the_packages_graph(
 
 
 def test_a_model_trains_on_the_converted_backbone(
-    package: Path,
-    train_root: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    package: Path, train_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(registries, "BACKBONES", dict(registries.BACKBONES))
-    trial.register()
     assert faceres.main([str(package), str(tmp_path / "faceres.pth")]) == 0
     words = ["--train-root", str(train_root), "--save-path", str(tmp_path / "saved"), *support.FAST]
     words += ["--model-type", "Factorised", "--epochs", "1", "--backbone", "faceres"]
-    with pytest.raises(UserError, match="--backbone faceres: give --pretrained PATH"):
+    with pytest.raises(UserError, match="made by python -m tools.faceres; give that file"):
         train.main(words)
     assert train.main([*words, "--pretrained", str(tmp_path / "faceres.pth")]) == 0
-    assert "no weights in the last layer (fc), which starts at random" in capsys.readouterr().err
+    assert "last layer" not in capsys.readouterr().err
 
 
 def test_another_folder_or_file_is_refused(package: Path, tmp_path: Path) -> None:
