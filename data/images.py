@@ -166,7 +166,8 @@ def to_rgb(image: Image.Image | np.ndarray) -> Image.Image:
     """An image in memory, uint8 [height, width, 3] or of Pillow, as `read_image` gives it."""
     if isinstance(image, Image.Image):
         return upright_rgb(image)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.shape[2:] != (3,) or not image.size:
         problem = f"an array {image.dtype} {list(image.shape)} is no image"
         raise UserError(f"{problem}; use uint8 [height, width, 3]")
     return Image.fromarray(image)

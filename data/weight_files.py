@@ -68,6 +68,8 @@ def safe_load(path: Path, mapped: bool = False, remedy: str = "use another file"
     """
     try:
         refuse_irregular(path)
+        if not path.stat().st_size:
+            raise ValueError("it is empty")
         mapped = is_uncompressed_zip(path) and mapped
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")  # torch's, of odd pickles

@@ -29,6 +29,7 @@ from inference.members import build_network, labels_run_dir, load_member, part_g
 from labels import PARTS, TASKS, scoring_task
 from runtime import loading
 from runtime.errors import DistInfo, UserError, is_rank_zero, printable, warn_counted
+from runtime.options import build_parser, flag
 
 Photo = str | Path | Image.Image | np.ndarray  # an array: uint8 [height, width, 3]
 
@@ -89,14 +90,22 @@ class Predictor:
         under ./saved_models where none is named), or one `.pth` file. device, precision and backend
         are as the submit scripts' options. Raises UserError, whose text says what to do.
         """
+        s = read_options(
+            task=task,
+            top_k=top_k,
+            device=device,
+            batch_size=batch_size,
+            precision=precision,
+            backend=backend,
+            workers=0,
+        )
         if len(paths) == 1 and Path(paths[0]).is_file():
-            members = [load_member(Path(paths[0]), task)]
+            members = [load_member(Path(paths[0]), s.task)]
         else:
-            voting = runs.load_runs([str(path) for path in paths], top_k, task)
+            voting = runs.load_runs([str(path) for path in paths], s.top_k or 1, s.task)
             members = [member for run in voting for member in run.members]
-        machine = config.MachineSettings(device=device, workers=0, precision=precision)
-        compute = engine.make_compute(machine, batch_size, DistInfo(), shared=True)
-        return cls(members, task, compute, backend)
+        compute = engine.make_compute(s, s.batch_size, DistInfo(), shared=True)
+        return cls(members, s.task, compute, s.backend)
 
     def predict(
         self, photos: Photo | Iterable[Photo], tta: int = 1, transform: str = config.AUTO
@@ -110,7 +119,8 @@ class Predictor:
         files that cannot be read.
         """
         names, sources = list_photos(photos)
-        request = PredictionRequest(self.task, transform, tta)
+        s = read_options(tta=tta, transform_type=transform)
+        request = PredictionRequest(self.task, s.transform_type or config.AUTO, s.tta or 1)
         array = self.probabilities(request, names, sources).array
         return predictions_table(self.task, names, ensemble.arithmetic(array))
 
@@ -166,6 +176,15 @@ class Predictor:
         if not bad:
             return probs
         return fill_unreadable(probs, list(names), good, labels_run_dir(members, self.task))
+
+
+def read_options(**values: object) -> config.EnsembleSettings:
+    """Settings from values given in Python, read and checked as on the command line. Raises
+    UserError.
+    """
+    words = [f"{flag(name)}={value}" for name, value in values.items()]
+    parser = build_parser(config.EnsembleSettings, "", "")
+    return config.EnsembleSettings(**vars(parser.parse_args(words)))
 
 
 def list_photos(photos: Photo | Iterable[Photo]) -> tuple[list[str], list[str | Image.Image]]:

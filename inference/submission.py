@@ -46,7 +46,7 @@ def save_probabilities(folder: Path, probs: ensemble.Probabilities) -> None:
 def load_probabilities(folder: Path) -> ensemble.Probabilities:
     """Stored probabilities. Raises UserError for a missing or damaged file."""
     path = folder / PROBS
-    arrays = load_npz(path, "predict again")
+    arrays = load_npz(path, "predict again") if folder.is_dir() else None
     if arrays is None:
         remedy = "name the folder of an earlier prediction with --from-probs"
         raise UserError(f"{path}: no such file; {remedy}")

@@ -809,6 +809,8 @@ def test_an_empty_fold_and_odd_probabilities_are_refused(
     (tmp_path / "probs.npz").write_bytes(b"PK")
     with pytest.raises(UserError, match=r"probs\.npz: damaged"):
         submit_ensemble.main(["--from-probs", str(tmp_path)])
+    with pytest.raises(UserError, match="no such file; name the folder of an earlier prediction"):
+        submit_ensemble.main(["--from-probs", str(tmp_path / "probs.npz")])
 
 
 def test_answers_that_lack_a_photograph_are_refused(

@@ -870,6 +870,12 @@ def test_a_name_twice_in_a_zip_is_refused(tmp_path: Path) -> None:
         load_npz(tmp_path / "probs.npz", "predict again")
 
 
+def test_an_empty_file_is_called_empty(tmp_path: Path) -> None:
+    (tmp_path / "a.pth").touch()
+    with pytest.raises(UserError, match=r"a\.pth: .*\(it is empty\); use another file"):
+        checkpoint.load_checkpoint(tmp_path / "a.pth")
+
+
 def test_whole_files_of_every_writer_are_read(tmp_path: Path) -> None:
     weights = weights_of()
     torch.save(weights, tmp_path / "zip.pth")

@@ -919,13 +919,37 @@ def test_a_run_predicts_from_python_as_the_script_does(
     assert loaded.predict(str(photos[0]), tta=1).shape == (1, 24)
     single = predictor.Predictor.load(next((tree / "fold00").glob("*.pth")), task="ageg")
     assert list(single.predict(photos[0]).columns) == ["file", "class", "name", "p0", "p1", "p2"]
-    for wrong, message in (
+    refused: list[tuple[Any, str]] = [
         (str(tmp_path / "gone.jpg"), "gone.jpg"),
         (np.zeros((4, 4)), r"an array float64 \[4, 4\] is no image"),
+        (np.zeros((0, 4, 3), np.uint8), r"an array uint8 \[0, 4, 3\] is no image"),
+        ([photos[0].read_bytes(), 3], r"an array \S+ \[\] is no image"),
         (tmp_path, "no photographs in it"),
-    ):
+    ]
+    for wrong, message in refused:
         with pytest.raises(UserError, match=message):
             loaded.predict(wrong)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"task": "masks"}, {"top_k": 0}, {"batch_size": 0}, {"precision": "fp8"}, {"backend": "onnx"}],
+)
+def test_python_refuses_the_values_that_the_scripts_refuse(
+    tree: Path, option: dict[str, Any]
+) -> None:
+    ((name, value),) = option.items()
+    with pytest.raises(UserError, match=f"--{name.replace('_', '-')}: '?{value}'? is "):
+        predictor.Predictor.load(tree, **option)
+
+
+def test_python_takes_views_and_names_as_the_scripts_do(tree: Path, eval_root: Path) -> None:
+    photo = next((eval_root / "images").glob("*.jpg"))
+    loaded = predictor.Predictor.load(tree, task="MASK", top_k=1, device="cpu")
+    assert loaded.predict(photo, 2, "TTA").shape == (1, 6)
+    for tta, transform in ((0, "auto"), (1, "rotated")):
+        with pytest.raises(UserError, match="0 is out of range|'rotated' is not one of base"):
+            loaded.predict(photo, tta, transform)
 
 
 def test_the_notebook_runs(
