@@ -115,7 +115,7 @@ def part_groups(members: Sequence[Checkpoint], task: str) -> Sequence[Sequence[i
             known = next(name for name in TASKS if can_predict(member.info, name))
             raise UserError(
                 f"--task {task}: {member.path} was trained for {member.info.task}; use "
-                f"--task {known}"
+                f"--task {known}{', or leave its run out' if several else ''}"
             )
     missing = " and ".join(part for part in PARTS if part not in parts)
     if any(parts) and missing:

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where it is run as a file
 import ensemble
 import metrics
 import out_of_fold

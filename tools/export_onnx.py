@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where it is run as a file
 import model
 import registries
 from augmentation import IMAGENET_MEAN, IMAGENET_STD

@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where it is run as a file
 from augmentation import IMAGENET_MEAN, IMAGENET_STD
 from runtime.cli import run_script
 from runtime.errors import UserError, path_error

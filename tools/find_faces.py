@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where it is run as a file
 from runtime.cli import progress, run_script
 from runtime.errors import UserError, plural, printable, reason, warn_counted
 from runtime.files import atomic_write, check_output_file

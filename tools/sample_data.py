@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where it is run as a file
 from runtime.cli import run_script
 
 VERSION = 1  # raise it when the drawing changes: an older output is then not taken for this one
