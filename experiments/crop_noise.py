@@ -9,12 +9,12 @@ square. The boxes were not drawn by one rule, so some of this error is theirs.
 Then the best checkpoint of each fold of a RUN (its kfold-ensemble-* folder; ablation.py --keep)
 predicts its held-out people of DATA/train twice: with the finder's own boxes, and with each box
 moved and scaled by the error of a portrait drawn at random. Even F1, macro F1 and accuracy of both
-and the cost in even F1, with its 95 % interval by bootstrap over people. RUNs are compared by their
-jittered columns: those trained on jittered boxes may be indifferent.
+and the cost in even F1, with its 95 % interval by bootstrap over people.
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
 from pathlib import Path
 
@@ -28,7 +28,7 @@ import metrics
 import run_directory
 from benchmarks import harness
 from data import faces, images, tables
-from experiments import candidates, detectors
+from experiments import detectors
 from experiments.ablation import even_macro_f1
 from inference.predictor import PredictionRequest, Predictor
 from runtime.cli import progress
@@ -54,6 +54,22 @@ def portrait_errors(portraits: Path) -> np.ndarray:
     return np.asarray(np.concatenate(errors, axis=1))
 
 
+def move_box(
+    box: faces.Box, shift: tuple[float, float], log_scales: tuple[float, float]
+) -> faces.Box:
+    """A box with its centre moved by parts of its sides, which are multiplied by exp(log_scales).
+    At least two pixels wide and high.
+    """
+    corners = []
+    for axis in (0, 1):
+        side = box[axis + 2] - box[axis]
+        centre = (box[axis] + box[axis + 2]) / 2 + shift[axis] * side
+        half = max(1.0, side / 2 * math.exp(log_scales[axis]))
+        corners.append((round(centre - half), round(centre + half)))
+    (left, right), (top, bottom) = corners
+    return left, top, right, bottom
+
+
 def find_boxes(paths: list[str], errors: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The finder's boxes [photographs, 4], and the same with errors of portraits."""
     generator = np.random.default_rng(seed)
@@ -66,7 +82,7 @@ def find_boxes(paths: list[str], errors: np.ndarray, seed: int) -> tuple[np.ndar
         box, error = faces.find_face(photo) or middle, generator.choice(errors)
         own.append(box)
         shift, scales = (error[0], error[1]), (error[2], error[3])
-        jittered.append(middle if np.isnan(error[0]) else candidates.move_box(box, shift, scales))
+        jittered.append(middle if np.isnan(error[0]) else move_box(box, shift, scales))
     return np.array(own), np.array(jittered)
 
 
@@ -116,7 +132,6 @@ def main(argv: list[str] | None = None) -> int:
     add("runs", type=Path, nargs="+", metavar="RUN", help="folders with checkpoints of all folds")
     add("--seed", type=int, default=0, help="of which portrait's error each photograph gets")
     args = parser.parse_args(argv)
-    candidates.register()
     errors = portrait_errors(args.portraits)
     deviations = np.nanstd(errors, axis=0).round(3).tolist()
     missed = np.isnan(errors[:, 0]).mean()

@@ -253,16 +253,10 @@ def test_people_of_photographs_come_from_a_table_or_from_the_renderers_hashes(
 
 
 def test_the_cost_of_a_worse_crop_is_measured_on_the_same_people(
-    data: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    registries_of_a_process: None,
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    candidates.register()  # as ablation.py does before it trains
     words = ["--train-root", str(data / "train"), "--save-path", str(tmp_path / "saved"), *FAST]
-    words += ["--recipe", "strong", "--transform-type", "face_jittered"]
-    assert train.main([*words, "--cv", "2", "--epochs", "1"]) == 0
+    assert train.main([*words, "--recipe", "strong", "--cv", "2", "--epochs", "1"]) == 0
     (run_dir,) = (tmp_path / "saved").iterdir()
     portraits = tmp_path / "portraits"
     shutil.copytree(data / "eval" / "images", portraits / "photos")
@@ -280,8 +274,8 @@ def test_the_cost_of_a_worse_crop_is_measured_on_the_same_people(
 
 def test_a_box_is_moved_and_scaled_in_its_own_sides() -> None:
     box = (100, 100, 200, 300)
-    assert candidates.move_box(box, (0.1, -0.05), (0.0, 0.0)) == (110, 90, 210, 290)
-    assert candidates.move_box(box, (0.0, 0.0), (np.log(2), np.log(0.5))) == (50, 150, 250, 250)
+    assert crop_noise.move_box(box, (0.1, -0.05), (0.0, 0.0)) == (110, 90, 210, 290)
+    assert crop_noise.move_box(box, (0.0, 0.0), (np.log(2), np.log(0.5))) == (50, 150, 250, 250)
 
 
 def test_face_finders_are_measured_by_the_true_boxes(

@@ -595,7 +595,7 @@ def test_backbones_of_timm_where_it_is_there(
         "1",
     ]
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(UserError, match="pip install timm"):
+    with pytest.raises(UserError, match="pip install timm, or use another backbone$"):
         train.main([*asked, "--backbone", "timm:tiny"])
     monkeypatch.setitem(sys.modules, "timm", SimpleNamespace(create_model=create_model))
     with pytest.raises(

