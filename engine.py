@@ -227,9 +227,7 @@ def predict(
     tasks: Sequence[str],
     compute: Compute,
 ) -> dict[str, np.ndarray]:
-    """Images -> {task: probabilities [members, views, images, classes]}, or values. See
-    `forward_all`.
-    """
+    """Images -> {task: probabilities or values [members, views, images, classes]}: forward_all."""
     readers = {task: functools.partial(model.probabilities, task=task) for task in tasks}
     with make_eval_loader(photos, range(len(photos)), compute) as loader:
         return forward_all(networks, plan, loader, len(photos), readers, compute, "predicting")

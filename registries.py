@@ -97,6 +97,7 @@ BACKBONES: dict[str, Backbone] = {
         "backbones:efficientnet_lite0", "backbones:efficientnet_lite0_weights", "efficientnet"
     ),
     **{f"resnet{n}": RESNET for n in (18, 34, 50, 101, 152)},
+    "faceres": Backbone("backbones:faceres", "backbones:faceres_weights", "faceres"),
     "timm:NAME": Backbone("backbones:timm_backbone", "backbones:timm_weights", "timm"),
 }
 LOSSES: dict[str, Loss] = {

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import itertools
 import pickle
 import re
+import socket
 import warnings
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import torch
 from torch import Tensor
@@ -20,6 +23,7 @@ from runtime import errors
 from runtime.errors import UserError, is_rank_zero, path_error, plural, reason, short_repr, warn
 from runtime.files import check_members, refuse_irregular, zip_members
 
+DOWNLOAD_TIMEOUT_SECONDS = 30
 # where other programs put a model's weights, beside other things
 WRAPPER_KEYS = ("state_dict", "model_state_dict", "model")
 FOREIGN_FILES = {  # the first bytes, in lower case: what the file is, and what to do
@@ -31,6 +35,30 @@ FOREIGN_FILES = {  # the first bytes, in lower case: what the file is, and what 
     ),
     (b"\x89hdf",): "an HDF5 file, of Keras perhaps; only files of torch.save are read",
 }
+
+
+def load_published(url: str, remedy: str) -> dict[str, Any]:
+    """A state dict from torch's cache, or downloaded into it; the file's name ends in the start of
+    its SHA-256. Raises UserError, whose text ends in the remedy.
+    """
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+    prefix, timeout = path.stem.rpartition("-")[2], socket.getdefaulttimeout()
+    if path.is_file():
+        if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(prefix):
+            warn(f"{path}: not the published file (another SHA-256); it is used as it is")
+        return safe_load(path)
+    try:
+        socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix, progress=True)
+    except (OSError, RuntimeError) as error:  # also URLError
+        raise UserError(
+            f"--pretrained imagenet: the weights could not be downloaded from {url} ({error}); put "
+            f"that file at {path}, or {remedy}"
+        ) from None
+    finally:
+        socket.setdefaulttimeout(timeout)
+    return safe_load(path)
 
 
 def safe_load(path: Path, mapped: bool = False, remedy: str = "use another file") -> dict[str, Any]:

@@ -78,16 +78,12 @@ STRONG = Setting(("--recipe", "strong"), FACE)
 SETTINGS: dict[str, Setting] = {
     "original": Setting(("--recipe", "seed"), WIDE),
     "strong": STRONG,
-    "lr 0.002": STRONG.plus("--lr", "0.002"),
     "lr 0.0005": STRONG.plus("--lr", "0.0005"),
     "warm-up": STRONG.plus("--warmup-epochs", "1"),
     "head faster": STRONG.plus("--lr", "0.003", "--backbone-lr-scale", "0.3"),
     "backbone half": STRONG.plus("--backbone-lr-scale", "0.5"),
-    "backbone half, lr 0.002": STRONG.plus("--lr", "0.002", "--backbone-lr-scale", "0.5"),
     "constant rate": STRONG.plus("--lr-scheduler", "none"),
-    "freeze 1": STRONG.plus("--freeze", "1"),
     "freeze 2": STRONG.plus("--freeze", "2"),
-    "freeze 1, lr 0.002": STRONG.plus("--freeze", "1", "--lr", "0.002"),
     "smoothing 0.1": STRONG.plus("--loss-type", "smoothing0.1"),
     "age filter 58": STRONG.plus("--age-filter", "58"),
     "oversampled": STRONG.plus("--oversample", "repeat"),
@@ -96,6 +92,11 @@ SETTINGS: dict[str, Setting] = {
     "shares not smoothed": STRONG.plus("--model-type", "Factorised_raw_shares"),
     "years smoothed 0.1": STRONG.plus("--model-type", "Factorised_smooth_years"),
     "years wider": STRONG.plus("--model-type", "Factorised_wide_years"),
+    # weights by `python -m tools.faceres package/models faceres.pth`; the processor time of 128 px
+    "faceres": STRONG.plus(
+        *("--backbone", "faceres", "--pretrained", "faceres.pth", "--image-size", "224"),
+        *("--epochs", "4", "--freeze", "1", "--backbone-lr-scale", "0.1"),
+    ),
 }
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How to answer years from a distribution over them: python -m experiments.years RUN
 
-    python -m experiments.years RUN --against AGE_RUN
+    python -m experiments.years RUN --against AGE_RUN ...
 
 RUN is a finished run of Factorised, for any task. Each fold's best network predicts its held-out
 people again, and their distribution over years is read in four ways: its mean and its median, as if
@@ -73,7 +73,8 @@ def interval(errors: np.ndarray, people: np.ndarray) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = harness.make_parser(__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="of Factorised")
-    parser.add_argument("--against", type=Path, metavar="AGE_RUN", help="for --task age")
+    text = "for --task age"
+    parser.add_argument("--against", type=Path, nargs="*", default=[], metavar="AGE_RUN", help=text)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     settings = run_directory.read_run_json(args.run).get("settings", {})
@@ -88,19 +89,19 @@ def main(argv: list[str] | None = None) -> int:
     parts = []
     for fold in sorted(table["fold"].unique()):
         trained = dataset.label_tensors(table[table["fold"] != fold], ["year"])["year"]
-        criterion = training_fold.make_criterion("", "year", trained)
+        criterion = training_fold.make_criterion("", "year", trained, "main")
         outputs = year_outputs(args.run, table, fold, boxes)
         for way, years in readings(outputs, criterion.get_buffer("log_shares")).items():
             read.setdefault(way, []).append(years)
         parts.append(table[table["fold"] == fold])
     rows = pd.concat(parts, ignore_index=True)
     predictions = {way: np.concatenate(years) for way, years in read.items()}
-    if args.against:
-        other = out_of_fold.read_oof(args.against, "age")
+    for run_dir in args.against:
+        other = out_of_fold.read_oof(run_dir, "age")
         if other is None:
-            raise UserError(f"{args.against}: has no out-of-fold years; finish its training")
+            raise UserError(f"{run_dir}: has no out-of-fold years; finish its training")
         years = pd.Series(other.predictions[:, 0], index=other.rows["file"])
-        predictions[args.against.name] = years.reindex(rows["file"]).to_numpy()
+        predictions[run_dir.name] = years.reindex(rows["file"]).to_numpy()
     truth, people = rows["age"].to_numpy(float), rows["person"].to_numpy()
     first = np.abs(next(iter(predictions.values())) - truth)
     groups = rows["ageg"].to_numpy()

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 import augmentation
 import config
@@ -34,6 +35,7 @@ from experiments import (
     epoch_choice,
     face_crops,
     face_finders,
+    label_noise,
     peers,
     planted_copies,
     planted_errors,
@@ -156,6 +158,37 @@ def test_every_setting_is_made_of_options_that_exist(
     assert registries.import_target(losses["smoothing0.1"])() is not None
     for setting in ablation.SETTINGS.values():
         config.TrainSettings.parse(list(setting.train), "train.py", "").completed()
+
+
+def test_the_error_of_age_labels_is_estimated_from_three_estimates(
+    train_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rng = np.random.default_rng(0)
+    age = rng.uniform(18, 65, 20_000)
+    others = [0.5 * age + 9 + rng.normal(0, 4, age.size), 0.8 * age + rng.normal(0, 6, age.size)]
+    estimates = np.stack([age + rng.normal(0, 5, age.size), *others])
+    assert label_noise.error_deviation(estimates) == pytest.approx(5, abs=0.2)
+    assert label_noise.error_deviation(estimates[::-1]) == pytest.approx(6, abs=0.3)
+
+    class Package:
+        def __init__(self, folder: Path) -> None:
+            pass
+
+        def age_and_gender(self, photo: Image.Image) -> tuple[float, str]:
+            assert photo.size == (224, 224)
+            return float(rng.uniform(18, 65)), "male"
+
+    monkeypatch.setattr(label_noise, "Package", Package)
+    words = ["--train-root", str(train_root), "--save-path", str(tmp_path), *FAST, "--cv", "2"]
+    assert train.main([*words, "--task", "age", "--epochs", "1", "--run-name", "age"]) == 0
+    (run_dir,) = tmp_path.iterdir()
+    assert label_noise.main([str(run_dir), str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"label: \d+\.\d\d \(", printed)
+    assert re.search(r"the ceiling: macro F1 [01]\.\d+, even F1 [01]\.\d+, accuracy", printed)
 
 
 @pytest.mark.parametrize("name", candidates.YEAR_LOSSES)

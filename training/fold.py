@@ -76,7 +76,9 @@ class FoldTrainer:
         self.config = engine.EpochConfig(
             data.task,
             {
-                head: make_criterion(s.loss_type or "", head, labels[head][rows]).to(compute.device)
+                head: make_criterion(s.loss_type or "", head, labels[head][rows], data.task).to(
+                    compute.device
+                )
                 for head in context.heads
             },
             {head: values.to(compute.device) for head, values in labels.items()},
@@ -413,12 +415,14 @@ def make_image_sets(
     )
 
 
-def make_criterion(loss_type: str, head: str, labels: Tensor) -> nn.Module:
+def make_criterion(loss_type: str, head: str, labels: Tensor, task: str) -> nn.Module:
     """The loss of a head; labels: of an epoch's images, whose class shares some losses need."""
     spec = head_spec(head)
     shares = None
     if not spec.regression:
         shares = torch.bincount(labels, minlength=spec.outputs) / len(labels)
+        if TASKS[task].regression:  # a mean of values as frequent as in training errs less
+            shares = torch.full_like(shares, 1 / spec.outputs)
     return loss.make_loss(loss_type, shares, head)
 
 

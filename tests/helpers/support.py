@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import itertools
+import json
 import random
 import socket
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -144,3 +147,32 @@ def read_rows(path: Path) -> list[list[str]]:
     """A CSV's rows."""
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.reader(file))
+
+
+def write_faceres(folder: Path) -> None:
+    """faceres.json and faceres.bin with the layers of the package's network, their values drawn."""
+    generator, entries, parts = np.random.default_rng(0), [], []
+
+    def add(name: str, *shape: int, scale: float = 0.1) -> None:
+        values = (generator.normal(size=shape) * scale).astype(np.float16)
+        quantization = {"dtype": "float16", "original_dtype": "float32"}
+        entries.append(
+            {"name": name, "shape": shape, "dtype": "float32", "quantization": quantization}
+        )
+        parts.append(values.tobytes())
+
+    add("conv1/convolution/merged_input", 3, 3, 3, 32, scale=0.002)
+    add("conv1_bn/batchnorm_1/sub", 32)
+    widths = (32, 64, 128, 128, 256, 256, *[512] * 6, 1024, 1024)
+    for number, (inputs, outputs) in enumerate(itertools.pairwise(widths), start=1):
+        add(f"conv_dw_{number}/depthwise_kernel", 3, 3, inputs, 1, scale=0.3)
+        add(f"conv_dw_{number}_bn/batchnorm_1/mul", inputs, scale=1)
+        add(f"conv_dw_{number}_bn/batchnorm_1/sub", inputs)
+        add(f"conv_pw_{number}/convolution/merged_input", 1, 1, inputs, outputs)
+        add(f"conv_pw_{number}_bn/batchnorm_1/sub", outputs)
+    entries.append({"name": "reduction_indices", "shape": [2], "dtype": "int32"})
+    parts.append(np.array([1, 2], np.int32).tobytes())
+    folder.mkdir(parents=True)
+    manifest = [{"paths": ["faceres.bin"], "weights": entries}]
+    (folder / "faceres.json").write_text(json.dumps({"weightsManifest": manifest}))
+    (folder / "faceres.bin").write_bytes(b"".join(parts))
