@@ -79,7 +79,11 @@ def safe_load(path: Path, mapped: bool = False, remedy: str = "use another file"
             raise path_error(path, error, remedy, "read") from None
         # torch's message advises to unpickle everything
         unsafe = isinstance(error, pickle.UnpicklingError)
-        why = "it holds more than tensors and plain types" if unsafe else reason(error)
+        why = (
+            "no torch file, or it holds more than tensors and plain types"
+            if unsafe
+            else reason(error)
+        )
         problem = f"cannot be read safely as weights ({why}); {remedy}"
         raise UserError(f"{path}: {describe_foreign_file(path) or problem}") from None
     if not isinstance(loaded, dict):

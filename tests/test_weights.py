@@ -877,6 +877,12 @@ def test_a_name_twice_in_a_zip_is_refused(tmp_path: Path) -> None:
         load_npz(tmp_path / "probs.npz", "predict again")
 
 
+def test_a_file_of_another_kind_is_not_taken_for_a_dangerous_one(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("id,gender,race,age,path\n1,male,Asian,30,x\n")
+    with pytest.raises(UserError, match=r"train\.csv: .*\(no torch file, or it holds more than"):
+        checkpoint.load_checkpoint(tmp_path / "train.csv")
+
+
 def test_an_empty_file_is_called_empty(tmp_path: Path) -> None:
     (tmp_path / "a.pth").touch()
     with pytest.raises(UserError, match=r"a\.pth: .*\(it is empty\); use another file"):
