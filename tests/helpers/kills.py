@@ -25,7 +25,7 @@ from training import fold as training_fold
 FORK = multiprocessing.get_context("fork")
 KILLS = 3  # of a round: of the run, and of what goes on from there
 MAX_OPERATIONS = 70  # before a kill: the kills of a round fall all over a run of 120 to 180
-ROUNDS = 80  # of each kind of training
+ROUNDS = 90  # of each kind of training
 
 
 class Command:
