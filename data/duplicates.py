@@ -22,7 +22,7 @@ FREQUENCIES = 12  # in each direction of the perceptual hash
 MAX_HASH_BITS = 0.23  # share of the hash's bits in which candidates may differ
 MAX_ROUGH_DISTANCE = 0.3  # the same at half the size, above which candidates are dropped
 MAX_DISTANCE = 0.15  # 1 - correlation up to which aligned candidates are the same photograph
-BLOCK_IMAGES = 1024  # photographs compared with all others at once
+BLOCK_IMAGES = 256  # photographs compared with all others at once
 BLOCK_PAIRS = 64  # candidates compared at once
 MAX_PAIRS_PER_IMAGE = 1  # candidates per photograph of a block, on average; the nearest ones
 # left, top, right, bottom: what crops leave, in shares of width and height
@@ -47,14 +47,12 @@ def find_duplicates(paths: Sequence[str], people: Sequence[str]) -> list[Pair]:
     their details correlated, at half the size first, which leaves few. distance is 1 - that
     correlation, 0 for equal photographs.
     """
-    rows = list(zip(paths, people, read_thumbnails(paths), strict=True))
-    unreadable = [path for path, _, thumbnail in rows if thumbnail is None]
+    thumbnails, readable = read_thumbnails(paths)
+    unreadable = np.delete(paths, readable).tolist()
     warn_counted(unreadable, "photographs not searched for duplicates, they cannot be read")
     if len(unreadable) == len(paths):
         return []
-    readable, owners, pixels = zip(*(row for row in rows if row[2] is not None), strict=True)
-    codes = np.unique(owners, return_inverse=True)[1]
-    thumbnails = np.stack(pixels)
+    codes = np.unique(np.array(people)[readable], return_inverse=True)[1]
     pairs = candidate_pairs(perceptual_hashes(thumbnails), codes)
     rough = measure_distances(halve(thumbnails), pairs, crop_all, ROUGH_STEPS)
     pairs = [pairs[k] for k in np.flatnonzero(rough <= MAX_ROUGH_DISTANCE)]
@@ -62,7 +60,7 @@ def find_duplicates(paths: Sequence[str], people: Sequence[str]) -> list[Pair]:
     nearest: dict[tuple[str, str], float] = {}
     for (i, j, _), distance in zip(pairs, measured, strict=True):
         if distance <= MAX_DISTANCE:
-            pair = readable[i], readable[j]
+            pair = paths[readable[i]], paths[readable[j]]
             nearest[pair] = min(distance, nearest.get(pair, distance))
     return sorted(((a, b, distance) for (a, b), distance in nearest.items()), key=lambda p: p[2])
 
@@ -79,18 +77,23 @@ def files_digest(table: pd.DataFrame) -> str:
     return digest.hexdigest()[:16]
 
 
-def read_thumbnails(paths: Sequence[str]) -> list[np.ndarray | None]:
-    """Gray thumbnails, uint8 [HEIGHT, WIDTH]; None for a file that cannot be read."""
+def read_thumbnails(paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """(gray thumbnails, uint8 [readable files, HEIGHT, WIDTH]; the numbers of these files)."""
+    thumbnails = np.empty((len(paths), HEIGHT, WIDTH), np.uint8)
 
-    def read(path: str) -> np.ndarray | None:
+    def read(number: int) -> bool:
         try:
-            photo = images.read_image(path, 4)
+            photo = images.read_image(paths[number], 4).convert("L")
         except UserError:
-            return None
-        return np.asarray(photo.convert("L").resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
+            return False
+        thumbnails[number] = np.asarray(photo.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
+        return True
 
     with ThreadPoolExecutor(usable_processors()) as pool:
-        return list(progress(pool.map(read, paths), "looking for duplicates", len(paths)))
+        numbers = range(len(paths))
+        is_readable = list(progress(pool.map(read, numbers), "looking for duplicates", len(paths)))
+    readable = np.flatnonzero(is_readable)
+    return thumbnails if all(is_readable) else thumbnails[readable], readable
 
 
 def perceptual_hashes(pixels: np.ndarray) -> np.ndarray:
@@ -158,8 +161,12 @@ def measure_distances(
 
 def halve(pixels: np.ndarray) -> np.ndarray:
     """Thumbnails of half the size."""
-    rows = pixels[:, ::2].astype(np.uint16) + pixels[:, 1::2]
-    return ((rows[:, :, ::2] + rows[:, :, 1::2]) // 4).astype(np.uint8)
+    halved = []
+    for k in range(0, len(pixels), BLOCK_IMAGES):  # sums take more memory than all thumbnails
+        rows = pixels[k : k + BLOCK_IMAGES, ::2].astype(np.uint16)
+        rows += pixels[k : k + BLOCK_IMAGES, 1::2]
+        halved.append(((rows[:, :, ::2] + rows[:, :, 1::2]) // 4).astype(np.uint8))
+    return np.concatenate(halved)
 
 
 def crop_each(pixels: np.ndarray, boxes: np.ndarray, shrink: int) -> np.ndarray:
