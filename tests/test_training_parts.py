@@ -69,9 +69,9 @@ def test_years_are_learned_softly_for_groups_as_if_alike_frequent(task: str, odd
         return mean
 
     optimizer.step(closure)
-    told = outputs.detach().softmax(1)[0]
+    years = outputs.detach().softmax(1)[0]
     # nine to one in the labels
-    assert float(told[15:26].sum() / told[60:71].sum()) == pytest.approx(odds, rel=0.1)
+    assert float(years[15:26].sum() / years[60:71].sum()) == pytest.approx(odds, rel=0.1)
     near, far = (
         criterion(
             torch.full((1, 100), -9.0).index_fill(1, torch.tensor([y]), 9.0), torch.tensor([40])
@@ -81,7 +81,7 @@ def test_years_are_learned_softly_for_groups_as_if_alike_frequent(task: str, odd
     assert near < far
     groups = model.probabilities({"year": outputs.detach()}, "ageg")[0]
     assert torch.allclose(
-        groups, torch.stack([told[:30].sum(), told[30:60].sum(), told[60:].sum()]), atol=1e-6
+        groups, torch.stack([years[:30].sum(), years[30:60].sum(), years[60:].sum()]), atol=1e-6
     )
 
 
